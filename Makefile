@@ -1,0 +1,47 @@
+# commentree: `make train` on a fresh machine shows it working; `make test` tests it.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    ?= runs/demo
+
+.PHONY: help train test slow lint format bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -ts:
+
+train: $(VENV)/.installed  ## install, train the tiny model on generated trees, show that ancestors help
+	$(BIN)/commentree train --gin_file=runs/demo.gin --gin.MODEL_DIR='"$(RUN)"'
+
+test: $(VENV)/.installed-test  ## the default test suite
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/.installed-test  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-test  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	mkdir -p .mypy_cache/path && ln -sfn ../.. .mypy_cache/path/commentree
+	cd .mypy_cache/path && $(abspath $(BIN))/mypy --config-file=../../pyproject.toml \
+	  $(addprefix -p commentree.,models tasks training launch)
+
+format: $(VENV)/.installed-test  ## format in place
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed  ## throughput against padded rows and concatenated threads
+	$(BIN)/python -m commentree.launch.bench $(BENCH_FLAGS)
+
+clean:  ## remove the virtual environment and what tools left
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@

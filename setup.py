@@ -1,0 +1,67 @@
+"""Packaging of commentree: the repository root is the package `commentree`."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r'^__version__ = "(.+)"', (ROOT / "__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+SUBPACKAGES = ["models", "tasks", "tasks.readers", "training", "launch"]
+
+# Lower bounds are the oldest, upper bounds the newest releases the suite passed with.
+INSTALL_REQUIRES = [
+  "absl-py>=2.1",
+  "array_record>=0.8,<0.9",
+  "clu>=0.0.12,<0.1",
+  "flax>=0.12,<0.13",
+  "gin-config>=0.5,<0.6",
+  "jax>=0.10,<0.11",
+  "numpy>=2.0,<3",
+  "optax>=0.2.6,<0.3",
+  "orbax-checkpoint>=0.12,<0.13",
+  "rich>=13,<16",
+  "sentencepiece>=0.2,<0.3",
+  "seqio>=0.0.20,<0.1",
+  "tensorboard>=2.19",
+  "tensorflow-datasets>=4.9.9,<5",
+  "tensorstore>=0.1.80,<0.2",
+  "zstandard>=0.23,<1",
+]
+
+EXTRAS = {
+  "tpu": ["jax[tpu]"],
+  "cuda": ["jax[cuda13]"],
+  "beam": ["apache-beam>=2.60"],
+  "parity": ["torch==2.13.0", "transformers"],
+  "wandb": ["wandb"],
+  # T5X is not on PyPI: install it from its repository; this extra adds what its
+  # imports want besides.
+  "t5x": ["airio", "jestimator==0.3.3"],
+  "test": [
+    "hypothesis>=6.100",
+    "mypy>=1.10",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "ruff>=0.15,<0.18",
+  ],
+}
+
+setuptools.setup(
+  name="commentree",
+  version=VERSION,
+  description="Pretrain and fine-tune language models on trees of comments",
+  long_description=(ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  package_dir={"commentree": "."},
+  packages=["commentree", *(f"commentree.{name}" for name in SUBPACKAGES)],
+  package_data={"commentree": ["gin/**/*.gin", "py.typed"]},
+  install_requires=INSTALL_REQUIRES,
+  extras_require=EXTRAS,
+  entry_points={"console_scripts": ["commentree = commentree.launch.main:main"]},
+)
