@@ -1,0 +1,183 @@
+"""Self-attention within comments and cross-attention to ancestors' vectors.
+
+Scores and softmax are float32 whatever the compute dtype. T5 does not divide by
+the square root of the head's width: its query initializer does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from .layers import Array, Dense, constrain, fan_in_normal
+
+# Its exponential is exactly 0 in float32 next to any score, so what a mask hides
+# has no influence at all; finite, so that fully masked rows stay defined.
+MASKED_SCORE = -1e9
+
+
+@flax.struct.dataclass
+class AncestorContext:
+  """What the decoder's cross-attention attends to.
+
+  Attributes:
+    vectors_BSD: the null vector, then J vectors for each encoder slot.
+    visible_BNS: which of them each token may attend to; at least one.
+    bias_BHNS: added to the scores, or None.
+    distance_vectors_PD: vector added to a key by its distance, or None.
+    distances_BNS: row of `distance_vectors_PD`, -1 adds nothing; None without them.
+  """
+
+  vectors_BSD: Array
+  visible_BNS: Array
+  bias_BHNS: Array | None = None
+  distance_vectors_PD: Array | None = None
+  distances_BNS: Array | None = None
+
+
+class _Heads(nn.Module):
+  """What both attentions share: projections to heads and back, and dropout."""
+
+  num_heads: int
+  head_dim: int
+  dropout_rate: float
+  deterministic: bool
+  dtype: Any
+
+  def projection(self, name: str) -> Dense:
+    init = fan_in_normal
+    if name == "query":
+
+      def init(*args):
+        return fan_in_normal(*args) / jnp.sqrt(self.head_dim)
+
+    return Dense(
+      self.num_heads * self.head_dim,
+      ("embed", "joined_kv"),
+      self.dtype,
+      kernel_init=init,
+      name=name,
+    )
+
+  def split(self, x: Array) -> Array:
+    """Returns `[..., H * K]` as `[..., H, K]`."""
+    return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+
+  def attend(
+    self, scores_RHQS: Array, value_RSHK: Array, also: Callable[[Array], Array] | None
+  ) -> Array:
+    """Averages values by the softmax of `scores_RHQS`; returns `[R, Q, H, K]`.
+
+    Sums with the exponentials and divides the short result, which spares passes
+    over the scores forwards and backwards.
+
+    Args:
+      scores_RHQS: masked scores, float32.
+      value_RSHK: what to average.
+      also: from the exponentials `[R, H, Q, S]`, more to average in, or None.
+    """
+    highest = jax.lax.stop_gradient(scores_RHQS.max(axis=-1, keepdims=True))
+    weights_RHQS = jnp.exp(scores_RHQS - highest)
+    total_RQH = jnp.swapaxes(weights_RHQS.sum(axis=-1), 1, 2)
+    # T5's dropout of weights is shared by all queries.
+    weights_RHQS = nn.Dropout(
+      self.dropout_rate, broadcast_dims=(-2,), deterministic=self.deterministic
+    )(weights_RHQS.astype(self.dtype))
+    heads = jnp.einsum("rhqs,rshk->rqhk", weights_RHQS, value_RSHK)
+    if also is not None:
+      heads += also(weights_RHQS)
+    return (heads / total_RQH[..., None]).astype(self.dtype)
+
+  def out(self, heads: Array, features: int) -> Array:
+    """Joins `[..., H, K]` and projects to `[..., features]`."""
+    joined = heads.reshape(*heads.shape[:-2], -1)
+    return Dense(
+      features,
+      ("joined_kv", "embed"),
+      self.dtype,
+      kernel_init=fan_in_normal,
+      name="out",
+    )(joined)
+
+
+class SelfAttention(_Heads):
+  """Attention of each token to the tokens of its own comment."""
+
+  @nn.compact
+  def __call__(self, x_RLD: Array, visible_RLL: Array, bias_HLL: Array) -> Array:
+    """Attends where `visible_RLL`; returns `[R, L, D]`."""
+    query, key, value = (
+      constrain(
+        self.split(self.projection(name)(x_RLD)), "batch", "length", "heads", "kv"
+      )
+      for name in ("query", "key", "value")
+    )
+    scores_RHLL = jnp.einsum(
+      "rqhk,rlhk->rhql", query, key, preferred_element_type=jnp.float32
+    )
+    # A plain broadcast, but its gradient is a product, not a sum over the leading
+    # axis, at which XLA's CPU backend is some thirty times slower.
+    scores_RHLL += jnp.einsum(
+      "r,hql->rhql",
+      jnp.ones(x_RLD.shape[0]),
+      bias_HLL.astype(jnp.float32),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    scores_RHLL = jnp.where(visible_RLL[:, None], scores_RHLL, MASKED_SCORE)
+    return self.out(self.attend(scores_RHLL, value, None), x_RLD.shape[-1])
+
+
+class AncestorAttention(_Heads):
+  """Attention of each target token to the vectors of its comment's ancestors."""
+
+  @nn.compact
+  def __call__(self, x_RLD: Array, context: AncestorContext) -> Array:
+    """Attends to `context`; returns `[R, L, D]`."""
+    batch, width = context.vectors_BSD.shape[0], x_RLD.shape[-1]
+    key_of, value_of = self.projection("key"), self.projection("value")
+    x_BND = x_RLD.reshape(batch, -1, width)
+    query, key, value = (
+      constrain(self.split(x), "batch", "length", "heads", "kv")
+      for x in (
+        self.projection("query")(x_BND),
+        key_of(context.vectors_BSD),
+        value_of(context.vectors_BSD),
+      )
+    )
+    scores_BHNS = jnp.einsum(
+      "bnhk,bshk->bhns", query, key, preferred_element_type=jnp.float32
+    )
+    if context.bias_BHNS is not None:
+      scores_BHNS += context.bias_BHNS
+    also = None
+    if context.distance_vectors_PD is not None and context.distances_BNS is not None:
+      # A key is W(vector + distance vector) = W vector + W distance vector, and the
+      # second term takes only P values: score these once, and add to each key's
+      # score its distance's. Likewise values: sum the weight on each distance. One
+      # select a distance, because XLA fuses those into one pass over the scores.
+      key_PHK = self.split(key_of(context.distance_vectors_PD))
+      value_PHK = self.split(value_of(context.distance_vectors_PD))
+      distances_B1NS = context.distances_BNS[:, None]
+      scores_PBHN = jnp.einsum(
+        "bnhk,phk->pbhn", query, key_PHK, preferred_element_type=jnp.float32
+      )
+      for distance, scores_BHN in enumerate(scores_PBHN):
+        scores_BHNS += jnp.where(distances_B1NS == distance, scores_BHN[..., None], 0)
+
+      def also(weights_BHNS):
+        weights_PBHN = jnp.stack(
+          [
+            jnp.where(distances_B1NS == distance, weights_BHNS, 0).sum(-1)
+            for distance in range(value_PHK.shape[0])
+          ]
+        )
+        return jnp.einsum("pbhn,phk->bnhk", weights_PBHN, value_PHK)
+
+    scores_BHNS = jnp.where(context.visible_BNS[:, None], scores_BHNS, MASKED_SCORE)
+    heads_BNHK = self.attend(scores_BHNS, value, also)
+    return self.out(heads_BNHK, width).reshape(x_RLD.shape)

@@ -1,0 +1,58 @@
+"""The forest batch as the model sees it: feature names and ranks.
+
+Integers are int32 and slot or target 0 means none. Positions count from 0 inside
+each comment. An example of zeros (with `encoder_slot_depths` all -1) is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+
+from ..errors import UserError
+
+FEATURE_AXES: dict[str, str] = {
+  # Comments that some target can see, several to a row, none across two rows.
+  "encoder_input_tokens": "BRL",
+  "encoder_segment_ids": "BRL",
+  "encoder_positions": "BRL",
+  "encoder_slot_depths": "BE",
+  # Targets with their masks, in rows of their own.
+  "decoder_input_tokens": "BRL",
+  "decoder_segment_ids": "BRL",
+  "decoder_positions": "BRL",
+  "decoder_masked_positions": "BRM",
+  "decoder_target_tokens": "BRM",
+  "decoder_loss_weights": "BRM",
+  # Who sees whom: slots of a target's ancestors, nearest first, and hops to them.
+  "ancestor_slots": "BTA",
+  "ancestor_distances": "BTA",
+  "target_depths": "BT",
+}
+
+
+def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
+  """Raises UserError unless every forest feature is there with the right rank."""
+  missing = [name for name in FEATURE_AXES if name not in shapes]
+  if missing:
+    raise UserError(
+      f"batch lacks {', '.join(missing)}: use commentree's feature converter"
+    )
+  for name, axes in FEATURE_AXES.items():
+    if len(shapes[name]) != len(axes):
+      raise UserError(
+        f"batch feature {name} has shape {tuple(shapes[name])}: "
+        f"must have {len(axes)} axes ({', '.join(axes)})"
+      )
+
+
+def smallest() -> dict[str, jnp.ndarray]:
+  """Returns an empty forest with every axis of length 1, to initialise from."""
+  return {
+    name: jnp.zeros(
+      (1,) * len(axes),
+      jnp.float32 if name == "decoder_loss_weights" else jnp.int32,
+    )
+    for name, axes in FEATURE_AXES.items()
+  }

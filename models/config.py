@@ -1,0 +1,114 @@
+"""Settings of the model: plain data, importable without JAX.
+
+gin binds these fields (see `launch/configurables.py`); `models/` reads them and
+knows nothing of gin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+from ..errors import UserError
+
+Pooling = Literal["mean", "max", "first", "attention"]
+AncestorPositions = Literal["none", "distance", "depth", "sinusoidal", "relative_bias"]
+RematPolicy = Literal["none", "full", "minimal"]
+DType = Literal["float32", "bfloat16"]
+Condition = Literal["true", "shuffled", "parent_only", "none"]
+"""Which ancestors the targets see in an evaluation."""
+Activation = Literal["gelu", "relu", "silu", "linear"]
+
+
+def check_choice(owner: str, field: str, value: object, choices: object) -> None:
+  """Raises UserError unless `value` is one of the `Literal`'s `choices`."""
+  allowed = get_args(choices)
+  if value not in allowed:
+    raise UserError(
+      f"{owner}.{field} = {value!r}: must be one of {', '.join(map(repr, allowed))}"
+    )
+
+
+def check_range(
+  owner: str,
+  field: str,
+  value: float,
+  low: float,
+  high: float = float("inf"),
+  *,
+  whole: bool = False,
+) -> None:
+  """Raises UserError unless `low <= value <= high` (and, if asked, a whole number)."""
+  number = isinstance(value, int if whole else (int, float))
+  if not number or isinstance(value, bool) or not low <= value <= high:
+    kind = "a whole number" if whole else "a number"
+    bounds = f"of at least {low}" if high == float("inf") else f"from {low} to {high}"
+    raise UserError(f"{owner}.{field} = {value!r}: must be {kind} {bounds}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Architecture and loss of a `CommentTreeModel`.
+
+  The first block has T5X's `T5Config` names and meanings, and the parameter shapes
+  of T5 1.1 follow from it. Sizes are numbers of units, not bytes.
+  """
+
+  # 0: as many as the vocabulary needs, rounded up to a multiple of 128.
+  vocab_size: int = 0
+  emb_dim: int = 128
+  num_heads: int = 4
+  num_encoder_layers: int = 2
+  num_decoder_layers: int = 2
+  head_dim: int = 32
+  mlp_dim: int = 256
+  mlp_activations: tuple[str, ...] = ("gelu", "linear")
+  dropout_rate: float = 0.0
+  dtype: DType = "bfloat16"
+  scan_layers: bool = False
+  remat_policy: RematPolicy = "none"
+
+  # How a comment becomes vectors.
+  pooling: Pooling = "mean"
+  vectors_per_comment: int = 1
+
+  # What a target knows of where its ancestors stand.
+  ancestor_positions: AncestorPositions = "relative_bias"
+  # Hops, and learned depths, beyond it count as it.
+  max_ancestor_distance: int = 32
+  # Share of training targets whose ancestors are hidden (half of them: all but the
+  # parent), so that a model without context stays calibrated.
+  ancestor_dropout_rate: float = 0.0
+
+  # Loss.
+  label_smoothing: float = 0.0
+  z_loss: float = 1e-4
+
+  def __post_init__(self):
+    check_range("ModelConfig", "vocab_size", self.vocab_size, 0, whole=True)
+    for field in (
+      "emb_dim",
+      "num_heads",
+      "num_encoder_layers",
+      "num_decoder_layers",
+      "head_dim",
+      "mlp_dim",
+      "vectors_per_comment",
+      "max_ancestor_distance",
+    ):
+      check_range("ModelConfig", field, getattr(self, field), 1, whole=True)
+    for field in ("dropout_rate", "ancestor_dropout_rate", "label_smoothing"):
+      check_range("ModelConfig", field, getattr(self, field), 0, 1)
+    check_range("ModelConfig", "z_loss", self.z_loss, 0)
+    # gin hands over lists; a frozen configuration must be hashable.
+    object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+    if not self.mlp_activations:
+      raise UserError("ModelConfig.mlp_activations = (): must name at least one")
+    for activation in self.mlp_activations:
+      check_choice("ModelConfig", "mlp_activations", activation, Activation)
+    check_choice("ModelConfig", "pooling", self.pooling, Pooling)
+    check_choice(
+      "ModelConfig", "ancestor_positions", self.ancestor_positions, AncestorPositions
+    )
+    check_choice("ModelConfig", "remat_policy", self.remat_policy, RematPolicy)
+    check_choice("ModelConfig", "dtype", self.dtype, DType)

@@ -1,0 +1,220 @@
+"""Dense layers, norms, embeddings and position biases, with logical axis names.
+
+Parameter names, shapes and axis names are T5X's, so that its partitioning rules
+and its T5 1.1 checkpoints apply. Parameters are float32; `dtype` is that of the
+computation.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen import partitioning
+
+Array = jax.Array
+Initializer = Callable[..., Array]
+
+fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  # T5 1.1 and its successors were trained with the tanh form.
+  "gelu": functools.partial(jax.nn.gelu, approximate=True),
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+  "linear": lambda x: x,
+}
+
+
+def parameter(
+  name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]
+) -> Array:
+  """Declares a float32 parameter of the current module with logical `axes`."""
+  return partitioning.param_with_axes(name, init, shape, jnp.float32, axes=axes)
+
+
+def constrain(x: Array, *axes: str) -> Array:
+  """Pins the logical axes of an activation; nothing outside a mesh with rules."""
+  return partitioning.with_sharding_constraint(x, axes)
+
+
+class Dense(nn.Module):
+  """A linear map of the last axis, without bias.
+
+  Attributes:
+    features: width of the output.
+    kernel_axes: logical names of the kernel's two axes.
+    dtype: dtype of the multiplication.
+    output_dtype: dtype of accumulation and output; `dtype` if None.
+    kernel_init: initializer of the kernel.
+  """
+
+  features: int
+  kernel_axes: tuple[str, str]
+  dtype: Any
+  output_dtype: Any = None
+  kernel_init: Initializer = fan_in_truncated
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps `[..., inputs]` to `[..., features]`."""
+    shape = (x.shape[-1], self.features)
+    kernel = parameter("kernel", self.kernel_init, shape, self.kernel_axes)
+    return _project(x.astype(self.dtype), kernel, self.output_dtype or self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _project(x: Array, kernel: Array, output_dtype: Any) -> Array:
+  """Returns `x @ kernel`, multiplied in the dtype of `x`.
+
+  JAX's own gradient for the kernel would be rounded to the compute dtype, and
+  would have the wider operand transposed, for which XLA's CPU backend copies it.
+  """
+  return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=output_dtype)
+
+
+def _project_forward(x: Array, kernel: Array, output_dtype: Any):
+  return _project(x, kernel, output_dtype), (x, kernel)
+
+
+def _project_backward(output_dtype: Any, saved: tuple[Array, Array], of_y: Array):
+  del output_dtype
+  x, kernel = saved
+  of_y = of_y.astype(x.dtype)
+  of_x = jnp.dot(of_y, kernel.astype(x.dtype).T)
+  narrow, wide = (x, of_y) if x.shape[-1] <= of_y.shape[-1] else (of_y, x)
+  of_kernel = jnp.dot(
+    narrow.reshape(-1, narrow.shape[-1]).T,
+    wide.reshape(-1, wide.shape[-1]),
+    preferred_element_type=kernel.dtype,
+  )
+  return of_x, of_kernel if narrow is x else of_kernel.T
+
+
+_project.defvjp(_project_forward, _project_backward)
+
+
+class RMSNorm(nn.Module):
+  """Divides by the root mean square and scales (T5's LayerNorm), in float32."""
+
+  dtype: Any
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Normalizes the last axis."""
+    scale = parameter("scale", nn.initializers.ones, (x.shape[-1],), ("embed",))
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    scale = jnp.expand_dims(scale, range(x.ndim - 1))
+    return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
+
+
+class Embed(nn.Module):
+  """A table of vectors, looked up by gather.
+
+  With separate output weights T5's unit standard deviation is harmless: the loss
+  still starts near ln V.
+  """
+
+  num_embeddings: int
+  features: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, ids: Array) -> Array:
+    """Maps ids `[...]` to vectors `[..., features]`."""
+    table = parameter(
+      "embedding",
+      nn.initializers.normal(1.0),
+      (self.num_embeddings, self.features),
+      ("vocab", "embed"),
+    )
+    return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
+
+
+class Mlp(nn.Module):
+  """The product of one or more activated projections, projected back (T5 1.1)."""
+
+  width: int
+  activations: tuple[str, ...]
+  dropout_rate: float
+  deterministic: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x_RLD: Array) -> Array:
+    """Applies the block; returns `[R, L, D]`."""
+    gates = []
+    for i, activation in enumerate(self.activations):
+      name = f"wi_{i}" if len(self.activations) > 1 else "wi"
+      gate = Dense(self.width, ("embed", "mlp"), self.dtype, name=name)(x_RLD)
+      gates.append(ACTIVATIONS[activation](gate))
+    hidden_RLF = functools.reduce(operator.mul, gates)
+    hidden_RLF = dropout(self.dropout_rate, self.deterministic)(hidden_RLF)
+    hidden_RLF = constrain(hidden_RLF, "batch", "length", "mlp")
+    return Dense(x_RLD.shape[-1], ("mlp", "embed"), self.dtype, name="wo")(hidden_RLF)
+
+
+def dropout(rate: float, deterministic: bool) -> nn.Dropout:
+  """Returns T5's dropout: one draw per row and feature, shared along its columns."""
+  return nn.Dropout(rate, broadcast_dims=(-2,), deterministic=deterministic)
+
+
+def relative_position_buckets(
+  offsets: np.ndarray, num_buckets: int, max_distance: int
+) -> np.ndarray:
+  """Returns T5's bidirectional bucket of offsets (key minus query), int32.
+
+  Half of the buckets are for keys to the right. Of each half, the first half holds
+  one distance each and the others widen logarithmically up to `max_distance`
+  (Raffel et al. 2020).
+  """
+  half = num_buckets // 2
+  exact = half // 2
+  distance = np.abs(offsets)
+  ratio = np.log(np.maximum(distance, 1) / exact + np.finfo(np.float32).eps)
+  wide = exact + (ratio / np.log(max_distance / exact) * (half - exact)).astype(int)
+  bucket = np.where(distance < exact, distance, np.minimum(wide, half - 1))
+  return (bucket + half * (offsets > 0)).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+  """T5's learned attention bias by relative position, shared by a stack's layers.
+
+  A comment is contiguous in its row, so that columns do for positions.
+  """
+
+  num_heads: int
+  dtype: Any
+  num_buckets: int = 32
+  max_distance: int = 128
+
+  @nn.compact
+  def __call__(self, length: int) -> Array:
+    """Returns the bias of rows of `length` columns, `[H, L, L]`."""
+    table_HP = parameter(
+      "rel_embedding",
+      nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+      (self.num_heads, self.num_buckets),
+      ("heads", "relpos_buckets"),
+    )
+    # 2 L offsets, the last one unused; a product with a constant, as the gradient of
+    # a gather would be a scatter.
+    buckets = relative_position_buckets(
+      np.arange(2 * length) - (length - 1), self.num_buckets, self.max_distance
+    )
+    onehot = jnp.asarray(buckets == np.arange(self.num_buckets)[:, None], self.dtype)
+    by_offset = table_HP.astype(self.dtype) @ onehot
+    # The row of query q is that vector from L - 1 - q on. Repeating 2 L values and
+    # cutting them every 2 L - 1 shifts each row by one, without L * L look-ups.
+    repeated = jnp.tile(by_offset, (1, length))[:, : length * (2 * length - 1)]
+    shifted = repeated.reshape(self.num_heads, length, 2 * length - 1)
+    return shifted[:, :, length - 1 :]

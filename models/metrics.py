@@ -1,0 +1,68 @@
+"""clu metrics of a batch, from the sums a step computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.struct
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+
+from .layers import Array
+
+
+@flax.struct.dataclass
+class Sum(clu_metrics.Metric):
+  """A total over batches."""
+
+  total: Array
+
+  @classmethod
+  def from_model_output(cls, values: Array, **_) -> Sum:
+    """Returns the sum of `values`."""
+    return cls(total=jnp.sum(values))
+
+  @classmethod
+  def empty(cls) -> Sum:
+    """Returns the sum of nothing."""
+    return cls(total=jnp.zeros((), jnp.float32))
+
+  def merge(self, other: Sum) -> Sum:
+    """Returns the sum over both."""
+    return type(self)(total=self.total + other.total)
+
+  def compute(self) -> Array:
+    """Returns the total."""
+    return self.total
+
+
+def metrics_of_sums(sums: Mapping[str, Array]) -> dict[str, clu_metrics.Metric]:
+  """Returns the metrics of one batch.
+
+  Args:
+    sums: scalars as `CommentTreeModel.loss_sums` returns them.
+
+  Returns:
+    Averages per masked token (`loss` and `z_loss` in nats, `accuracy`), the shares
+    of positions that hold tokens, and totals of comments and tokens.
+  """
+  averages = {
+    "loss": ("loss", "weights"),
+    "z_loss": ("z_loss", "weights"),
+    "accuracy": ("accuracy", "weights"),
+    "non_padding_fraction/encoder": ("encoder_tokens", "encoder_positions"),
+    "non_padding_fraction/decoder": ("decoder_tokens", "decoder_positions"),
+  }
+  metrics: dict[str, clu_metrics.Metric] = {
+    name: clu_metrics.Average(total=sums[total], count=sums[count])
+    for name, (total, count) in averages.items()
+  }
+  totals = {
+    "masked_tokens": "weights",
+    "comments": "comments",
+    "encoder_tokens": "encoder_tokens",
+    "decoder_tokens": "decoder_tokens",
+  }
+  for name, total in totals.items():
+    metrics[name] = Sum(total=sums[total])
+  return metrics

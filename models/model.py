@@ -1,0 +1,269 @@
+"""CommentTreeModel: the network behind T5X's model interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from ..errors import UserError
+from . import batch as batch_lib
+from .ancestors import apply_condition, drop_ancestors
+from .config import Condition, ModelConfig, check_range
+from .interface import Batch, Metrics, PyTree
+from .layers import Array
+from .losses import TokenLosses, token_losses
+from .metrics import metrics_of_sums
+from .network import CommentTreeTransformer
+from .t5 import T5
+
+
+class CommentTreeModel:
+  """A masked language model of comment trees, as trainers see it.
+
+  Runs under our trainer and under T5X's (`interface.Model`). Batches are forests
+  (`batch.FEATURE_AXES`).
+  """
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    *,
+    input_vocabulary: Any = None,
+    output_vocabulary: Any = None,
+    optimizer_def: Any = None,
+    feature_converter_cls: Callable[..., Any] | None = None,
+    loss_normalizing_factor: float | None = None,
+  ):
+    """Makes the model; no parameters yet.
+
+    Args:
+      config: architecture and loss, with the vocabulary's size filled in.
+      input_vocabulary: SeqIO vocabulary, for T5X's inference.
+      output_vocabulary: likewise; the input's if None.
+      optimizer_def: T5X's optimizer wrapper, for training under T5X.
+      feature_converter_cls: makes forests of a SeqIO task, for T5X.
+      loss_normalizing_factor: the summed loss is divided by it; if None, by the
+        number of masked tokens in the batch. T5X adds up microbatches' gradients,
+        so give a number when microbatching there.
+    """
+    check_range("ModelConfig", "vocab_size", config.vocab_size, 1, whole=True)
+    if loss_normalizing_factor is not None:
+      check_range(
+        "CommentTreeModel", "loss_normalizing_factor", loss_normalizing_factor, 1e-9
+      )
+    self.config = config
+    self.module = CommentTreeTransformer(config, T5)
+    self.optimizer_def = optimizer_def
+    self._input_vocabulary = input_vocabulary
+    self._output_vocabulary = output_vocabulary
+    self._feature_converter_cls = feature_converter_cls
+    self._loss_normalizing_factor = loss_normalizing_factor
+
+  @property
+  def FEATURE_CONVERTER_CLS(self) -> Callable[..., Any]:
+    """The SeqIO feature converter given to the constructor."""
+    if self._feature_converter_cls is None:
+      raise UserError(
+        "CommentTreeModel has no feature converter: give feature_converter_cls"
+      )
+    return self._feature_converter_cls
+
+  @property
+  def input_vocabulary(self) -> Any:
+    """Vocabulary of the encoder's tokens."""
+    return self._input_vocabulary
+
+  @property
+  def output_vocabulary(self) -> Any:
+    """Vocabulary of the predicted tokens."""
+    if self._output_vocabulary is None:
+      return self._input_vocabulary
+    return self._output_vocabulary
+
+  def get_initial_variables(
+    self,
+    rng: Array,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    input_types: Mapping[str, Any] | None = None,
+  ) -> dict[str, PyTree]:
+    """Draws the parameters.
+
+    Their shapes depend on the configuration alone, so the network is traced on the
+    smallest forest there is.
+
+    Args:
+      rng: a random key.
+      input_shapes: shapes of the batch's features; checked.
+      input_types: ignored.
+
+    Returns:
+      `params`, and `params_axes` with each parameter's logical axes under its name
+      plus `_axes`.
+
+    Raises:
+      UserError: if a feature is missing or has the wrong rank.
+    """
+    del input_types
+    batch_lib.check_shapes(input_shapes)
+    variables = self.module.init(rng, batch_lib.smallest())
+    return {"params": variables["params"], "params_axes": variables["params_axes"]}
+
+  def logits(
+    self, params: PyTree, batch: Batch, dropout_rng: Array | None = None
+  ) -> Array:
+    """Returns logits at the masked positions, `[B, R, M, V]` float32.
+
+    Args:
+      params: the parameters.
+      batch: a batch of forests.
+      dropout_rng: key of all dropout, of ancestors too; None for none.
+    """
+    if dropout_rng is None:
+      return cast(Array, self.module.apply({"params": params}, batch))
+    dropout_rng, ancestor_rng = jax.random.split(dropout_rng)
+    if self.config.ancestor_dropout_rate > 0:
+      batch = drop_ancestors(batch, ancestor_rng, self.config.ancestor_dropout_rate)
+    training = self.module.clone(deterministic=False)
+    logits = training.apply({"params": params}, batch, rngs={"dropout": dropout_rng})
+    return cast(Array, logits)
+
+  def loss_sums(
+    self, params: PyTree, batch: Batch, dropout_rng: Array | None
+  ) -> tuple[Array, Array, dict[str, Array]]:
+    """Computes sums that may be added over microbatches and devices.
+
+    Returns:
+      The summed loss, the summed weight of masked tokens, and sums by name:
+      `loss` (negative log likelihood, nats), `z_loss`, `accuracy` (correct
+      tokens), `weights`, `comments` (targets), `encoder_tokens`,
+      `decoder_tokens`, and `encoder_positions`, `decoder_positions` (padding
+      included).
+    """
+    losses = self._token_losses(params, batch, dropout_rng)
+    weights_BRM = batch["decoder_loss_weights"]
+    weight_sum = jnp.sum(weights_BRM)
+    sums = {
+      "loss": jnp.sum(losses.nll * weights_BRM),
+      "z_loss": jnp.sum(losses.z_loss * weights_BRM),
+      "accuracy": jnp.sum(losses.correct * weights_BRM),
+      "weights": weight_sum,
+    }
+    for side in ("encoder", "decoder"):
+      present_BRL = batch[f"{side}_segment_ids"] > 0
+      sums[f"{side}_tokens"] = jnp.sum(present_BRL, dtype=jnp.float32)
+      sums[f"{side}_positions"] = jnp.float32(present_BRL.size)
+      if side == "decoder":
+        begins_BRL = present_BRL & (batch["decoder_positions"] == 0)
+        sums["comments"] = jnp.sum(begins_BRL, dtype=jnp.float32)
+    return jnp.sum(losses.loss * weights_BRM), weight_sum, sums
+
+  def loss_fn(
+    self,
+    params: PyTree,
+    batch: Batch,
+    dropout_rng: Array | None,
+    flax_mutables: PyTree | None = None,
+  ) -> tuple[Array, Metrics]:
+    """Returns the loss of a batch, all its masked tokens equal, and its metrics.
+
+    Args:
+      params: the parameters.
+      batch: a batch of forests.
+      dropout_rng: key of all dropout; None for none.
+      flax_mutables: ignored; the network has no mutable state.
+    """
+    del flax_mutables
+    loss_sum, weight_sum, sums = self.loss_sums(params, batch, dropout_rng)
+    # A batch of empty forests has no loss.
+    normalizer = jnp.where(weight_sum > 0, weight_sum, 1)
+    if self._loss_normalizing_factor is not None:
+      normalizer = jnp.float32(self._loss_normalizing_factor)
+    return loss_sum / normalizer, metrics_of_sums(sums)
+
+  def eval_fn(
+    self, params: PyTree, batch: Batch, flax_mutables: PyTree | None = None
+  ) -> tuple[Array, Metrics]:
+    """Returns loss and metrics without dropout."""
+    return self.loss_fn(params, batch, None, flax_mutables)
+
+  def evaluate_batch(
+    self, params: PyTree, batch: Batch, condition: Condition
+  ) -> dict[str, Array]:
+    """Evaluates a batch under an ancestor condition, token by token.
+
+    Args:
+      params: the parameters.
+      batch: a batch of forests.
+      condition: "true", "shuffled", "parent_only" or "none"; static under jit.
+
+    Returns:
+      `nll` (nats), `correct` (0 or 1) and `weights`, `[B, R, M]` float32, and
+      `depths`, each token's target depth, `[B, R, M]` int32.
+    """
+    batch = apply_condition(batch, condition)
+    losses = self._token_losses(params, batch, None)
+    targets_BRM = _masked_targets(batch)
+    depths_BRM = jax.vmap(lambda depths_T, ids: depths_T[jnp.maximum(ids - 1, 0)])(
+      batch["target_depths"], targets_BRM
+    )
+    return {
+      "nll": losses.nll,
+      "correct": losses.correct,
+      "weights": batch["decoder_loss_weights"],
+      "depths": depths_BRM,
+    }
+
+  def predict_batch(
+    self, params: PyTree, batch: Batch, rng: Array | None = None
+  ) -> Array:
+    """Returns the likeliest token at each masked position, `[B, R, M]`."""
+    return self.predict_batch_with_aux(params, batch, rng)[0]
+
+  def predict_batch_with_aux(
+    self, params: PyTree, batch: Batch, rng: Array | None = None
+  ) -> tuple[Array, dict[str, Array]]:
+    """Predicts the masked tokens.
+
+    Args:
+      params: the parameters.
+      batch: a batch of forests.
+      rng: ignored; nothing is sampled.
+
+    Returns:
+      The likeliest tokens, `[B, R, M]` int32, 0 where nothing is masked; and their
+      log probabilities as `scores`.
+    """
+    del rng
+    log_probs_BRMV = jax.nn.log_softmax(self.logits(params, batch))
+    used_BRM = batch["decoder_loss_weights"] > 0
+    tokens_BRM = jnp.where(used_BRM, jnp.argmax(log_probs_BRMV, axis=-1), 0)
+    scores_BRM = jnp.where(used_BRM, jnp.max(log_probs_BRMV, axis=-1), 0)
+    return tokens_BRM.astype(jnp.int32), {"scores": scores_BRM}
+
+  def score_batch(self, params: PyTree, batch: Batch) -> Array:
+    """Returns the summed log likelihood of each target's masked tokens, `[B, T]`."""
+    losses = self._token_losses(params, batch, None)
+    scores_BRM = -losses.nll * batch["decoder_loss_weights"]
+    num_targets = batch["target_depths"].shape[-1]
+    target_BRMT = jax.nn.one_hot(_masked_targets(batch) - 1, num_targets)
+    return jnp.sum(scores_BRM[..., None] * target_BRMT, axis=(1, 2))
+
+  def _token_losses(
+    self, params: PyTree, batch: Batch, dropout_rng: Array | None
+  ) -> TokenLosses:
+    return token_losses(
+      self.logits(params, batch, dropout_rng),
+      batch["decoder_target_tokens"],
+      label_smoothing=self.config.label_smoothing,
+      z_loss=self.config.z_loss,
+    )
+
+
+def _masked_targets(batch: Batch) -> Array:
+  """Returns the target id of each masked position, `[B, R, M]`."""
+  return jnp.take_along_axis(
+    batch["decoder_segment_ids"], batch["decoder_masked_positions"], axis=-1
+  )

@@ -1,0 +1,154 @@
+"""The encoder stack and the decoder stack, whatever the family of their blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import partitioning
+
+from .attention import AncestorContext
+from .config import ModelConfig
+from .layers import Array, Dense, dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """What tells one family of transformers from another.
+
+  Attributes:
+    encoder_block: module with fields `config, deterministic`, called with
+      `(x_RLD, visible_RLL, bias_HLL)`.
+    decoder_block: likewise, called with the ancestors' `AncestorContext` as well.
+    position_bias: module with fields `num_heads, dtype` that gives the bias of
+      self-attention for a row length.
+    final_norm: module with the field `dtype` that ends a stack.
+  """
+
+  encoder_block: Callable[..., nn.Module]
+  decoder_block: Callable[..., nn.Module]
+  position_bias: Callable[..., nn.Module]
+  final_norm: Callable[..., nn.Module]
+
+
+def _run_layers(
+  block: Any, num_layers: int, config: ModelConfig, deterministic: bool, x: Array, *rest
+) -> Array:
+  """Applies `num_layers` blocks in the current module, scanned and remat as set.
+
+  Unrolled layers are named `layers_<i>`; scanned ones share the name `layers`, and
+  their parameters have a leading axis "layers".
+  """
+  if config.remat_policy != "none":
+    saved = None
+    if config.remat_policy == "minimal":
+      # Keeps the projections' outputs, recomputes attention and elementwise work.
+      saved = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+    block = nn.remat(block, policy=saved, prevent_cse=not config.scan_layers)
+  if not config.scan_layers:
+    for i in range(num_layers):
+      x = block(config, deterministic, name=f"layers_{i}")(x, *rest)
+    return x
+
+  class Step(nn.Module):
+    """A block as `scan` wants it."""
+
+    @nn.compact
+    def __call__(self, x, *rest):
+      layer = block(config, deterministic, name="block")
+      nn.share_scope(self, layer)
+      return layer(x, *rest), None
+
+  scanned = partitioning.scan_with_axes(
+    Step,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(nn.broadcast,) * len(rest),
+    length=num_layers,
+    axis_name="layers",
+  )
+  return scanned(name="layers")(x, *rest)[0]
+
+
+class _Stack(nn.Module):
+  """Fields and parts common to both stacks."""
+
+  config: ModelConfig
+  family: Family
+  deterministic: bool
+
+  def run(
+    self, block: Any, num_layers: int, x_RLD: Array, segment_ids_RL: Array, *rest
+  ):
+    """Runs the layers, each token seeing the tokens of its own segment."""
+    cfg = self.config
+    drop = dropout(cfg.dropout_rate, self.deterministic)
+    bias_HLL = self.family.position_bias(
+      cfg.num_heads, jnp.dtype(cfg.dtype), name="relpos_bias"
+    )(x_RLD.shape[-2])
+    # Padding is a segment of its own: defined, never read.
+    visible_RLL = segment_ids_RL[:, :, None] == segment_ids_RL[:, None, :]
+    return _run_layers(
+      block,
+      num_layers,
+      cfg,
+      self.deterministic,
+      drop(x_RLD),
+      visible_RLL,
+      bias_HLL,
+      *rest,
+    )
+
+
+class EncoderStack(_Stack):
+  """Embedded comments to contextual token vectors."""
+
+  @nn.compact
+  def __call__(self, x_RLD: Array, segment_ids_RL: Array) -> Array:
+    """Returns the token vectors `[R, L, D]`."""
+    cfg = self.config
+    x_RLD = self.run(
+      self.family.encoder_block, cfg.num_encoder_layers, x_RLD, segment_ids_RL
+    )
+    x_RLD = self.family.final_norm(jnp.dtype(cfg.dtype), name="encoder_norm")(x_RLD)
+    return nn.Dropout(cfg.dropout_rate, deterministic=self.deterministic)(x_RLD)
+
+
+class DecoderStack(_Stack):
+  """Embedded masked comments and their ancestors to logits at masked positions."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x_RLD: Array,
+    segment_ids_RL: Array,
+    context: AncestorContext,
+    masked_positions_RM: Array,
+  ) -> Array:
+    """Returns logits `[R, M, V]`, float32."""
+    cfg = self.config
+    dtype = jnp.dtype(cfg.dtype)
+    x_RLD = self.run(
+      self.family.decoder_block,
+      cfg.num_decoder_layers,
+      x_RLD,
+      segment_ids_RL,
+      context,
+    )
+    # Six of seven positions are not masked: leave them out of the vocabulary
+    # projection, the largest product of a small model.
+    picked_RML = jax.nn.one_hot(masked_positions_RM, x_RLD.shape[-2], dtype=dtype)
+    x_RMD = jnp.einsum("rml,rld->rmd", picked_RML, x_RLD)
+    x_RMD = self.family.final_norm(dtype, name="decoder_norm")(x_RMD)
+    x_RMD = dropout(cfg.dropout_rate, self.deterministic)(x_RMD)
+    return Dense(
+      cfg.vocab_size,
+      ("embed", "vocab"),
+      dtype,
+      output_dtype=jnp.float32,
+      name="logits_dense",
+    )(x_RMD)

@@ -1,0 +1,145 @@
+"""The masked loss: where it is counted, and what of."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from commentree.models.layers import RelativePositionBias, relative_position_buckets
+from commentree.models.losses import token_losses
+
+from . import forests, naive
+
+
+@pytest.fixture(scope="module")
+def logits():
+  return jnp.asarray(np.random.default_rng(0).normal(0, 3, (4, 11)), jnp.float32)
+
+
+TARGETS = jnp.array([0, 3, 10, 5])
+
+
+def test_nll_and_its_gradient_are_those_of_log_softmax(logits):
+  def plain(logits):
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), TARGETS[:, None], 1)[:, 0]
+
+  losses = token_losses(logits, TARGETS)
+  np.testing.assert_allclose(losses.nll, plain(logits), rtol=1e-6)
+  np.testing.assert_array_equal(losses.loss, losses.nll)
+  weights = jnp.array([1.0, 0.0, 2.0, 0.5])
+  np.testing.assert_allclose(
+    jax.grad(lambda x: jnp.sum(token_losses(x, TARGETS).loss * weights))(logits),
+    jax.grad(lambda x: jnp.sum(plain(x) * weights))(logits),
+    atol=1e-6,
+  )
+
+
+def test_smoothed_loss_is_the_divergence_from_the_smoothed_target(logits):
+  smoothing, vocab_size = 0.2, logits.shape[-1]
+  soft = np.full(logits.shape, smoothing / (vocab_size - 1))
+  soft[np.arange(4), TARGETS] = 1 - smoothing
+
+  def plain(logits):
+    return jnp.sum(soft * (jnp.log(soft) - jax.nn.log_softmax(logits)))
+
+  def ours(logits):
+    return token_losses(logits, TARGETS, label_smoothing=smoothing).loss.sum()
+
+  np.testing.assert_allclose(ours(logits), plain(logits), rtol=1e-5)
+  np.testing.assert_allclose(jax.grad(ours)(logits), jax.grad(plain)(logits), atol=1e-6)
+  np.testing.assert_allclose(ours(jnp.log(soft)), 0, atol=1e-5)
+  np.testing.assert_array_equal(
+    token_losses(logits, TARGETS, label_smoothing=smoothing).nll,
+    token_losses(logits, TARGETS).nll,
+  )
+
+
+def test_z_loss_is_the_squared_log_normalizer_and_has_its_gradient(logits):
+  def plain(logits):
+    return 0.3 * jnp.sum(jax.nn.logsumexp(logits, axis=-1) ** 2)
+
+  def ours(logits):
+    return token_losses(logits, TARGETS, z_loss=0.3).z_loss.sum()
+
+  np.testing.assert_allclose(ours(logits), plain(logits), rtol=1e-6)
+  np.testing.assert_allclose(jax.grad(ours)(logits), jax.grad(plain)(logits), rtol=1e-5)
+  with_z = token_losses(logits, TARGETS, z_loss=0.3)
+  np.testing.assert_allclose(with_z.loss - with_z.z_loss, with_z.nll, rtol=1e-5)
+
+
+def test_huge_logits_give_finite_losses_and_gradients():
+  logits = jnp.array([[1e4, -1e4, 0.0]])
+  losses = token_losses(logits, jnp.array([1]), z_loss=1e-4)
+  np.testing.assert_allclose(losses.nll, 2e4)
+  gradient = jax.grad(lambda x: token_losses(x, jnp.array([1])).loss.sum())(logits)
+  np.testing.assert_allclose(gradient, [[1, -1, 0]])
+
+
+def test_a_token_is_correct_when_nothing_scores_higher(logits):
+  correct = token_losses(logits, TARGETS).correct
+  np.testing.assert_array_equal(correct, jnp.argmax(logits, -1) == TARGETS)
+
+
+def test_only_masked_positions_count(make, packed):
+  model, params = make()
+  loss = jax.jit(
+    lambda batch: model.loss_fn(params, batch, None)[0],
+    compiler_options=forests.QUICK_COMPILE,
+  )
+  batch = {name: feature.copy() for name, feature in packed.batch.items()}
+  unused = batch["decoder_loss_weights"] == 0
+  assert unused.any()
+  batch["decoder_target_tokens"][unused] = 7
+  batch["decoder_masked_positions"][unused] = 2
+  assert loss(batch) == loss(packed.batch)
+  batch["decoder_target_tokens"][~unused] ^= 1
+  assert loss(batch) != loss(packed.batch)
+
+
+def test_all_masked_tokens_of_a_batch_count_alike(make, packed):
+  model, params = make()
+  sums = jax.jit(
+    lambda batch: model.loss_sums(params, batch, None),
+    compiler_options=forests.QUICK_COMPILE,
+  )
+  total, weight, parts = sums(packed.batch)
+  each = [
+    sums({name: feature[i : i + 1] for name, feature in packed.batch.items()})
+    for i in range(3)
+  ]
+  np.testing.assert_allclose(sum(one[0] for one in each), total, rtol=1e-6)
+  assert sum(one[1] for one in each) == weight
+  for name, part in parts.items():
+    np.testing.assert_allclose(sum(one[2][name] for one in each), part, rtol=1e-5)
+  loss, metrics = jax.jit(model.loss_fn, compiler_options=forests.QUICK_COMPILE)(
+    params, packed.batch, None
+  )
+  np.testing.assert_allclose(loss, total / weight, rtol=1e-5)
+  comments = [c for forest in packed.forests for c in forest]
+  assert metrics["comments"].compute() == sum(c.is_target for c in comments)
+  assert metrics["decoder_tokens"].compute() == sum(
+    len(c.tokens) for c in comments if c.is_target
+  )
+  assert metrics["encoder_tokens"].compute() == sum(
+    len(c.tokens) for c in comments if c.slot
+  )
+
+
+def test_relative_position_buckets_are_t5s():
+  offsets = np.arange(-200, 201)
+  buckets = relative_position_buckets(offsets, 32, 128)
+  assert buckets.tolist() == [naive.bucket(int(offset)) for offset in offsets]
+
+
+def test_position_bias_depends_on_key_minus_query():
+  bias = RelativePositionBias(num_heads=2, dtype=jnp.float32)
+  variables = bias.init(jax.random.key(0), 4)
+  table = np.asarray(variables["params"]["rel_embedding"])
+  for length in (1, 2, 40):
+    values = np.asarray(bias.apply(variables, length))
+    expected = [
+      [table[:, naive.bucket(k - q)] for k in range(length)] for q in range(length)
+    ]
+    np.testing.assert_allclose(values, np.moveaxis(expected, -1, 0), rtol=1e-6)

@@ -1,0 +1,77 @@
+"""Property 1: packing changes how the loss is computed, not what it is."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from . import forests, naive
+
+# Pooling, vectors per comment, ancestor positions, layers of each stack.
+VARIANTS = [
+  ("mean", 1, "relative_bias", 2),
+  ("mean", 2, "none", 1),
+  ("max", 2, "distance", 1),
+  ("attention", 2, "depth", 1),
+  ("first", 4, "sinusoidal", 1),
+]
+
+
+@pytest.mark.parametrize(("pooling", "many", "positions", "layers"), VARIANTS)
+def test_packed_forest_has_the_loss_and_gradients_of_comments_one_by_one(
+  make, packed, pooling, many, positions, layers
+):
+  model, params = make(
+    pooling=pooling,
+    vectors_per_comment=many,
+    ancestor_positions=positions,
+    num_encoder_layers=layers,
+    num_decoder_layers=layers,
+  )
+
+  def packed_loss(params):
+    return model.loss_sums(params, packed.batch, None)[:2]
+
+  (loss, weight), gradients = jax.jit(
+    jax.value_and_grad(packed_loss, has_aux=True),
+    compiler_options=forests.QUICK_COMPILE,
+  )(params)
+  leaves, structure = jax.tree.flatten(jax.tree.map(np.float64, params))
+
+  def naive_loss(leaves):
+    return sum(
+      naive.loss_sum(
+        jax.tree.unflatten(structure, leaves),
+        forest,
+        forests.masked_tokens,
+        model.config,
+      )
+      for forest in packed.forests
+    )
+
+  masked = sum(len(c.masked) for f in packed.forests for c in f if c.is_target)
+  assert weight == masked
+  np.testing.assert_allclose(loss, naive_loss(leaves), rtol=1e-5)
+
+  # Each parameter's gradient, against the slope in random directions: an error e in
+  # it shows as e * direction, which is about as large as e.
+  rng = np.random.default_rng(0)
+  for i, (path, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(gradients)):
+    name = jax.tree_util.keystr(path)
+    gradient = np.float64(gradient)
+    size = np.linalg.norm(gradient)
+    assert size > 0, f"{name} has no gradient"
+    for _ in range(2):
+      direction = rng.normal(size=gradient.shape)
+      ahead, behind = (
+        naive_loss([*leaves[:i], leaves[i] + step * direction, *leaves[i + 1 :]])
+        for step in (1e-5, -1e-5)
+      )
+      np.testing.assert_allclose(
+        np.sum(gradient * direction),
+        (ahead - behind) / 2e-5,
+        rtol=1e-5,
+        atol=1e-5 * size,
+        err_msg=name,
+      )

@@ -1,0 +1,182 @@
+"""Every combination of settings runs, and those that must not matter do not."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from commentree.errors import UserError
+from commentree.models.config import AncestorPositions, ModelConfig, Pooling
+from commentree.models.losses import token_losses
+from commentree.models.model import CommentTreeModel
+
+from . import forests
+
+
+def loss_and_gradients(model, params, batch):
+  return jax.jit(
+    jax.value_and_grad(lambda p: model.loss_fn(p, batch, None)[0]),
+    compiler_options=forests.QUICK_COMPILE,
+  )(params)
+
+
+@pytest.fixture(scope="module")
+def halves(make, packed):
+  """Returns the model's two halves, each compiled once for its setting.
+
+  Encoder and pooling depend on `pooling` alone, the decoder on `ancestor_positions`
+  alone: nine programs make up the twenty combinations.
+  """
+  common = {
+    "vectors_per_comment": 2,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "dtype": "bfloat16",
+  }
+  compiled = functools.partial(jax.jit, compiler_options=forests.QUICK_COMPILE)
+  batch = packed.batch
+
+  @functools.cache
+  def encoder(pooling):
+    model, params = make(pooling=pooling, ancestor_positions="none", **common)
+
+    def encode(params):
+      return model.module.apply({"params": params}, batch, method="encode")
+
+    def gradients(params, of_vectors):
+      _, pull_back, _ = jax.vjp(encode, params, has_aux=True)
+      return pull_back(of_vectors)[0]
+
+    return params, compiled(encode), compiled(gradients)
+
+  @functools.cache
+  def decoder(positions):
+    model, params = make(ancestor_positions=positions, **common)
+
+    def loss(params, vectors, used):
+      logits = model.module.apply(
+        {"params": params}, vectors, used, batch, method="decode"
+      )
+      return token_losses(logits, batch["decoder_target_tokens"]).loss.mean()
+
+    return params, compiled(jax.value_and_grad(loss, argnums=(0, 1)))
+
+  return encoder, decoder
+
+
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+@pytest.mark.parametrize("positions", get_args(AncestorPositions))
+def test_every_pooling_runs_with_every_position_kind_and_has_finite_gradients(
+  halves, pooling, positions
+):
+  encoder, decoder = halves
+  encoder_params, encode, encoder_gradients = encoder(pooling)
+  decoder_params, decode = decoder(positions)
+  loss, (of_decoder, of_vectors) = decode(decoder_params, *encode(encoder_params))
+  of_encoder = encoder_gradients(encoder_params, of_vectors)
+  assert np.isfinite(loss)
+  trained = {
+    "encoder": of_encoder["encoder"],
+    "pooling": of_encoder.get("pooling"),
+    "decoder": of_decoder["decoder"],
+    "ancestors": of_decoder["ancestors"],
+  }
+  for path, gradient in jax.tree_util.tree_leaves_with_path(trained):
+    name = jax.tree_util.keystr(path)
+    assert np.isfinite(gradient).all(), name
+    assert np.abs(gradient).max() > 0, name
+    assert gradient.dtype == jnp.float32, name
+
+
+def test_scanned_and_rematerialized_layers_compute_the_same(make, packed):
+  model, params = make()
+  loss, gradients = loss_and_gradients(model, params, packed.batch)
+
+  def scanned_form(tree):
+    """Stacks `layers_0` and `layers_1` of either side into `layers`."""
+    tree = dict(tree)
+    for side in ("encoder", "decoder"):
+      stack = dict(tree[side])
+      layers = [stack.pop(f"layers_{i}") for i in range(2)]
+      stack["layers"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+      tree[side] = stack
+    return tree
+
+  for policy, scan in (("full", False), ("minimal", False), ("minimal", True)):
+    again, drawn = make(remat_policy=policy, scan_layers=scan)
+    form = scanned_form if scan else dict
+    assert jax.tree.map(jnp.shape, form(params)) == jax.tree.map(jnp.shape, drawn)
+    same_loss, same_gradients = loss_and_gradients(again, form(params), packed.batch)
+    np.testing.assert_allclose(same_loss, loss, rtol=1e-6)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      same_gradients,
+      form(gradients),
+    )
+
+
+def test_rematerialization_saves_less(make, packed):
+  def residuals(policy):
+    model, params = make(remat_policy=policy)
+    _, backward = jax.eval_shape(
+      lambda p: jax.vjp(lambda p: model.loss_sums(p, packed.batch, None)[0], p), params
+    )
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backward))
+
+  assert residuals("full") < residuals("minimal") < residuals("none")
+
+
+def test_dropout_draws_anew_by_key_and_not_without_one(make, packed):
+  model, params = make(dropout_rate=0.5, num_encoder_layers=1, num_decoder_layers=1)
+  plain, _ = make(num_encoder_layers=1, num_decoder_layers=1)
+  loss = jax.jit(
+    lambda key: model.loss_fn(params, packed.batch, key)[0],
+    compiler_options=forests.QUICK_COMPILE,
+  )
+  losses = [float(loss(jax.random.key(seed))) for seed in (0, 0, 1)]
+  assert losses[0] == losses[1] != losses[2]
+  without = [
+    jax.jit(one.eval_fn, compiler_options=forests.QUICK_COMPILE)(params, packed.batch)
+    for one in (model, plain)
+  ]
+  assert without[0][0] == without[1][0]
+
+
+def test_the_loss_starts_near_that_of_guessing(packed):
+  config = ModelConfig(vocab_size=4000, dtype="float32")
+  model = CommentTreeModel(config)
+
+  def initial_loss(key):
+    params = model.get_initial_variables(key, packed.shapes)["params"]
+    return model.loss_fn(params, packed.batch, None)[1]["loss"].compute()
+
+  # Unit logits cost half a nat.
+  loss = jax.jit(initial_loss, compiler_options=forests.QUICK_COMPILE)(
+    jax.random.key(0)
+  )
+  assert math.log(4000) - 0.5 < loss < math.log(4000) + 1.0
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"pooling": "sum"},
+    {"ancestor_positions": "rope"},
+    {"remat_policy": "some"},
+    {"mlp_activations": ("geglu",)},
+    {"mlp_activations": ()},
+    {"vocab_size": -1},
+    {"dropout_rate": 1.5},
+    {"dtype": "float16"},
+  ],
+)
+def test_a_bad_setting_is_one_line_naming_it(changes):
+  with pytest.raises(UserError, match=f"ModelConfig.{next(iter(changes))}") as raised:
+    ModelConfig(**{"vocab_size": 8, **changes})
+  assert "\n" not in str(raised.value)

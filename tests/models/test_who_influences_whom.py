@@ -1,0 +1,215 @@
+"""Properties 2 and 4, and what must be defined where there is nothing to see."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from commentree.errors import UserError
+from commentree.models.ancestors import apply_condition, drop_ancestors
+
+from . import forests
+
+
+def influence(logits_of, batch, example, forest):
+  """Returns {(changed comment, target): largest change of the target's logits}."""
+  before = logits_of(batch)
+  result = {}
+  for i, comment in enumerate(forest):
+    after = logits_of(forests.changed(batch, example, comment))
+    for j, other in enumerate(forest):
+      if other.is_target and i != j:
+        masked = forests.masked_of(batch, example, other.target)
+        difference = np.abs(after[example] - before[example])[masked]
+        result[i, j] = difference.max()
+  return result
+
+
+def test_changing_a_comment_changes_its_descendants_and_by_exactly_0_all_others(
+  logits_of, packed
+):
+  seen = set()
+  for example, forest in enumerate(packed.forests):
+    for (i, j), change in influence(logits_of, packed.batch, example, forest).items():
+      if i in forest[j].ancestors:
+        assert change > 1e-4, f"{j} does not see its ancestor {i}"
+      else:
+        assert change == 0, f"{j} sees {i}"
+      seen.add(i in forest[j].ancestors)
+  assert seen == {True, False}
+
+
+def test_changing_one_example_changes_nothing_in_another(logits_of, packed):
+  before = logits_of(packed.batch)
+  after = logits_of(forests.changed(packed.batch, 0, packed.forests[0][0]))
+  np.testing.assert_array_equal(before[1:], after[1:])
+  assert np.abs(before[0] - after[0]).max() > 0
+
+
+def test_what_padding_holds_changes_nothing(logits_of, packed):
+  batch = {name: feature.copy() for name, feature in packed.batch.items()}
+  for side in ("encoder", "decoder"):
+    padding = batch[f"{side}_segment_ids"] == 0
+    batch[f"{side}_input_tokens"][padding] = 17
+  used = packed.batch["decoder_loss_weights"] > 0
+  np.testing.assert_array_equal(logits_of(batch)[used], logits_of(packed.batch)[used])
+
+
+def test_without_ancestors_nothing_depends_on_the_encoder(logits_of, packed):
+  batch = apply_condition(packed.batch, "none")
+  other = {**batch, "encoder_input_tokens": batch["encoder_input_tokens"][:, ::-1] ^ 1}
+  np.testing.assert_array_equal(logits_of(batch), logits_of(other))
+  assert np.abs(logits_of(batch) - logits_of(packed.batch)).max() > 1e-4
+
+
+def test_parent_only_depends_on_the_parent_and_on_nobody_else(logits_of, packed):
+  batch = jax.tree.map(np.asarray, apply_condition(packed.batch, "parent_only"))
+  forest = packed.forests[1]
+  for (i, j), change in influence(logits_of, batch, 1, forest).items():
+    hops = dict(zip(forest[j].ancestors, forest[j].distances)).get(i)
+    assert (change > 1e-4) if hops == 1 else (change == 0), (i, j, hops)
+
+
+def test_true_changes_nothing(packed):
+  assert apply_condition(packed.batch, "true") == packed.batch
+
+
+def test_shuffled_moves_every_comment_to_anothers_slot(packed):
+  shuffled = apply_condition(packed.batch, "shuffled")
+  for example in (0, 1):
+    before = packed.batch["encoder_segment_ids"][example]
+    after = np.asarray(shuffled["encoder_segment_ids"][example])
+    moves = dict(zip(before.ravel().tolist(), after.ravel().tolist()))
+    assert moves.pop(0) == 0
+    assert sorted(moves) == sorted(moves.values())
+    assert all(slot != to for slot, to in moves.items())
+  unchanged = set(shuffled) - {"encoder_segment_ids"}
+  assert all(shuffled[name] is packed.batch[name] for name in unchanged)
+
+
+def test_shuffling_a_lone_comment_hides_it(packed):
+  batch = {name: feature.copy() for name, feature in packed.batch.items()}
+  lone = batch["encoder_segment_ids"] == 1
+  batch["encoder_segment_ids"] = np.where(lone, 1, 0)
+  assert not np.any(apply_condition(batch, "shuffled")["encoder_segment_ids"])
+
+
+def test_an_unknown_condition_is_a_user_error(packed):
+  with pytest.raises(UserError, match="parent_only"):
+    apply_condition(packed.batch, "siblings")
+
+
+def test_ancestor_dropout_hides_its_share_half_of_it_all_but_the_parent():
+  batch = {
+    "ancestor_slots": np.tile([1, 2, 3], (50, 200, 1)),
+    "ancestor_distances": np.tile([1, 2, 3], (50, 200, 1)),
+  }
+  slots = np.asarray(
+    drop_ancestors(batch, jax.random.key(0), 0.4)["ancestor_slots"]
+  ).reshape(-1, 3)
+  kinds = {
+    tuple(row): np.mean((slots == row).all(-1)) for row in np.unique(slots, axis=0)
+  }
+  assert set(kinds) == {(0, 0, 0), (1, 0, 0), (1, 2, 3)}
+  np.testing.assert_allclose(kinds[0, 0, 0], 0.2, atol=0.02)
+  np.testing.assert_allclose(kinds[1, 0, 0], 0.2, atol=0.02)
+
+
+def test_ancestor_dropout_is_for_training_only(make, packed, logits_of):
+  model, params = make(ancestor_dropout_rate=1.0)
+  jitted = jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)
+  batch = packed.batch
+  np.testing.assert_array_equal(jitted(params, batch), logits_of(batch))
+  # All are hidden from half of the targets, all but the parent from the others.
+  trained = np.asarray(jitted(params, batch, jax.random.key(0)))
+  other = {**batch, "encoder_input_tokens": batch["encoder_input_tokens"] ^ 1}
+  after = np.asarray(jitted(params, other, jax.random.key(0)))
+  unmoved = [
+    (trained == after)[example][forests.masked_of(batch, example, comment.target)].all()
+    for example, forest in enumerate(packed.forests)
+    for comment in forest
+    if comment.is_target and comment.ancestors
+  ]
+  assert 0 < np.mean(unmoved) < 1
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "first", "attention"])
+def test_gradients_reach_the_encoder_through_every_vector_in_use(make, packed, pooling):
+  model, params = make(pooling=pooling, vectors_per_comment=2)
+  module, weights = model.module, packed.batch["decoder_loss_weights"]
+
+  def encoded(table):
+    changed = {**params, "token_embedder": {"embedding": table}}
+    return module.apply({"params": changed}, packed.batch, method=module.encode)
+
+  def decoded(vectors, used):
+    logits = module.apply(
+      {"params": params}, vectors, used, packed.batch, method=module.decode
+    )
+    return jnp.sum(jax.nn.log_softmax(logits)[..., 5] * weights)
+
+  def gradients(table):
+    vectors, used = encoded(table)
+    of_words = jax.jacrev(lambda table: encoded(table)[0][0, 0].sum(-1))(table)
+    return used, jax.grad(decoded)(vectors, used), of_words
+
+  used, of_vectors, of_words = jax.tree.map(
+    np.asarray,
+    jax.jit(gradients, compiler_options=forests.QUICK_COMPILE)(
+      params["token_embedder"]["embedding"]
+    ),
+  )
+  of_vectors = np.linalg.norm(of_vectors, axis=-1)
+  slots_in_use = packed.batch["encoder_slot_depths"] >= 0
+  assert used[slots_in_use].all()
+  assert not used[~slots_in_use].any()
+  assert (of_vectors[used] > 1e-5).all(), "a vector in use has no influence"
+  assert (of_vectors[~used] == 0).all(), "an unused vector has influence"
+
+  # And from each vector into what the encoder read: its comment's words.
+  comment = next(c for c in packed.forests[0] if c.slot == 1)
+  reached = np.linalg.norm(of_words, axis=-1) > 1e-6
+  assert reached.shape[0] == 2
+  for vector in reached:
+    assert set(np.flatnonzero(vector)) == set(comment.tokens)
+
+
+def test_empty_examples_and_targets_without_ancestors_give_no_nan(make, packed):
+  model, params = make()
+  layout = forests.Layout()
+  empty = forests.batch_of(forests.empty_example(layout), forests.empty_example(layout))
+  loss_and_gradient = jax.jit(
+    jax.value_and_grad(model.loss_fn, has_aux=True),
+    compiler_options=forests.QUICK_COMPILE,
+  )
+  (loss, metrics), gradients = loss_and_gradient(params, empty, None)
+  assert loss == 0
+  assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradients))
+  assert metrics["masked_tokens"].compute() == 0
+  assert metrics["comments"].compute() == 0
+
+  orphans = jax.tree.map(np.asarray, apply_condition(packed.batch, "none"))
+  orphans = {name: feature[:2] for name, feature in orphans.items()}
+  (loss, _), gradients = loss_and_gradient(params, orphans, None)
+  assert np.isfinite(loss)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+  assert np.abs(gradients["ancestors"]["null_vector"]).max() > 0
+  assert np.abs(gradients["encoder"]["encoder_norm"]["scale"]).max() == 0
+
+
+def test_only_targets_that_see_no_ancestor_see_the_null_vector(make, packed):
+  model, params = make()
+  logits = jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)
+  before = np.asarray(logits(params, packed.batch))
+  ancestors = {
+    k: v + 1.0 if k == "null_vector" else v for k, v in params["ancestors"].items()
+  }
+  after = np.asarray(logits({**params, "ancestors": ancestors}, packed.batch))
+  for example, forest in enumerate(packed.forests):
+    for comment in forest:
+      if comment.is_target:
+        masked = forests.masked_of(packed.batch, example, comment.target)
+        change = np.abs(after - before)[example][masked].max()
+        assert (change == 0) if comment.ancestors else (change > 1e-4)
