@@ -1,0 +1,220 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from commentree.errors import UserError
+from commentree.tasks import splitting
+
+
+def chain(count):
+  return np.arange(-1, count - 1)
+
+
+def star(count):
+  return np.concatenate([[-1], np.zeros(count - 1, int)])
+
+
+def random_tree(rng, count, deep=0.5):
+  """Each node replies to the one before it, or to any."""
+  near = rng.random(count) < deep
+  anyone = (rng.random(count) * np.arange(count)).astype(int)
+  parents = np.where(near, np.arange(count) - 1, anyone)
+  parents[0] = -1
+  return parents
+
+
+def all_but_post(parents):
+  return (np.arange(len(parents)) > 0).astype(np.int32)
+
+
+def seen_by(parents, node, max_ancestors):
+  """The definition, one node at a time."""
+  up = []
+  while (node := int(parents[node])) >= 0:
+    up.append(node)
+  if len(up) > max_ancestors:
+    up = [*up[: max_ancestors - 1], up[-1]]
+  return up
+
+
+def split(parents, is_target=None, size=8, ancestors=3):
+  targets = all_but_post(parents) if is_target is None else is_target
+  return splitting.split_nodes(
+    parents, targets, max_tree_size=size, max_ancestors=ancestors
+  )
+
+
+@st.composite
+def trees(draw):
+  rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+  parents = random_tree(
+    rng, draw(st.integers(1, 120)), draw(st.sampled_from([0, 0.3, 0.6, 0.9, 0.98]))
+  )
+  is_target = rng.random(len(parents)) < draw(st.sampled_from([0.1, 0.7, 1.0]))
+  ancestors = draw(st.integers(1, 6))
+  return parents, is_target, ancestors + draw(st.integers(1, 20)), ancestors
+
+
+@given(trees())
+def test_each_target_is_a_target_once_and_its_piece_is_what_it_sees(tree):
+  """Design §5, property 3."""
+  parents, is_target, size, ancestors = tree
+  pieces = split(parents, is_target, size, ancestors)
+  targets = [p.nodes[p.is_target] for p in pieces]
+  np.testing.assert_array_equal(
+    np.sort(np.concatenate([np.empty(0, int), *targets])), np.flatnonzero(is_target)
+  )
+  for piece in pieces:
+    assert len(piece.nodes) <= size
+    assert piece.is_target.any()
+    assert (np.diff(piece.nodes) > 0).all()
+    mine = piece.nodes[piece.is_target].tolist()
+    context = {a for t in mine for a in seen_by(parents, t, ancestors)}
+    assert set(piece.nodes.tolist()) == context | set(mine)
+
+
+@given(trees())
+def test_a_target_sees_the_same_in_its_piece_as_in_the_tree(tree):
+  parents, is_target, size, ancestors = tree
+  for piece in split(parents, is_target, size, ancestors):
+    inside = splitting.extract_parents(piece.nodes, parents)
+    assert inside.dtype == np.int32
+    seen = splitting.visible_ancestors(inside, ancestors)
+    for index in np.flatnonzero(piece.is_target):
+      there = piece.nodes[seen[index][seen[index] >= 0]].tolist()
+      assert there == seen_by(parents, piece.nodes[index], ancestors)
+
+
+@given(trees())
+def test_a_piece_cut_again_is_cut_as_well_as_the_tree(tree):
+  parents, is_target, size, ancestors = tree
+  found = []
+  for piece in split(parents, is_target, size, ancestors):
+    inside = splitting.extract_parents(piece.nodes, parents)
+    for part in split(inside, piece.is_target, ancestors + 1, ancestors):
+      assert len(part.nodes) <= ancestors + 1
+      nodes = piece.nodes[part.nodes]
+      again = splitting.visible_ancestors(
+        splitting.extract_parents(part.nodes, inside), ancestors
+      )
+      for index in np.flatnonzero(part.is_target):
+        found.append(nodes[index])
+        there = nodes[again[index][again[index] >= 0]].tolist()
+        assert there == seen_by(parents, nodes[index], ancestors)
+  assert sorted(found) == np.flatnonzero(is_target).tolist()
+
+
+@given(trees())
+def test_visible_ancestors_are_the_nearest_and_the_post(tree):
+  parents, _, _, ancestors = tree
+  table = splitting.visible_ancestors(parents, ancestors)
+  assert table.shape == (len(parents), ancestors)
+  for node, row in enumerate(table.tolist()):
+    seen = seen_by(parents, node, ancestors)
+    assert row == seen + [-1] * (ancestors - len(seen))
+
+
+@given(trees())
+def test_no_piece_but_one_is_less_than_half_full_of_targets(tree):
+  parents, _, size, ancestors = tree
+  pieces = split(parents, np.ones(len(parents)), size, ancestors)
+  counts = sorted(int(piece.is_target.sum()) for piece in pieces)
+  assert all(2 * count >= size - ancestors for count in counts[1:])
+
+
+@given(trees())
+def test_a_parent_left_out_gives_way_to_the_nearest_ancestor_in_the_piece(tree):
+  parents, is_target, size, ancestors = tree
+  for piece in split(parents, is_target, size, ancestors):
+    nodes = piece.nodes.tolist()
+    for node, parent in zip(nodes, splitting.extract_parents(piece.nodes, parents)):
+      up = [a for a in seen_by(parents, node, len(parents)) if a in nodes]
+      assert parent == (nodes.index(up[0]) if up else -1)
+
+
+def test_a_tree_that_fits_is_one_piece_with_the_post_as_context():
+  parents = random_tree(np.random.default_rng(0), 20)
+  (piece,) = split(parents, size=20)
+  np.testing.assert_array_equal(piece.nodes, np.arange(20))
+  np.testing.assert_array_equal(piece.is_target, all_but_post(parents))
+  np.testing.assert_array_equal(
+    splitting.extract_parents(piece.nodes, parents), parents
+  )
+
+
+def test_nodes_that_no_target_sees_are_left_out():
+  parents = np.array([-1, 0, 1, 0, 3])
+  (piece,) = split(parents, np.array([0, 1, 0, 0, 0]))
+  assert piece.nodes.tolist() == [0, 1]
+  assert split(parents, np.zeros(5)) == []
+
+
+def test_the_post_can_be_a_target_too():
+  pieces = split(star(30), np.ones(30), size=8)
+  assert sum(int(p.is_target[0]) for p in pieces) == 1
+  assert sum(int(p.is_target.sum()) for p in pieces) == 30
+
+
+def test_siblings_share_a_piece_and_its_context():
+  """5,000 direct replies need no more pieces than their number asks for."""
+  pieces = split(star(5001), size=64, ancestors=16)
+  assert len(pieces) == -(-5000 // 63)
+  assert splitting.count_copies(pieces) == len(pieces) - 1
+
+
+def test_sibling_subtrees_of_unequal_size_share_pieces():
+  """Subtrees of 40, 20, 30 and 30 nodes below the post: two pieces, not four."""
+  parents = [-1]
+  for size in (40, 20, 30, 30):
+    top = len(parents)
+    parents += [0] + [top] * (size - 1)
+  pieces = split(np.array(parents), size=61, ancestors=4)
+  assert len(pieces) == 2
+
+
+def test_pieces_of_a_chain_are_mostly_targets():
+  pieces = split(chain(10_000), size=64, ancestors=16)
+  assert len(pieces) <= -(-10_000 // 48)
+  assert splitting.count_copies(pieces) < 10_000 * 16 / 48
+  far = splitting.extract_parents(pieces[-1].nodes, chain(10_000))
+  np.testing.assert_array_equal(far, chain(len(far)))
+
+
+def test_context_copies_are_counted():
+  pieces = split(chain(10), size=6, ancestors=2)
+  total = sum(len(p.nodes) for p in pieces)
+  assert splitting.count_copies(pieces) == total - 10
+  assert splitting.count_copies(split(chain(5))) == 0
+  assert splitting.count_copies([]) == 0
+
+
+def test_pieces_come_in_order_of_their_first_targets():
+  parents = random_tree(np.random.default_rng(1), 300)
+  first = [p.nodes[p.is_target][0] for p in split(parents)]
+  assert first == sorted(first)
+
+
+@pytest.mark.parametrize("make", [chain, star, "random"])
+def test_a_hundred_thousand_nodes_are_split_fast(make):
+  """It takes half a second; the bound leaves room for a slower machine."""
+  rng = np.random.default_rng(0)
+  parents = random_tree(rng, 100_000) if make == "random" else make(100_000)
+  taken = []
+  for _ in range(3):
+    started = time.process_time()
+    pieces = split(parents, size=64, ancestors=16)
+    for piece in pieces:
+      splitting.extract_parents(piece.nodes, parents)
+    taken.append(time.process_time() - started)
+    if taken[-1] < 1:
+      break
+  assert min(taken) < 2
+  assert sum(int(p.is_target.sum()) for p in pieces) == 99_999
+
+
+def test_a_piece_too_small_for_a_deep_comment_is_refused():
+  with pytest.raises(UserError, match="max_tree_size"):
+    split(chain(10), size=4, ancestors=4)
