@@ -1,0 +1,90 @@
+"""The texts of comment trees, without their trees: what a vocabulary is trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import sentencepiece
+
+from . import cleaning, readers
+from .config import CleaningConfig, TreeConfig
+from .trees import Fates
+
+
+def iter_texts(
+  files: str | Sequence[str],
+  tree_config: TreeConfig,
+  cleaning_config: CleaningConfig,
+  fates: Fates,
+) -> Iterator[str]:
+  """Yields the cleaned text of every comment that has one, without its author.
+
+  Args:
+    files: a file, a glob, a folder, or several of those.
+    tree_config: what to do with deleted comments and the like.
+    cleaning_config: what to clean.
+    fates: counts what became of every comment.
+  """
+  for tree in readers.iter_trees(files, tree_config, fates):
+    for comment in tree.comments:
+      if text := cleaning.clean_text(comment.text, cleaning_config):
+        yield text
+
+
+def sample(texts: Iterable[str], size: int, seed: int) -> tuple[list[str], int]:
+  """Draws texts without replacement from a stream of unknown length.
+
+  Vitter, "Random sampling with a reservoir" (1985), algorithm R.
+
+  Args:
+    texts: consumed once.
+    size: how many to draw; all, in order, if there are no more.
+    seed: the same seed draws the same texts.
+
+  Returns:
+    (the texts drawn, the number of texts seen).
+  """
+  rng = random.Random(seed)
+  drawn: list[str] = []
+  seen = 0
+  for text in texts:
+    seen += 1
+    if len(drawn) < size:
+      drawn.append(text)
+    elif (place := int(rng.random() * seen)) < size:
+      drawn[place] = text
+  return drawn, seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+  """How a vocabulary cuts texts.
+
+  Attributes:
+    tokens_per_word: words are what white space separates.
+    unknown_share: share of tokens that are unknown.
+    comments_per_second: encoded, on one thread.
+  """
+
+  tokens_per_word: float
+  unknown_share: float
+  comments_per_second: float
+
+
+def coverage(
+  processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str]
+) -> Coverage:
+  """Measures a vocabulary on texts, of which at least one must hold a word."""
+  started = time.perf_counter()
+  encoded = processor.encode(list(texts), num_threads=1)
+  seconds = time.perf_counter() - started
+  tokens = np.concatenate([np.array(ids, np.int32) for ids in encoded])
+  return Coverage(
+    tokens_per_word=len(tokens) / sum(len(text.split()) for text in texts),
+    unknown_share=float(np.mean(tokens == processor.unk_id())),
+    comments_per_second=len(texts) / seconds,
+  )

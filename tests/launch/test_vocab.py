@@ -1,0 +1,146 @@
+"""`commentree vocab`, from tree files to a model file."""
+
+import collections
+import gzip
+import json
+import subprocess
+import sys
+
+import pytest
+
+from commentree.launch.main import main
+from commentree.tasks import corpus, generated
+from commentree.tasks.config import CleaningConfig, TreeConfig
+from commentree.tasks.generated_config import GeneratedTreesConfig
+from commentree.tasks.trees import Fates
+from commentree.tasks.vocabularies import Tokenizer
+
+
+def record(tree):
+  """A tree in the form of tree JSONL."""
+  post, *replies = tree.comments
+  return {
+    "id": post.id,
+    "title": "A title & more",
+    "selftext": post.text,
+    "author": post.author,
+    "comments": [
+      {
+        "id": c.id,
+        "parent_id": tree.comments[c.parent].id,
+        "author": c.author,
+        "body": c.text.replace("[fact]", "http://example.org/x"),
+        "created_utc": c.created_utc,
+      }
+      for c in replies
+    ],
+  }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("trees")
+  config = GeneratedTreesConfig(num_filler_words=1000, zipf_exponent=0.3)
+  lines = [
+    json.dumps(record(generated.generate_tree(config, 0, i))) + "\n" for i in range(60)
+  ]
+  with gzip.open(folder / "a.jsonl.gz", "wt") as file:
+    file.writelines(lines[:30])
+  (folder / "b.jsonl").write_text("".join(lines[30:]))
+  return folder
+
+
+def test_a_vocabulary_is_trained_from_a_folder(folder, tmp_path, capsys):
+  flags = ["--size=300", "--max_users=7", "--output", str(tmp_path / "v")]
+  assert main(["vocab", "--input", str(folder), *flags]) == 0
+  out, err = capsys.readouterr()
+  assert out.strip() == str(tmp_path / "v.model")
+  assert "tokens a word" in err
+  assert "unknown" in err
+  tokenizer = Tokenizer(lambda: tmp_path / "v.model", [f"<user_{i}>" for i in range(7)])
+  tokenizer.check()
+  assert len(tokenizer.maskable) == 300
+  assert tokenizer.vocabulary.tokenizer.piece_to_id("<user_7>") == 2
+
+
+def test_the_output_may_be_given_with_or_without_its_ending(folder, tmp_path):
+  source = str(folder / "b.jsonl")
+  for name in ("x", "x.model"):
+    flags = ["--size=300", "--output", str(tmp_path / name)]
+    assert main(["vocab", "--input", source, *flags]) == 0
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["x.model", "x.model.json"]
+
+
+def test_size_kind_and_byte_fallback_reach_the_training(folder, tmp_path):
+  flags = ["--size=520", "--type=bpe", "--byte_fallback", f"--output={tmp_path / 'v'}"]
+  assert main(["vocab", f"--input={folder}", *flags]) == 0
+  record = json.loads((tmp_path / "v.model.json").read_text())
+  assert record["size"] == 520
+  assert record["model_type"] == "bpe"
+  assert record["byte_fallback"] is True
+
+
+def test_the_draw_of_comments_follows_the_seed(folder, tmp_path):
+  def train(name, seed):
+    output = tmp_path / f"{name}.model"
+    flags = ["--size=200", "--max_comments=200", f"--seed={seed}", "--type=bpe"]
+    assert main(["vocab", f"--input={folder}", f"--output={output}", *flags]) == 0
+    assert json.loads((tmp_path / f"{name}.model.json").read_text())["texts"] == 200
+    return output.read_bytes()
+
+  assert train("a", 0) == train("b", 0) != train("c", 1)
+
+
+def test_texts_are_cleaned_and_without_authors(folder):
+  fates = Fates()
+  texts = list(corpus.iter_texts(str(folder), TreeConfig(), CleaningConfig(), fates))
+  assert len(texts) > 500
+  assert any("<url>" in text for text in texts)
+  assert not any("http" in text or "<user_" in text for text in texts)
+  assert any("A title & more" in text for text in texts)
+
+
+def test_a_sample_holds_every_text_equally_often():
+  counts = collections.Counter()
+  for seed in range(2000):
+    drawn, seen = corpus.sample((str(i) for i in range(10)), 3, seed)
+    assert seen == 10
+    assert len(set(drawn)) == 3
+    counts.update(drawn)
+  assert len(counts) == 10
+  assert all(500 < count < 700 for count in counts.values())
+
+
+def test_a_sample_larger_than_the_stream_is_all_of_it_in_order():
+  assert corpus.sample(iter("abc"), 5, 0) == (["a", "b", "c"], 3)
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--input=nowhere.jsonl"], "nowhere.jsonl"),
+    (["--input={folder}", "--size=100000"], "too large"),
+    (["--input={folder}", "--size=3"], "size = 3"),
+    (["--input={folder}", "--max_comments=0"], "--max_comments=0"),
+    (["--input={folder}", "--max_users=-1"], "max_users = -1"),
+    (["--input={empty}"], "no text"),
+  ],
+)
+def test_a_user_s_mistake_is_one_line_and_exit_code_2(
+  folder, tmp_path, capsys, flags, message
+):
+  empty = tmp_path / "empty.jsonl"
+  empty.write_text('{"id": "x", "title": "", "selftext": "", "comments": []}\n')
+  flags = [flag.format(folder=folder, empty=empty) for flag in flags]
+  assert main(["vocab", *flags, f"--output={tmp_path / 'v'}"]) == 2
+  last = capsys.readouterr().err.strip().splitlines()[-1]
+  assert last.startswith("commentree: ")
+  assert message in last
+  assert not (tmp_path / "v.model").exists()
+
+
+def test_help_shows_examples_at_once():
+  command = [sys.executable, "-m", "commentree.launch.vocab", "--help"]
+  done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+  assert "examples:" in done.stdout
+  assert "--max_comments" in done.stdout
