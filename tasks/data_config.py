@@ -1,0 +1,77 @@
+"""Settings of the data: plain, importable without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from ..models.config import check_range
+from .config import CleaningConfig, MarkersConfig, TreeConfig
+from .forest_layout import ForestLayout, row_lengths
+from .generated_config import GeneratedTreesConfig
+from .masking import MaskingConfig
+from .pieces import PiecesConfig
+
+if TYPE_CHECKING:
+  from .registry import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Which trees, and how they become batches.
+
+  Attributes:
+    mixture_or_task_name: a task registered with SeqIO; 'commentree_files' takes
+      `files` and `vocabulary` from here.
+    task_feature_lengths: tokens per row, {'encoder': 128, 'decoder': 128}.
+    files: tree files: one, a glob, a folder, or several.
+    vocabulary: SentencePiece model for `files`, from `commentree vocab`.
+    held_out_share: share of the trees in `files` held out for evaluation.
+    cache_dir: where prepared data lies; None for the user's cache folder.
+    eval_seed: seed of the masks in evaluation.
+  """
+
+  mixture_or_task_name: str
+  task_feature_lengths: Mapping[str, int]
+  files: str | Sequence[str] | None = None
+  vocabulary: str | None = None
+  held_out_share: float = 0.1
+  cache_dir: str | None = None
+  eval_seed: int = 0
+  layout: ForestLayout = ForestLayout()
+  trees: TreeConfig = TreeConfig()
+  cleaning: CleaningConfig = CleaningConfig()
+  markers: MarkersConfig = MarkersConfig()
+  pieces: PiecesConfig = PiecesConfig()
+  masking: MaskingConfig = MaskingConfig()
+  generated: GeneratedTreesConfig = GeneratedTreesConfig()
+
+  def __post_init__(self):
+    row_lengths(self.task_feature_lengths)
+    check_range("DataConfig", "held_out_share", self.held_out_share, 0, 1)
+    check_range("DataConfig", "eval_seed", self.eval_seed, 0, whole=True)
+    if not isinstance(self.mixture_or_task_name, str):
+      raise UserError(
+        f"MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r}: give a task's name in"
+        " quotes"
+      )
+    if self.mixture_or_task_name == "commentree_files":
+      for field in ("files", "vocabulary"):
+        if not getattr(self, field):
+          raise UserError(
+            f"{field.upper()} is missing: the task 'commentree_files' needs it"
+          )
+    if self.files and not self.vocabulary:
+      raise UserError(
+        "VOCABULARY is missing: make one for your FILES with `commentree vocab`"
+      )
+
+  def preprocessing(self) -> Preprocessing:
+    """The part of the settings that a task is built from."""
+    from .registry import Preprocessing
+
+    return Preprocessing(
+      self.trees, self.cleaning, self.markers, self.pieces, self.masking
+    )

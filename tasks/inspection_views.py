@@ -1,0 +1,268 @@
+"""What an inspection shows, as plain data; see `inspection` for where it comes from."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from ..models.config import check_range
+from . import forest_layout
+from .forest_layout import ForestLayout, ForestShape
+from .packing import Fill
+
+TokenKind = Literal["plain", "marker", "masked", "random", "kept"]
+Side = Literal["decoder", "encoder"]
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectionConfig:
+  """Which trees to look at, and as of which moment of a run.
+
+  Attributes:
+    split: 'train' or 'validation'.
+    count: number of trees.
+    skip: trees to pass over before the first.
+    tree_id: the first tree shown is the one of this id, if given.
+    seed: of the run, for the masks.
+    epoch: pass over the data, from 0; each draws other masks.
+    lengths: tokens per row, {'encoder': 128, 'decoder': 128}.
+    layout: rows and slots of a forest.
+    max_comments: most comments of a tree that are shown.
+  """
+
+  split: str = "train"
+  count: int = 3
+  skip: int = 0
+  tree_id: str | None = None
+  seed: int = 0
+  epoch: int = 0
+  lengths: Mapping[str, int] = dataclasses.field(
+    default_factory=lambda: {"encoder": 128, "decoder": 128}
+  )
+  layout: ForestLayout = dataclasses.field(default_factory=ForestLayout)
+  max_comments: int = 20
+
+  def __post_init__(self):
+    forest_layout.row_lengths(self.lengths)
+    for field, low in (
+      ("count", 1),
+      ("skip", 0),
+      ("seed", 0),
+      ("epoch", 0),
+      ("max_comments", 1),
+    ):
+      check_range("InspectionConfig", field, getattr(self, field), low, whole=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenView:
+  """A token of a target or of the post.
+
+  Attributes:
+    written: the piece that stands in the text; `▁` is a space.
+    read: the piece that the model reads in its place.
+    kind: 'marker' for markers and specials; 'masked', 'random' and 'kept' are to be
+      predicted and read `<mask>`, a random token, and themselves.
+  """
+
+  written: str
+  read: str
+  kind: TokenKind
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AncestorView:
+  """An ancestor that a target sees.
+
+  Attributes:
+    comment: its index in the tree; the comment's own for an earlier part of it.
+    distance: hops up, 0 for an earlier part of the same comment.
+    slot: its encoder slot in the target's forest.
+  """
+
+  comment: int
+  distance: int
+  slot: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PartView:
+  """A comment, or a chunk of a long one, as a target.
+
+  Attributes:
+    forest: index of the forest it is in.
+    slot: its target slot there.
+    row: its decoder row.
+    column: where it begins in the row.
+    tokens: as read and as to be predicted.
+    ancestors: what it sees, nearest first.
+  """
+
+  forest: int
+  slot: int
+  row: int
+  column: int
+  tokens: tuple[TokenView, ...]
+  ancestors: tuple[AncestorView, ...]
+
+  def ancestor_groups(self) -> Iterator[tuple[AncestorView, int]]:
+    """Each comment seen, with the number of encoder slots it takes, nearest first."""
+    for _, same in itertools.groupby(self.ancestors, lambda seen: seen.comment):
+      slots = list(same)
+      yield slots[0], len(slots)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CommentView:
+  """A comment of a tree.
+
+  Attributes:
+    index: in the tree; the post is 0.
+    parent: index of the comment answered; -1 for the post.
+    depth: hops from the post.
+    is_last: whether no sibling follows it.
+    replies: direct ones.
+    author: as the source names them, or None.
+    marker: the token that stands for the author; may be empty.
+    raw: text as written, of at most 2,000 characters.
+    clean: text as tokenised, of at most 2,000 characters.
+    left_out: characters of the raw text beyond those.
+    changes: what cleaning did, as (operation, text) with 'equal', 'delete' and
+      'insert'; empty if it changed nothing but white space.
+    tokens_cut: tokens beyond what a run would read.
+    context: tokens as context, if it is no target.
+    parts: it as a target, one for each chunk; empty for context only.
+  """
+
+  index: int
+  parent: int
+  depth: int
+  is_last: bool
+  replies: int
+  author: str | None
+  marker: str
+  raw: str
+  clean: str
+  left_out: int
+  changes: tuple[tuple[str, str], ...]
+  tokens_cut: int
+  context: tuple[TokenView, ...]
+  parts: tuple[PartView, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeView:
+  """A tree.
+
+  Attributes:
+    id: as the source names it.
+    size: comments, the post included.
+    max_depth: hops from the post to the farthest comment.
+    pieces: parts it was cut into.
+    comments: the first `max_comments` of them, depth first.
+  """
+
+  id: str
+  size: int
+  max_depth: int
+  pieces: int
+  comments: tuple[CommentView, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BlockView:
+  """Where a comment stands in packed rows.
+
+  Attributes:
+    slot: target or encoder slot, from 1.
+    row: the row.
+    column: where it begins.
+    length: tokens.
+    tree: index of the tree in `Inspection.trees`; None for one packed along.
+    comment: index of the comment in its tree.
+  """
+
+  slot: int
+  row: int
+  column: int
+  length: int
+  tree: int | None
+  comment: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ForestView:
+  """A forest: one example of a batch.
+
+  Attributes:
+    decoder: blocks of targets, by slot.
+    encoder: blocks of encoded comments, by slot.
+    masked: masked positions in use.
+    fill: shares of positions with real tokens.
+  """
+
+  decoder: tuple[BlockView, ...]
+  encoder: tuple[BlockView, ...]
+  masked: int
+  fill: Fill
+
+  def blocks(self, side: Side) -> tuple[BlockView, ...]:
+    """Blocks of one side."""
+    return self.decoder if side == "decoder" else self.encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+  """All there is to see.
+
+  Attributes:
+    task: name of the task.
+    config: what was asked for.
+    shape: of a forest.
+    trees: the trees.
+    forests: those that hold the targets shown, filled up with trees that follow.
+    fill: over all of them.
+    row_each: the same comments in a row each: shares of real tokens, by side.
+    ran_out: whether the data ended before the forests were full.
+    cleaned: what cleaning replaced in the trees shown, by kind.
+    fates: (what, what became of it, number) of all that was read on the way.
+  """
+
+  task: str
+  config: InspectionConfig
+  shape: ForestShape
+  trees: tuple[TreeView, ...]
+  forests: tuple[ForestView, ...]
+  fill: Fill
+  row_each: Mapping[str, float]
+  ran_out: bool
+  cleaned: Mapping[str, int]
+  fates: tuple[tuple[str, str, int], ...]
+
+  def tokens(self) -> collections.Counter[str]:
+    """Number of tokens shown in targets, by kind."""
+    return collections.Counter(
+      token.kind
+      for tree in self.trees
+      for comment in tree.comments
+      for part in comment.parts
+      for token in part.tokens
+    )
+
+
+def letter(tree: int) -> str:
+  """A tree's name in packed rows: A to Z, then AA."""
+  name = ""
+  tree += 1
+  while tree:
+    tree, rest = divmod(tree - 1, 26)
+    name = chr(ord("A") + rest) + name
+  return name
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+  """`1 tree`, `2 trees`, `3 replies`."""
+  return f"{number:,} {one}" if number == 1 else f"{number:,} {many or one + 's'}"

@@ -1,0 +1,122 @@
+"""BERT's token masking, drawn afresh per epoch from a stateless seed.
+
+Source: Devlin et al., "BERT" (2019), section 3.1: of the chosen tokens 80% become
+`<mask>`, 10% a random token and 10% stay. Here the number chosen in each comment is
+exact rather than an expectation, so a comment always has a token to predict, and the
+result is a pure function of (seed, epoch, example).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from ..errors import UserError
+from ..models.config import check_range
+from .pieces import Piece, target_lengths
+
+MASKING_FEATURES = ("input_tokens", "is_masked")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+  """Which share of a comment's tokens to predict, and what stands in their place.
+
+  Attributes:
+    rate: share of a comment's maskable tokens, rounded, at least one token.
+    mask_share: share of the chosen tokens replaced by `<mask>`.
+    random_share: share replaced by a random token; the rest stays as it is.
+  """
+
+  rate: float = 0.15
+  mask_share: float = 0.8
+  random_share: float = 0.1
+
+  def __post_init__(self):
+    for field in ("rate", "mask_share", "random_share"):
+      check_range("MaskingConfig", field, getattr(self, field), 0, 1)
+    if self.rate == 0:
+      raise UserError("MaskingConfig.rate = 0: nothing would be predicted; try 0.15")
+    if self.mask_share + self.random_share > 1 + 1e-9:
+      raise UserError(
+        "MaskingConfig.mask_share + MaskingConfig.random_share ="
+        f" {self.mask_share + self.random_share:g}: must not exceed 1"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Masker:
+  """Masks the targets of pieces.
+
+  Attributes:
+    config: the shares.
+    mask_id: id of `<mask>`.
+    maskable: bool [vocabulary size]; False for padding, specials and markers, which
+      are neither masked nor put in as random tokens.
+  """
+
+  config: MaskingConfig
+  mask_id: int
+  maskable: np.ndarray
+
+  @functools.cached_property
+  def _replacements(self) -> np.ndarray:
+    return np.flatnonzero(self.maskable)
+
+  def __call__(
+    self, piece: Piece, max_length: int, seed: int, epoch: int, index: int
+  ) -> Piece:
+    """Returns the piece with `input_tokens` and `is_masked`, both [sum(lengths)].
+
+    Args:
+      piece: features of `pieces.PIECE_FEATURES`.
+      max_length: tokens of a target that a decoder row shows; none beyond is masked.
+      seed: seed of the run.
+      epoch: pass over the data; another epoch draws other masks.
+      index: the example's place in the data, the same in every epoch.
+    """
+    rng = np.random.Generator(
+      np.random.Philox(key=np.uint64(seed), counter=[0, 0, epoch, index])
+    )
+    tokens, lengths = piece["tokens"], piece["lengths"]
+    node_of = np.repeat(np.arange(len(lengths)), lengths)
+    column = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    candidates = np.flatnonzero(
+      (column < target_lengths(piece, max_length)[node_of]) & self.maskable[tokens]
+    )
+    chosen = self._choose(node_of[candidates], len(lengths), rng)
+    positions = candidates[chosen]
+
+    # A shuffled order cut at exact shares: the 80/10/10 of this piece.
+    shuffled = rng.permutation(positions)
+    masked_count = round(self.config.mask_share * len(shuffled))
+    random_count = round(
+      (self.config.mask_share + self.config.random_share) * len(shuffled)
+    )
+    input_tokens = tokens.copy()
+    input_tokens[shuffled[:masked_count]] = self.mask_id
+    replaced = shuffled[masked_count:random_count]
+    input_tokens[replaced] = rng.choice(self._replacements, len(replaced))
+    is_masked = np.zeros(len(tokens), np.int32)
+    is_masked[positions] = 1
+    return {**piece, "input_tokens": input_tokens, "is_masked": is_masked}
+
+  def _choose(
+    self, node_of: np.ndarray, nodes: int, rng: np.random.Generator
+  ) -> np.ndarray:
+    """Indices of exactly `masked_count(n)` of each node's n candidates."""
+    available = np.bincount(node_of, minlength=nodes)
+    order = np.lexsort((rng.random(len(node_of)), node_of))
+    rank = np.arange(len(node_of)) - np.repeat(
+      np.cumsum(available) - available, available
+    )
+    return order[rank < masked_counts(available, self.config.rate)[node_of]]
+
+
+def masked_counts(available: np.ndarray, rate: float) -> np.ndarray:
+  """Tokens to predict among `available` ones: round(rate * n), at least 1 of any."""
+  return np.where(
+    available > 0, np.maximum(1, np.rint(rate * available).astype(np.int64)), 0
+  )

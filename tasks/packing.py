@@ -1,0 +1,439 @@
+"""Packing pieces of trees into forests: rows of fixed length, static shapes.
+
+Comments are short and ragged, so padding is the enemy. A forest takes whole pieces
+from a pool held back for the purpose, so that decoder rows, encoder rows, slots and
+masked positions all fill up together: vector bin packing, greedily taking the piece
+that leaves the least room (the norm-based greedy of Panigrahy et al., "Heuristics for
+Vector Bin Packing", 2011), with best-fit decreasing inside the rows.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from . import splitting
+from .forest_layout import ForestShape, PieceTotals
+from .pieces import NODE_FEATURES, Piece, ranges, target_lengths
+
+Forest = dict[str, np.ndarray]
+
+# A forest is closed once so many pieces in a row found no place in its rows.
+_MAX_MISFITS = 30
+# Weight of keeping the two sides' free shares equal, against filling up fast.
+_BALANCE = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PackItem:
+  """A masked piece, measured: what it takes of a forest.
+
+  Attributes:
+    piece: features, with `input_tokens` and `is_masked`.
+    targets: indices of nodes with a masked token, in node order.
+    target_lengths: tokens of each target, clipped to the row. [T]
+    masked: masked tokens of each target. [T]
+    encoded: indices of nodes that a target sees, in node order.
+    encoded_lengths: tokens of each encoded node, clipped to the row. [E]
+    ancestors: nodes that each target sees, nearest first, -1 where none. [T, A]
+  """
+
+  piece: Piece
+  targets: np.ndarray
+  target_lengths: np.ndarray
+  masked: np.ndarray
+  encoded: np.ndarray
+  encoded_lengths: np.ndarray
+  ancestors: np.ndarray
+
+  @functools.cached_property
+  def sizes(self) -> tuple[int, int, int, int]:
+    """Decoder tokens, encoder tokens, targets, encoded nodes."""
+    return (
+      int(self.target_lengths.sum()),
+      int(self.encoded_lengths.sum()),
+      len(self.targets),
+      len(self.encoded),
+    )
+
+
+def measure(
+  piece: Piece, encoder_length: int, decoder_length: int, max_ancestors: int
+) -> PackItem:
+  """Works out what a masked piece needs: its targets, its encoder set, who sees whom.
+
+  Nodes without a token to predict are no targets, nodes without tokens are not
+  encoded, and nodes that no target sees are not either.
+  """
+  lengths = piece["lengths"]
+  ends = np.cumsum(lengths)
+  masked_until = np.concatenate([[0], np.cumsum(piece["is_masked"])])
+  masked = masked_until[ends] - masked_until[ends - lengths]
+  targets = np.flatnonzero((masked > 0) & (piece["is_target"] == 1))
+  ancestors = splitting.visible_ancestors(piece["parents"], max_ancestors)[targets]
+  if not lengths.all():
+    ancestors = _drop_empty(ancestors, lengths)
+  seen = np.zeros(len(lengths), bool)
+  seen[ancestors[ancestors >= 0]] = True
+  encoded = np.flatnonzero(seen)
+  return PackItem(
+    piece=piece,
+    targets=targets,
+    target_lengths=target_lengths(piece, decoder_length)[targets],
+    masked=masked[targets],
+    encoded=encoded,
+    encoded_lengths=np.minimum(lengths[encoded], encoder_length),
+    ancestors=ancestors,
+  )
+
+
+def _drop_empty(ancestors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """Takes nodes without tokens out of every list, closing the gaps."""
+  keep = (ancestors >= 0) & (lengths[ancestors] > 0)
+  order = np.argsort(~keep, axis=1, kind="stable")
+  return np.take_along_axis(np.where(keep, ancestors, -1), order, axis=1)
+
+
+def add_to_totals(totals: PieceTotals, item: PackItem) -> None:
+  """Adds one measured piece to the totals from which a layout is chosen."""
+  decoder_tokens, encoder_tokens, targets, encoded = item.sizes
+  totals.pieces += 1
+  totals.targets += targets
+  totals.target_tokens += decoder_tokens
+  totals.masked_tokens += int(item.masked.sum())
+  totals.encoded += encoded
+  totals.encoded_tokens += encoder_tokens
+
+
+class Rows:
+  """Rows of equal length with best-fit placement and a second limit per row.
+
+  Kept sorted by free tokens, so that the tightest row that still fits is found by
+  bisection.
+  """
+
+  def __init__(self, rows: int, length: int, most_masked: int):
+    self.free = [(length, row) for row in range(rows)]
+    self.masked_left = [most_masked] * rows
+    self._length = length
+
+  def place(
+    self, lengths: list[int], masked: list[int]
+  ) -> list[tuple[int, int]] | None:
+    """Places items, longest first; (row, column) each, or None and nothing changed."""
+    rows, masked_left = self.free[:], self.masked_left[:]
+    places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
+    for item in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+      need, mask = lengths[item], masked[item]
+      at = bisect.bisect_left(rows, (need, -1))
+      while at < len(rows) and masked_left[rows[at][1]] < mask:
+        at += 1
+      if at == len(rows):
+        return None
+      free, row = rows.pop(at)
+      places[item] = (row, self._length - free)
+      masked_left[row] -= mask
+      bisect.insort(rows, (free - need, row))
+    self.free, self.masked_left = rows, masked_left
+    return places
+
+
+class ForestBuilder:
+  """One forest being filled."""
+
+  def __init__(self, shape: ForestShape):
+    self._shape = shape
+    self._decoder = Rows(shape.decoder_rows, shape.decoder_length, shape.masked_per_row)
+    self._encoder = Rows(shape.encoder_rows, shape.encoder_length, 0)
+    self._items: list[PackItem] = []
+    self._decoder_places: list[tuple[int, int]] = []
+    self._encoder_places: list[tuple[int, int]] = []
+    self.left = np.array(
+      [
+        shape.decoder_rows * shape.decoder_length,
+        shape.encoder_rows * shape.encoder_length,
+        shape.target_slots,
+        shape.encoder_slots,
+      ]
+    )
+
+  def add(self, item: PackItem) -> bool:
+    """Takes the whole piece in, or leaves the forest as it was and returns False."""
+    sizes = item.sizes
+    if (self.left < sizes).any():
+      return False
+    saved = self._decoder.free, self._decoder.masked_left
+    decoder = self._decoder.place(item.target_lengths.tolist(), item.masked.tolist())
+    if decoder is None:
+      return False
+    lengths = item.encoded_lengths.tolist()
+    encoder = self._encoder.place(lengths, [0] * len(lengths))
+    if encoder is None:
+      self._decoder.free, self._decoder.masked_left = saved
+      return False
+    self._items.append(item)
+    self._decoder_places += decoder
+    self._encoder_places += encoder
+    self.left -= sizes
+    return True
+
+  def build(self) -> Forest:
+    """Lays the pieces taken in out as the features of one example."""
+    shape = self._shape
+    forest = empty_forest(shape)
+    if not self._items:
+      return forest
+    items = self._items
+    nodes_before = np.cumsum([0] + [len(i.piece["lengths"]) for i in items])
+    lengths = np.concatenate([item.piece["lengths"] for item in items])
+    depths = np.concatenate([item.piece["depths"] for item in items])
+    starts = np.cumsum(lengths) - lengths
+
+    encoded = np.concatenate(
+      [item.encoded + before for item, before in zip(items, nodes_before)]
+    )
+    slot_of_node = np.zeros(len(lengths) + 1, np.int32)  # the last stands for "none"
+    slot_of_node[encoded] = np.arange(1, len(encoded) + 1)
+    forest["encoder_slot_depths"][: len(encoded)] = depths[encoded]
+    tokens = np.concatenate([item.piece["tokens"] for item in items])
+    encoded_lengths = np.concatenate([item.encoded_lengths for item in items])
+    _lay_out(
+      forest,
+      "encoder",
+      tokens,
+      starts[encoded],
+      encoded_lengths,
+      np.array(self._encoder_places, np.int64).reshape(-1, 2),
+      shape.encoder_length,
+    )
+
+    targets = np.concatenate(
+      [item.targets + before for item, before in zip(items, nodes_before)]
+    )
+    input_tokens = np.concatenate([item.piece["input_tokens"] for item in items])
+    target_lengths_ = np.concatenate([item.target_lengths for item in items])
+    places = np.array(self._decoder_places, np.int64).reshape(-1, 2)
+    source, cells = _lay_out(
+      forest,
+      "decoder",
+      input_tokens,
+      starts[targets],
+      target_lengths_,
+      places,
+      shape.decoder_length,
+    )
+    is_masked = np.concatenate([item.piece["is_masked"] for item in items])
+    picked = is_masked[source] == 1
+    self._lay_out_masked(forest, tokens[source[picked]], cells[picked])
+
+    ancestors = np.concatenate(
+      [
+        np.where(item.ancestors >= 0, item.ancestors + before, len(lengths))
+        for item, before in zip(items, nodes_before)
+      ]
+    )
+    count = len(targets)
+    forest["target_depths"][:count] = depths[targets]
+    forest["ancestor_slots"][:count] = slot_of_node[ancestors]
+    hops = depths[targets][:, None] - np.append(depths, 0)[ancestors]
+    forest["ancestor_distances"][:count] = np.where(
+      forest["ancestor_slots"][:count] > 0, hops, 0
+    )
+    return forest
+
+  def _lay_out_masked(
+    self, forest: Forest, tokens: np.ndarray, cells: np.ndarray
+  ) -> None:
+    """Writes targets at masked cells (row * length + column) into the row's first M."""
+    order = np.argsort(cells)
+    row, column = np.divmod(cells[order], self._shape.decoder_length)
+    in_row = np.bincount(row, minlength=self._shape.decoder_rows)
+    rank = np.arange(len(row)) - np.repeat(np.cumsum(in_row) - in_row, in_row)
+    forest["decoder_masked_positions"][row, rank] = column
+    forest["decoder_target_tokens"][row, rank] = tokens[order]
+    forest["decoder_loss_weights"][row, rank] = 1.0
+
+
+def _lay_out(
+  forest: Forest,
+  side: str,
+  tokens: np.ndarray,
+  starts: np.ndarray,
+  lengths: np.ndarray,
+  places: np.ndarray,
+  row_length: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Writes items into one side's rows; returns token indices and cells written to."""
+  source = ranges(starts, lengths)
+  cells = ranges(places[:, 0] * row_length + places[:, 1], lengths)
+  forest[f"{side}_input_tokens"].reshape(-1)[cells] = tokens[source]
+  forest[f"{side}_segment_ids"].reshape(-1)[cells] = np.repeat(
+    np.arange(1, len(lengths) + 1), lengths
+  )
+  forest[f"{side}_positions"].reshape(-1)[cells] = ranges(
+    np.zeros_like(lengths), lengths
+  )
+  return source, cells
+
+
+def empty_forest(shape: ForestShape) -> Forest:
+  """An example of padding alone: no tokens, no slots, no weight."""
+  forest = {
+    name: np.zeros(dims, np.float32 if name == "decoder_loss_weights" else np.int32)
+    for name, dims in shape.feature_shapes().items()
+  }
+  forest["encoder_slot_depths"] -= 1
+  return forest
+
+
+class Packer:
+  """Composes forests from a pool of pieces; the oldest piece always goes next.
+
+  Pieces are known by a key of the caller's, so that the pool can be written down as
+  keys and built again (see `streams`).
+  """
+
+  def __init__(self, shape: ForestShape, lookahead: int):
+    self._shape = shape
+    self._lookahead = lookahead
+    self.pool: list[tuple[Any, PackItem]] = []
+
+  def wants_more(self) -> bool:
+    """Whether the pool holds fewer pieces than `lookahead`."""
+    return len(self.pool) < self._lookahead
+
+  def next_forest(self) -> Forest:
+    """Fills one forest from the pool and takes its pieces out of it."""
+    builder = ForestBuilder(self._shape)
+    sizes = np.array([item.sizes for _, item in self.pool], np.int64).reshape(-1, 4)
+    capacity = builder.left.astype(np.float64)
+    waiting = np.ones(len(self.pool), bool)
+    taken = np.zeros(len(self.pool), bool)
+    misfits = 0
+    candidate = 0
+    while misfits < _MAX_MISFITS:
+      waiting[candidate] = False
+      if builder.add(self.pool[candidate][1]):
+        taken[candidate] = True
+      else:
+        misfits += 1
+      fits = waiting & (sizes <= builder.left).all(axis=1)
+      options = np.flatnonzero(fits)
+      if not len(options):
+        break
+      # Only the tokens steer the choice: slots are provided with headroom.
+      room = (builder.left[:2] - sizes[options, :2]) / capacity[:2]
+      score = np.einsum("nd,nd->n", room, room)
+      score += _BALANCE * (room[:, 0] - room[:, 1]) ** 2
+      candidate = options[np.argmin(score)]
+    self.pool = [entry for entry, gone in zip(self.pool, taken) if not gone]
+    return builder.build()
+
+
+def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
+  """Measures a masked piece; cuts it further if it does not fit an empty forest.
+
+  A single comment with its ancestors always fits: `forest_layout.resolve` sees to it.
+  """
+  item = measure(piece, shape.encoder_length, shape.decoder_length, shape.max_ancestors)
+  if not len(item.targets):
+    return
+  if _surely_fits(item, shape) or ForestBuilder(shape).add(item):
+    yield item
+    return
+  # Nodes stand depth first, so each half is mostly subtrees of its own.
+  middle = len(item.targets) // 2
+  for half in (slice(None, middle), slice(middle, None)):
+    yield from fitting_items(
+      _cut(piece, item.targets[half], item.ancestors[half]), shape
+    )
+
+
+def _surely_fits(item: PackItem, shape: ForestShape) -> bool:
+  """Whether best fit must succeed: with rows half full, another item always fits."""
+  decoder_tokens, encoder_tokens, targets, encoded = item.sizes
+  rows = (
+    2 * decoder_tokens / shape.decoder_length
+    + 2 * int(item.masked.sum()) / shape.masked_per_row
+  )
+  return (
+    targets <= shape.target_slots
+    and encoded <= shape.encoder_slots
+    and rows + 1 <= shape.decoder_rows
+    and int(item.masked.max()) <= shape.masked_per_row
+    and 2 * encoder_tokens / shape.encoder_length + 1 <= shape.encoder_rows
+  )
+
+
+def _cut(piece: Piece, targets: np.ndarray, ancestors: np.ndarray) -> Piece:
+  """The piece with some of its targets, and of the other nodes what those see."""
+  lengths = piece["lengths"]
+  is_target = np.zeros(len(lengths), np.int32)
+  is_target[targets] = 1
+  kept = is_target == 1
+  kept[ancestors[ancestors >= 0]] = True
+  kept[0] = True  # `splitting` wants the topmost node in every piece
+  nodes = np.flatnonzero(kept)
+  tokens = ranges((np.cumsum(lengths) - lengths)[nodes], lengths[nodes])
+  cut: Piece = {name: piece[name][nodes] for name in NODE_FEATURES}
+  cut["parents"] = splitting.extract_parents(nodes, piece["parents"])
+  cut["is_target"] = is_target[nodes]
+  for name in ("tokens", "input_tokens", "is_masked"):
+    cut[name] = piece[name][tokens]
+  return {**piece, **cut}
+
+
+def pack(
+  pieces: Iterable[Piece], shape: ForestShape, lookahead: int
+) -> Iterator[Forest]:
+  """Packs masked pieces into forests until none are left; the last may be part empty.
+
+  Args:
+    pieces: features of `pieces.PIECE_FEATURES` and `masking.MASKING_FEATURES`.
+    shape: what a forest holds.
+    lookahead: pieces held back to choose from.
+  """
+  packer = Packer(shape, lookahead)
+  for index, piece in enumerate(pieces):
+    packer.pool += [(index, item) for item in fitting_items(piece, shape)]
+    while not packer.wants_more():
+      yield packer.next_forest()
+  while packer.pool:
+    yield packer.next_forest()
+
+
+@dataclasses.dataclass
+class Fill:
+  """Share of positions that hold real tokens, over the forests seen."""
+
+  forests: int = 0
+  comments: int = 0
+  encoder_tokens: int = 0
+  encoder_positions: int = 0
+  decoder_tokens: int = 0
+  decoder_positions: int = 0
+
+  def add(self, forest: Forest) -> None:
+    """Counts a forest, or a batch of them."""
+    encoder, decoder = forest["encoder_segment_ids"], forest["decoder_segment_ids"]
+    self.forests += decoder.size // (decoder.shape[-1] * decoder.shape[-2])
+    self.comments += int(decoder.reshape(-1, np.prod(decoder.shape[-2:])).max(1).sum())
+    self.encoder_tokens += int(np.count_nonzero(encoder))
+    self.encoder_positions += encoder.size
+    self.decoder_tokens += int(np.count_nonzero(decoder))
+    self.decoder_positions += decoder.size
+
+  @property
+  def encoder(self) -> float:
+    """Share of encoder positions holding a token."""
+    return self.encoder_tokens / max(1, self.encoder_positions)
+
+  @property
+  def decoder(self) -> float:
+    """Share of decoder positions holding a token."""
+    return self.decoder_tokens / max(1, self.decoder_positions)

@@ -1,0 +1,184 @@
+"""From a `CommentTree` to tokenised pieces: the ragged, model-independent features.
+
+A *piece* is a tree, or a part of one cut out to fit `max_tree_size`. Its *nodes* are
+comments, or chunks of comments longer than `max_comment_tokens`; a parent always
+precedes its children. Everything here happens once per tree, before masking, and can
+be cached offline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..errors import UserError
+from ..models.config import check_choice, check_range
+from . import cleaning, markers, splitting
+from .config import CleaningConfig, MarkersConfig, TreeConfig
+
+if TYPE_CHECKING:
+  from .trees import CommentTree
+  from .vocabularies import Tokenizer
+
+LongComments = Literal["truncate", "chunk"]
+
+# Features of a piece, all int32 and of rank 1; `tree_id` (bytes, rank 0) comes along.
+NODE_FEATURES = ("lengths", "parents", "depths", "is_target", "node_ids")
+PIECE_FEATURES = ("tokens", *NODE_FEATURES)
+
+# Arrays by feature, and the tree's id as bytes.
+Piece = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class PiecesConfig:
+  """How trees become pieces.
+
+  Attributes:
+    max_tree_size: most nodes in a piece, context included.
+    max_ancestors: most ancestors a comment can see; those nearest, and the post.
+    max_comment_tokens: tokens after which a comment is cut.
+    long_comments: 'truncate' drops what is beyond; 'chunk' makes further nodes of it,
+      each seeing the comment's earlier chunks at distance 0.
+  """
+
+  max_tree_size: int = 64
+  max_ancestors: int = 16
+  max_comment_tokens: int = 128
+  long_comments: LongComments = "truncate"
+
+  def __post_init__(self):
+    check_range("PiecesConfig", "max_ancestors", self.max_ancestors, 1, whole=True)
+    check_range("PiecesConfig", "max_tree_size", self.max_tree_size, 2, whole=True)
+    check_range(
+      "PiecesConfig", "max_comment_tokens", self.max_comment_tokens, 4, whole=True
+    )
+    check_choice("PiecesConfig", "long_comments", self.long_comments, LongComments)
+    if self.max_tree_size <= self.max_ancestors:
+      raise UserError(
+        f"PiecesConfig.max_tree_size = {self.max_tree_size}: must exceed"
+        f" PiecesConfig.max_ancestors = {self.max_ancestors}, or a deep comment's"
+        " context leaves no room for the comment"
+      )
+
+
+@dataclasses.dataclass
+class PieceCounts:
+  """What became of the tokens and nodes of the trees seen so far."""
+
+  trees: int = 0
+  comments: int = 0
+  pieces: int = 0
+  nodes: int = 0
+  context_copies: int = 0
+  tokens: int = 0
+  tokens_cut: int = 0
+
+  def report(self) -> str:
+    """One line: pieces, context encoded twice, share of tokens cut off."""
+    copied = self.context_copies / max(1, self.nodes)
+    cut = self.tokens_cut / max(1, self.tokens)
+    return (
+      f"{self.trees:,} trees, {self.comments:,} comments, {self.tokens:,} tokens"
+      f" ({cut:.1%} cut off) in {self.pieces:,} pieces"
+      f" ({copied:.1%} of their nodes are context copies)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PieceBuilder:
+  """Turns trees into pieces; the one place where text becomes token ids."""
+
+  tokenizer: Tokenizer
+  trees: TreeConfig = TreeConfig()
+  cleaning: CleaningConfig = CleaningConfig()
+  markers: MarkersConfig = MarkersConfig()
+  pieces: PiecesConfig = PiecesConfig()
+  counts: PieceCounts = dataclasses.field(default_factory=PieceCounts)
+
+  def texts(self, tree: CommentTree) -> list[str]:
+    """Cleaned text of each comment, its author's marker token in front."""
+    texts = [cleaning.clean_text(c.text, self.cleaning) for c in tree.comments]
+    authors = markers.author_markers(tree, self.markers)
+    return [
+      f"{author} {text}".strip() if text or index else ""
+      for index, (author, text) in enumerate(zip(authors, texts))
+    ]
+
+  def __call__(self, tree: CommentTree) -> Iterator[Piece]:
+    """Yields the pieces of a tree, in which each comment is a target exactly once."""
+    encoded = self.tokenizer.encode_batch(self.texts(tree))
+    parents = np.fromiter((c.parent for c in tree.comments), np.int32, len(encoded))
+    whole = self._nodes(encoded, parents, np.asarray(tree.depths(), np.int32))
+    starts = np.concatenate([[0], np.cumsum(whole["lengths"])])
+    tree_id = tree.id.encode("utf-8", "replace")
+    self.counts.trees += 1
+    self.counts.comments += len(tree.comments)
+    splits = splitting.split_nodes(
+      whole["parents"],
+      whole["is_target"],
+      max_tree_size=self.pieces.max_tree_size,
+      max_ancestors=self.pieces.max_ancestors,
+    )
+    self.counts.pieces += len(splits)
+    self.counts.nodes += sum(len(split.nodes) for split in splits)
+    self.counts.context_copies += splitting.count_copies(splits)
+    for split in splits:
+      nodes = split.nodes
+      yield {
+        "tokens": whole["tokens"][ranges(starts[nodes], whole["lengths"][nodes])],
+        "lengths": whole["lengths"][nodes],
+        "parents": splitting.extract_parents(nodes, whole["parents"]),
+        "depths": whole["depths"][nodes],
+        "is_target": split.is_target.astype(np.int32),
+        "node_ids": whole["node_ids"][nodes],
+        "tree_id": tree_id,
+      }
+
+  def _nodes(
+    self, encoded: Sequence[np.ndarray], parents: np.ndarray, depths: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Node arrays of the whole tree: one node a comment, or a node a chunk."""
+    limit = self.pieces.max_comment_tokens
+    full = np.fromiter(map(len, encoded), np.int32, len(encoded))
+    self.counts.tokens += int(full.sum())
+    if self.pieces.long_comments == "truncate":
+      self.counts.tokens_cut += int(np.maximum(full - limit, 0).sum())
+      chunks = np.ones_like(full)
+      encoded = [tokens[:limit] for tokens in encoded]
+    else:
+      chunks = np.maximum(1, -(-full // limit))
+    node_ids = np.repeat(np.arange(len(encoded), dtype=np.int32), chunks)
+    last_node = np.cumsum(chunks, dtype=np.int32) - 1
+    first_node = last_node - chunks + 1
+    chunk = np.arange(len(node_ids), dtype=np.int32) - first_node[node_ids]
+    parent_node = np.where(parents >= 0, last_node[parents], -1)[node_ids]
+    lengths = np.minimum(full[node_ids] - chunk * limit, limit).astype(np.int32)
+    is_target = (lengths > 0).astype(np.int32)
+    if not self.trees.target_post:
+      is_target[node_ids == 0] = 0
+    return {
+      "tokens": np.concatenate([np.empty(0, np.int32), *encoded], dtype=np.int32),
+      "lengths": lengths,
+      "parents": np.where(
+        chunk > 0, np.arange(len(node_ids), dtype=np.int32) - 1, parent_node
+      ).astype(np.int32),
+      "depths": depths[node_ids],
+      "is_target": is_target,
+      "node_ids": node_ids,
+    }
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """Concatenates `arange(start, start + length)` over the pairs, without a loop."""
+  total = int(lengths.sum())
+  offsets = np.cumsum(lengths) - lengths
+  return np.arange(total) + np.repeat(starts - offsets, lengths)
+
+
+def target_lengths(piece: Piece, max_length: int) -> np.ndarray:
+  """Tokens of each node as a target in rows of `max_length`, 0 for context: [N]."""
+  return np.minimum(piece["lengths"], max_length) * piece["is_target"]

@@ -1,0 +1,76 @@
+"""SeqIO preprocessors: trees to pieces (cached), and masks on those (every epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import seqio
+import tensorflow as tf
+
+from .masking import MASKING_FEATURES, Masker
+from .pieces import NODE_FEATURES, PIECE_FEATURES, PieceBuilder
+from .sources import from_columns
+
+_PIECE_SIGNATURE = {
+  **{name: tf.TensorSpec([None], tf.int32) for name in PIECE_FEATURES},
+  "tree_id": tf.TensorSpec([], tf.string),
+}
+
+
+def trees_to_pieces(ds: tf.data.Dataset, builder: PieceBuilder) -> tf.data.Dataset:
+  """Cleans, tokenises and splits trees; one example per piece."""
+
+  def pieces():
+    for columns in ds.as_numpy_iterator():
+      yield from builder(from_columns(columns))
+
+  return tf.data.Dataset.from_generator(pieces, output_signature=_PIECE_SIGNATURE)
+
+
+def mask_pieces(
+  ds: tf.data.Dataset,
+  sequence_length: Mapping[str, int] | None,
+  masker: Masker,
+  max_comment_tokens: int,
+) -> tf.data.Dataset:
+  """Draws masks; adds `input_tokens` and `is_masked`.
+
+  Args:
+    ds: pieces.
+    sequence_length: SeqIO's; 'decoder' bounds the tokens of a target that are shown.
+    masker: draws them.
+    max_comment_tokens: the bound when SeqIO gives none.
+  """
+  max_length = (sequence_length or {}).get("decoder") or max_comment_tokens
+
+  def draw(seed, *features):
+    piece = dict(zip(PIECE_FEATURES, features))
+    masked = masker(piece, max_length, int(seed[0]) & 0x7FFFFFFF, 0, int(seed[1]))
+    return [masked[name] for name in MASKING_FEATURES]
+
+  @seqio.map_over_dataset(num_seeds=1)
+  def mask(piece, seed):
+    outputs = tf.numpy_function(
+      draw,
+      [seed, *(piece[name] for name in PIECE_FEATURES)],
+      [tf.int32] * len(MASKING_FEATURES),
+    )
+    for output in outputs:
+      output.set_shape([None])
+    return {**piece, **dict(zip(MASKING_FEATURES, outputs))}
+
+  return mask(ds)
+
+
+def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+  """The features of a masked piece, as SeqIO describes features."""
+  numbers = seqio.PassThroughVocabulary(size=0)
+
+  def feature(name: str) -> seqio.Feature:
+    text = name in ("tokens", "input_tokens")
+    return seqio.Feature(
+      vocabulary=vocabulary if text else numbers, add_eos=False, dtype=tf.int32
+    )
+
+  names = ("tokens", "input_tokens", "is_masked", *NODE_FEATURES)
+  return {name: feature(name) for name in names}

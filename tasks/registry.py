@@ -1,0 +1,164 @@
+"""Registers comment-tree tasks with SeqIO.
+
+    registry.add_files_task("my_forum", files="dumps/*.jsonl.gz",
+                            vocabulary="my_forum.model")
+
+makes a task that SeqIO's tools, our trainer and T5X's know by that name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import seqio
+
+from ..errors import UserError
+from . import generated, preprocessors, vocabularies
+from .config import CleaningConfig, MarkersConfig, TreeConfig
+from .generated_config import GeneratedTreesConfig
+from .markers import all_markers
+from .masking import Masker, MaskingConfig
+from .pieces import PieceBuilder, PiecesConfig
+from .sources import GeneratedTreesSource, TreeFilesSource, TreeSource
+
+GENERATED = "commentree_generated"
+FILES = "commentree_files"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """How a task turns trees into masked pieces."""
+
+  trees: TreeConfig = TreeConfig()
+  cleaning: CleaningConfig = CleaningConfig()
+  markers: MarkersConfig = MarkersConfig()
+  pieces: PiecesConfig = PiecesConfig()
+  masking: MaskingConfig = MaskingConfig()
+
+
+class CommentTreeTask(seqio.Task):
+  """A SeqIO task over comment trees, its parts at hand for trainer and inspection.
+
+  Attributes:
+    tree_source: where the trees come from.
+    tokenizer: text to token ids.
+    preprocessing: the settings.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    tree_source: TreeSource,
+    tokenizer: vocabularies.Tokenizer,
+    preprocessing: Preprocessing,
+  ):
+    """Builds the pipeline; nothing is read or trained yet."""
+    self.tree_source = tree_source
+    self.tokenizer = tokenizer
+    self.preprocessing = preprocessing
+    super().__init__(
+      name,
+      source=tree_source,
+      preprocessors=[
+        self._to_pieces,
+        seqio.CacheDatasetPlaceholder(),
+        self._mask,
+      ],
+      output_features=preprocessors.output_features(tokenizer.vocabulary),
+    )
+
+  def piece_builder(self) -> PieceBuilder:
+    """A fresh builder, its counts at zero."""
+    config = self.preprocessing
+    return PieceBuilder(
+      self.tokenizer, config.trees, config.cleaning, config.markers, config.pieces
+    )
+
+  def masker(self) -> Masker:
+    """Draws masks over this task's vocabulary."""
+    return Masker(
+      self.preprocessing.masking, self.tokenizer.mask_id, self.tokenizer.maskable
+    )
+
+  def _to_pieces(self, ds):
+    return preprocessors.trees_to_pieces(ds, self.piece_builder())
+
+  def _mask(self, ds, sequence_length):
+    limit = self.preprocessing.pieces.max_comment_tokens
+    return preprocessors.mask_pieces(ds, sequence_length, self.masker(), limit)
+
+
+def add_generated_task(
+  name: str = GENERATED,
+  config: GeneratedTreesConfig = GeneratedTreesConfig(),
+  preprocessing: Preprocessing | None = None,
+  cache_dir: str | None = None,
+) -> CommentTreeTask:
+  """Registers (or replaces) a task of generated trees with their own vocabulary.
+
+  Masks are all `<mask>` and text is left as generated unless `preprocessing` says
+  otherwise: the closed-form entropies hold for that.
+  """
+  preprocessing = preprocessing or Preprocessing(
+    masking=MaskingConfig(mask_share=1.0, random_share=0.0)
+  )
+  tokenizer = vocabularies.Tokenizer(
+    lambda: generated.vocabulary(config, preprocessing.markers, cache_dir)
+  )
+  return _register(
+    CommentTreeTask(name, GeneratedTreesSource(config), tokenizer, preprocessing)
+  )
+
+
+def add_files_task(
+  name: str,
+  files: str | Sequence[str],
+  vocabulary: str,
+  held_out_share: float = 0.1,
+  preprocessing: Preprocessing = Preprocessing(),
+) -> CommentTreeTask:
+  """Registers (or replaces) a task of trees in files.
+
+  Args:
+    name: what SeqIO is to know it by.
+    files: a file, a glob, a folder, or several of those.
+    vocabulary: a SentencePiece model made by `commentree vocab`.
+    held_out_share: share of the trees in the 'validation' split.
+    preprocessing: how trees become masked pieces.
+  """
+  source = TreeFilesSource(files, held_out_share, preprocessing.trees)
+  tokenizer = vocabularies.Tokenizer(
+    lambda: vocabulary, all_markers(preprocessing.markers)
+  )
+  return _register(CommentTreeTask(name, source, tokenizer, preprocessing))
+
+
+def get_task(name: str) -> CommentTreeTask:
+  """Returns a registered task.
+
+  Raises:
+    UserError: if there is none of that name, or it is not of comment trees.
+  """
+  if name in seqio.MixtureRegistry.names():
+    raise UserError(
+      f"MIXTURE_OR_TASK_NAME = {name!r}: is a mixture; name one task of comment trees"
+    )
+  ours = [
+    known
+    for known in seqio.TaskRegistry.names()
+    if isinstance(seqio.TaskRegistry.get(known), CommentTreeTask)
+  ]
+  if name not in ours:
+    raise UserError(
+      f"MIXTURE_OR_TASK_NAME = {name!r}: no such task of comment trees; there are"
+      f" {', '.join(sorted(ours)) or 'none'}"
+    )
+  return seqio.TaskRegistry.get(name)
+
+
+def _register(task: CommentTreeTask) -> CommentTreeTask:
+  if task.name in seqio.TaskRegistry.names():
+    seqio.TaskRegistry.remove(task.name)
+  seqio.TaskRegistry.add_provider(task.name, task)
+  return task

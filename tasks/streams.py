@@ -1,0 +1,279 @@
+"""Batches whose order is a pure function of the run's seed and the step.
+
+The data is dealt over a fixed number of *streams*, whatever the number of hosts:
+stream i of N reads positions i, i+N, i+2N… of an endless shuffled order, packs its
+own forests from its own pool, and always fills the same rows of the global batch. A
+host owns whole streams. What a stream has read is a position and the keys of its pool,
+a few numbers, so resuming seeks instead of replaying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ..errors import UserError
+from . import packing
+from .forest_layout import ForestShape, PieceTotals
+from .masking import Masker, masked_counts
+from .packing import Forest, Packer, PackItem
+from .pieces import Piece
+
+Batch = dict[str, np.ndarray]
+
+_SHUFFLE_BLOCK = 1024
+_MAX_STREAMS = 64
+
+
+class EndlessOrder:
+  """Positions 0, 1, 2… to (epoch, index): each epoch a permutation of its own.
+
+  Nothing is held in memory: the permutation is a keyed bijection, so any position is
+  found at once.
+  """
+
+  def __init__(self, examples: int, seed: int):
+    self._examples = examples
+    self._seed = seed
+    self._block: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+  def __getitem__(self, position: int) -> tuple[int, int]:
+    epoch, place = divmod(position, self._examples)
+    block, offset = divmod(place, _SHUFFLE_BLOCK)
+    key = epoch * (self._examples // _SHUFFLE_BLOCK + 1) + block
+    if self._block[0] != key:
+      start = block * _SHUFFLE_BLOCK
+      places = np.arange(start, min(start + _SHUFFLE_BLOCK, self._examples))
+      shuffled = tf.random.experimental.index_shuffle(
+        tf.constant(places, tf.int64),
+        seed=tf.constant([self._seed & 0x7FFFFFFF, epoch], tf.int32),
+        max_index=tf.constant(self._examples - 1, tf.int64),
+      )
+      self._block = (key, np.atleast_1d(shuffled.numpy()))
+    return epoch, int(self._block[1][offset])
+
+
+class ForestStream:
+  """One stream of forests, endless and resumable."""
+
+  def __init__(
+    self,
+    records: Sequence[Piece],
+    masker: Masker,
+    shape: ForestShape,
+    *,
+    seed: int,
+    stream: int,
+    num_streams: int,
+    lookahead: int,
+  ):
+    """Starts at the beginning.
+
+    Args:
+      records: pieces by index.
+      masker: draws the masks.
+      shape: what a forest holds.
+      seed: seed of the run, for order and masks.
+      stream: which stream this is, from 0.
+      num_streams: how many there are over all hosts.
+      lookahead: pieces in the pool.
+    """
+    self._records = records
+    self._masker = masker
+    self._shape = shape
+    self._seed = seed
+    self._stream = stream
+    self._num_streams = num_streams
+    self._order = EndlessOrder(len(records), seed)
+    self._packer = Packer(shape, lookahead)
+    self._next = 0
+
+  def _items(self, position: int) -> list[PackItem]:
+    epoch, index = self._order[position * self._num_streams + self._stream]
+    piece = self._masker(
+      self._records[index], self._shape.decoder_length, self._seed, epoch, index
+    )
+    return list(packing.fitting_items(piece, self._shape))
+
+  def __next__(self) -> Forest:
+    barren = 0
+    while self._packer.wants_more():
+      items = self._items(self._next)
+      self._packer.pool += [((self._next, k), item) for k, item in enumerate(items)]
+      self._next += 1
+      barren = 0 if items else barren + 1
+      if barren > len(self._records):
+        raise UserError("the data holds no comment with a token to predict")
+    return self._packer.next_forest()
+
+  def get_state(self) -> dict[str, Any]:
+    """Where the stream stands, as JSON-able numbers."""
+    return {"next": self._next, "pool": [list(key) for key, _ in self._packer.pool]}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes to where `get_state` was called; reads the pool again, nothing else."""
+    self._next = state["next"]
+    items: dict[int, list[PackItem]] = {}
+    for position, _ in state["pool"]:
+      if position not in items:
+        items[position] = self._items(position)
+    self._packer.pool = [((p, k), items[p][k]) for p, k in state["pool"]]
+
+
+def count_streams(batch_size: int) -> int:
+  """Streams of a global batch: the largest power of two dividing it, at most 64.
+
+  It depends on the batch alone, so that every number of hosts dividing it reads the
+  same examples in the same rows.
+  """
+  return min(_MAX_STREAMS, batch_size & -batch_size)
+
+
+class TrainBatches:
+  """This host's rows of the global batches, endless and resumable."""
+
+  def __init__(
+    self,
+    records: Sequence[Piece],
+    masker: Masker,
+    shape: ForestShape,
+    *,
+    batch_size: int,
+    seed: int,
+    lookahead: int,
+    host: int = 0,
+    num_hosts: int = 1,
+  ):
+    """Starts at step 0.
+
+    Args:
+      records: pieces of the split, by index.
+      masker: draws the masks.
+      shape: what a forest holds.
+      batch_size: forests in a global batch.
+      seed: seed of the run.
+      lookahead: pieces in each stream's pool.
+      host: this process.
+      num_hosts: all processes.
+
+    Raises:
+      UserError: if the hosts do not divide the streams.
+    """
+    num_streams = count_streams(batch_size)
+    if num_streams % num_hosts:
+      raise UserError(
+        f"BATCH_SIZE = {batch_size}: {num_hosts} hosts cannot share its {num_streams}"
+        f" data streams evenly; use a multiple of {num_hosts}"
+      )
+    own = num_streams // num_hosts
+    self._rows_per_stream = batch_size // num_streams
+    self._streams = {
+      stream: ForestStream(
+        records,
+        masker,
+        shape,
+        seed=seed,
+        stream=stream,
+        num_streams=num_streams,
+        lookahead=lookahead,
+      )
+      for stream in range(host * own, (host + 1) * own)
+    }
+
+  def __iter__(self) -> TrainBatches:
+    return self
+
+  def __next__(self) -> Batch:
+    return stack(
+      [
+        next(stream)
+        for stream in self._streams.values()
+        for _ in range(self._rows_per_stream)
+      ]
+    )
+
+  def get_state(self) -> dict[str, Any]:
+    """The state after the batch last returned, JSON-able; keyed by stream."""
+    return {str(key): stream.get_state() for key, stream in self._streams.items()}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes to where `get_state` was called; other hosts' streams are passed over.
+
+    Raises:
+      UserError: if a stream of ours is missing, as after a change of BATCH_SIZE.
+    """
+    for key, stream in self._streams.items():
+      if str(key) not in state:
+        raise UserError(
+          f"the checkpoint's data state lacks stream {key}: was BATCH_SIZE changed?"
+        )
+      stream.set_state(state[str(key)])
+
+
+def eval_batches(
+  records: Sequence[Piece],
+  masker: Masker,
+  shape: ForestShape,
+  *,
+  batch_size: int,
+  seed: int,
+  lookahead: int,
+  limit: int | None = None,
+) -> Iterator[Batch]:
+  """Every piece once, order and masks always the same; the last batch is padded.
+
+  Args:
+    records: pieces of the held-out split.
+    masker: draws the masks.
+    shape: what a forest holds.
+    batch_size: forests in a batch.
+    seed: seed of the evaluation, not of the run: runs stay comparable.
+    lookahead: pieces held back to choose from.
+    limit: most batches, or None for all.
+  """
+  # Shuffled, so that a limit takes a fair sample rather than the head of a file.
+  order = EndlessOrder(len(records), seed)
+  masked = (
+    masker(records[index], shape.decoder_length, seed, epoch, index)
+    for epoch, index in map(order.__getitem__, range(len(records)))
+  )
+  rows: list[Forest] = []
+  batches = 0
+  for forest in packing.pack(masked, shape, lookahead):
+    rows.append(forest)
+    if len(rows) == batch_size:
+      yield stack(rows)
+      rows = []
+      batches += 1
+      if batches == limit:
+        return
+  if rows:
+    padding = packing.empty_forest(shape)
+    yield stack(rows + [padding] * (batch_size - len(rows)))
+
+
+def stack(forests: Sequence[Forest]) -> Batch:
+  """Forests to a batch: every feature gains a leading batch dimension."""
+  return {name: np.stack([f[name] for f in forests]) for name in forests[0]}
+
+
+def sample_totals(
+  records: Sequence[Piece],
+  masker: Masker,
+  row_lengths: tuple[int, int],
+  max_ancestors: int,
+  sample: int = 2000,
+) -> PieceTotals:
+  """Measures pieces spread evenly over the data, for `forest_layout.resolve`."""
+  encoder_length, decoder_length = row_lengths
+  most_masked = masked_counts(np.array([decoder_length]), masker.config.rate)
+  totals = PieceTotals(most_masked=int(most_masked[0]))
+  for index in np.unique(np.linspace(0, len(records) - 1, sample).astype(int)):
+    piece = masker(records[int(index)], decoder_length, 0, 0, int(index))
+    packing.add_to_totals(
+      totals, packing.measure(piece, encoder_length, decoder_length, max_ancestors)
+    )
+  return totals

@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from commentree.errors import UserError
+from commentree.tasks import forest_layout, packing
+from commentree.tasks.forest_layout import ForestLayout, ForestShape
+from commentree.tasks.masking import Masker, MaskingConfig
+
+from .pieces_fixture import MASK_ID, maskable, random_pieces
+
+MASKER = Masker(MaskingConfig(), MASK_ID, maskable())
+SHAPE = ForestShape(
+  encoder_length=32,
+  decoder_length=32,
+  encoder_rows=6,
+  decoder_rows=10,
+  encoder_slots=24,
+  target_slots=32,
+  max_ancestors=4,
+  masked_per_row=12,
+)
+
+
+def masked_pieces(count, seed=0, **kwargs):
+  pieces = random_pieces(count, seed, **kwargs)
+  return [MASKER(p, SHAPE.decoder_length, 0, 0, i) for i, p in enumerate(pieces)]
+
+
+def walk_up(parents, node):
+  while parents[node] >= 0:
+    node = parents[node]
+    yield node
+
+
+def expected_targets(pieces, max_ancestors=SHAPE.max_ancestors):
+  """What each target must look like, computed one comment at a time."""
+  for piece in pieces:
+    starts = np.cumsum(piece["lengths"]) - piece["lengths"]
+
+    def words(node, name, length, starts=starts, piece=piece):
+      end = starts[node] + min(piece["lengths"][node], length)
+      return tuple(piece[name][starts[node] : end].tolist())
+
+    for node in np.flatnonzero(piece["is_target"]):
+      masked = words(node, "is_masked", SHAPE.decoder_length)
+      if not any(masked):
+        continue
+      up = list(walk_up(piece["parents"], node))
+      seen = up if len(up) <= max_ancestors else [*up[: max_ancestors - 1], up[-1]]
+      clean = words(node, "tokens", SHAPE.decoder_length)
+      yield (
+        words(node, "input_tokens", SHAPE.decoder_length),
+        tuple((c, t) for c, (t, m) in enumerate(zip(clean, masked)) if m),
+        int(piece["depths"][node]),
+        tuple(
+          (
+            words(a, "tokens", SHAPE.encoder_length),
+            int(piece["depths"][node] - piece["depths"][a]),
+            int(piece["depths"][a]),
+          )
+          for a in seen
+        ),
+      )
+
+
+def read_segments(forest, side):
+  """segment id -> (row, first column, tokens), checking that it is contiguous."""
+  tokens, ids = forest[f"{side}_input_tokens"], forest[f"{side}_segment_ids"]
+  segments = {}
+  for segment in range(1, ids.max() + 1):
+    rows, columns = np.nonzero(ids == segment)
+    assert len(set(rows)) == 1, "a comment never straddles rows"
+    assert (np.diff(columns) == 1).all(), "a comment is contiguous"
+    np.testing.assert_array_equal(
+      forest[f"{side}_positions"][rows, columns], np.arange(len(columns))
+    )
+    segments[segment] = (rows[0], columns[0], tuple(tokens[rows, columns].tolist()))
+  return segments
+
+
+def found_targets(forest):
+  encoded = read_segments(forest, "encoder")
+  for segment, (row, first, tokens) in read_segments(forest, "decoder").items():
+    used = forest["decoder_loss_weights"][row] == 1
+    masked = tuple(
+      (int(column - first), int(token))
+      for column, token in zip(
+        forest["decoder_masked_positions"][row][used],
+        forest["decoder_target_tokens"][row][used],
+      )
+      if first <= column < first + len(tokens)
+    )
+    slots = forest["ancestor_slots"][segment - 1]
+    hops = forest["ancestor_distances"][segment - 1]
+    yield (
+      tokens,
+      masked,
+      int(forest["target_depths"][segment - 1]),
+      tuple(
+        (encoded[s][2], int(h), int(forest["encoder_slot_depths"][s - 1]))
+        for s, h in zip(slots, hops)
+        if s
+      ),
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 30))
+def test_every_target_stands_in_the_forests_once_with_its_own_ancestors(
+  seed, count, lookahead
+):
+  pieces = masked_pieces(count, seed)
+  forests = list(packing.pack(pieces, SHAPE, lookahead))
+  found = [target for forest in forests for target in found_targets(forest)]
+  assert sorted(found) == sorted(expected_targets(pieces))
+
+
+def test_only_comments_that_a_target_sees_are_encoded():
+  pieces = masked_pieces(30)
+  forests = list(packing.pack(pieces, SHAPE, 16))
+  for forest in forests:
+    slots = set(range(1, forest["encoder_segment_ids"].max() + 1))
+    assert slots == set(forest["ancestor_slots"][forest["ancestor_slots"] > 0].tolist())
+    assert (forest["encoder_slot_depths"] >= 0).sum() == len(slots)
+
+
+def test_shapes_and_types_never_change():
+  for forest in packing.pack(masked_pieces(40), SHAPE, 16):
+    assert {k: v.shape for k, v in forest.items()} == SHAPE.feature_shapes()
+    assert {v.dtype for k, v in forest.items() if k != "decoder_loss_weights"} == {
+      np.dtype(np.int32)
+    }
+
+
+def test_a_piece_too_large_for_a_forest_is_cut_and_nothing_is_lost():
+  pieces = masked_pieces(3, nodes=90)
+  forests = list(packing.pack(pieces, SHAPE, 4))
+  found = [target for forest in forests for target in found_targets(forest)]
+  assert sorted(found) == sorted(expected_targets(pieces))
+
+
+@pytest.mark.parametrize(
+  "settings", [{"encoder_rows": 3}, {"encoder_slots": 3}, {"masked_per_row": 1}]
+)
+def test_a_layout_that_might_not_hold_some_comment_is_refused_at_the_start(settings):
+  with pytest.raises(UserError, match=next(iter(settings))):
+    forest_layout.resolve(
+      ForestLayout(max_ancestors=4, **settings),
+      {"encoder": 32, "decoder": 32},
+      forest_layout.PieceTotals(1, 9, 90, 9, 5, 5, 50),
+    )
+
+
+def test_an_example_of_padding_has_no_slots_and_no_weight():
+  forest = packing.empty_forest(SHAPE)
+  assert not forest["decoder_loss_weights"].any()
+  assert (forest["encoder_slot_depths"] == -1).all()
+
+
+def test_rows_fill_up_when_there_is_enough_to_choose_from():
+  pieces = masked_pieces(1500, max_length=24)
+  totals = forest_layout.PieceTotals()
+  for piece in pieces:
+    packing.add_to_totals(totals, packing.measure(piece, 32, 32, 4))
+  shape = forest_layout.resolve(
+    ForestLayout(decoder_rows=32, max_ancestors=4),
+    {"encoder": 32, "decoder": 32},
+    totals,
+  )
+  fill = packing.Fill()
+  for forest in list(packing.pack(pieces, shape, 256))[:-8]:
+    fill.add(forest)
+  assert fill.decoder > 0.94
+  assert fill.encoder > 0.85
+
+
+def test_an_ancestor_without_text_is_passed_over():
+  piece = random_pieces(1, nodes=4, deep=1.0)[0]
+  # The post (node 0) has no text: as if its tokens were never there.
+  length = piece["lengths"][0]
+  piece = {
+    **piece,
+    "tokens": piece["tokens"][length:],
+    "lengths": piece["lengths"].copy(),
+  }
+  piece["lengths"][0] = 0
+  forest = next(packing.pack([MASKER(piece, 32, 0, 0, 0)], SHAPE, 1))
+  assert (forest["ancestor_slots"][:3] > 0).sum(axis=1).tolist() == [0, 1, 2]
+  assert forest["ancestor_distances"][2][:2].tolist() == [1, 2]
+
+
+def test_row_lengths_are_checked_by_name():
+  with pytest.raises(UserError, match="TASK_FEATURE_LENGTHS"):
+    forest_layout.row_lengths({"inputs": 128})

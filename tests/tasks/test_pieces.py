@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+
+from commentree.errors import UserError
+from commentree.tasks import splitting
+from commentree.tasks.config import TreeConfig
+from commentree.tasks.pieces import PieceBuilder, PiecesConfig
+from commentree.tasks.trees import Comment, CommentTree
+
+
+class WordTokenizer:
+  """Every word its own id, by first appearance."""
+
+  def __init__(self):
+    self.ids = {}
+
+  def encode_batch(self, texts):
+    return [
+      np.array([self.ids.setdefault(w, len(self.ids) + 1) for w in t.split()], np.int32)
+      for t in texts
+    ]
+
+
+def tree(parents, lengths):
+  """Comments of unlike words; comment n is answered to comment parents[n]."""
+  return CommentTree(
+    id="t",
+    comments=[
+      Comment(
+        id=f"c{n}",
+        parent=parent,
+        author=f"author{n % 3}",
+        text=" ".join(f"w{n}x{i}" for i in range(length)),
+        created_utc=n,
+      )
+      for n, (parent, length) in enumerate(zip(parents, lengths))
+    ],
+  )
+
+
+def build(parents, lengths, trees=TreeConfig(), **settings):
+  builder = PieceBuilder(WordTokenizer(), trees=trees, pieces=PiecesConfig(**settings))
+  return list(builder(tree(parents, lengths))), builder
+
+
+def nodes(piece):
+  ends = np.cumsum(piece["lengths"])
+  return [
+    piece["tokens"][end - length : end].tolist()
+    for end, length in zip(ends, piece["lengths"])
+  ]
+
+
+def test_a_small_tree_is_one_piece_with_the_post_as_context():
+  (piece,), _ = build([-1, 0, 1, 0], [3, 2, 4, 1])
+  assert piece["is_target"].tolist() == [0, 1, 1, 1]
+  assert piece["lengths"].tolist() == [4, 3, 5, 2]  # an author's marker each
+  assert piece["parents"].tolist() == [-1, 0, 1, 0]
+  assert piece["depths"].tolist() == [0, 1, 2, 1]
+
+
+def test_the_post_is_a_target_if_a_setting_says_so():
+  (piece,), _ = build([-1, 0], [3, 2], trees=TreeConfig(target_post=True))
+  assert piece["is_target"].tolist() == [1, 1]
+
+
+def test_an_empty_post_has_no_tokens_and_is_no_target():
+  (piece,), _ = build([-1, 0], [0, 2], trees=TreeConfig(target_post=True))
+  assert piece["lengths"].tolist() == [0, 3]
+  assert piece["is_target"].tolist() == [0, 1]
+
+
+def test_long_comments_are_truncated_and_the_share_cut_off_is_reported():
+  (piece,), builder = build([-1, 0], [4, 30], max_comment_tokens=10)
+  assert piece["lengths"].tolist() == [5, 10]
+  assert builder.counts.tokens == 36
+  assert builder.counts.tokens_cut == 21
+  assert "58.3% cut off" in builder.counts.report()
+
+
+def test_a_chunked_comment_loses_nothing_and_sees_its_earlier_chunks_at_distance_0():
+  (piece,), builder = build(
+    [-1, 0, 1], [4, 24, 3], max_comment_tokens=10, long_comments="chunk"
+  )
+  assert piece["lengths"].tolist() == [5, 10, 10, 5, 4]
+  assert piece["node_ids"].tolist() == [0, 1, 1, 1, 2]
+  assert piece["depths"].tolist() == [0, 1, 1, 1, 2]
+  assert piece["parents"].tolist() == [-1, 0, 1, 2, 3]
+  assert builder.counts.tokens_cut == 0
+  ancestors = splitting.visible_ancestors(piece["parents"], 8)
+  hops = [
+    [int(piece["depths"][n] - piece["depths"][a]) for a in row if a >= 0]
+    for n, row in enumerate(ancestors)
+  ]
+  assert hops == [[], [1], [0, 1], [0, 0, 1], [1, 1, 1, 2]]
+
+
+def test_over_all_pieces_of_a_large_tree_every_comment_is_a_target_once():
+  rng = np.random.default_rng(0)
+  parents = [-1] + [int(rng.integers(0, n)) for n in range(1, 300)]
+  pieces, builder = build(parents, [3] * 300, max_tree_size=24, max_ancestors=6)
+  targets = np.concatenate([p["node_ids"][p["is_target"] == 1] for p in pieces])
+  assert sorted(targets.tolist()) == list(range(1, 300))
+  assert all(len(p["lengths"]) <= 24 for p in pieces)
+  (whole,), _ = build(parents, [3] * 300, max_tree_size=300, max_ancestors=6)
+  words = nodes(whole)
+  seen_in = {
+    int(n): [int(whole["node_ids"][a]) for a in row if a >= 0]
+    for n, row in zip(
+      whole["node_ids"], splitting.visible_ancestors(whole["parents"], 6)
+    )
+  }
+  for piece in pieces:
+    # The tokens of a node are its own, and it sees whom it sees in the whole tree.
+    tokens, sees = nodes(piece), splitting.visible_ancestors(piece["parents"], 6)
+    for place, node in enumerate(piece["node_ids"]):
+      assert len(tokens[place]) == len(words[node])
+      if piece["is_target"][place]:
+        assert [int(piece["node_ids"][a]) for a in sees[place] if a >= 0] == seen_in[
+          int(node)
+        ]
+  assert builder.counts.context_copies > 0
+
+
+def test_a_piece_must_hold_more_than_a_comments_context():
+  with pytest.raises(UserError, match="max_tree_size"):
+    PiecesConfig(max_tree_size=16, max_ancestors=16)
