@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import io
+
+import jax
+import pytest
+from rich.console import Console
+
+from commentree.training import config as config_lib
+
+from . import stub
+
+_FLAGS = (
+  "jax_threefry_partitionable",
+  "jax_numpy_rank_promotion",
+  "jax_compilation_cache_dir",
+  "jax_persistent_cache_min_compile_time_secs",
+)
+
+
+@pytest.fixture(autouse=True)
+def flags_as_before():
+  """`train` sets JAX's flags for its process; tests share one."""
+  before = {flag: getattr(jax.config, flag) for flag in _FLAGS}
+  yield
+  for flag, value in before.items():
+    jax.config.update(flag, value)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+  """Folder of compiled programs, for this process and those it starts."""
+  return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture
+def make_config(tmp_path, compiled):
+  """Makes settings of a short run."""
+
+  def make(**overrides) -> config_lib.TrainConfig:
+    settings = {
+      "model_dir": str(tmp_path / "run"),
+      "train_steps": 6,
+      "batch_size": 8,
+      "eval_period": 0,
+      "log_period": 2,
+      "console_seconds": 0.0,
+      "tensorboard": False,
+      "compile_cache_dir": compiled,
+      "checkpoint": config_lib.CheckpointConfig(period=100),
+      "optimizer": config_lib.OptimizerConfig(
+        name="adamw",
+        schedule=config_lib.ScheduleConfig(learning_rate=0.01, warmup_steps=2),
+      ),
+    }
+    return config_lib.TrainConfig(**{**settings, **overrides})
+
+  return make
+
+
+@pytest.fixture
+def console():
+  """A console to read back: `console.file.getvalue()`."""
+  return Console(file=io.StringIO(), width=200)
+
+
+@pytest.fixture
+def model():
+  return stub.StubModel()

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import types
+
+import jax
+import pytest
+
+from commentree.models.config import ModelConfig
+from commentree.models.model import CommentTreeModel
+from commentree.training import flops
+
+from . import stub
+
+
+def device(kind: str):
+  return types.SimpleNamespace(device_kind=kind)
+
+
+def test_peaks_are_known_by_the_devices_name():
+  assert flops.peak_flops(device("NVIDIA H100 80GB HBM3")) == 989e12
+  assert flops.peak_flops(device("NVIDIA H100 PCIe")) == 756e12
+  assert flops.peak_flops(device("TPU v5 lite")) == 197e12
+  assert flops.peak_flops(device("TPU v5p")) == 459e12
+  assert flops.peak_flops(device("cpu")) is None
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_the_count_of_a_step_is_near_the_compilers(scan_layers):
+  # Wide enough for the products to outweigh what is not counted.
+  model = CommentTreeModel(
+    ModelConfig(
+      vocab_size=512,
+      emb_dim=256,
+      num_heads=4,
+      head_dim=64,
+      mlp_dim=512,
+      dtype="float32",
+      scan_layers=scan_layers,
+    )
+  )
+  batch = stub.random_batch(0, 4)
+  shapes = {name: values.shape for name, values in batch.items()}
+  params = jax.eval_shape(
+    lambda: model.get_initial_variables(jax.random.key(0), shapes)
+  )["params"]
+  counted = flops.train_step_flops(params, batch)
+  if scan_layers:
+    unrolled = ModelConfig(**{**vars(model.config), "scan_layers": False})
+    same = jax.eval_shape(
+      lambda: CommentTreeModel(unrolled).get_initial_variables(
+        jax.random.key(0), shapes
+      )
+    )["params"]
+    assert counted == flops.train_step_flops(same, batch)
+    return
+  step = jax.jit(jax.grad(lambda p: model.loss_sums(p, batch, None)[0]))
+  compiler = step.lower(params).cost_analysis()["flops"]
+  assert counted == pytest.approx(compiler, rel=0.15)

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import sys
+import time
+import types
+
+import jax.numpy as jnp
+import pytest
+
+from commentree.errors import UserError
+from commentree.training import metrics_log, reporting, writers
+from commentree.training.clock import Clock
+
+SUMS = {
+  "loss": 20.0,
+  "accuracy": 5.0,
+  "weights": 10.0,
+  "comments": 4.0,
+  "decoder_tokens": 90.0,
+  "decoder_positions": 100.0,
+  "objective": 2.5,
+  "gradient_norm": 1.0,
+  "learning_rate": 0.1,
+  "finite": 1.0,
+}
+RESULT = {"loss": 3.0, "accuracy": 0.1, "tokens": 9, "by_depth": {}, "by_group": {}}
+
+
+class FakeWriter:
+  def __init__(self):
+    self.written = []
+
+  def write(self, step, scalars):
+    self.written.append((step, dict(scalars)))
+
+  def close(self):
+    pass
+
+
+@pytest.fixture
+def make_report(make_config, console, tmp_path):
+  def make(writer=None, start_step=0, utilization=None, **settings):
+    return reporting.Reporter(
+      make_config(train_steps=100, **settings),
+      console,
+      Clock(),
+      metrics_log.MetricsLog(tmp_path / "metrics.jsonl", 0),
+      [writer] if writer else [],
+      start_step=start_step,
+      utilization_per_rate=utilization,
+    )
+
+  return make
+
+
+def drive(report, steps, log_period=10, **changes):
+  for step in steps:
+    report.step(step, {k: jnp.float32(v) for k, v in {**SUMS, **changes}.items()})
+    if step % log_period == 0:
+      report.flush()
+      report.progress(step)
+
+
+def test_a_hundred_steps_take_fewer_than_40_lines(make_report, console):
+  # Seconds apart or not: at the default period there are 10, and evaluations.
+  report = make_report(log_period=10)
+  for first in range(1, 101, 20):
+    drive(report, range(first, first + 20))
+    report.evaluation(first + 19, {"held_out": {"true": RESULT, "none": RESULT}})
+  report.finish()
+  lines = console.file.getvalue().splitlines()
+  assert 10 <= len(lines) < 40
+  for part in ("step     100 of 100", "loss 2.0000", "comments/s", "left"):
+    assert any(part in line for line in lines)
+
+
+def test_short_periods_share_a_line_but_the_last_step_has_one(make_report, console):
+  drive(make_report(console_seconds=60.0), range(1, 101), log_period=1)
+  lines = console.file.getvalue().splitlines()
+  assert len(lines) == 2
+  assert "step     100 of 100" in lines[1]
+
+
+def test_the_remaining_time_is_that_of_the_steps_to_come(make_report, console):
+  report = make_report(start_step=80)
+  report._began = {**report._began, "step": report._began["step"] - 100.0}
+  drive(report, range(81, 91))
+  # 10 steps in 100 seconds, 10 to go.
+  assert "0:01:40 left" in console.file.getvalue()
+
+
+def test_rows_are_means_per_masked_token_for_every_step(make_report, tmp_path):
+  drive(make_report(), range(1, 11))
+  rows = metrics_log.read(tmp_path / "metrics.jsonl", "train")
+  assert [row["step"] for row in rows] == list(range(1, 11))
+  assert rows[0]["loss"] == 2.0
+  assert rows[0]["accuracy"] == 0.5
+  assert rows[0]["objective"] == 2.5
+
+
+def test_speed_leaves_out_what_was_not_training(make_report, tmp_path):
+  report = make_report(utilization=0.25)
+  with report._clock.on("eval"):
+    time.sleep(0.5)
+  drive(report, range(1, 11))
+  report.close()
+  (speed,) = metrics_log.read(tmp_path / "metrics.jsonl", "speed")
+  assert speed["seconds"]["eval"] > 0.5
+  training = speed["seconds"]["step"] + speed["seconds"]["input"]
+  assert speed["comments_per_second"] == pytest.approx(40 / training)
+  assert speed["target_tokens_per_second"] == pytest.approx(900 / training)
+  assert speed["non_padding_decoder"] == pytest.approx(0.9)
+  assert speed["model_flop_utilization"] == pytest.approx(0.25 * 10 / training)
+
+
+def test_the_first_step_that_is_not_finite_is_found(make_report, console):
+  report = make_report()
+  drive(report, range(1, 4))
+  drive(report, range(4, 7), finite=0.0)
+  assert report.flush() == 4
+  report.progress(6)
+  assert "3 steps skipped: not finite" in console.file.getvalue()
+
+
+def test_writers_are_given_training_speed_and_evaluation(make_report):
+  writer = FakeWriter()
+  report = make_report(writer)
+  drive(report, range(1, 11))
+  report.evaluation(10, {"held_out": {"true": RESULT}})
+  names = {name for _, scalars in writer.written for name in scalars}
+  assert {
+    "train/loss",
+    "speed/comments_per_second",
+    "eval/held_out/true/loss",
+  } <= names
+  assert {step for step, _ in writer.written} == {10}
+
+
+def test_the_times_add_up_to_the_whole():
+  started = time.monotonic()
+  clock = Clock()
+  with clock.on("input"):
+    time.sleep(0.05)
+  time.sleep(0.05)
+  split = clock.split()
+  assert sum(split.values()) == pytest.approx(time.monotonic() - started, abs=0.02)
+  assert split["input"] >= 0.05
+  assert split["step"] >= 0.05
+
+
+def test_tensorboard_files_hold_the_scalars(make_config, tmp_path):
+  (writer,) = writers.open_writers(make_config(tensorboard=True), tmp_path, {})
+  writer.write(3, {"train/loss": 1.5})
+  writer.close()
+  from tensorboard.backend.event_processing import event_accumulator
+
+  events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+  events.Reload()
+  assert events.Tags()["tensors"] == ["train/loss"]
+
+
+def test_wandb_continues_the_same_run_after_a_restart(
+  make_config, tmp_path, monkeypatch
+):
+  started = []
+
+  def init(**settings):
+    run = types.SimpleNamespace(log=lambda *a, **k: None, finish=lambda: None)
+    started.append(settings)
+    return run
+
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+  for _ in range(2):
+    (writer,) = writers.open_writers(
+      make_config(wandb_project="trees"), tmp_path, {"seed": 1}
+    )
+    writer.write(1, {"train/loss": 2.0})
+    writer.close()
+  assert started[0]["project"] == "trees"
+  assert started[0]["config"] == {"seed": 1}
+  assert started[0]["id"] == started[1]["id"]
+
+
+@pytest.mark.parametrize(
+  ("module", "settings", "named"),
+  [
+    ("wandb", {"wandb_project": "trees"}, "wandb_project"),
+    ("clu.metric_writers", {"tensorboard": True}, "TrainConfig.tensorboard"),
+  ],
+)
+def test_what_is_asked_for_and_not_installed_is_named(
+  make_config, tmp_path, monkeypatch, module, settings, named
+):
+  monkeypatch.setitem(sys.modules, module, None)
+  if module.startswith("clu"):
+    import clu
+
+    monkeypatch.delattr(clu, "metric_writers", raising=False)
+  with pytest.raises(UserError, match=named):
+    writers.open_writers(make_config(**settings), tmp_path, {})

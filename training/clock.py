@@ -1,0 +1,34 @@
+"""Where the time of a run goes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+ASIDE = ("compile", "input", "eval", "checkpoint")
+
+
+class Clock:
+  """Seconds since the start, by what they were spent on.
+
+  What is neither of `ASIDE` is `step`: computing, and waiting for the device.
+  """
+
+  def __init__(self):
+    self._start = time.monotonic()
+    self._spent = dict.fromkeys(ASIDE, 0.0)
+
+  @contextlib.contextmanager
+  def on(self, what: str) -> Iterator[None]:
+    """Counts the time within as spent on one of `ASIDE`."""
+    started = time.monotonic()
+    try:
+      yield
+    finally:
+      self._spent[what] += time.monotonic() - started
+
+  def split(self) -> dict[str, float]:
+    """Returns the seconds so far; they add up to the time since the start."""
+    total = time.monotonic() - self._start
+    return {**self._spent, "step": total - sum(self._spent.values())}

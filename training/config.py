@@ -1,0 +1,252 @@
+"""Settings of the trainer: plain data, importable without JAX.
+
+gin binds these fields; see `launch/configurables.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ..errors import UserError
+from ..models.config import Condition, check_choice, check_range
+
+Schedule = Literal["constant", "rsqrt", "linear", "cosine", "wsd"]
+BestMetric = Literal[
+  "true/loss", "true/accuracy", "parent_only/loss", "none/loss", "shuffled/loss"
+]
+
+# Logical axes of parameters and activations to axes of the mesh. An array takes the
+# first rule that fits each of its axes, and no mesh axis twice.
+DEFAULT_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
+  ("batch", "data"),
+  ("vocab", "model"),
+  ("mlp", "model"),
+  ("heads", "model"),
+  ("joined_kv", "model"),
+  ("embed", None),
+  ("kv", None),
+  ("length", None),
+  ("layers", None),
+  ("relpos_buckets", None),
+  ("vectors", None),
+  ("ancestor_distance", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+  """The learning rate by step: a linear warm-up to `learning_rate`, then a decay.
+
+  Attributes:
+    name: what follows the warm-up. `constant`; `rsqrt`, the inverse square root of
+      the step (T5); `linear` or `cosine` down to `final_share`; `wsd`, constant and
+      then linear over the last `decay_share` of the steps.
+    learning_rate: the peak.
+    warmup_steps: steps to reach it.
+    decay_steps: step at which the decay ends; the run's last step if None.
+    decay_share: share of `decay_steps` that `wsd` spends decaying.
+    final_share: learning rate at the end, as a share of the peak.
+  """
+
+  name: Schedule = "rsqrt"
+  learning_rate: float = 0.01
+  warmup_steps: int = 1000
+  decay_steps: int | None = None
+  decay_share: float = 0.2
+  final_share: float = 0.0
+
+  def __post_init__(self):
+    check_choice("ScheduleConfig", "name", self.name, Schedule)
+    check_range("ScheduleConfig", "learning_rate", self.learning_rate, 0)
+    check_range("ScheduleConfig", "warmup_steps", self.warmup_steps, 0, whole=True)
+    if self.decay_steps is not None:
+      check_range("ScheduleConfig", "decay_steps", self.decay_steps, 1, whole=True)
+    check_range("ScheduleConfig", "decay_share", self.decay_share, 0, 1)
+    check_range("ScheduleConfig", "final_share", self.final_share, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """An optax optimizer with clipping and decoupled weight decay.
+
+  Attributes:
+    name: `adafactor` (with T5's settings, which are optax's defaults), `adamw`, or
+      any other optimizer of optax that takes a learning rate.
+    schedule: the learning rate.
+    clip_norm: gradients are scaled down to this global norm; None for no clipping.
+    weight_decay: share of a parameter taken off per step, times the learning rate.
+      Norms, biases and other vectors are excluded.
+    kwargs: further arguments of the optax function, by name.
+  """
+
+  name: str = "adafactor"
+  schedule: ScheduleConfig = ScheduleConfig()
+  clip_norm: float | None = 1.0
+  weight_decay: float = 0.0
+  kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if self.clip_norm is not None:
+      check_range("OptimizerConfig", "clip_norm", self.clip_norm, 1e-12)
+    check_range("OptimizerConfig", "weight_decay", self.weight_decay, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitioningConfig:
+  """How arrays are spread over devices.
+
+  Attributes:
+    model_parallel: devices that share one copy of the model; the rest of the
+      devices multiply the data. 1 is pure data parallelism.
+    logical_axis_rules: pairs of a logical axis and a mesh axis ('data', 'model' or
+      None), as T5X's. `("embed", "data")` instead of `("embed", None)` shards
+      parameters and optimizer state over the data axis too.
+  """
+
+  model_parallel: int = 1
+  logical_axis_rules: tuple[tuple[str, str | None], ...] = DEFAULT_AXIS_RULES
+
+  def __post_init__(self):
+    check_range(
+      "PartitioningConfig", "model_parallel", self.model_parallel, 1, whole=True
+    )
+    rules = tuple(tuple(rule) for rule in self.logical_axis_rules)
+    object.__setattr__(self, "logical_axis_rules", rules)
+    for rule in rules:
+      if len(rule) != 2 or rule[1] not in ("data", "model", None):
+        raise UserError(
+          f"PartitioningConfig.logical_axis_rules has {rule!r}: each must be"
+          " (logical axis, 'data' or 'model' or None)"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When checkpoints are written and which are kept.
+
+  A checkpoint is also written at the last step, on SIGTERM and SIGINT, and after an
+  evaluation that is the best so far.
+
+  Attributes:
+    period: steps between checkpoints.
+    keep: newest ones kept.
+    keep_best: best ones kept besides.
+    best_metric: what decides: an ancestor condition and a metric of the first
+      evaluation dataset.
+  """
+
+  period: int = 1000
+  keep: int = 3
+  keep_best: int = 1
+  best_metric: BestMetric = "true/loss"
+
+  def __post_init__(self):
+    check_range("CheckpointConfig", "period", self.period, 1, whole=True)
+    check_range("CheckpointConfig", "keep", self.keep, 1, whole=True)
+    check_range("CheckpointConfig", "keep_best", self.keep_best, 0, whole=True)
+    check_choice("CheckpointConfig", "best_metric", self.best_metric, BestMetric)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """What an evaluation measures.
+
+  Attributes:
+    conditions: which ancestors the targets see: all of theirs, those of others,
+      the parent alone, none.
+    depth_edges: first depth of each group of targets reported together.
+  """
+
+  conditions: tuple[Condition, ...] = ("true", "shuffled", "parent_only", "none")
+  depth_edges: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 10)
+
+  def __post_init__(self):
+    object.__setattr__(self, "conditions", tuple(self.conditions))
+    object.__setattr__(self, "depth_edges", tuple(self.depth_edges))
+    for condition in self.conditions:
+      check_choice("EvalConfig", "conditions", condition, Condition)
+    if not self.conditions or len(set(self.conditions)) < len(self.conditions):
+      raise UserError(
+        f"EvalConfig.conditions = {self.conditions}: must name at least one, none twice"
+      )
+    edges = self.depth_edges
+    if not edges or edges[0] != 0 or any(a >= b for a, b in itertools.pairwise(edges)):
+      raise UserError(f"EvalConfig.depth_edges = {edges}: must rise from 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """A training run.
+
+  Attributes:
+    model_dir: folder of checkpoints, logs and the run's record.
+    train_steps: last step.
+    batch_size: forests in a global batch.
+    random_seed: of initial parameters and dropout.
+    eval_period: steps between evaluations; 0 for one at the end alone.
+    eval_batches: most batches of an evaluation; None for all.
+    log_period: steps between lines on the console, if seconds have passed too.
+    console_seconds: least seconds between those lines.
+    gradient_accumulation_steps: microbatches that a batch is cut into.
+    stop_on_nonfinite: stop at a loss or gradient that is not finite; if False such
+      a step changes no parameter and is counted.
+    initial_checkpoint_path: a `checkpoint_<step>` folder whose parameters a new run
+      starts from; its optimizer state and step are left behind.
+    tensorboard: whether to write TensorBoard files (needs TensorFlow).
+    wandb_project: Weights & Biases project to report to as well; None for none.
+    compile_cache_dir: folder of compiled programs, shared by runs; the user's cache
+      folder if None.
+    optimizer: optimizer and schedule.
+    partitioning: devices.
+    checkpoint: checkpoints.
+    evaluation: evaluations.
+  """
+
+  model_dir: str
+  train_steps: int
+  batch_size: int
+  random_seed: int = 0
+  eval_period: int = 1000
+  eval_batches: int | None = None
+  log_period: int = 10
+  console_seconds: float = 5.0
+  gradient_accumulation_steps: int = 1
+  stop_on_nonfinite: bool = True
+  initial_checkpoint_path: str | None = None
+  tensorboard: bool = True
+  wandb_project: str | None = None
+  compile_cache_dir: str | None = None
+  optimizer: OptimizerConfig = OptimizerConfig()
+  partitioning: PartitioningConfig = PartitioningConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+  evaluation: EvalConfig = EvalConfig()
+
+  def __post_init__(self):
+    for field in (
+      "train_steps",
+      "batch_size",
+      "log_period",
+      "gradient_accumulation_steps",
+    ):
+      check_range("TrainConfig", field, getattr(self, field), 1, whole=True)
+    for field in ("random_seed", "eval_period"):
+      check_range("TrainConfig", field, getattr(self, field), 0, whole=True)
+    check_range("TrainConfig", "console_seconds", self.console_seconds, 0)
+    if self.eval_batches is not None:
+      check_range("TrainConfig", "eval_batches", self.eval_batches, 1, whole=True)
+    if not self.model_dir or not isinstance(self.model_dir, str):
+      raise UserError(f"TrainConfig.model_dir = {self.model_dir!r}: must name a folder")
+    if self.batch_size % self.gradient_accumulation_steps:
+      raise UserError(
+        f"TrainConfig.gradient_accumulation_steps = {self.gradient_accumulation_steps}:"
+        f" must divide batch_size = {self.batch_size}"
+      )
+    metric = self.checkpoint.best_metric.partition("/")[0]
+    if self.checkpoint.keep_best and metric not in self.evaluation.conditions:
+      raise UserError(
+        f"CheckpointConfig.best_metric = {self.checkpoint.best_metric!r}:"
+        f" EvalConfig.conditions = {self.evaluation.conditions} lacks {metric!r}"
+      )

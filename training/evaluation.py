@@ -1,0 +1,264 @@
+"""Does context help? Held-out loss under the four ancestor conditions.
+
+Every masked token counts the same. Results are reported over all tokens, by the depth
+of the comment they stand in, and by groups of target tokens that the caller names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from rich.table import Table
+
+from ..errors import UserError
+from ..models.interface import Model
+from . import checkpoints, data_input, partitioning, runtime
+from . import state as state_lib
+from .config import BestMetric, EvalConfig, PartitioningConfig
+from .data_input import EvalData, HostBatch
+
+TokenGroups = Mapping[str, Sequence[int] | np.ndarray]
+Results = dict[str, Any]
+"""By condition: `loss` (nats), `accuracy`, `tokens`, and of the same `by_depth` and
+`by_group`, those with at least one token."""
+
+_PER_SLICE = ("loss", "accuracy", "tokens")
+
+
+class Evaluator:
+  """Evaluates parameters; compiled once."""
+
+  def __init__(
+    self,
+    model: Model,
+    mesh: Mesh,
+    partitioning_config: PartitioningConfig,
+    config: EvalConfig,
+    token_groups: TokenGroups | None = None,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      model: the model.
+      mesh: the mesh.
+      partitioning_config: the rules.
+      config: what to measure.
+      token_groups: ids of target tokens to report apart, by name.
+    """
+    self._mesh = mesh
+    self._partitioning = partitioning_config
+    self._config = config
+    self._groups = {
+      name: np.unique(np.asarray(ids, np.int32))
+      for name, ids in (token_groups or {}).items()
+    }
+    self._depths = depth_names(config.depth_edges)
+    self._sums = jax.jit(self._make_sums(model))
+
+  def __call__(
+    self,
+    params: Any,
+    batches: Iterable[HostBatch],
+    limit: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+  ) -> Results | None:
+    """Evaluates.
+
+    Args:
+      params: the parameters.
+      batches: held-out batches.
+      limit: most batches; None for all.
+      stop: asked before every batch.
+
+    Returns:
+      The results, or None if stopped.
+
+    Raises:
+      UserError: if no batch holds a masked token.
+    """
+    totals = {name: np.zeros(()) for name in self._config.conditions}
+    for batch in itertools.islice(batches, limit):
+      if stop():
+        return None
+      placed = data_input.place(batch, self._mesh)
+      with partitioning.in_mesh(self._mesh, self._partitioning):
+        sums = jax.device_get(self._sums(params, placed))
+      # float64 on the host: thousands of batches add up.
+      totals = {name: totals[name] + sums[name].astype(np.float64) for name in totals}
+    return {name: self._results(total) for name, total in totals.items()}
+
+  def _make_sums(self, model: Model):
+    edges = jnp.asarray(self._config.depth_edges)
+    members = _group_table(self._groups)
+
+    def sums(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+      targets = batch["decoder_target_tokens"].reshape(-1)
+      in_group = jnp.asarray(members)[jnp.minimum(targets, len(members) - 1)]
+      by_condition: dict[str, jax.Array] = {}
+      for condition in self._config.conditions:
+        tokens = model.evaluate_batch(params, batch, condition)
+        tokens = {name: values.reshape(-1) for name, values in tokens.items()}
+        weights = tokens["weights"]
+        depth = jnp.searchsorted(edges, tokens["depths"], side="right") - 1
+        slices = [
+          jnp.ones((len(weights), 1)),
+          jax.nn.one_hot(depth, len(edges)),
+          in_group,
+        ]
+        values = jnp.stack([tokens["nll"], tokens["correct"], jnp.ones_like(weights)])
+        by_condition[condition] = jnp.matmul(
+          # 0 times a loss that is not finite is not 0.
+          jnp.where(weights[None] > 0, values * weights[None], 0),
+          jnp.concatenate(slices, axis=1),
+          precision=jax.lax.Precision.HIGHEST,
+        )
+      return by_condition
+
+    return sums
+
+  def _results(self, total: np.ndarray) -> dict[str, Any]:
+    if total.ndim == 0 or total[2, 0] == 0:
+      raise UserError("the evaluation data holds no masked token: give more trees")
+
+    def result(column: int) -> dict[str, float]:
+      nll, correct, tokens = total[:, column]
+      values = (float(nll / tokens), float(correct / tokens), int(tokens))
+      return dict(zip(_PER_SLICE, values))
+
+    def named(names: Iterable[str], first: int) -> dict[str, dict[str, float]]:
+      return {
+        name: result(first + i)
+        for i, name in enumerate(names)
+        if total[2, first + i] > 0
+      }
+
+    return {
+      **result(0),
+      "by_depth": named(self._depths, 1),
+      "by_group": named(self._groups, 1 + len(self._depths)),
+    }
+
+
+def depth_names(edges: Sequence[int]) -> list[str]:
+  """Returns names of groups of depths: 0, 1, 2, 3, 4-5, 6-9, 10+."""
+  names = [
+    str(low) if high == low + 1 else f"{low}-{high - 1}"
+    for low, high in itertools.pairwise(edges)
+  ]
+  return [*names, f"{edges[-1]}+"]
+
+
+def _group_table(groups: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns 1 where a token is in a group, `[tokens, groups]`; the last row is 0."""
+  size = max((int(ids.max(initial=0)) for ids in groups.values()), default=0) + 2
+  table = np.zeros((size, len(groups)), np.float32)
+  for column, ids in enumerate(groups.values()):
+    table[ids, column] = 1
+  return table
+
+
+def flat_metrics(results: Results) -> dict[str, float]:
+  """Returns results by path: `true/loss`, `none/by_depth/4-5/accuracy`."""
+  flat: dict[str, float] = {}
+
+  def visit(path: str, node: Any) -> None:
+    if isinstance(node, Mapping):
+      for name, child in node.items():
+        visit(f"{path}/{name}" if path else name, child)
+    else:
+      flat[path] = node
+
+  visit("", results)
+  return flat
+
+
+def metrics_of(results: Results) -> dict[str, float]:
+  """Returns the overall metrics alone by path, for choosing checkpoints."""
+  return {
+    path: value for path, value in flat_metrics(results).items() if path.count("/") == 1
+  }
+
+
+def table(results: Results, title: str = "") -> Table:
+  """Returns losses by condition: a column each, a row for each slice of the tokens."""
+  first = next(iter(results.values()))
+  rendered = Table(title=title or None, title_justify="left")
+  rendered.add_column("held-out loss")
+  for condition in results:
+    rendered.add_column(condition, justify="right")
+  rendered.add_column("tokens", justify="right")
+
+  def add(name: str, key: str, of: Callable[[Any], Any]) -> None:
+    values = (f"{of(result)[key]:.3f}" for result in results.values())
+    rendered.add_row(name, *values, f"{of(first)['tokens']:,}")
+
+  add("all", "loss", lambda result: result)
+  add("all: accuracy", "accuracy", lambda result: result)
+  for kind, prefix in (("by_group", ""), ("by_depth", "depth ")):
+    rendered.add_section()
+    for name in first[kind]:
+      add(f"{prefix}{name}", "loss", lambda r, k=kind, n=name: r[k][n])
+  return rendered
+
+
+def evaluate_checkpoint(
+  model_dir: str,
+  model: Model,
+  eval_datasets: Mapping[str, EvalData],
+  *,
+  step: int | Literal["best"] | None = None,
+  eval_batches: int | None = None,
+  token_groups: TokenGroups | None = None,
+  config: EvalConfig | None = None,
+  partitioning_config: PartitioningConfig | None = None,
+  best_metric: BestMetric = "true/loss",
+  compile_cache_dir: str | None = None,
+) -> dict[str, Any]:
+  """Evaluates a saved checkpoint.
+
+  Args:
+    model_dir: the run's folder.
+    model: the model that was trained.
+    eval_datasets: held-out data by name.
+    step: which checkpoint; the newest if None.
+    eval_batches: most batches; None for all.
+    token_groups: ids of target tokens to report apart, by name.
+    config: what to measure.
+    partitioning_config: devices; may differ from those of the run.
+    best_metric: what 'best' means.
+    compile_cache_dir: as `TrainConfig.compile_cache_dir`.
+
+  Returns:
+    `step`, `path`, and `results` by dataset.
+
+  Raises:
+    UserError: if there is no such checkpoint or it is of another model.
+  """
+  runtime.set_flags(compile_cache_dir)
+  partitioning_config = partitioning_config or PartitioningConfig()
+  folder = pathlib.Path(model_dir).expanduser().absolute()
+  chosen = checkpoints.choose(folder, step, best_metric)
+  mesh = partitioning.make_mesh(partitioning_config)
+  example = next(iter(next(iter(eval_datasets.values()))()), None)
+  if example is None:
+    raise UserError("the evaluation data holds no batch: give more trees")
+  rows = len(next(iter(example.values()))) * jax.process_count()
+  data_input.check_batch_size(example, rows, mesh)
+  like = state_lib.abstract_params(model, example, mesh, partitioning_config)
+  path = checkpoints.path_of(folder, chosen)
+  params = checkpoints.restore_params(path, like)
+  evaluator = Evaluator(
+    model, mesh, partitioning_config, config or EvalConfig(), token_groups
+  )
+  results = {
+    name: evaluator(params, dataset(), eval_batches)
+    for name, dataset in eval_datasets.items()
+  }
+  return {"step": chosen, "path": str(path), "results": results}

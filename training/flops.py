@@ -1,0 +1,98 @@
+"""Floating point operations of a train step, and what devices could do at most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from .partitioning import flatten_names
+
+# Dense bfloat16 FLOP/s of one JAX device, from the vendors' data sheets. The first
+# that the device's name contains counts.
+_PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+  ("TPU v2", 22.5e12),
+  ("TPU v3", 61.5e12),
+  ("TPU v4", 275e12),
+  ("TPU v5 lite", 197e12),
+  ("TPU v5e", 197e12),
+  ("TPU v5", 459e12),
+  ("TPU v6", 918e12),
+  ("V100", 125e12),
+  ("A100", 312e12),
+  ("H100 PCIe", 756e12),
+  ("H100", 989e12),
+  ("H200", 989e12),
+  ("B200", 2250e12),
+)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+  """Returns the most bfloat16 FLOP/s of a device, None if it is not known."""
+  for name, peak in _PEAK_FLOPS:
+    if name in device.device_kind:
+      return peak
+  return None
+
+
+def utilization_per_rate(
+  params: Any, batch: Mapping[str, Any], mesh: Mesh
+) -> float | None:
+  """Returns the model FLOP utilization at one step a second; None if unknown.
+
+  Args:
+    params: parameters, or anything with their shapes.
+    batch: this process's part of a batch.
+    mesh: the devices.
+  """
+  peak = peak_flops(mesh.devices.flat[0])
+  if peak is None:
+    return None
+  return train_step_flops(params, batch) * jax.process_count() / (peak * mesh.size)
+
+
+def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:
+  """Returns the FLOPs that a step needs, padding included, recomputation not.
+
+  Counts the products with kernels and those of attention, forwards once and backwards
+  twice, from the names and shapes of T5X's parameters; pooling and elementwise work
+  are left out.
+
+  Args:
+    params: parameters, or anything with their shapes.
+    batch: a global batch, or anything with its shapes.
+  """
+  encoder_rows = int(np.prod(batch["encoder_input_tokens"].shape))
+  decoder_rows = int(np.prod(batch["decoder_input_tokens"].shape))
+  masked = int(np.prod(batch["decoder_target_tokens"].shape))
+  slots = batch["encoder_slot_depths"].shape
+  keys = slots[0] * (1 + slots[1])
+
+  def positions(name: str) -> int:
+    if "logits_dense" in name:
+      return masked
+    if "encoder_decoder_attention.key" in name or (
+      "encoder_decoder_attention.value" in name
+    ):
+      return keys
+    return encoder_rows if name.startswith("encoder.") else decoder_rows
+
+  def attended(name: str) -> int:
+    if "encoder_decoder_attention" in name:
+      return 1 + slots[1]
+    side = "encoder" if name.startswith("encoder.") else "decoder"
+    return batch[f"{side}_input_tokens"].shape[-1]
+
+  products = 0
+  for name, leaf in flatten_names(params).items():
+    if not name.endswith(".kernel"):
+      continue
+    products += int(np.prod(leaf.shape)) * positions(name)
+    if name.endswith("attention.query.kernel"):
+      # Scores and mixing: a product each, as wide as all heads; scanned layers stack.
+      layers = int(np.prod(leaf.shape[:-2]))
+      products += 2 * layers * leaf.shape[-1] * attended(name) * positions(name)
+  return 3 * 2.0 * products

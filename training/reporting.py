@@ -1,0 +1,216 @@
+"""What a run tells while it runs: the console, metrics.jsonl, TensorBoard, W&B.
+
+Values of a step stay on the device until a logging period ends; only the third-last
+step is waited for, so that the host runs ahead of the device, but not away from it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from .clock import Clock
+from .config import TrainConfig
+from .evaluation import Results, flat_metrics
+from .metrics_log import MetricsLog
+from .writers import Writer
+
+_STEPS_IN_FLIGHT = 2
+_PER_TOKEN = ("loss", "z_loss", "accuracy")
+_PER_STEP = ("objective", "gradient_norm", "learning_rate")
+_COUNTED = ("comments", "decoder_tokens", "encoder_tokens")
+
+
+class Reporter:
+  """Collects the values of steps and tells of them."""
+
+  def __init__(
+    self,
+    config: TrainConfig,
+    console: Console,
+    clock: Clock,
+    log: MetricsLog | None,
+    writers: Sequence[Writer],
+    *,
+    start_step: int,
+    utilization_per_rate: float | None = None,
+  ):
+    """Tells nothing yet.
+
+    Args:
+      config: periods.
+      console: for people.
+      clock: the run's.
+      log: metrics.jsonl; None on hosts that write nothing.
+      writers: TensorBoard and the like.
+      start_step: the step the run continues from.
+      utilization_per_rate: model FLOP utilization at one step a second, if known.
+    """
+    self._config = config
+    self._console = console
+    self._clock = clock
+    self._log = log
+    self._writers = writers
+    self._start_step = start_step
+    self._utilization_per_rate = utilization_per_rate
+    self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+    self._rows: list[dict[str, Any]] = []
+    self._skipped = 0
+    self._began = clock.split()
+    self._told = self._began
+    self._line_time = -float("inf")
+    self.last_row: dict[str, Any] = {}
+
+  def step(self, step: int, sums: Mapping[str, jax.Array]) -> None:
+    """Takes the values of a step, still on the device."""
+    self._pending.append((step, sums))
+    if len(self._pending) > _STEPS_IN_FLIGHT:
+      jax.block_until_ready(self._pending[-1 - _STEPS_IN_FLIGHT][1])
+
+  def flush(self) -> int | None:
+    """Writes the rows of all steps taken so far.
+
+    Returns:
+      The first step whose loss or gradient was not finite, if any.
+    """
+    not_finite = None
+    for step, sums in jax.device_get(self._pending):
+      row = train_row(step, {name: float(value) for name, value in sums.items()})
+      if not sums["finite"]:
+        self._skipped += 1
+        not_finite = not_finite or step
+      self._rows.append(row)
+      self.last_row = row
+      if self._log:
+        self._log.write(row)
+    self._pending = []
+    if self._log:
+      self._log.sync()
+    return not_finite
+
+  def progress(self, step: int) -> None:
+    """Tells of the steps since the last time; `flush` comes first."""
+    if not self._rows:
+      return
+    now = self._clock.split()
+    speed = self._speed(now)
+    if self._log:
+      self._log.write({"kind": "speed", "step": step, **speed})
+    self._write(step, {f"train/{k}": v for k, v in _scalars(self._rows[-1]).items()})
+    self._write(step, {f"speed/{k}": v for k, v in speed.items() if k != "seconds"})
+    # A line a logging period is too much when a period takes a blink.
+    last = step == self._config.train_steps
+    if last or time.monotonic() - self._line_time >= self._config.console_seconds:
+      self._console.print(self._line(step, speed, now), highlight=False, soft_wrap=True)
+      self._line_time = time.monotonic()
+    self._rows = []
+    self._told = now
+
+  def evaluation(self, step: int, results: Mapping[str, Results]) -> None:
+    """Tells of an evaluation, by dataset."""
+    for name, result in results.items():
+      row = {"kind": "eval", "step": step, "dataset": name, "results": result}
+      if self._log:
+        self._log.write(row)
+      self._write(
+        step, {f"eval/{name}/{k}": v for k, v in flat_metrics(result).items()}
+      )
+      losses = "  ".join(f"{k} {v['loss']:.4f}" for k, v in result.items())
+      self._console.print(
+        f"eval {step:>7,}  {name}: loss by ancestors: {losses}",
+        highlight=False,
+        soft_wrap=True,
+      )
+
+  def finish(self) -> dict[str, float]:
+    """Tells where the time went; returns the seconds by what they were spent on."""
+    split = self._clock.split()
+    total = sum(split.values())
+    shares = ", ".join(
+      f"{what} {seconds / total:.0%}"
+      for what, seconds in sorted(split.items(), key=lambda item: -item[1])
+    )
+    self._console.print(
+      f"{_duration(total)} in all: {shares}", highlight=False, soft_wrap=True
+    )
+    return split
+
+  def _speed(self, now: Mapping[str, float]) -> dict[str, Any]:
+    """Rates over the rows not yet told of; evaluations and the like left out."""
+    spent = {what: now[what] - self._told[what] for what in now}
+    seconds = max(spent["step"] + spent["input"], 1e-9)
+    totals = {
+      name: sum(row.get(name, 0) for row in self._rows)
+      for name in (*_COUNTED, "masked_tokens")
+    }
+    speed: dict[str, Any] = {
+      "steps_per_second": len(self._rows) / seconds,
+      "comments_per_second": totals["comments"] / seconds,
+      "target_tokens_per_second": totals["decoder_tokens"] / seconds,
+      "masked_tokens_per_second": totals["masked_tokens"] / seconds,
+    }
+    for side in ("encoder", "decoder"):
+      positions = sum(row.get(f"{side}_positions", 0) for row in self._rows)
+      if positions:
+        speed[f"non_padding_{side}"] = totals[f"{side}_tokens"] / positions
+    if self._utilization_per_rate is not None:
+      speed["model_flop_utilization"] = (
+        self._utilization_per_rate * speed["steps_per_second"]
+      )
+    speed["seconds"] = spent
+    return speed
+
+  def _line(self, step: int, speed: Mapping[str, Any], now: Mapping[str, float]) -> str:
+    row = self._rows[-1]
+    total = self._config.train_steps
+    done = step - self._start_step
+    # Evaluations and saves will come again; compiling will not.
+    elapsed = sum(now[what] - self._began[what] for what in now if what != "compile")
+    left = elapsed / done * (total - step)
+    parts = [
+      f"step {step:>7,} of {total:,}",
+      f"loss {row['loss']:.4f}",
+      f"accuracy {row.get('accuracy', float('nan')):.3f}",
+      f"{speed['comments_per_second']:,.0f} comments/s",
+      f"{speed['steps_per_second']:.2f} steps/s",
+      f"{_duration(left)} left",
+    ]
+    if self._skipped:
+      parts.append(f"{self._skipped} steps skipped: not finite")
+    return "  ".join(parts)
+
+  def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+    for writer in self._writers:
+      writer.write(step, scalars)
+
+  def close(self) -> None:
+    """Closes the files."""
+    if self._log:
+      self._log.close()
+    for writer in self._writers:
+      writer.close()
+
+
+def train_row(step: int, sums: Mapping[str, float]) -> dict[str, Any]:
+  """Returns a step's row of metrics.jsonl from its sums: averages per masked token."""
+  weight = max(sums["weights"], 1.0)
+  row: dict[str, Any] = {"kind": "train", "step": step}
+  row |= {name: sums[name] / weight for name in _PER_TOKEN if name in sums}
+  row |= {name: sums[name] for name in _PER_STEP}
+  row["masked_tokens"] = int(sums["weights"])
+  counts = (*_COUNTED, "encoder_positions", "decoder_positions")
+  row |= {name: int(sums[name]) for name in counts if name in sums}
+  return row
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
+  return {k: v for k, v in row.items() if k not in ("kind", "step")}
+
+
+def _duration(seconds: float) -> str:
+  return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,45 @@
+"""SIGTERM and SIGINT as a request to stop at the next step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+  """While entered, remembers the first SIGTERM or SIGINT instead of dying of it.
+
+  The same signal again takes its usual effect at once. Outside the main thread,
+  where Python allows no handlers, nothing is caught.
+  """
+
+  def __init__(self):
+    self.signal: signal.Signals | None = None
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self) -> StopRequest:
+    if threading.current_thread() is threading.main_thread():
+      self._previous = {s: signal.signal(s, self._remember) for s in _SIGNALS}
+    return self
+
+  def __exit__(self, *unused) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+    self._previous = {}
+
+  def __bool__(self) -> bool:
+    return self.signal is not None
+
+  @property
+  def exit_code(self) -> int:
+    """What a shell would report: 143 after SIGTERM, 130 after SIGINT, else 0."""
+    return 128 + self.signal if self.signal is not None else 0
+
+  def _remember(self, number: int, frame: FrameType | None) -> None:
+    del frame
+    self.signal = signal.Signals(number)
+    signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,159 @@
+"""The state of training: step, parameters, optimizer; and its form on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from ..models.interface import Model
+from . import partitioning
+from .config import PartitioningConfig
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What changes from step to step.
+
+  Attributes:
+    step: updates done, int32.
+    params: the model's parameters.
+    optimizer: optax's state.
+  """
+
+  step: Any
+  params: PyTree
+  optimizer: PyTree
+
+
+def to_tree(state: TrainState) -> dict[str, PyTree]:
+  """Returns the state as T5X's checkpoints hold it: plain nested dictionaries."""
+  return {
+    "target": flax.core.unfreeze(state.params),
+    "state": {
+      "step": state.step,
+      "param_states": flax.serialization.to_state_dict(state.optimizer),
+    },
+  }
+
+
+def from_tree(tree: Mapping[str, PyTree], like: TrainState) -> TrainState:
+  """Returns the state that `to_tree` was given.
+
+  Args:
+    tree: what it returned, perhaps by way of a checkpoint.
+    like: a state of the same structure; its values are not used.
+  """
+  return TrainState(
+    step=tree["state"]["step"],
+    params=tree["target"],
+    optimizer=flax.serialization.from_state_dict(
+      like.optimizer, tree["state"]["param_states"]
+    ),
+  )
+
+
+def _abstract(tree: PyTree, shardings: PyTree) -> PyTree:
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
+    shardings,
+  )
+
+
+def abstract_params(
+  model: Model,
+  batch: Mapping[str, Any],
+  mesh: Mesh,
+  config: PartitioningConfig,
+) -> PyTree:
+  """Returns shapes, dtypes and shardings of the parameters; computes nothing.
+
+  Args:
+    model: the model.
+    batch: a batch, for its shapes and dtypes.
+    mesh: the mesh.
+    config: the rules.
+
+  Raises:
+    UserError: if a parameter cannot be placed on the mesh.
+  """
+  variables = jax.eval_shape(lambda: _variables(model, batch, jax.random.key(0)))
+  params = flax.core.unfreeze(variables["params"])
+  return _abstract(
+    params,
+    partitioning.parameter_shardings(params, variables["params_axes"], mesh, config),
+  )
+
+
+def abstract_state(
+  params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+  """Returns shapes, dtypes and shardings of the state, given the parameters'."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+  optimizer_state = jax.eval_shape(optimizer.init, params)
+  whole = partitioning.replicated(mesh)
+  return TrainState(
+    step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+    params=params,
+    optimizer=_abstract(
+      optimizer_state,
+      partitioning.optimizer_shardings(optimizer_state, params, shardings, mesh),
+    ),
+  )
+
+
+def initial_state(
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  batch: Mapping[str, Any],
+  like: TrainState,
+  key: jax.Array,
+  params: PyTree | None = None,
+) -> TrainState:
+  """Draws a state, each device its own part of it.
+
+  Args:
+    model: the model.
+    optimizer: the optimizer.
+    batch: a batch, for its shapes.
+    like: the abstract state.
+    key: draws the parameters.
+    params: parameters to start from; drawn if None.
+  """
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+
+  def with_optimizer(params: PyTree) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+  if params is not None:
+    return jax.jit(with_optimizer, out_shardings=shardings)(params)
+
+  def draw(key: jax.Array) -> TrainState:
+    params = _variables(model, batch, key)["params"]
+    return with_optimizer(flax.core.unfreeze(params))
+
+  return jax.jit(draw, out_shardings=shardings)(key)
+
+
+def count_parameters(params: PyTree) -> int:
+  """Returns how many numbers the parameters hold."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def _variables(model: Model, batch: Mapping[str, Any], key: jax.Array) -> PyTree:
+  return model.get_initial_variables(
+    key,
+    {name: tuple(values.shape) for name, values in batch.items()},
+    {name: values.dtype for name, values in batch.items()},
+  )

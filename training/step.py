@@ -1,0 +1,116 @@
+"""The train step: gradients of summed losses, divided once, one update.
+
+Losses and gradients are summed over microbatches and devices and divided by the
+number of masked tokens in the whole batch, so every token counts the same however
+the batch is cut.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ..models.interface import Model
+from . import partitioning
+from .config import TrainConfig
+from .schedules import Schedule
+from .state import PyTree, TrainState
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+def make_train_step(
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  schedule: Schedule,
+  config: TrainConfig,
+  mesh: Mesh,
+  like: TrainState,
+) -> jax.stages.Wrapped:
+  """Returns the jitted step `(state, batch, key) -> (state, sums)`; state is donated.
+
+  `key` is the run's: each step and each microbatch folds its number in. `sums` are
+  the model's `loss_sums`, and `objective`, the mean loss that was minimized,
+  `gradient_norm` before clipping, `learning_rate` and `finite`, 1 or 0.
+
+  Args:
+    model: the model.
+    optimizer: the optimizer.
+    schedule: its learning rate, to report.
+    config: microbatches, and what to do about losses that are not finite.
+    mesh: the mesh.
+    like: the abstract state; the new state lies as it says.
+  """
+
+  def summed_loss(params: PyTree, batch: Batch, key: jax.Array):
+    loss_sum, weight_sum, sums = model.loss_sums(params, batch, key)
+    return loss_sum, {**sums, "objective": loss_sum, "_weight": weight_sum}
+
+  gradients_of = jax.grad(summed_loss, has_aux=True)
+
+  def gradients(params: PyTree, batch: Batch, key: jax.Array) -> tuple[PyTree, Sums]:
+    parts = config.gradient_accumulation_steps
+    if parts == 1:
+      return gradients_of(params, batch, key)
+    microbatches = _cut(batch, parts, mesh)
+
+    def add(total: tuple[PyTree, Sums], numbered):
+      number, microbatch = numbered
+      part = gradients_of(params, microbatch, jax.random.fold_in(key, number))
+      return jax.tree.map(jnp.add, total, part), None
+
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    zeros = jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+      jax.eval_shape(gradients_of, params, first, key),
+    )
+    return jax.lax.scan(add, zeros, (jnp.arange(parts), microbatches))[0]
+
+  shardings = (
+    jax.tree.map(lambda leaf: leaf.sharding, like),
+    partitioning.replicated(mesh),
+  )
+
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
+  def train_step(state: TrainState, batch: Batch, key: jax.Array):
+    grads, sums = gradients(state.params, batch, jax.random.fold_in(key, state.step))
+    # A batch of padding has neither loss nor gradient.
+    weight = jnp.maximum(sums.pop("_weight"), 1)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    norm = optax.global_norm(grads)
+    objective = sums["objective"] / weight
+    finite = jnp.isfinite(objective) & jnp.isfinite(norm)
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    if not config.stop_on_nonfinite:
+      params, optimizer_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, optimizer_state),
+        (state.params, state.optimizer),
+      )
+    sums |= {
+      "objective": objective,
+      "gradient_norm": norm,
+      "learning_rate": schedule(state.step),
+      "finite": finite.astype(jnp.float32),
+    }
+    return TrainState(state.step + 1, params, optimizer_state), sums
+
+  return train_step
+
+
+def _cut(batch: Batch, parts: int, mesh: Mesh) -> Batch:
+  """Returns `[parts, B / parts, ...]`, every part spread over all devices."""
+  sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+
+  def cut(x: jax.Array) -> jax.Array:
+    x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+  return {name: cut(values) for name, values in batch.items()}

@@ -1,0 +1,229 @@
+"""Training, told from top to bottom: mesh, data, state, restore, reports, loop."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from ..errors import UserError
+from ..models.interface import Model
+from . import (
+  checkpoints,
+  data_input,
+  flops,
+  partitioning,
+  restore,
+  run_record,
+  runtime,
+  schedules,
+  writers,
+)
+from . import state as state_lib
+from .clock import Clock
+from .config import TrainConfig
+from .data_input import EvalData, Prefetcher, TrainBatches
+from .evaluation import Evaluator, Results, TokenGroups, metrics_of
+from .metrics_log import MetricsLog
+from .optimizers import make_optimizer
+from .reporting import Reporter
+from .run_record import RunRecord
+from .signals import StopRequest
+from .step import make_train_step
+
+
+def train(
+  config: TrainConfig,
+  model: Model,
+  train_batches: TrainBatches,
+  eval_datasets: Mapping[str, EvalData] | None = None,
+  *,
+  token_groups: TokenGroups | None = None,
+  record: RunRecord | None = None,
+  console: Console | None = None,
+) -> dict[str, Any]:
+  """Trains, continuing whatever MODEL_DIR holds.
+
+  Args:
+    config: the settings.
+    model: the model.
+    train_batches: this process's batches, endless and seekable.
+    eval_datasets: held-out data by name; the first decides which checkpoint is best.
+    token_groups: ids of target tokens to report apart, by name.
+    record: the caller's settings that decide results, and the gin text.
+    console: for people; stdout if None.
+
+  Returns:
+    `step`, `train` (the last step's row of metrics.jsonl), `eval` (the last
+    evaluation's results by dataset) and `seconds` by what they were spent on.
+
+  Raises:
+    UserError: for anything the user can mend, a loss that is not finite included.
+    SystemExit: with 143 after SIGTERM and 130 after SIGINT, once a checkpoint is
+      saved.
+  """
+  runtime.set_flags(config.compile_cache_dir)
+  clock = Clock()
+  console = (console or Console()) if runtime.is_chief() else Console(quiet=True)
+  eval_datasets = eval_datasets or {}
+  record = record or RunRecord()
+  facts = {**record.facts, **run_record.training_facts(config)}
+  model_dir = pathlib.Path(config.model_dir).expanduser().absolute()
+
+  def say(line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
+
+  with contextlib.ExitStack() as stack:
+    stop = stack.enter_context(StopRequest())
+    if runtime.is_chief():
+      stack.enter_context(run_record.lock(model_dir))
+    if checkpoints.steps_in(model_dir):
+      run_record.check(model_dir, facts)
+
+    # ---- Mesh and data ----------------------------------------------------------
+    mesh = partitioning.make_mesh(config.partitioning)
+    example = data_input.peek(train_batches)
+    data_input.check_batch_size(
+      example, config.batch_size, mesh, config.gradient_accumulation_steps
+    )
+
+    # ---- State: its shapes, and where each part lies ----------------------------
+    schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    params = state_lib.abstract_params(model, example, mesh, config.partitioning)
+    like = state_lib.abstract_state(params, optimizer, mesh)
+    say(
+      f"{partitioning.describe(mesh)};"
+      f" {state_lib.count_parameters(params):,} parameters"
+    )
+
+    # ---- Restore ----------------------------------------------------------------
+    init_key, step_key = jax.random.split(jax.random.key(config.random_seed))
+    saved = checkpoints.Checkpoints(model_dir, config.checkpoint, say)
+    stack.callback(saved.close)
+    with clock.on("checkpoint"):
+      start = restore.first_state(
+        saved, config, model, optimizer, example, like, init_key, say
+      )
+    state, step, last_step = start.state, start.step, config.train_steps
+    if start.data_state is not None:
+      train_batches.set_state(start.data_state)
+
+    # ---- Reports ----------------------------------------------------------------
+    log, sinks = None, []
+    if runtime.is_chief():
+      run_record.write(model_dir, record, facts, step)
+      log = MetricsLog(model_dir / "metrics.jsonl", step)
+      sinks = writers.open_writers(config, model_dir, facts)
+    report = Reporter(
+      config,
+      console,
+      clock,
+      log,
+      sinks,
+      start_step=step,
+      utilization_per_rate=flops.utilization_per_rate(params, example, mesh),
+    )
+    stack.callback(report.close)
+
+    # ---- Evaluation -------------------------------------------------------------
+    evaluator = Evaluator(
+      model, mesh, config.partitioning, config.evaluation, token_groups
+    )
+
+    def evaluate() -> dict[str, Results]:
+      """Returns results by dataset; nothing if asked to stop on the way."""
+      results = {}
+      for name, dataset in eval_datasets.items():
+        with clock.on("eval"):
+          result = evaluator(
+            state.params, dataset(), config.eval_batches, lambda: bool(stop)
+          )
+        if result is None:
+          return {}
+        results[name] = result
+      report.evaluation(step, results)
+      return results
+
+    if step >= last_step:
+      say(f"nothing to train: step {step:,} of {last_step:,} is done")
+      return _summary(step, report, evaluate(), stop)
+
+    # ---- Compile ----------------------------------------------------------------
+    step_key = jax.device_put(step_key, partitioning.replicated(mesh))
+    batches = stack.enter_context(Prefetcher(train_batches, mesh))
+    train_step = make_train_step(model, optimizer, schedule, config, mesh, like)
+    with clock.on("input"):
+      batch, data_state = next(batches)
+    with clock.on("compile"), partitioning.in_mesh(mesh, config.partitioning):
+      compiled_step = train_step.lower(state, batch, step_key).compile()
+
+    # ---- Loop -------------------------------------------------------------------
+    best = saved.best_quality()
+    while True:
+      with jax.transfer_guard("disallow"):
+        state, sums = compiled_step(state, batch, step_key)
+      step += 1
+      report.step(step, sums)
+
+      ends = step == last_step or bool(stop)
+      logs = ends or step % config.log_period == 0
+      evaluates = step == last_step or _due(step, config.eval_period)
+      saves = ends or _due(step, config.checkpoint.period)
+      if logs or evaluates or saves:
+        # Before anything is saved, the losses that led to it are known and on disk.
+        not_finite = report.flush()
+        if not_finite and config.stop_on_nonfinite:
+          raise UserError(_not_finite_message(not_finite, saved.wait()))
+      if logs:
+        report.progress(step)
+      results, metrics = {}, None
+      if evaluates:
+        results = evaluate()
+      if results:
+        metrics = metrics_of(next(iter(results.values())))
+        quality = checkpoints.quality(metrics, config.checkpoint.best_metric)
+        saves |= config.checkpoint.keep_best > 0 and quality > best
+        best = max(best, quality)
+      if saves:
+        with clock.on("checkpoint"):
+          saved.save(state, step, data_state, metrics)
+      if ends:
+        break
+      with clock.on("input"):
+        batch, data_state = next(batches)
+
+    # ---- End --------------------------------------------------------------------
+    with clock.on("checkpoint"):
+      path = saved.wait()
+    say(f"step {step:,} saved as {path}")
+    return _summary(step, report, results, stop)
+
+
+def _due(step: int, period: int) -> bool:
+  return period > 0 and step % period == 0
+
+
+def _summary(
+  step: int, report: Reporter, results: dict[str, Results], stop: StopRequest
+) -> dict[str, Any]:
+  seconds = report.finish()
+  if stop:
+    raise SystemExit(stop.exit_code)
+  return {"step": step, "train": report.last_row, "eval": results, "seconds": seconds}
+
+
+def _not_finite_message(step: int, path: pathlib.Path | None) -> str:
+  good = (
+    f"the last good checkpoint is {path}" if path else "no checkpoint was saved yet"
+  )
+  start = f" with initial_checkpoint_path = '{path}'" if path else ""
+  return (
+    f"step {step}: the loss or its gradient is not finite; {good}. Lower the learning"
+    f" rate in a new MODEL_DIR{start}, or set stop_on_nonfinite = False to skip such"
+    " steps"
+  )
