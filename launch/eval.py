@@ -1,0 +1,81 @@
+"""`commentree eval`: does context help a trained model?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+
+from ..errors import UserError
+from . import gin_cli, quiet
+
+_EPILOG = """\
+examples:
+  the newest checkpoint, on all held-out trees:
+    commentree eval --model_dir=runs/mine
+
+  the best one, on other trees, as JSON too:
+    commentree eval --model_dir=runs/mine --step=best --json=results.json \\
+      --gin.FILES='"other/*.jsonl.gz"' --gin.HELD_OUT_SHARE=1.0
+
+Settings are those the run was started with (MODEL_DIR/config.gin); --gin.NAME=VALUE
+changes them. exit codes: 0 done, 2 a mistake of the user's.
+"""
+
+
+def _step(text: str) -> int | str:
+  if text == "best":
+    return text
+  try:
+    return int(text)
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"{text!r}: give a step, or 'best', or nothing for the newest"
+    ) from None
+
+
+def main(argv: Sequence[str]) -> int:
+  """Evaluates; returns the exit code."""
+  parser = argparse.ArgumentParser(
+    prog="commentree eval",
+    description="Evaluate a checkpoint with true, shuffled, parent-only, no ancestors.",
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--model_dir", required=True, help="folder of a training run")
+  parser.add_argument(
+    "--step", type=_step, help="checkpoint to evaluate, or 'best'; default the newest"
+  )
+  parser.add_argument(
+    "--batches", type=int, help="most batches; default all held-out trees"
+  )
+  parser.add_argument("--json", metavar="FILE", help="also write the results there")
+  others, overrides = gin_cli.split_overrides(argv)
+  arguments = parser.parse_args(others)
+  config = pathlib.Path(arguments.model_dir).expanduser() / "config.gin"
+  if not config.is_file():
+    raise UserError(
+      f"--model_dir={arguments.model_dir}: holds no config.gin; give the MODEL_DIR of a"
+      " run made by `commentree train`"
+    )
+  # A run's folder may have been moved since.
+  where = f"MODEL_DIR = {arguments.model_dir!r}"
+  run = gin_cli.load([str(config.absolute())], [where, *overrides])
+
+  # The settings are sound: now what is heavy.
+  quiet.load_tensorflow()
+  from . import job
+
+  results = job.evaluate(run, arguments.step, arguments.batches)
+  if arguments.json:
+    pathlib.Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
+  return 0
+
+
+if __name__ == "__main__":
+  import sys
+
+  from .main import run_verb
+
+  sys.exit(run_verb(main, sys.argv[1:]))

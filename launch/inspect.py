@@ -1,0 +1,227 @@
+"""`commentree inspect`: trees as the model sees them, on the terminal or as a page."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from rich.console import Console
+
+from ..errors import UserError
+from ..tasks.data_config import DataConfig
+from ..tasks.forest_layout import ForestLayout
+from ..tasks.inspection_views import InspectionConfig
+from ..tasks.pieces import LongComments, PiecesConfig
+from . import quiet
+
+_GENERATED, _FILES = "commentree_generated", "commentree_files"
+_MAX_COMMENTS_ON_TERMINAL = 12
+_MAX_COMMENTS_ON_PAGE = 150
+
+_EPILOG = """\
+examples:
+  three generated trees (nothing else needed):
+    commentree inspect
+
+  three of your own, after `commentree vocab --input=trees.jsonl.gz
+  --output=trees.model`, as a page to open in a browser:
+    commentree inspect --files=trees.jsonl.gz --vocabulary=trees.model \\
+      --html=trees.html
+
+  one held-out tree, with the masks of the second pass over the data:
+    commentree inspect --files=trees.jsonl.gz --vocabulary=trees.model \\
+      --split=validation --tree_id=t3_7cqm1 --count=1 --epoch=1
+
+  short rows and small pieces, in colour through a pager:
+    FORCE_COLOR=1 commentree inspect --decoder_length=64 --encoder_length=64 \\
+      --max_tree_size=16 --max_ancestors=4 | less -R
+
+Masks are those of a run with the same data, settings and --seed.
+exit codes: 0 done, 2 a mistake of the user's.
+"""
+
+
+class _PipedConsole(Console):
+  """Leaves a reader that went away, as `| head` does, to `main.run_verb`."""
+
+  def on_broken_pipe(self) -> None:
+    raise
+
+
+def _parser() -> argparse.ArgumentParser:
+  pieces, layout, view = PiecesConfig(), ForestLayout(), InspectionConfig()
+  parser = argparse.ArgumentParser(
+    prog="commentree inspect",
+    description="Show a few trees as the model sees them: drawn, cleaned, tokenised,"
+    " masked, with the ancestors that each comment sees, and packed into rows.",
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+
+  which = parser.add_argument_group("which trees")
+  which.add_argument(
+    "--task", metavar="NAME", help=f"{_GENERATED} (default), or {_FILES} for --files"
+  )
+  which.add_argument(
+    "--files",
+    nargs="+",
+    metavar="TREES",
+    help="tree JSONL, plain, .gz or .zst: files, globs or folders",
+  )
+  which.add_argument(
+    "--vocabulary", metavar="MODEL", help="for --files, made by `commentree vocab`"
+  )
+  which.add_argument(
+    "--held_out_share",
+    type=float,
+    default=0.1,
+    metavar="X",
+    help="share of the trees in --files that is the validation split (default"
+    " %(default)s)",
+  )
+  which.add_argument(
+    "--split",
+    choices=("train", "validation"),
+    default=view.split,
+    help="(default %(default)s)",
+  )
+  which.add_argument("--tree_id", metavar="ID", help="begin at the tree of this id")
+  _number(which, "--skip", view.skip, "trees to pass over")
+  _number(which, "--count", view.count, "trees to show")
+
+  how = parser.add_argument_group("as in which run")
+  _number(how, "--seed", view.seed, "seed of the run, for the masks")
+  _number(how, "--epoch", view.epoch, "pass over the data; each has its own masks")
+  for side in ("encoder", "decoder"):
+    _number(how, f"--{side}_length", 128, f"tokens in {side} rows")
+  _number(how, "--decoder_rows", layout.decoder_rows, "decoder rows of a forest")
+  _number(how, "--max_ancestors", layout.max_ancestors, "most ancestors seen")
+  _number(how, "--max_tree_size", pieces.max_tree_size, "most comments in a piece")
+  _number(
+    how,
+    "--max_comment_tokens",
+    pieces.max_comment_tokens,
+    "tokens after which a comment is cut",
+  )
+  how.add_argument(
+    "--long_comments",
+    choices=get_args(LongComments),
+    default=pieces.long_comments,
+    help="what is done with longer ones (default %(default)s)",
+  )
+
+  output = parser.add_argument_group("output")
+  output.add_argument(
+    "--html", metavar="FILE", help="write a page there, instead of to the terminal"
+  )
+  output.add_argument(
+    "--max_comments",
+    type=int,
+    metavar="N",
+    help=f"most comments shown of a tree (default {_MAX_COMMENTS_ON_TERMINAL}, on a"
+    f" page {_MAX_COMMENTS_ON_PAGE})",
+  )
+  output.add_argument(
+    "--cache_dir",
+    metavar="DIR",
+    help="where the generated trees' vocabulary lies (default: the user's cache)",
+  )
+  return parser
+
+
+def _number(parser: Any, flag: str, default: int, text: str) -> None:
+  parser.add_argument(
+    flag,
+    type=int,
+    default=default,
+    metavar="N",
+    help=f"{text} (default %(default)s)",
+  )
+
+
+def main(argv: Sequence[str]) -> int:
+  """Shows trees; returns the exit code.
+
+  Raises:
+    UserError: for anything the user can mend.
+  """
+  arguments = _parser().parse_args(argv)
+  data_config, view_config = _configs(arguments)
+
+  # TensorFlow loads here, once the settings are sound.
+  quiet.load_tensorflow()
+  from ..tasks import data, inspection, registry
+
+  data.register_tasks(data_config)
+  task = registry.get_task(data_config.mixture_or_task_name)
+  inspected = inspection.inspect_trees(task, view_config)
+  if arguments.html:
+    from ..tasks import inspection_html
+
+    inspection_html.write(inspected, arguments.html)
+    print(arguments.html)
+    return 0
+
+  from ..tasks import inspection_terminal
+
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="replace")  # a pipe's encoding may be ASCII
+  inspection_terminal.render(inspected, _PipedConsole(highlight=False))
+  return 0
+
+
+def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfig]:
+  task = arguments.task or (_FILES if arguments.files else _GENERATED)
+  if task == _FILES and not arguments.files:
+    raise UserError(f"--files is missing: the task {_FILES!r} needs it")
+  if task != _FILES and (arguments.files or arguments.vocabulary):
+    raise UserError(
+      f"--files and --vocabulary are for the task {_FILES!r}, not {task!r}"
+    )
+  if arguments.files and not arguments.vocabulary:
+    raise UserError(
+      "--vocabulary is missing: make one for your files with `commentree vocab"
+      f" --input {arguments.files[0]} --output=trees.model`"
+    )
+  lengths = {"encoder": arguments.encoder_length, "decoder": arguments.decoder_length}
+  layout = ForestLayout(
+    decoder_rows=arguments.decoder_rows, max_ancestors=arguments.max_ancestors
+  )
+  data_config = DataConfig(
+    mixture_or_task_name=task,
+    task_feature_lengths=lengths,
+    files=arguments.files,
+    vocabulary=arguments.vocabulary,
+    held_out_share=arguments.held_out_share,
+    cache_dir=arguments.cache_dir,
+    layout=layout,
+    pieces=PiecesConfig(
+      max_tree_size=arguments.max_tree_size,
+      max_ancestors=arguments.max_ancestors,
+      max_comment_tokens=arguments.max_comment_tokens,
+      long_comments=arguments.long_comments,
+    ),
+  )
+  default = _MAX_COMMENTS_ON_PAGE if arguments.html else _MAX_COMMENTS_ON_TERMINAL
+  view_config = InspectionConfig(
+    split=arguments.split,
+    count=arguments.count,
+    skip=arguments.skip,
+    tree_id=arguments.tree_id,
+    seed=arguments.seed,
+    epoch=arguments.epoch,
+    lengths=lengths,
+    layout=layout,
+    max_comments=default if arguments.max_comments is None else arguments.max_comments,
+  )
+  return data_config, view_config
+
+
+if __name__ == "__main__":
+  from .main import run_verb
+
+  sys.exit(run_verb(main, sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""What verbs run once the settings are sound: data, model and trainer together."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ..models.model import CommentTreeModel
+from ..tasks import data as data_lib
+from ..tasks import forest_layout, generated, registry
+from ..tasks.data import RunData
+from ..tasks.feature_converters import CommentForestFeatureConverter
+from ..tasks.generated_config import GeneratedTreesConfig
+from ..training import evaluation
+from ..training import train as trainer
+from ..training.run_record import RunRecord
+from .configurables import RunConfig
+
+HELD_OUT = "held_out"
+
+# A multiple that tiles well on TPUs and divides over model-parallel devices.
+_VOCAB_MULTIPLE = 128
+
+
+def train(run: RunConfig, config_text: str) -> int:
+  """Trains, evaluates and reports; returns the exit code."""
+  console = Console()
+  data = data_lib.open_data(run.data, console)
+  model = build_model(run, data)
+  outcome = trainer.train(
+    run.train,
+    model,
+    data.train_batches(
+      run.train.batch_size,
+      run.train.random_seed,
+      jax.process_index(),
+      jax.process_count(),
+    ),
+    {HELD_OUT: data.eval_batches(run.train.batch_size, None)},
+    token_groups=token_groups(run, data),
+    record=RunRecord(facts=facts(model, data), config_text=config_text),
+    console=console,
+  )
+  if outcome["eval"]:
+    report(run, data, outcome["eval"][HELD_OUT], console)
+  return 0
+
+
+def evaluate(
+  run: RunConfig, step: int | Literal["best"] | None, batches: int | None
+) -> dict[str, Any]:
+  """Evaluates a checkpoint of MODEL_DIR; prints tables and returns the results."""
+  console = Console()
+  data = data_lib.open_data(run.data, console)
+  outcome = evaluation.evaluate_checkpoint(
+    run.train.model_dir,
+    build_model(run, data),
+    {HELD_OUT: data.eval_batches(run.train.batch_size, None)},
+    step=step,
+    eval_batches=batches,
+    token_groups=token_groups(run, data),
+    config=run.train.evaluation,
+    partitioning_config=run.train.partitioning,
+    best_metric=run.train.checkpoint.best_metric,
+    compile_cache_dir=run.train.compile_cache_dir,
+  )
+  results = outcome["results"][HELD_OUT]
+  console.print(f"checkpoint {outcome['path']}", highlight=False, soft_wrap=True)
+  console.print(evaluation.table(results))
+  report(run, data, results, console)
+  return {"step": outcome["step"], "path": outcome["path"], **results}
+
+
+def build_model(run: RunConfig, data: RunData) -> CommentTreeModel:
+  """The model, its embedding table as large as the vocabulary needs."""
+  config = run.model
+  if not config.vocab_size:
+    config = dataclasses.replace(
+      config, vocab_size=forest_layout.round_up(data.vocab_size, _VOCAB_MULTIPLE)
+    )
+  vocabulary = data.task.tokenizer.vocabulary
+  return CommentTreeModel(
+    config,
+    input_vocabulary=vocabulary,
+    output_vocabulary=vocabulary,
+    feature_converter_cls=CommentForestFeatureConverter,
+  )
+
+
+def facts(model: CommentTreeModel, data: RunData) -> dict[str, Any]:
+  """Settings that decide results: a MODEL_DIR made with others is refused.
+
+  `remat_policy` is left out: it changes memory and time, not results.
+  """
+  settings = dataclasses.asdict(model.config)
+  del settings["remat_policy"]
+  return {**{f"ModelConfig.{k}": v for k, v in settings.items()}, **data.facts()}
+
+
+def token_groups(run: RunConfig, data: RunData) -> dict[str, Any]:
+  """Groups of target tokens to report apart: those of the generated trees."""
+  if data.task.name != registry.GENERATED:
+    return {}
+  return generated.token_groups(run.data.generated, data.task.tokenizer.vocabulary)
+
+
+def report(
+  run: RunConfig, data: RunData, results: evaluation.Results, console: Console
+) -> None:
+  """Prints what the losses are to be compared with.
+
+  For generated trees the analytic entropies; for others the entropy of the held-out
+  masked tokens, the loss of a model that knows their frequencies and no context.
+  """
+  if data.task.name == registry.GENERATED:
+    console.print(context_table(results, run.data.generated))
+    return
+  batches = data.eval_batches(run.train.batch_size, None)()
+  loss = results[next(iter(results))]["loss"]
+  console.print(
+    f"held-out loss {loss:.3f} nats a masked token; their unigram entropy is"
+    f" {unigram_entropy(batches):.3f}",
+    highlight=False,
+  )
+
+
+def unigram_entropy(batches: Iterable[Mapping[str, np.ndarray]]) -> float:
+  """Entropy of the distribution of masked tokens, in nats."""
+  counts: collections.Counter[int] = collections.Counter()
+  for batch in batches:
+    used = batch["decoder_loss_weights"] > 0
+    counts.update(batch["decoder_target_tokens"][used].tolist())
+  shares = np.array(list(counts.values())) / max(1, counts.total())
+  return float(-np.sum(shares * np.log(shares)))
+
+
+def context_table(results: evaluation.Results, config: GeneratedTreesConfig) -> Table:
+  """Held-out loss by ancestor condition, beside what is possible, in nats."""
+  analytic = generated.analytic_entropies(config)
+  recalls = [generated.recall_group(hop) for hop in config.hops]
+  dependent = [name for name in recalls if name in results["true"]["by_group"]]
+  table = Table(
+    title="generated trees: does context help?",
+    caption="analytic: the least loss possible given those ancestors, in nats",
+  )
+  table.add_column("ancestors")
+  for heading in (
+    "loss",
+    "analytic",
+    "accuracy",
+    "loss where ancestors decide",
+    "analytic",
+    "accuracy",
+  ):
+    table.add_column(heading, justify="right")
+  for condition, result in results.items():
+    cells = []
+    for groups in (list(result["by_group"]), dependent):
+      slices = [result["by_group"][name] for name in groups]
+      tokens = sum(s["tokens"] for s in slices)
+
+      def mean(values, slices=slices, tokens=tokens):
+        return sum(v * s["tokens"] for v, s in zip(values, slices)) / max(1, tokens)
+
+      least = "-"
+      if condition in analytic[recalls[0]]:
+        least = f"{mean([analytic[name][condition] for name in groups]):.3f}"
+      cells += [
+        f"{mean([s['loss'] for s in slices]):.3f}",
+        least,
+        f"{mean([s['accuracy'] for s in slices]):.3f}",
+      ]
+    table.add_row(condition, *cells)
+  return table

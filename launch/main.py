@@ -1,0 +1,62 @@
+"""The `commentree` command: one verb each for what a researcher does."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from ..errors import UserError
+
+VERBS = {
+  "train": "train a model; resumes by itself what was interrupted",
+  "eval": "evaluate a checkpoint: does context help?",
+  "inspect": "show trees as the model sees them, on the terminal or as a page",
+  "vocab": "train a SentencePiece vocabulary on comment trees",
+}
+
+USER_ERROR_EXIT_CODE = 2
+
+
+def usage() -> str:
+  """The text of `commentree --help`."""
+  lines = ["usage: commentree VERB [FLAGS]", "", "verbs:"]
+  lines += [f"  {verb:<9}{what}" for verb, what in VERBS.items()]
+  lines += ["", "commentree VERB --help shows a verb's flags, with examples."]
+  return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a verb; returns its exit code.
+
+  A `UserError` is printed as one line and gives exit code 2.
+  """
+  arguments = list(sys.argv[1:] if argv is None else argv)
+  if not arguments or arguments[0] in ("-h", "--help", "help"):
+    print(usage())
+    return 0
+  verb, *rest = arguments
+  if verb not in VERBS:
+    print(
+      f"commentree: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr
+    )
+    return USER_ERROR_EXIT_CODE
+  return run_verb(importlib.import_module(f".{verb}", __package__).main, rest)
+
+
+def run_verb(verb_main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+  """Runs a verb's `main`; turns its user errors into one line on stderr."""
+  try:
+    return verb_main(argv)
+  except UserError as error:
+    print(f"commentree: {error}", file=sys.stderr)
+    return USER_ERROR_EXIT_CODE
+  except BrokenPipeError:
+    # The reader of a pipe left, as `| head` does.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

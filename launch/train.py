@@ -1,0 +1,59 @@
+"""`commentree train`: settings, data, model, trainer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from . import gin_cli, quiet
+
+_EPILOG = """\
+examples:
+  train a tiny model on generated trees (nothing else needed):
+    commentree train --gin_file=runs/demo.gin --gin.MODEL_DIR='"runs/demo"'
+
+  train on your own trees, after `commentree vocab --input=trees.jsonl.gz
+  --output=trees.model`:
+    commentree train --gin_file=runs/pretrain.gin \\
+      --gin.MODEL_DIR='"runs/mine"' --gin.MIXTURE_OR_TASK_NAME='"commentree_files"' \\
+      --gin.FILES='"trees.jsonl.gz"' --gin.VOCABULARY='"trees.model"' \\
+      --gin.TRAIN_STEPS=10000
+
+  a larger model: add --gin_file=models/base.gin; on two devices a model:
+    --gin.MODEL_PARALLEL=2
+
+The same command again resumes from the newest checkpoint in MODEL_DIR.
+exit codes: 0 done, 2 a mistake of the user's, 130 and 143 interrupted and saved.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+  """Trains; returns the exit code."""
+  parser = argparse.ArgumentParser(
+    prog="commentree train",
+    description="Train a model on trees of comments; settings come from gin files.",
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  gin_cli.add_gin_flags(parser)
+  parser.add_argument(
+    "--dry_run", action="store_true", help="check the settings, print them and stop"
+  )
+  parsed = gin_cli.parse(parser, argv)
+  if parsed.arguments.dry_run:
+    print(parsed.text)
+    return 0
+
+  # The settings are sound: now what is heavy.
+  quiet.load_tensorflow()
+  from . import job
+
+  return job.train(parsed.run, parsed.text)
+
+
+if __name__ == "__main__":
+  import sys
+
+  from .main import run_verb
+
+  sys.exit(run_verb(main, sys.argv[1:]))

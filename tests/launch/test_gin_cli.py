@@ -1,0 +1,106 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from commentree.errors import UserError
+from commentree.launch import gin_cli
+
+REQUIRED = [
+  "MODEL_DIR = '/tmp/m'",
+  "MIXTURE_OR_TASK_NAME = 'commentree_generated'",
+  "TRAIN_STEPS = 10",
+]
+
+
+def load(*overrides, files=("runs/pretrain.gin",)):
+  return gin_cli.load(files, [*REQUIRED, *overrides])
+
+
+def test_a_complete_run_file_gives_checked_settings():
+  run = load("BATCH_SIZE = 16")
+  assert run.train.model_dir == "/tmp/m"
+  assert run.train.batch_size == 16
+  assert run.data.mixture_or_task_name == "commentree_generated"
+
+
+def test_all_missing_required_settings_are_named_at_once():
+  with pytest.raises(UserError) as error:
+    gin_cli.load(["runs/pretrain.gin"])
+  for name in ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "TRAIN_STEPS"):
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("override", "said"),
+  [
+    ("TRAIN_STPES = 10", "did you mean TRAIN_STEPS"),
+    ("BATCH_SIZE = abc", "quotes"),
+    ("BATCH_SIZE = 'abc'", "batch_size"),
+    ("BATCH_SIZE = 0", "batch_size"),
+    ("ModelConfig.emb_dmi = 3", "did you mean emb_dim"),
+    ("ModelConfg.emb_dim = 3", "did you mean ModelConfig"),
+    ("ModelConfig.pooling = 'median'", "must be one of"),
+    ("TASK_FEATURE_LENGTHS = {'inputs': 12}", "TASK_FEATURE_LENGTHS"),
+  ],
+)
+def test_a_mistake_is_one_line_that_names_the_setting(override, said):
+  with pytest.raises(UserError) as error:
+    load(override)
+  assert said in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_a_setting_in_a_file_that_nothing_reads_is_refused(tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text("BATCH_SIEZ = 4\n")
+  with pytest.raises(UserError, match="BATCH_SIZE"):
+    load(files=["runs/pretrain.gin", str(path)])
+
+
+def test_a_broken_file_is_named_with_its_line(tmp_path):
+  path = tmp_path / "broken.gin"
+  path.write_text("BATCH_SIZE = 4\nBATCH_SIZE = = 3\n")
+  with pytest.raises(UserError, match=r"broken\.gin"):
+    load(files=["runs/pretrain.gin", str(path)])
+
+
+def test_a_missing_file_is_named_with_the_nearest_one_there_is():
+  with pytest.raises(UserError, match=r"did you mean runs/pretrain\.gin"):
+    load(files=["runs/pretrian.gin"])
+
+
+def test_overrides_need_a_value():
+  with pytest.raises(UserError, match="NAME=VALUE"):
+    gin_cli.split_overrides(["--gin.TRAIN_STEPS"])
+
+
+def test_later_files_win(tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text("BATCH_SIZE = 4\n")
+  assert load(files=["runs/pretrain.gin", str(path)]).train.batch_size == 4
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "xl", "xxl"])
+def test_every_size_loads(size):
+  run = load(files=["runs/pretrain.gin", f"models/{size}.gin"])
+  assert run.model.emb_dim % 64 == 0
+
+
+def test_a_mistake_is_told_in_three_seconds_and_before_jax_is_imported(tmp_path):
+  code = (
+    "import sys; from commentree.launch.main import main;"
+    "code = main(sys.argv[1:]);"
+    "heavy = {'jax', 'tensorflow', 'seqio'} & set(sys.modules);"
+    "print(heavy, file=sys.stderr) if heavy else None; sys.exit(code)"
+  )
+  command = [sys.executable, "-c", code, "train", "--gin_file=runs/pretrain.gin"]
+  started = time.monotonic()
+  done = subprocess.run(
+    [*command, "--gin.TRAIN_STPES=3"], capture_output=True, text=True, cwd=tmp_path
+  )
+  assert time.monotonic() - started < 3
+  assert done.returncode == 2
+  assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+  assert "TRAIN_STEPS" in done.stderr
