@@ -195,16 +195,17 @@ def table(results: Results, title: str = "") -> Table:
     rendered.add_column(condition, justify="right")
   rendered.add_column("tokens", justify="right")
 
-  def add(name: str, key: str, of: Callable[[Any], Any]) -> None:
-    values = (f"{of(result)[key]:.3f}" for result in results.values())
-    rendered.add_row(name, *values, f"{of(first)['tokens']:,}")
+  def add(name: str, key: str, slices: Sequence[Mapping[str, Any]]) -> None:
+    values = (f"{slice_[key]:.3f}" for slice_ in slices)
+    rendered.add_row(name, *values, f"{slices[0]['tokens']:,}")
 
-  add("all", "loss", lambda result: result)
-  add("all: accuracy", "accuracy", lambda result: result)
+  every = list(results.values())
+  add("all", "loss", every)
+  add("all: accuracy", "accuracy", every)
   for kind, prefix in (("by_group", ""), ("by_depth", "depth ")):
     rendered.add_section()
     for name in first[kind]:
-      add(f"{prefix}{name}", "loss", lambda r, k=kind, n=name: r[k][n])
+      add(f"{prefix}{name}", "loss", [result[kind][name] for result in every])
   return rendered
 
 
