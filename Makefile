@@ -31,7 +31,7 @@ format: $(VENV)/.installed-test  ## format in place
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed  ## throughput against padded rows and concatenated threads
-	$(BIN)/python -m commentree.launch.bench $(BENCH_FLAGS)
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m commentree.launch.bench $(BENCH_FLAGS)
 
 clean:  ## remove the virtual environment and what tools left
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis
