@@ -102,6 +102,9 @@ def load(
   """
   gin.clear_config(clear_constants=False)
   register()
+  # gin would also seek 'runs/common.gin' in an importable package `runs`, and fails on
+  # a folder of that name without an __init__.py, such as that of a user's MODEL_DIRs.
+  del gin_config._FILE_READERS[1:]
   # The current folder is searched by gin itself, last; ours come with the package.
   folders = [p for p in search_paths.split(",") if p] + [".", str(GIN_ROOT)]
   for folder in reversed(folders):

@@ -76,6 +76,14 @@ def test_overrides_need_a_value():
     gin_cli.split_overrides(["--gin.TRAIN_STEPS"])
 
 
+def test_a_folder_named_as_ours_on_the_import_path_does_no_harm(tmp_path, monkeypatch):
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "models").mkdir()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  assert load().train.model_dir == "/tmp/m"
+
+
 def test_later_files_win(tmp_path):
   path = tmp_path / "mine.gin"
   path.write_text("BATCH_SIZE = 4\n")
