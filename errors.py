@@ -1,9 +1,33 @@
-"""The one exception for a mistake its user can mend.
+"""Exceptions for what a user or an operator can mend, and the exit codes they give.
 
-Command line entry points print a `UserError` as one line and exit with 2; every
+Command line entry points print a `UserError` as one line and exit with its code; every
 other exception is a defect of ours and keeps its traceback.
+
+Exit codes, which supervisors and schedulers go by:
+
+  0    done
+  1    a defect of ours: a traceback
+  2    a mistake of the user's: starting again changes nothing
+  74   storage refused (EX_IOERR): the last good checkpoint is named
+  75   a host was lost, hung or never came (EX_TEMPFAIL): start again on every host
+  130  interrupted (SIGINT), a checkpoint was saved
+  143  preempted (SIGTERM), a checkpoint was saved: start again to resume
 """
 
 
 class UserError(Exception):
   """A user's mistake, in one line: what is wrong, where, and how to mend it."""
+
+  exit_code = 2
+
+
+class StorageError(UserError):
+  """A disk or bucket that keeps refusing; the run can go on once it does not."""
+
+  exit_code = 74
+
+
+class HostLostError(UserError):
+  """Another host of the run died, hung or never came; all start again."""
+
+  exit_code = 75

@@ -16,9 +16,6 @@ VERBS = {
   "vocab": "train a SentencePiece vocabulary on comment trees",
 }
 
-USER_ERROR_EXIT_CODE = 2
-
-
 def usage() -> str:
   """The text of `commentree --help`."""
   lines = ["usage: commentree VERB [FLAGS]", "", "verbs:"]
@@ -30,7 +27,7 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a verb; returns its exit code.
 
-  A `UserError` is printed as one line and gives exit code 2.
+  A `UserError` is printed as one line and gives its exit code (see `errors`).
   """
   arguments = list(sys.argv[1:] if argv is None else argv)
   if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -41,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
       f"commentree: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr
     )
-    return USER_ERROR_EXIT_CODE
+    return UserError.exit_code
   return run_verb(importlib.import_module(f".{verb}", __package__).main, rest)
 
 
@@ -51,7 +48,7 @@ def run_verb(verb_main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> 
     return verb_main(argv)
   except UserError as error:
     print(f"commentree: {error}", file=sys.stderr)
-    return USER_ERROR_EXIT_CODE
+    return error.exit_code
   except BrokenPipeError:
     # The reader of a pipe left, as `| head` does.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
