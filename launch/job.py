@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +19,7 @@ from ..tasks.feature_converters import CommentForestFeatureConverter
 from ..tasks.generated_config import GeneratedTreesConfig
 from ..training import evaluation
 from ..training import train as trainer
+from ..training.data_input import EvalData, TrainData
 from ..training.run_record import RunRecord
 from .configurables import RunConfig
 
@@ -37,13 +37,8 @@ def train(run: RunConfig, config_text: str) -> int:
   outcome = trainer.train(
     run.train,
     model,
-    data.train_batches(
-      run.train.batch_size,
-      run.train.random_seed,
-      jax.process_index(),
-      jax.process_count(),
-    ),
-    {HELD_OUT: data.eval_batches(run.train.batch_size, None)},
+    train_data(run, data),
+    {HELD_OUT: held_out_data(run, data)},
     token_groups=token_groups(run, data),
     record=RunRecord(facts=facts(model, data), config_text=config_text),
     console=console,
@@ -62,7 +57,7 @@ def evaluate(
   outcome = evaluation.evaluate_checkpoint(
     run.train.model_dir,
     build_model(run, data),
-    {HELD_OUT: data.eval_batches(run.train.batch_size, None)},
+    {HELD_OUT: held_out_data(run, data)},
     step=step,
     eval_batches=batches,
     token_groups=token_groups(run, data),
@@ -76,6 +71,18 @@ def evaluate(
   console.print(evaluation.table(results))
   report(run, data, results, console)
   return {"step": outcome["step"], "path": outcome["path"], **results}
+
+
+def train_data(run: RunConfig, data: RunData) -> TrainData:
+  """How to open a process's share of the training batches."""
+  return lambda share: data.train_batches(
+    run.train.batch_size, run.train.random_seed, share.index, share.count
+  )
+
+
+def held_out_data(run: RunConfig, data: RunData) -> EvalData:
+  """How to open a process's share of the held-out batches."""
+  return lambda share: data.eval_batches(run.train.batch_size, share.index, share.count)
 
 
 def build_model(run: RunConfig, data: RunData) -> CommentTreeModel:
@@ -122,7 +129,7 @@ def report(
   if data.task.name == registry.GENERATED:
     console.print(context_table(results, run.data.generated))
     return
-  batches = data.eval_batches(run.train.batch_size, None)()
+  batches = data.eval_batches(run.train.batch_size)
   loss = results[next(iter(results))]["loss"]
   console.print(
     f"held-out loss {loss:.3f} nats a masked token; their unigram entropy is"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -56,17 +56,18 @@ class RunData:
     )
 
   def eval_batches(
-    self, batch_size: int, limit: int | None
-  ) -> Callable[[], Iterator[streams.Batch]]:
-    """A function that starts the same pass over held-out data each time."""
-    return lambda: streams.eval_batches(
+    self, batch_size: int, host: int = 0, num_hosts: int = 1
+  ) -> Iterator[streams.Batch]:
+    """This host's rows of a pass over the held-out data, the same each time."""
+    return streams.eval_batches(
       self.splits["validation"],
       self.task.masker(),
       self.shape,
       batch_size=batch_size,
       seed=self.config.eval_seed,
       lookahead=self.config.layout.lookahead,
-      limit=limit,
+      host=host,
+      num_hosts=num_hosts,
     )
 
   def example_batch(self, batch_size: int) -> streams.Batch:

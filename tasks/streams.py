@@ -9,6 +9,7 @@ a few numbers, so resuming seeks instead of replaying.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -132,6 +133,22 @@ def count_streams(batch_size: int) -> int:
   return min(_MAX_STREAMS, batch_size & -batch_size)
 
 
+def own_streams(batch_size: int, host: int, num_hosts: int) -> tuple[range, int]:
+  """Returns a host's streams of a global batch, and how many all hosts have.
+
+  Raises:
+    UserError: if the hosts do not divide the streams.
+  """
+  num_streams = count_streams(batch_size)
+  if num_streams % num_hosts:
+    raise UserError(
+      f"BATCH_SIZE = {batch_size}: {num_hosts} hosts cannot share its {num_streams}"
+      f" data streams evenly; use a multiple of {num_hosts}"
+    )
+  own = num_streams // num_hosts
+  return range(host * own, (host + 1) * own), num_streams
+
+
 class TrainBatches:
   """This host's rows of the global batches, endless and resumable."""
 
@@ -162,13 +179,7 @@ class TrainBatches:
     Raises:
       UserError: if the hosts do not divide the streams.
     """
-    num_streams = count_streams(batch_size)
-    if num_streams % num_hosts:
-      raise UserError(
-        f"BATCH_SIZE = {batch_size}: {num_hosts} hosts cannot share its {num_streams}"
-        f" data streams evenly; use a multiple of {num_hosts}"
-      )
-    own = num_streams // num_hosts
+    own, num_streams = own_streams(batch_size, host, num_hosts)
     self._rows_per_stream = batch_size // num_streams
     self._streams = {
       stream: ForestStream(
@@ -180,7 +191,7 @@ class TrainBatches:
         num_streams=num_streams,
         lookahead=lookahead,
       )
-      for stream in range(host * own, (host + 1) * own)
+      for stream in own
     }
 
   def __iter__(self) -> TrainBatches:
@@ -221,38 +232,48 @@ def eval_batches(
   batch_size: int,
   seed: int,
   lookahead: int,
-  limit: int | None = None,
+  host: int = 0,
+  num_hosts: int = 1,
 ) -> Iterator[Batch]:
-  """Every piece once, order and masks always the same; the last batch is padded.
+  """This host's rows of batches that hold every piece once, always alike.
+
+  Dealt over the same streams as training, whatever the number of hosts. Rows whose
+  stream has ended are padding; a host's batches end with its last stream, and there is
+  at least one.
 
   Args:
     records: pieces of the held-out split.
     masker: draws the masks.
     shape: what a forest holds.
-    batch_size: forests in a batch.
+    batch_size: forests in a global batch.
     seed: seed of the evaluation, not of the run: runs stay comparable.
-    lookahead: pieces held back to choose from.
-    limit: most batches, or None for all.
+    lookahead: pieces that each stream holds back to choose from.
+    host: this process.
+    num_hosts: all processes.
+
+  Raises:
+    UserError: if the hosts do not divide the streams.
   """
+  own, num_streams = own_streams(batch_size, host, num_hosts)
   # Shuffled, so that a limit takes a fair sample rather than the head of a file.
   order = EndlessOrder(len(records), seed)
-  masked = (
-    masker(records[index], shape.decoder_length, seed, epoch, index)
-    for epoch, index in map(order.__getitem__, range(len(records)))
-  )
-  rows: list[Forest] = []
-  batches = 0
-  for forest in packing.pack(masked, shape, lookahead):
-    rows.append(forest)
-    if len(rows) == batch_size:
-      yield stack(rows)
-      rows = []
-      batches += 1
-      if batches == limit:
-        return
-  if rows:
-    padding = packing.empty_forest(shape)
-    yield stack(rows + [padding] * (batch_size - len(rows)))
+
+  def forests(stream: int) -> Iterator[Forest]:
+    places = map(order.__getitem__, range(stream, len(records), num_streams))
+    masked = (
+      masker(records[index], shape.decoder_length, seed, epoch, index)
+      for epoch, index in places
+    )
+    return packing.pack(masked, shape, lookahead)
+
+  streams = [forests(stream) for stream in own]
+  padding = packing.empty_forest(shape)
+  rows_per_stream = batch_size // num_streams
+  for number in itertools.count():
+    rows = [next(s, None) for s in streams for _ in range(rows_per_stream)]
+    if number and all(row is None for row in rows):
+      return
+    yield stack([padding if row is None else row for row in rows])
 
 
 def stack(forests: Sequence[Forest]) -> Batch:

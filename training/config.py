@@ -18,10 +18,18 @@ BestMetric = Literal[
   "true/loss", "true/accuracy", "parent_only/loss", "none/loss", "shuffled/loss"
 ]
 
+MESH_AXES = ("slice", "data", "fsdp", "model")
+"""Axes of the mesh, slowest network first: `slice` crosses the data-centre network."""
+
+BATCH_AXES = ("slice", "data", "fsdp")
+"""Axes of the mesh that share out the examples of a batch."""
+
+MeshAxes = str | tuple[str, ...] | None
+
 # Logical axes of parameters and activations to axes of the mesh. An array takes the
 # first rule that fits each of its axes, and no mesh axis twice.
-DEFAULT_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
-  ("batch", "data"),
+DEFAULT_AXIS_RULES: tuple[tuple[str, MeshAxes], ...] = (
+  ("batch", BATCH_AXES),
   ("vocab", "model"),
   ("mlp", "model"),
   ("heads", "model"),
@@ -34,6 +42,15 @@ DEFAULT_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
   ("vectors", None),
   ("ancestor_distance", None),
 )
+
+# What gin/partitioning/<name>.gin sets: the axis that takes the devices left over, and
+# whether tensors are cut (None: over as many devices as the user says).
+PRESETS: dict[str, dict[str, int | None]] = {
+  "dp": {"fsdp_parallel": 1, "model_parallel": 1},
+  "fsdp": {"fsdp_parallel": -1, "model_parallel": 1},
+  "tp": {"fsdp_parallel": 1, "model_parallel": None},
+  "fsdp_tp": {"fsdp_parallel": -1, "model_parallel": None},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,29 +115,55 @@ class OptimizerConfig:
 class PartitioningConfig:
   """How arrays are spread over devices.
 
+  The mesh has the axes `MESH_AXES`; `data` takes the devices that the others leave.
+
   Attributes:
-    model_parallel: devices that share one copy of the model; the rest of the
-      devices multiply the data. 1 is pure data parallelism.
-    logical_axis_rules: pairs of a logical axis and a mesh axis ('data', 'model' or
-      None), as T5X's. `("embed", "data")` instead of `("embed", None)` shards
-      parameters and optimizer state over the data axis too.
+    num_slices: slices joined by the data-centre network; None: as the devices say.
+      Examples are shared out over slices, parameters are repeated on each.
+    fsdp_parallel: devices that share out examples, and parameters and optimizer state
+      as well (ZeRO-3; Rajbhandari et al. 2020); -1: all that `model_parallel` leaves.
+    model_parallel: devices that share the work on each example: heads, the width of
+      the MLP, the vocabulary (tensor parallelism; Shoeybi et al. 2019).
+    logical_axis_rules: pairs of a logical axis and a mesh axis, several or None, as
+      T5X's; the first that fits counts.
+    fsdp_min_elements: a parameter that the rules leave whole is shared out over `fsdp`
+      along its largest dimension that divides, if it has at least so many elements.
+    replicated_max_elements: larger parameters that still are whole on every device are
+      reported by name.
   """
 
+  num_slices: int | None = None
+  fsdp_parallel: int = 1
   model_parallel: int = 1
-  logical_axis_rules: tuple[tuple[str, str | None], ...] = DEFAULT_AXIS_RULES
+  logical_axis_rules: tuple[tuple[str, MeshAxes], ...] = DEFAULT_AXIS_RULES
+  fsdp_min_elements: int = 2**16
+  replicated_max_elements: int = 2**20
 
   def __post_init__(self):
-    check_range(
-      "PartitioningConfig", "model_parallel", self.model_parallel, 1, whole=True
-    )
-    rules = tuple(tuple(rule) for rule in self.logical_axis_rules)
+    owner = "PartitioningConfig"
+    if self.num_slices is not None:
+      check_range(owner, "num_slices", self.num_slices, 1, whole=True)
+    if self.fsdp_parallel != -1:
+      check_range(owner, "fsdp_parallel", self.fsdp_parallel, 1, whole=True)
+    check_range(owner, "model_parallel", self.model_parallel, 1, whole=True)
+    for field in ("fsdp_min_elements", "replicated_max_elements"):
+      check_range(owner, field, getattr(self, field), 0, whole=True)
+    rules = tuple(map(self._rule, self.logical_axis_rules))
     object.__setattr__(self, "logical_axis_rules", rules)
-    for rule in rules:
-      if len(rule) != 2 or rule[1] not in ("data", "model", None):
-        raise UserError(
-          f"PartitioningConfig.logical_axis_rules has {rule!r}: each must be"
-          " (logical axis, 'data' or 'model' or None)"
-        )
+
+  @staticmethod
+  def _rule(rule: Any) -> tuple[str, MeshAxes]:
+    """Checks a rule; gin hands over lists, and a frozen configuration hashes."""
+    if isinstance(rule, (list, tuple)) and len(rule) == 2 and isinstance(rule[0], str):
+      logical, target = rule
+      axes = (target,) if isinstance(target, str) else tuple(target or ())
+      if all(axis in MESH_AXES for axis in axes):
+        return logical, target if isinstance(target, str) else axes or None
+    raise UserError(
+      f"PartitioningConfig.logical_axis_rules has {rule!r}: each must be (logical axis,"
+      f" mesh axis), the latter of {', '.join(map(repr, MESH_AXES))}, a tuple of those,"
+      " or None"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

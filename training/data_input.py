@@ -9,13 +9,16 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from ..errors import UserError
+from . import partitioning
+from .partitioning import Share
 
 HostBatch = Mapping[str, np.ndarray]
-EvalData = Callable[[], Iterator[HostBatch]]
-"""Starts the same finite pass over held-out data each time it is called."""
+EvalData = Callable[[Share], Iterator[HostBatch]]
+"""Starts the same finite pass over a share of held-out data each time it is called; at
+least one batch, if of padding alone."""
 
 _POLL_SECONDS = 0.2
 
@@ -31,6 +34,10 @@ class TrainBatches(Protocol):
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes back to where `get_state` was called."""
+
+
+TrainData = Callable[[Share], TrainBatches]
+"""Opens a share of the training batches, at their beginning."""
 
 
 def peek(batches: TrainBatches) -> HostBatch:
@@ -52,25 +59,39 @@ def check_batch_size(
     mesh: the mesh.
     microbatches: parts that the batch is cut into.
   """
-  rows = len(next(iter(batch.values()))) * jax.process_count()
+  rows = num_rows(batch) * partitioning.data_share(mesh).count
   if rows != batch_size:
     raise UserError(
       f"TrainConfig.batch_size = {batch_size}: the data's batches hold {rows}"
     )
-  if batch_size % (mesh.shape["data"] * microbatches):
+  devices = partitioning.batch_parallel(mesh)
+  if batch_size % (devices * microbatches):
     raise UserError(
       f"TrainConfig.batch_size = {batch_size}: must be a multiple of"
-      f" {mesh.shape['data']} data-parallel devices x {microbatches} microbatches"
+      f" {devices} data-parallel devices x {microbatches} microbatches"
     )
 
 
-def place(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
+def num_rows(batch: Mapping[str, Any]) -> int:
+  """Returns the examples in a batch."""
+  return len(next(iter(batch.values())))
+
+
+class Placer:
   """Puts this process's rows on its devices, as part of a global batch."""
-  sharding = NamedSharding(mesh, PartitionSpec("data"))
-  return {
-    name: jax.make_array_from_process_local_data(sharding, np.asarray(values))
-    for name, values in batch.items()
-  }
+
+  def __init__(self, mesh: Mesh):
+    """Works out this process's share."""
+    self._sharding = partitioning.batch_sharding(mesh)
+    self._count = partitioning.data_share(mesh).count
+
+  def __call__(self, batch: HostBatch) -> dict[str, jax.Array]:
+    """Returns the global batch."""
+    return {name: self._place(np.asarray(values)) for name, values in batch.items()}
+
+  def _place(self, rows: np.ndarray) -> jax.Array:
+    shape = (len(rows) * self._count, *rows.shape[1:])
+    return jax.make_array_from_process_local_data(self._sharding, rows, shape)
 
 
 class Prefetcher:
@@ -85,7 +106,7 @@ class Prefetcher:
       depth: batches buffered.
     """
     self._batches = batches
-    self._mesh = mesh
+    self._place = Placer(mesh)
     self._ready: queue.Queue[Any] = queue.Queue(depth)
     self._closed = threading.Event()
     self._thread = threading.Thread(
@@ -122,7 +143,7 @@ class Prefetcher:
           raise UserError(
             "the training data came to an end: it must repeat for ever"
           ) from None
-        self._put((place(batch, self._mesh), self._batches.get_state()))
+        self._put((self._place(batch), self._batches.get_state()))
     except BaseException as error:  # handed to the consumer, whatever it is
       self._put(error)
 

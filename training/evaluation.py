@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..models.interface import Model
 from . import checkpoints, data_input, partitioning, runtime
 from . import state as state_lib
+from .agreement import Agreement
 from .config import BestMetric, EvalConfig, PartitioningConfig
 from .data_input import EvalData, HostBatch
 
@@ -60,7 +61,11 @@ class Evaluator:
       for name, ids in (token_groups or {}).items()
     }
     self._depths = depth_names(config.depth_edges)
-    self._sums = jax.jit(self._make_sums(model))
+    self._place = data_input.Placer(mesh)
+    self._agreement = Agreement(mesh)
+    self._sums = jax.jit(
+      self._make_sums(model), out_shardings=partitioning.replicated(mesh)
+    )
 
   def __call__(
     self,
@@ -73,9 +78,9 @@ class Evaluator:
 
     Args:
       params: the parameters.
-      batches: held-out batches.
+      batches: this process's share of the held-out batches, at least one.
       limit: most batches; None for all.
-      stop: asked before every batch.
+      stop: asked before every batch; if any process's says so, all stop.
 
     Returns:
       The results, or None if stopped.
@@ -84,10 +89,19 @@ class Evaluator:
       UserError: if no batch holds a masked token.
     """
     totals = {name: np.zeros(()) for name in self._config.conditions}
-    for batch in itertools.islice(batches, limit):
-      if stop():
+    padding: HostBatch = {}
+    for batch in itertools.chain(
+      itertools.islice(batches, limit), itertools.repeat(None)
+    ):
+      # Hosts run out of batches at different times, and all must take part in each.
+      more, stopped = self._agreement(batch is not None, stop())
+      if stopped:
         return None
-      placed = data_input.place(batch, self._mesh)
+      if not more:
+        break
+      if batch is not None:
+        padding = {name: np.zeros_like(values) for name, values in batch.items()}
+      placed = self._place(padding if batch is None else batch)
       with partitioning.in_mesh(self._mesh, self._partitioning):
         sums = jax.device_get(self._sums(params, placed))
       # float64 on the host: thousands of batches add up.
@@ -247,10 +261,9 @@ def evaluate_checkpoint(
   folder = pathlib.Path(model_dir).expanduser().absolute()
   chosen = checkpoints.choose(folder, step, best_metric)
   mesh = partitioning.make_mesh(partitioning_config)
-  example = next(iter(next(iter(eval_datasets.values()))()), None)
-  if example is None:
-    raise UserError("the evaluation data holds no batch: give more trees")
-  rows = len(next(iter(example.values()))) * jax.process_count()
+  share = partitioning.data_share(mesh)
+  example = next(next(iter(eval_datasets.values()))(share))
+  rows = data_input.num_rows(example) * share.count
   data_input.check_batch_size(example, rows, mesh)
   like = state_lib.abstract_params(model, example, mesh, partitioning_config)
   path = checkpoints.path_of(folder, chosen)
@@ -259,7 +272,7 @@ def evaluate_checkpoint(
     model, mesh, partitioning_config, config or EvalConfig(), token_groups
   )
   results = {
-    name: evaluator(params, dataset(), eval_batches)
+    name: evaluator(params, dataset(share), eval_batches)
     for name, dataset in eval_datasets.items()
   }
   return {"step": chosen, "path": str(path), "results": results}

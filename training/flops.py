@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from .partitioning import flatten_names
+from .partitioning import data_share, flatten_names
 
 # Dense bfloat16 FLOP/s of one JAX device, from the vendors' data sheets. The first
 # that the device's name contains counts.
@@ -51,7 +51,7 @@ def utilization_per_rate(
   peak = peak_flops(mesh.devices.flat[0])
   if peak is None:
     return None
-  return train_step_flops(params, batch) * jax.process_count() / (peak * mesh.size)
+  return train_step_flops(params, batch) * data_share(mesh).count / (peak * mesh.size)
 
 
 def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:

@@ -1,53 +1,102 @@
 """One mesh over all devices, and where each array lies on it.
 
-Parameters carry names of logical axes; rules map those to the mesh's axes `data` and
-`model`, and XLA does the rest. One device is a mesh of 1 x 1 and takes the same path.
+The mesh has four axes (`config.MESH_AXES`): `slice`, joined by the data-centre
+network; `data` and `fsdp`, which share out examples; `model`, which shares the work on
+each. Parameters carry names of logical axes; rules map those to axes of the mesh, and
+XLA does the rest. One device is a mesh of 1 x 1 x 1 x 1 and takes the same path.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax
 import jax
-import numpy as np
 from flax.linen import partitioning as flax_partitioning
 from flax.linen.spmd import logical_to_mesh_axes
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..errors import UserError
-from .config import PartitioningConfig
+from .config import BATCH_AXES, DEFAULT_AXIS_RULES, MESH_AXES, PartitioningConfig
 
 PyTree = Any
 _AXES_SUFFIX = "_axes"
 
 
-def make_mesh(config: PartitioningConfig) -> Mesh:
-  """Returns the mesh of all devices, data x model.
+def make_mesh(
+  config: PartitioningConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """Returns the mesh of all devices, with the axes `MESH_AXES`.
+
+  Slices are cut along the data-centre network, and within a slice neighbours share a
+  model: they talk most.
+
+  Args:
+    config: sizes of the axes.
+    devices: the devices; all there are if None.
 
   Raises:
     UserError: if the devices cannot be shared so.
   """
-  devices = jax.devices()
-  if len(devices) % config.model_parallel:
+  devices = jax.devices() if devices is None else list(devices)
+  told = {getattr(device, "slice_index", None) for device in devices}
+  found = len(told) if None not in told else 1
+  slices = config.num_slices or found
+  if found not in (1, slices):
     raise UserError(
-      f"PartitioningConfig.model_parallel = {config.model_parallel}: must divide the"
-      f" {len(devices)} devices here"
+      f"PartitioningConfig.num_slices = {slices}: the devices form {found} slices"
     )
-  # Neighbours share a model: they talk most.
-  grid = np.array(devices).reshape(-1, config.model_parallel)
-  return Mesh(grid, ("data", "model"))
+  shape = (slices, *_slice_shape(config, len(devices), slices))
+  if found > 1:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (1, *shape[1:]), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
+  else:
+    # One slice, or hosts that play several: in order, so that each is contiguous.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  return Mesh(grid, MESH_AXES)
+
+
+def _slice_shape(
+  config: PartitioningConfig, num_devices: int, slices: int
+) -> tuple[int, int, int]:
+  """Returns the sizes of `data`, `fsdp` and `model` within a slice."""
+  if num_devices % slices:
+    raise UserError(
+      f"PartitioningConfig.num_slices = {slices}: must divide the {num_devices} devices"
+    )
+  left = num_devices // slices
+  here = f"the {left} devices of a slice" if slices > 1 else f"the {left} devices here"
+  if left % config.model_parallel:
+    raise UserError(
+      f"PartitioningConfig.model_parallel = {config.model_parallel}: must divide {here}"
+    )
+  left //= config.model_parallel
+  fsdp = left if config.fsdp_parallel == -1 else config.fsdp_parallel
+  if left % fsdp:
+    raise UserError(
+      f"PartitioningConfig.fsdp_parallel = {fsdp}: times model_parallel ="
+      f" {config.model_parallel} must divide {here}"
+    )
+  return left // fsdp, fsdp, config.model_parallel
 
 
 def describe(mesh: Mesh) -> str:
   """Returns one line about the mesh."""
   device = mesh.devices.flat[0]
-  return (
-    f"{mesh.size} x {device.device_kind} ({device.platform}),"
-    f" {mesh.shape['data']} data x {mesh.shape['model']} model"
-  )
+  shape = dict(mesh.shape)
+  if shape["slice"] == 1:
+    del shape["slice"]
+  axes = " x ".join(f"{size} {axis}" for axis, size in shape.items())
+  hosts = len({device.process_index for device in mesh.devices.flat})
+  where = f" on {hosts} hosts" if hosts > 1 else ""
+  return f"{mesh.size} x {device.device_kind} ({device.platform}){where}, {axes}"
 
 
 @contextlib.contextmanager
@@ -65,10 +114,74 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a batch's features, by their leading axis."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_parallel(mesh: Mesh) -> int:
+  """Returns over how many groups of devices a batch is shared out."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """Which part of every global batch a process reads.
+
+  Attributes:
+    index: the part, from 0.
+    count: how many parts there are. Processes whose devices work on the same
+      examples read the same part.
+  """
+
+  index: int
+  count: int
+
+
+def data_share(mesh: Mesh, process: int | None = None) -> Share:
+  """Returns a process's share of every global batch.
+
+  Args:
+    mesh: the mesh.
+    process: which; this one if None.
+
+  Raises:
+    UserError: if processes would share some of their examples but not all.
+  """
+  process = jax.process_index() if process is None else process
+  groups: dict[int, set[int]] = {}
+  for group, devices in enumerate(mesh.devices.reshape(batch_parallel(mesh), -1)):
+    for device in devices:
+      groups.setdefault(device.process_index, set()).add(group)
+  parts = sorted({tuple(sorted(mine)) for mine in groups.values()})
+  # Equal parts that together are every group once.
+  whole = sum(map(len, parts)) == batch_parallel(mesh)
+  if not whole or len({len(part) for part in parts}) > 1:
+    raise UserError(
+      "PartitioningConfig: hosts would share some examples and not others with"
+      f" {dict(mesh.shape)}: let model_parallel divide the devices of a host, or be a"
+      " multiple of them"
+    )
+  return Share(parts.index(tuple(sorted(groups[process]))), len(parts))
+
+
 def flatten_names(tree: PyTree) -> dict[str, Any]:
   """Returns leaves by dotted path, as T5X names parameters."""
   tree = flax.core.unfreeze(tree)
   return flax.traverse_util.flatten_dict(tree, sep=".")
+
+
+def axis_names(axes: PyTree) -> dict[str, tuple[str | None, ...]]:
+  """Returns the logical axes of each parameter by its dotted path.
+
+  Args:
+    axes: `params_axes` as the model returns them: `AxisMetadata` under each
+      parameter's name plus `_axes`.
+  """
+  return {
+    name.removesuffix(_AXES_SUFFIX): tuple(metadata.names)
+    for name, metadata in flatten_names(axes).items()
+  }
 
 
 def parameter_shardings(
@@ -76,25 +189,25 @@ def parameter_shardings(
 ) -> PyTree:
   """Returns the sharding of every parameter.
 
+  The rules come first; what they leave whole and is large is shared out over `fsdp`
+  along the largest dimension that divides.
+
   Args:
     shapes: parameters, or anything with their shapes.
-    axes: `params_axes` as the model returns them: `AxisMetadata` under each
-      parameter's name plus `_axes`.
+    axes: `params_axes` as the model returns them.
     mesh: the mesh.
     config: the rules.
 
   Raises:
     UserError: naming the parameter, if it has no axes, as many as it has not, one
-      that no rule knows, or one that the mesh does not divide.
+      that no rule knows, or one that the mesh does not divide; naming the rule, if
+      nothing has its logical axis.
   """
-  known = {logical for logical, _ in config.logical_axis_rules}
-  axes_by_name = {
-    name.removesuffix(_AXES_SUFFIX): tuple(metadata.names)
-    for name, metadata in flatten_names(axes).items()
-  }
+  names_of = axis_names(axes)
+  _check_rules(config, {axis for names in names_of.values() for axis in names if axis})
   shardings = {}
   for name, leaf in flatten_names(shapes).items():
-    names = axes_by_name.get(name)
+    names = names_of.get(name)
     if names is None:
       raise UserError(f"parameter {name} has no logical axes: declare it with axes")
     if len(names) != len(leaf.shape):
@@ -102,21 +215,110 @@ def parameter_shardings(
         f"parameter {name} has logical axes {names}, but shape {leaf.shape}:"
         " name one axis for each dimension"
       )
-    unknown = [axis for axis in names if axis is not None and axis not in known]
-    if unknown:
-      raise UserError(
-        f"parameter {name} has the logical axis {unknown[0]!r}, which no rule knows:"
-        " add it to PartitioningConfig.logical_axis_rules"
-      )
-    spec = logical_to_mesh_axes(names, config.logical_axis_rules) or PartitionSpec()
-    for axis, size, target in zip(names, leaf.shape, spec):
-      if target is not None and size % mesh.shape[target]:
-        raise UserError(
-          f"parameter {name}: its axis {axis!r} of {size} does not divide over the"
-          f" {mesh.shape[target]} devices of mesh axis {target!r}"
-        )
-    shardings[name] = NamedSharding(mesh, spec)
+    spec = _by_rules(name, names, leaf.shape, mesh, config)
+    spec = _with_fsdp(names, leaf.shape, spec, mesh, config)
+    shardings[name] = NamedSharding(mesh, PartitionSpec(*spec))
   return flax.traverse_util.unflatten_dict(shardings, sep=".")
+
+
+def _check_rules(config: PartitioningConfig, in_use: set[str]) -> None:
+  """Refuses a rule for an axis that neither parameters nor activations have."""
+  known = in_use | {logical for logical, _ in DEFAULT_AXIS_RULES}
+  for logical, _ in config.logical_axis_rules:
+    if logical not in known:
+      close = difflib.get_close_matches(logical, known, n=1)
+      hint = f"did you mean {close[0]!r}?" if close else f"there are {sorted(known)}"
+      raise UserError(
+        "PartitioningConfig.logical_axis_rules: nothing has the logical axis"
+        f" {logical!r}; {hint}"
+      )
+
+
+def _by_rules(
+  name: str,
+  names: tuple[str | None, ...],
+  shape: tuple[int, ...],
+  mesh: Mesh,
+  config: PartitioningConfig,
+) -> list[Any]:
+  """Returns the mesh axes of each dimension, as the rules have it."""
+  known = {logical for logical, _ in config.logical_axis_rules}
+  unknown = [axis for axis in names if axis is not None and axis not in known]
+  if unknown:
+    raise UserError(
+      f"parameter {name} has the logical axis {unknown[0]!r}, which no rule knows:"
+      " add it to PartitioningConfig.logical_axis_rules"
+    )
+  spec = logical_to_mesh_axes(names, config.logical_axis_rules) or PartitionSpec()
+  for axis, size, target in zip(names, shape, spec):
+    if size % (parts := _size(target, mesh)):
+      raise UserError(
+        f"parameter {name}: its axis {axis!r} of {size} does not divide over the"
+        f" {parts} devices of mesh axis {target!r}"
+      )
+  return [*spec, *[None] * (len(shape) - len(spec))]
+
+
+def _with_fsdp(
+  names: tuple[str | None, ...],
+  shape: tuple[int, ...],
+  spec: list[Any],
+  mesh: Mesh,
+  config: PartitioningConfig,
+) -> list[Any]:
+  """Returns the mesh axes with `fsdp` added where that is worth its messages."""
+  parts = mesh.shape["fsdp"]
+  if parts == 1 or "fsdp" in _mesh_axes(spec):
+    return spec
+  if math.prod(shape) < config.fsdp_min_elements:
+    return spec
+  free = [
+    dimension
+    for dimension, (axis, size) in enumerate(zip(names, shape))
+    # A layer of a scan is picked by its index: every device needs all of them.
+    if spec[dimension] is None and size % parts == 0 and axis != "layers"
+  ]
+  if free:
+    spec[max(free, key=lambda dimension: shape[dimension])] = "fsdp"
+  return spec
+
+
+def _mesh_axes(spec: Sequence[Any]) -> set[str]:
+  """Returns the axes of the mesh that a spec uses."""
+  targets = ((t,) if isinstance(t, str) else t for t in spec if t is not None)
+  return {axis for target in targets for axis in target}
+
+
+def _size(target: Any, mesh: Mesh) -> int:
+  """Returns the devices along one mesh axis, several or none."""
+  return math.prod(mesh.shape[axis] for axis in _mesh_axes([target]))
+
+
+def devices_per_copy(sharding: NamedSharding) -> int:
+  """Returns over how many devices one copy of an array is shared out."""
+  return _size(tuple(_mesh_axes(sharding.spec)), sharding.mesh)
+
+
+def left_whole(params: PyTree, mesh: Mesh, config: PartitioningConfig) -> list[str]:
+  """Returns a line for each large parameter that every device holds whole.
+
+  Nothing where that is what was asked for: a mesh of `data` and `slice` alone.
+
+  Args:
+    params: abstract parameters with their shardings.
+    mesh: the mesh.
+    config: how large is large.
+  """
+  if mesh.shape["fsdp"] * mesh.shape["model"] == 1:
+    return []
+  return [
+    f"parameter {name} {leaf.shape}: {leaf.size * leaf.dtype.itemsize / 1e6:,.0f} MB"
+    f" whole on every device; no dimension divides over {mesh.shape['fsdp']} fsdp, nor"
+    " is one named by a rule of PartitioningConfig.logical_axis_rules"
+    for name, leaf in flatten_names(params).items()
+    if leaf.size > config.replicated_max_elements
+    and devices_per_copy(leaf.sharding) == 1
+  ]
 
 
 def optimizer_shardings(
@@ -124,9 +326,10 @@ def optimizer_shardings(
 ) -> PyTree:
   """Returns the sharding of every leaf of an optimizer's state.
 
-  A leaf that mirrors a parameter (its path ends in the parameter's, and the shapes
-  are equal) lies as the parameter does; the rest, counters and Adafactor's row and
-  column statistics, is small and whole on every device.
+  A leaf belongs to the parameter whose path its own ends in. Of the parameter's shape,
+  it lies as the parameter does; of that shape less one dimension (Adafactor's row and
+  column statistics), as the dimensions that are left do. The rest is small (counters)
+  and whole on every device.
 
   Args:
     optimizer_state: the state, or its shapes.
@@ -139,10 +342,24 @@ def optimizer_shardings(
 
   def sharding(path, leaf) -> NamedSharding:
     keys = [str(key.key) for key in path if hasattr(key, "key")]
-    for start in range(len(keys)):
-      name = ".".join(keys[start:])
-      if shape_of.get(name) == leaf.shape:
-        return sharding_of[name]
-    return replicated(mesh)
+    name = next((n for n in map(".".join, _tails(keys)) if n in shape_of), None)
+    if name is None:
+      return replicated(mesh)
+    shape, spec = shape_of[name], sharding_of[name].spec
+    if leaf.shape == shape:
+      return sharding_of[name]
+    less = [i for i in range(len(shape)) if (*shape[:i], *shape[i + 1 :]) == leaf.shape]
+    if not less or leaf.size == 1:
+      return replicated(mesh)
+    # Of equal dimensions the rows' statistics sum over the last, the columns' over the
+    # first.
+    rows = any(getattr(key, "name", None) == "v_row" for key in path)
+    reduced = less[-1] if rows else less[0]
+    spec = [*spec, *[None] * (len(shape) - len(spec))]
+    return NamedSharding(mesh, PartitionSpec(*spec[:reduced], *spec[reduced + 1 :]))
 
   return jax.tree_util.tree_map_with_path(sharding, optimizer_state)
+
+
+def _tails(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+  return (keys[start:] for start in range(len(keys)))

@@ -35,9 +35,9 @@ class StopRequest:
     return self.signal is not None
 
   @property
-  def exit_code(self) -> int:
-    """What a shell would report: 143 after SIGTERM, 130 after SIGINT, else 0."""
-    return 128 + self.signal if self.signal is not None else 0
+  def number(self) -> int:
+    """The signal's number, 0 if none came; 128 more is what a shell would report."""
+    return 0 if self.signal is None else int(self.signal)
 
   def _remember(self, number: int, frame: FrameType | None) -> None:
     del frame

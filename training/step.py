@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..models.interface import Model
 from . import partitioning
-from .config import TrainConfig
+from .config import BATCH_AXES, TrainConfig
 from .schedules import Schedule
 from .state import PyTree, TrainState
 
@@ -107,7 +107,7 @@ def make_train_step(
 
 def _cut(batch: Batch, parts: int, mesh: Mesh) -> Batch:
   """Returns `[parts, B / parts, ...]`, every part spread over all devices."""
-  sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+  sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
   def cut(x: jax.Array) -> jax.Array:
     x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)

@@ -24,9 +24,10 @@ from . import (
   writers,
 )
 from . import state as state_lib
+from .agreement import Agreement, DelayedAgreement
 from .clock import Clock
 from .config import TrainConfig
-from .data_input import EvalData, Prefetcher, TrainBatches
+from .data_input import EvalData, Prefetcher, TrainData
 from .evaluation import Evaluator, Results, TokenGroups, metrics_of
 from .metrics_log import MetricsLog
 from .optimizers import make_optimizer
@@ -39,7 +40,7 @@ from .step import make_train_step
 def train(
   config: TrainConfig,
   model: Model,
-  train_batches: TrainBatches,
+  open_train_batches: TrainData,
   eval_datasets: Mapping[str, EvalData] | None = None,
   *,
   token_groups: TokenGroups | None = None,
@@ -51,7 +52,7 @@ def train(
   Args:
     config: the settings.
     model: the model.
-    train_batches: this process's batches, endless and seekable.
+    open_train_batches: opens this process's batches, endless and seekable.
     eval_datasets: held-out data by name; the first decides which checkpoint is best.
     token_groups: ids of target tokens to report apart, by name.
     record: the caller's settings that decide results, and the gin text.
@@ -86,6 +87,8 @@ def train(
 
     # ---- Mesh and data ----------------------------------------------------------
     mesh = partitioning.make_mesh(config.partitioning)
+    share = partitioning.data_share(mesh)
+    train_batches = open_train_batches(share)
     example = data_input.peek(train_batches)
     data_input.check_batch_size(
       example, config.batch_size, mesh, config.gradient_accumulation_steps
@@ -100,6 +103,8 @@ def train(
       f"{partitioning.describe(mesh)};"
       f" {state_lib.count_parameters(params):,} parameters"
     )
+    for line in partitioning.left_whole(params, mesh, config.partitioning):
+      say(line)
 
     # ---- Restore ----------------------------------------------------------------
     init_key, step_key = jax.random.split(jax.random.key(config.random_seed))
@@ -141,7 +146,7 @@ def train(
       for name, dataset in eval_datasets.items():
         with clock.on("eval"):
           result = evaluator(
-            state.params, dataset(), config.eval_batches, lambda: bool(stop)
+            state.params, dataset(share), config.eval_batches, lambda: bool(stop)
           )
         if result is None:
           return {}
@@ -151,7 +156,8 @@ def train(
 
     if step >= last_step:
       say(f"nothing to train: step {step:,} of {last_step:,} is done")
-      return _summary(step, report, evaluate(), stop)
+      results = evaluate()
+      return _summary(step, report, results, Agreement(mesh)(stop.number))
 
     # ---- Compile ----------------------------------------------------------------
     step_key = jax.device_put(step_key, partitioning.replicated(mesh))
@@ -164,13 +170,15 @@ def train(
 
     # ---- Loop -------------------------------------------------------------------
     best = saved.best_quality()
+    agreement = DelayedAgreement(mesh, 1)
     while True:
       with jax.transfer_guard("disallow"):
         state, sums = compiled_step(state, batch, step_key)
       step += 1
       report.step(step, sums)
 
-      ends = step == last_step or bool(stop)
+      (stopping,) = agreement(stop.number)
+      ends = step == last_step or bool(stopping)
       logs = ends or step % config.log_period == 0
       evaluates = step == last_step or _due(step, config.eval_period)
       saves = ends or _due(step, config.checkpoint.period)
@@ -201,7 +209,7 @@ def train(
     with clock.on("checkpoint"):
       path = saved.wait()
     say(f"step {step:,} saved as {path}")
-    return _summary(step, report, results, stop)
+    return _summary(step, report, results, Agreement(mesh)(stop.number))
 
 
 def _due(step: int, period: int) -> bool:
@@ -209,11 +217,11 @@ def _due(step: int, period: int) -> bool:
 
 
 def _summary(
-  step: int, report: Reporter, results: dict[str, Results], stop: StopRequest
+  step: int, report: Reporter, results: dict[str, Results], signals: tuple[int]
 ) -> dict[str, Any]:
   seconds = report.finish()
-  if stop:
-    raise SystemExit(stop.exit_code)
+  if signals[0]:
+    raise SystemExit(128 + signals[0])
   return {"step": step, "train": report.last_row, "eval": results, "seconds": seconds}
 
 

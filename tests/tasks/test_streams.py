@@ -121,20 +121,50 @@ def test_hosts_that_cannot_share_the_batch_are_told(prepared):
     batches(prepared, batch_size=6, host=0, num_hosts=4)
 
 
-def test_evaluation_sees_every_piece_once_and_pads_the_last_batch(prepared):
-  def run():
-    return list(
-      streams.eval_batches(prepared, MASKER, SHAPE, batch_size=4, seed=0, lookahead=8)
+def evaluation(prepared, host=0, num_hosts=1):
+  return list(
+    streams.eval_batches(
+      prepared,
+      MASKER,
+      SHAPE,
+      batch_size=4,
+      seed=0,
+      lookahead=8,
+      host=host,
+      num_hosts=num_hosts,
     )
+  )
 
-  first = run()
-  assert_same(first, run())
+
+def test_evaluation_sees_every_piece_once_and_pads_the_last_batch(prepared):
+  first = evaluation(prepared)
+  assert_same(first, evaluation(prepared))
   targets = sum(
     int((p["is_target"] * (p["lengths"] > 1)).sum()) for p in random_pieces(60)
   )
   found = sum(int(b["decoder_segment_ids"].max((1, 2)).sum()) for b in first)
   assert found == targets
   assert all(b["decoder_input_tokens"].shape[0] == 4 for b in first)
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+def test_hosts_evaluate_the_rows_of_the_same_global_batches(prepared, num_hosts):
+  whole = evaluation(prepared)
+  rows = 4 // num_hosts
+  for host in range(num_hosts):
+    own = evaluation(prepared, host, num_hosts)
+    assert 0 < len(own) <= len(whole)
+    mine = slice(host * rows, (host + 1) * rows)
+    expected = [{k: v[mine] for k, v in batch.items()} for batch in whole]
+    assert_same(own, expected[: len(own)])
+    # What this host leaves out once its streams have ended is padding.
+    assert not any(b["decoder_segment_ids"].any() for b in expected[len(own) :])
+
+
+def test_a_host_without_held_out_pieces_still_has_a_batch_of_padding(prepared):
+  one_piece = [prepared[0]]
+  (batch,) = evaluation(one_piece, host=3, num_hosts=4)
+  assert not batch["decoder_loss_weights"].any()
 
 
 def test_a_state_without_our_stream_is_refused(prepared):

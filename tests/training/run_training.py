@@ -98,7 +98,7 @@ def main() -> None:
       **options,
     )
     datasets = {"held_out": stub.held_out()} if held_out else {}
-    train(config, model, stub.Batches(), datasets)
+    train(config, model, stub.Batches, datasets)
 
 
 if __name__ == "__main__":

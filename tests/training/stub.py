@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import partitioning
 
+from commentree.training.partitioning import Share
+
+WHOLE = Share(0, 1)
 VOCAB = 16
 WIDTH = 8
 SHAPES = {
@@ -59,17 +62,23 @@ def random_batch(seed: int, batch_size: int) -> dict[str, np.ndarray]:
   return batch
 
 
-class Batches:
-  """Endless batches; batch n is a function of the seed and n."""
+def rows_of(batch: dict[str, np.ndarray], share: Share) -> dict[str, np.ndarray]:
+  """Returns a share of a batch."""
+  return {
+    name: np.split(values, share.count)[share.index] for name, values in batch.items()
+  }
 
-  def __init__(self, batch_size: int = 8, seed: int = 0):
-    self.batch_size = batch_size
-    self.seed = seed
+
+class Batches:
+  """Endless batches; batch n is a function of n."""
+
+  def __init__(self, share: Share = WHOLE):
+    self.share = share
     self.next = 0
 
   def __next__(self) -> dict[str, np.ndarray]:
     self.next += 1
-    return random_batch(self.seed * 1_000_000 + self.next, self.batch_size)
+    return rows_of(random_batch(self.next, 8), self.share)
 
   def get_state(self) -> dict[str, int]:
     return {"next": self.next}
@@ -78,10 +87,10 @@ class Batches:
     self.next = state["next"]
 
 
-def held_out(batch_size: int = 8, batches: int = 3):
-  """Returns evaluation data."""
-  return lambda: iter(
-    [random_batch(-1 + 10**9 + i, batch_size) for i in range(batches)]
+def held_out(batches: int = 3):
+  """Returns evaluation data: as many batches, the rows of a share each."""
+  return lambda share=WHOLE: (
+    rows_of(random_batch(-1 + 10**9 + i, 8), share) for i in range(batches)
   )
 
 

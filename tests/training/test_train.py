@@ -30,7 +30,7 @@ def run(console):
     return train(
       config,
       model or stub.StubModel(),
-      batches or stub.Batches(),
+      batches or stub.Batches,
       {"held_out": stub.held_out()},
       console=console,
       **settings,
@@ -67,7 +67,7 @@ def test_the_loss_falls(make_config, run):
     def __next__(self):
       return stub.random_batch(0, 8)
 
-  run(config, batches=OneBatch())
+  run(config, batches=OneBatch)
   rows = metrics_log.read(config.model_dir + "/metrics.jsonl", "train")
   assert rows[0]["loss"] == pytest.approx(np.log(stub.VOCAB), rel=0.05)
   assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
@@ -111,7 +111,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
     train_steps=20, log_period=50, checkpoint=CheckpointConfig(period=4)
   )
   with pytest.raises(UserError) as raised:
-    run(config, Poisonable(), Poisoned())
+    run(config, Poisonable(), Poisoned)
   message = str(raised.value)
   assert message.startswith("step 6: the loss or its gradient is not finite")
   assert str(tmp_path / "run" / "checkpoint_4") in message
@@ -187,7 +187,7 @@ def test_steps_are_not_waited_for_one_by_one(make_config, run, monkeypatch):
 def test_a_batch_that_would_cross_to_the_device_unseen_is_an_error(
   make_config, run, monkeypatch
 ):
-  monkeypatch.setattr(data_input, "place", lambda batch, mesh: dict(batch))
+  monkeypatch.setattr(data_input.Placer, "__call__", lambda _, batch: dict(batch))
   with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
     run(make_config())
 
