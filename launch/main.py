@@ -14,7 +14,9 @@ VERBS = {
   "eval": "evaluate a checkpoint: does context help?",
   "inspect": "show trees as the model sees them, on the terminal or as a page",
   "vocab": "train a SentencePiece vocabulary on comment trees",
+  "launch": "bring a run up on many hosts: this machine, TPU VMs, GKE",
 }
+
 
 def usage() -> str:
   """The text of `commentree --help`."""

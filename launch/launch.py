@@ -1,0 +1,35 @@
+"""`commentree launch`: brings runs up, on this machine, TPU VMs and GKE."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from ..errors import UserError
+
+TARGETS = {
+  "local": "many hosts on this machine: a real run over processes, without a TPU",
+  "supervise": "the one process of a real host, restarted when it fails",
+}
+
+
+def usage() -> str:
+  """The text of `commentree launch --help`."""
+  lines = ["usage: commentree launch TARGET [FLAGS] -- train …", "", "targets:"]
+  lines += [f"  {target:<11}{what}" for target, what in TARGETS.items()]
+  lines += [
+    "",
+    "commentree launch TARGET --help shows a target's flags, with examples.",
+  ]
+  return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Launches on a target; returns the exit code."""
+  if not argv or argv[0] in ("-h", "--help"):
+    print(usage())
+    return 0
+  target, *rest = argv
+  if target not in TARGETS:
+    raise UserError(f"launch: no target {target!r}; there are {', '.join(TARGETS)}")
+  return importlib.import_module(f".{target}", __package__).main(rest)
