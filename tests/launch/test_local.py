@@ -204,7 +204,7 @@ def test_logs_are_appended_to_over_restarts_and_say_which_start(folder):
 
 def test_a_run_whose_checkpoints_advance_is_never_given_up(folder):
   model_dir = repr(str(folder / "model"))
-  failing = [[["checkpoint", step], ["exit", 1]] for step in range(8)]
+  failing = [[[["checkpoint", step], ["exit", 1]]] for step in range(8)]
   flags = [f"--gin.MODEL_DIR={model_dir}"]
   assert run(folder, *failing, [DONE], hosts=1, flags=flags) == 0
   assert len(started(folder)) == 9
