@@ -17,6 +17,7 @@ from ..tasks.pieces import PiecesConfig
 from ..training.config import (
   CheckpointConfig,
   EvalConfig,
+  HealthConfig,
   OptimizerConfig,
   PartitioningConfig,
   ScheduleConfig,
@@ -53,6 +54,7 @@ def register() -> tuple[type, ...]:
     PartitioningConfig,
     CheckpointConfig,
     EvalConfig,
+    HealthConfig,
   )
   for config in configs:
     gin.external_configurable(config, module="commentree")

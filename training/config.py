@@ -221,6 +221,41 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HealthConfig:
+  """When a host counts as lost, and a run as standing still.
+
+  Attributes:
+    host_timeout_seconds: a host that is not heard of for so long is lost: its process
+      is frozen, or its machine or network is gone.
+    stall_timeout_seconds: a host whose main thread reports no progress for so long
+      stands still, though its process lives.
+    allowances: seconds instead of `stall_timeout_seconds` for what may take longer, by
+      what the main thread does.
+    waiting_phases: what a host may be in while it only waits for another that is
+      elsewhere.
+  """
+
+  host_timeout_seconds: float = 60.0
+  stall_timeout_seconds: float = 1800.0
+  allowances: Mapping[str, float] = dataclasses.field(
+    default_factory=lambda: {"data": 86400.0, "compile": 7200.0, "checkpoint": 7200.0}
+  )
+  waiting_phases: tuple[str, ...] = ("step", "eval", "log")
+
+  def __post_init__(self):
+    owner = "HealthConfig"
+    check_range(owner, "host_timeout_seconds", self.host_timeout_seconds, 2)
+    check_range(owner, "stall_timeout_seconds", self.stall_timeout_seconds, 1)
+    for what, seconds in self.allowances.items():
+      check_range(owner, f"allowances[{what!r}]", seconds, 1)
+    object.__setattr__(self, "waiting_phases", tuple(self.waiting_phases))
+
+  def allowance(self, what: str) -> float:
+    """Seconds that a main thread may be in `what` without a sign of progress."""
+    return self.allowances.get(what, self.stall_timeout_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """A training run.
 
@@ -246,6 +281,7 @@ class TrainConfig:
     partitioning: devices.
     checkpoint: checkpoints.
     evaluation: evaluations.
+    health: when a host counts as lost.
   """
 
   model_dir: str
@@ -266,6 +302,7 @@ class TrainConfig:
   partitioning: PartitioningConfig = PartitioningConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   evaluation: EvalConfig = EvalConfig()
+  health: HealthConfig = HealthConfig()
 
   def __post_init__(self):
     for field in (
