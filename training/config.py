@@ -175,22 +175,33 @@ class CheckpointConfig:
 
   Attributes:
     period: steps between checkpoints.
+    period_minutes: most minutes between checkpoints, however slow steps are; None for
+      no limit.
     keep: newest ones kept.
     keep_best: best ones kept besides.
     best_metric: what decides: an ancestor condition and a metric of the first
       evaluation dataset.
+    save_timeout_seconds: a checkpoint not on disk by then stops the run.
+    save_attempts: saves that may fail in a row before the run stops.
   """
 
   period: int = 1000
+  period_minutes: float | None = None
   keep: int = 3
   keep_best: int = 1
   best_metric: BestMetric = "true/loss"
+  save_timeout_seconds: float = 1800.0
+  save_attempts: int = 3
 
   def __post_init__(self):
     check_range("CheckpointConfig", "period", self.period, 1, whole=True)
     check_range("CheckpointConfig", "keep", self.keep, 1, whole=True)
     check_range("CheckpointConfig", "keep_best", self.keep_best, 0, whole=True)
     check_choice("CheckpointConfig", "best_metric", self.best_metric, BestMetric)
+    if self.period_minutes is not None:
+      check_range("CheckpointConfig", "period_minutes", self.period_minutes, 0.01)
+    check_range("CheckpointConfig", "save_timeout_seconds", self.save_timeout_seconds, 1)
+    check_range("CheckpointConfig", "save_attempts", self.save_attempts, 1, whole=True)
 
 
 @dataclasses.dataclass(frozen=True)
