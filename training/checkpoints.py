@@ -6,7 +6,8 @@
     MODEL_DIR/checkpoint_<step>/metrics/   the evaluation at that step, if any
 
 A checkpoint is written in the background under a temporary name and renamed when
-whole, so what bears its final name can be trusted.
+whole, so what bears its final name can be trusted; see `saving`. What MODEL_DIR holds,
+host 0 alone looks up, so that all hosts do the same.
 """
 
 from __future__ import annotations
@@ -14,40 +15,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pathlib
-import re
-import shutil
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from etils import epath
 
-from ..errors import UserError
-from . import partitioning, runtime
+from ..errors import StorageError, UserError
+from . import hosts, saving, storage
 from .config import CheckpointConfig
+from .reading import check_tree, read_params, read_together, why_unreadable
+from .saving import path_of, steps_in
 from .state import PyTree, TrainState, from_tree, to_tree
 
 Say = Callable[[str], None]
 Metrics = Mapping[str, float]
 
-_PREFIX = "checkpoint"
-_FINISHED = re.compile(rf"{_PREFIX}_(\d+)")
-_UNFINISHED = re.compile(rf"{_PREFIX}_(\d+)\.orbax-checkpoint-tmp.*")
+_DATASET = "dataset/metadata"
+_METRICS = "metrics/metrics"
 
+# Waits for the save before that are not worth a line.
+_SLOW_SECONDS = 1.0
 
-def path_of(model_dir: pathlib.Path, step: int) -> pathlib.Path:
-  """Returns the folder of a checkpoint."""
-  return model_dir / f"{_PREFIX}_{step}"
-
-
-def steps_in(model_dir: pathlib.Path) -> list[int]:
-  """Returns the steps of the finished checkpoints in a folder, in order."""
-  if not model_dir.is_dir():
-    return []
-  matches = (_FINISHED.fullmatch(entry.name) for entry in model_dir.iterdir())
-  return sorted(int(match[1]) for match in matches if match)
+__all__ = ["Checkpoints", "Restored", "choose", "path_of", "quality", "steps_in"]
 
 
 def quality(metrics: Metrics | None, best_metric: str) -> float:
@@ -58,30 +50,41 @@ def quality(metrics: Metrics | None, best_metric: str) -> float:
   return -value if best_metric.endswith("loss") else value
 
 
-def metrics_of(model_dir: pathlib.Path, step: int) -> Metrics | None:
+def metrics_of(model_dir: epath.Path, step: int) -> Metrics | None:
   """Returns what was saved as a checkpoint's metrics, if anything."""
-  file = path_of(model_dir, step) / "metrics" / "metrics"
-  return json.loads(file.read_text()) if file.exists() else None
+  try:
+    return json.loads((path_of(model_dir, step) / _METRICS).read_text())
+  except (FileNotFoundError, ValueError):
+    return None
 
 
-def best_step(model_dir: pathlib.Path, best_metric: str) -> int | None:
+def best_step(model_dir: epath.Path, best_metric: str) -> int | None:
   """Returns the best checkpoint's step, None if no checkpoint was evaluated."""
-  by_quality = {
-    step: quality(metrics_of(model_dir, step), best_metric)
-    for step in steps_in(model_dir)
-  }
+  return _best({s: metrics_of(model_dir, s) for s in steps_in(model_dir)}, best_metric)
+
+
+def _best(metrics: Mapping[int, Metrics | None], best_metric: str) -> int | None:
+  by_quality = {step: quality(m, best_metric) for step, m in metrics.items()}
   best = max(by_quality, key=by_quality.__getitem__, default=None)
   return None if best is None or by_quality[best] == -math.inf else best
 
 
 def choose(
-  model_dir: pathlib.Path, step: int | Literal["best"] | None, best_metric: str
+  model_dir: epath.Path, step: int | Literal["best"] | None, best_metric: str
 ) -> int:
   """Returns the step that the user means: a number, 'best', or None for the newest.
+
+  Every host calls it, and gets the same.
 
   Raises:
     UserError: if there is none.
   """
+  return hosts.chief_decides("choice", lambda: _choose(model_dir, step, best_metric))
+
+
+def _choose(
+  model_dir: epath.Path, step: int | Literal["best"] | None, best_metric: str
+) -> int:
   steps = steps_in(model_dir)
   if not steps:
     raise UserError(f"{model_dir} holds no checkpoint: name a run's MODEL_DIR")
@@ -103,66 +106,35 @@ def choose(
   return step
 
 
-def restore_params(path: str | pathlib.Path, like: PyTree) -> PyTree:
-  """Reads the parameters of a checkpoint, and nothing else of it.
-
-  Args:
-    path: a `checkpoint_<step>` folder, ours or T5X's.
-    like: the abstract parameters, with the shardings to read them to.
-
-  Raises:
-    UserError: naming what is missing or of another shape.
-  """
-  folder = pathlib.Path(path).expanduser().absolute()
-  if not (folder / "state").is_dir():
-    raise UserError(f"{folder} is no checkpoint: name a checkpoint_<step> folder")
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    saved = checkpointer.metadata(folder / "state").item_metadata.tree
-    _check_shapes(folder, saved["target"], like)
-    tree = {"target": like}
-    restored = checkpointer.restore(
-      folder / "state",
-      args=ocp.args.PyTreeRestore(
-        item=tree,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
-        partial_restore=True,
-      ),
-    )
-  return restored["target"]
-
-
-def _check_shapes(folder: pathlib.Path, saved: PyTree, like: PyTree) -> None:
-  theirs = partitioning.flatten_names(saved)
-  for name, leaf in partitioning.flatten_names(like).items():
-    if name not in theirs:
-      raise UserError(f"{folder} has no parameter {name}, which the model needs")
-    shape = tuple(theirs[name].shape)
-    if shape != tuple(leaf.shape):
-      raise UserError(
-        f"{folder}: parameter {name} has shape {shape}, in the model"
-        f" {tuple(leaf.shape)}: use the same sizes and vocabulary"
-      )
-
-
 @dataclasses.dataclass(frozen=True)
 class Restored:
   """A state read from disk.
 
   Attributes:
     state: the training state.
-    data_state: where the data stood.
+    data_state: where the data stood, of all hosts there were.
     path: folder it came from.
   """
 
   state: TrainState
   data_state: dict[str, Any]
-  path: pathlib.Path
+  path: epath.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+  """What was asked to be saved, kept until it is."""
+
+  state: TrainState
+  step: int
+  data_state: dict[str, Any]
+  metrics: dict[str, float]
 
 
 class Checkpoints:
-  """The checkpoints of a run."""
+  """The checkpoints of a run. Every host calls every method, in the same order."""
 
-  def __init__(self, model_dir: pathlib.Path, config: CheckpointConfig, say: Say):
+  def __init__(self, model_dir: epath.Path, config: CheckpointConfig, say: Say):
     """Opens the folder, and clears away what an interrupted save left.
 
     Args:
@@ -170,52 +142,58 @@ class Checkpoints:
       config: when to save and what to keep.
       say: tells the user a line.
     """
-    self._model_dir = model_dir
+    self._model_dir = epath.Path(model_dir)
     self._config = config
     self._say = say
-    model_dir.mkdir(parents=True, exist_ok=True)
-    if runtime.is_chief():
-      self._clear_unfinished()
+    self._handler = ocp.StandardCheckpointHandler()
+    self._writing: saving.Writing | None = None
+    self._request: _Request | None = None
+    self._failures = 0
+    self._attempts = 0
+    self._stuck = False
+    self._said_slow = False
+    self._last_begun = time.monotonic()
 
-    def quality_of(metrics: Metrics) -> float:
-      return quality(metrics, config.best_metric)
+    def look() -> tuple[list[int], dict[str, Any]]:
+      self._model_dir.mkdir(parents=True, exist_ok=True)
+      removed = saving.remove_unfinished(self._model_dir)
+      steps = steps_in(self._model_dir)
+      return removed, {str(s): metrics_of(self._model_dir, s) for s in steps}
 
-    self._manager = ocp.CheckpointManager(
-      model_dir,
-      item_names=("state", "dataset"),
-      options=ocp.CheckpointManagerOptions(
-        step_prefix=_PREFIX,
-        # Without it metrics are not written; the policy decides what is kept.
-        best_fn=quality_of,
-        preservation_policy=preservation_policy.AnyPreservationPolicy(
-          [
-            preservation_policy.LatestN(config.keep),
-            preservation_policy.BestN(
-              get_metric_fn=quality_of,
-              n=config.keep_best,
-              keep_checkpoints_without_metrics=False,
-            ),
-          ]
-        ),
+    removed, metrics = hosts.chief_decides(
+      "checkpoints there",
+      lambda: storage.retried(
+        f"MODEL_DIR {model_dir} cannot be read", look, config.save_attempts, say
       ),
     )
-
-  def _clear_unfinished(self) -> None:
-    for entry in sorted(self._model_dir.iterdir()):
-      match = _UNFINISHED.fullmatch(entry.name)
-      if match:
-        shutil.rmtree(entry)
-        self._say(
-          f"checkpoint {match[1]} was still being written when the run was killed:"
-          " removed; the ones before it are whole"
-        )
+    for step in removed:
+      say(
+        f"checkpoint {step} was still being written when the run was killed:"
+        " removed; the ones before it are whole"
+      )
+    # What is there, and how it did; the same on all hosts.
+    self._metrics: dict[int, Metrics | None] = {int(s): m for s, m in metrics.items()}
 
   def best_quality(self) -> float:
     """Returns how good the best checkpoint is; -inf if none was evaluated."""
-    best = best_step(self._model_dir, self._config.best_metric)
-    if best is None:
-      return -math.inf
-    return quality(metrics_of(self._model_dir, best), self._config.best_metric)
+    best = _best(self._metrics, self._config.best_metric)
+    return -math.inf if best is None else self._quality(best)
+
+  def due_by_time(self) -> bool:
+    """Whether to save now whatever the step is.
+
+    Because `period_minutes` are over; because a save failed and is to be tried again;
+    or because one does not end, which `save` then says. Hosts may differ in their
+    answers: let one decide for all.
+    """
+    now = time.monotonic()
+    writing = self._writing
+    if writing is not None and writing.ended is None:
+      return writing.overdue
+    if writing is not None and writing.errors:
+      return now > writing.ended + storage.pause(self._failures + 1)
+    minutes = self._config.period_minutes
+    return minutes is not None and now - self._last_begun > 60 * minutes
 
   def save(
     self,
@@ -226,89 +204,256 @@ class Checkpoints:
   ) -> None:
     """Begins to save; returns once the state is copied and may be donated.
 
-    Does nothing if this step is saved already.
+    Waits for the save before it, if that is not done. Does nothing if this step is
+    saved already.
 
     Args:
       state: the training state.
       step: its step.
-      data_state: where the data stands after this step.
+      data_state: where this host's data stands after this step, by stream; those of
+        all hosts are saved together.
       metrics: the evaluation at this step, if any.
-    """
-    if step in self._manager.all_steps():
-      return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(to_tree(state)),
-        dataset=ocp.args.JsonSave(dict(data_state)),
-      ),
-      # Orbax warns of None at every save.
-      metrics=dict(metrics or {}),
-      force=True,
-    )
 
-  def wait(self) -> pathlib.Path | None:
-    """Waits for saves under way; returns the newest checkpoint's folder, if any."""
-    self._manager.wait_until_finished()
-    steps = steps_in(self._model_dir)
-    return path_of(self._model_dir, steps[-1]) if steps else None
+    Raises:
+      StorageError: if saves failed as often in a row as they may, or one hangs.
+    """
+    self._finish(next_step=step)
+    if step in self._metrics:
+      return
+    self._begin(_Request(state, step, _gathered(step, data_state), dict(metrics or {})))
+
+  def wait(self) -> epath.Path | None:
+    """Waits for saves under way; returns the newest checkpoint's folder, if any.
+
+    A save that fails is tried again, while its state is on the devices.
+
+    Raises:
+      StorageError: if it fails as often as it may, or hangs.
+    """
+    self._finish()
+    while self._request is not None and not _is_deleted(self._request.state):
+      time.sleep(storage.pause(self._failures))
+      self._begin(self._request)
+      self._finish()
+    return self._newest()
 
   def restore(self, like: TrainState) -> Restored | None:
     """Reads the newest checkpoint that can be read; None if there is none.
 
-    One that cannot is said, and put aside under another name if an older one can.
+    One that is damaged is said, and put aside under another name if an older one can
+    be read.
 
     Args:
       like: the abstract state, with the shardings to read it to.
 
     Raises:
-      UserError: if there are checkpoints and none can be read.
+      UserError: if there are checkpoints and each is damaged, or if one is of
+        another model.
+      StorageError: if the storage refuses to be read.
     """
-    broken: dict[int, Exception] = {}
-    for step in reversed(steps_in(self._model_dir)):
-      try:
-        restored = self._restore_step(step, like)
-      except Exception as error:  # Orbax names no exception for a damaged checkpoint
-        broken[step] = error
-        continue
-      for unreadable, reason in broken.items():
-        self._put_aside(unreadable, reason)
-      return restored
-    if broken:
-      newest, reason = next(iter(broken.items()))
+    damaged: dict[int, str] = {}
+    for step in sorted(self._metrics, reverse=True):
+      restored = self._read(step, like, damaged)
+      if restored is not None:
+        for number, reason in damaged.items():
+          self._put_aside(number, reason)
+        return restored
+    if damaged:
+      newest, reason = next(iter(damaged.items()))
       raise UserError(
         f"{path_of(self._model_dir, newest)} cannot be read, nor can any before it"
-        f" ({_first_line(reason)}): use another MODEL_DIR"
+        f" ({reason}): use another MODEL_DIR"
       )
     return None
 
-  def _restore_step(self, step: int, like: TrainState) -> Restored:
-    items = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(to_tree(like)),
-        dataset=ocp.args.JsonRestore(),
-      ),
-    )
-    return Restored(
-      state=from_tree(items["state"], like),
-      data_state=items["dataset"],
-      path=path_of(self._model_dir, step),
-    )
-
-  def _put_aside(self, step: int, error: Exception) -> None:
-    path = path_of(self._model_dir, step)
-    aside = path.with_name(f"unreadable_{path.name}")
-    if runtime.is_chief():
-      path.rename(aside)
-    multihost_utils.sync_global_devices("put aside")
-    self._manager.reload()
-    self._say(f"{path.name} cannot be read ({_first_line(error)}): now {aside.name}")
-
   def close(self) -> None:
-    """Waits for saves under way and lets go of the folder."""
-    self._manager.close()
+    """Waits for a save under way, and says if it fails; raises nothing."""
+    writing, self._writing = self._writing, None
+    if writing is not None and not self._stuck and not writing.join():
+      self._say(f"checkpoint {writing.step} is still being written: left behind")
+      storage.end_after_main_thread(StorageError.exit_code)
+    elif writing is not None and writing.errors:
+      self._say(f"checkpoint {writing.step} was not saved ({writing.errors[0]})")
+    self._handler.close()
+
+  def _quality(self, step: int) -> float:
+    return quality(self._metrics[step], self._config.best_metric)
+
+  def _newest(self) -> epath.Path | None:
+    return path_of(self._model_dir, max(self._metrics)) if self._metrics else None
+
+  def _last_good(self) -> str:
+    path = self._newest()
+    return f"the last good checkpoint is {path}" if path else "no checkpoint is there"
+
+  def _begin(self, request: _Request) -> None:
+    self._attempts += 1
+    self._request = request
+    self._last_begun = time.monotonic()
+    self._writing = saving.Writing(
+      self._handler,
+      self._model_dir,
+      request.step,
+      self._attempts,
+      to_tree(request.state),
+      {
+        _DATASET: json.dumps(request.data_state),
+        _METRICS: json.dumps(request.metrics),
+      },
+      self._config.save_timeout_seconds,
+    )
+    self._writing.copied()
+
+  def _finish(self, next_step: int | None = None) -> None:
+    """Waits for the save under way, and takes note of how it went."""
+    writing = self._writing
+    if writing is None:
+      return
+    asked = time.monotonic()
+    if not writing.join():
+      self._stuck = True
+      storage.end_after_main_thread(StorageError.exit_code)
+      raise StorageError(
+        f"checkpoint {writing.step} is not in {self._model_dir} after"
+        f" {time.monotonic() - writing.began:.0f} s"
+        " (CheckpointConfig.save_timeout_seconds ="
+        f" {self._config.save_timeout_seconds:g}): the storage hangs;"
+        f" {self._last_good()}: mend the storage and start again"
+      )
+    self._writing = None
+    assert writing.ended is not None
+    if next_step is not None and writing.ended > asked + _SLOW_SECONDS:
+      self._say_slow(writing, next_step, writing.ended - asked)
+    if writing.failure is not None:
+      raise writing.failure
+    if writing.errors:
+      self._note_failure(writing)
+    else:
+      assert self._request is not None
+      self._metrics[writing.step] = self._request.metrics
+      self._request = None
+      self._failures = 0
+      self._remove_old()
+
+  def _say_slow(self, writing: saving.Writing, step: int, waited: float) -> None:
+    if self._said_slow:
+      return
+    self._said_slow = True
+    self._say(
+      f"checkpoint {writing.step} took {writing.ended - writing.began:.1f} s, longer"
+      f" than the time to the next, {step}: training waited {waited:.1f} s; a longer"
+      f" CheckpointConfig.period (now {self._config.period}) saves that"
+    )
+
+  def _note_failure(self, writing: saving.Writing) -> None:
+    self._failures += 1
+    what = "; ".join(writing.errors)
+    attempts = self._config.save_attempts
+    if self._failures >= attempts:
+      self._request = None
+      raise StorageError(
+        f"checkpoint {writing.step} cannot be saved in {self._model_dir} ({what};"
+        f" {attempts} saves failed in a row); {self._last_good()}: mend the storage and"
+        " start again"
+      )
+    self._say(
+      f"checkpoint {writing.step} was not saved ({what}): removed what was written;"
+      f" trying again (failure {self._failures} of at most {attempts})"
+    )
+
+  def _remove_old(self) -> None:
+    """Removes what the settings do not keep."""
+    config = self._config
+    steps = sorted(self._metrics)
+    kept = set(steps[-config.keep :])
+    evaluated = [s for s in steps if self._quality(s) > -math.inf]
+    kept |= set(sorted(evaluated, key=self._quality)[-config.keep_best :][: len(steps)])
+    for step in sorted(set(steps) - kept):
+      del self._metrics[step]
+      if jax.process_index() > 0:
+        continue
+      try:
+        saving.remove(self._model_dir, step)
+      except Exception as error:
+        if not storage.refused(error):
+          raise
+        self._say(
+          f"checkpoint {step} is no longer needed, but cannot be removed"
+          f" ({storage.reason(error)})"
+        )
+
+  def _read(
+    self, step: int, like: TrainState, damaged: dict[int, str]
+  ) -> Restored | None:
+    """Returns the state of a step, or None and why not in `damaged`."""
+    path = path_of(self._model_dir, step)
+    attempts = self._config.save_attempts
+    tree = to_tree(like)
+
+    def inspect() -> dict[str, Any]:
+      # Before anything is read, so that what does not fit is not taken for damage.
+      check_tree(path, self._handler.metadata(path / "state").tree, tree)
+      return json.loads((path / _DATASET).read_text())
+
+    def read() -> PyTree:
+      args = ocp.args.StandardRestore(tree)
+      return self._handler.restore(path / "state", args=args)
+
+    data_state, reason = hosts.chief_decides(
+      f"look at {path.name}",
+      lambda: why_unreadable(path, inspect, attempts, self._say),
+    )
+    if reason is None:
+      items, reason = read_together(path, read, attempts, self._say)
+    if reason is not None:
+      damaged[step] = reason
+      return None
+    return Restored(from_tree(items, like), data_state, path)
+
+  def _put_aside(self, step: int, reason: str) -> None:
+    path = path_of(self._model_dir, step)
+
+    def rename() -> str:
+      aside = path.with_name(f"unreadable_{path.name}")
+      number = 1
+      while aside.exists():
+        number += 1
+        aside = path.with_name(f"unreadable_{path.name}_{number}")
+      path.rename(aside)
+      return aside.name
+
+    attempts = self._config.save_attempts
+    what = f"{path} is damaged and cannot be renamed"
+    name = hosts.chief_decides(
+      "put aside", lambda: storage.retried(what, rename, attempts, self._say)
+    )
+    del self._metrics[step]
+    self._say(f"{path.name} cannot be read ({reason}): now {name}")
 
 
-def _first_line(error: Exception) -> str:
-  return (str(error).splitlines() or [type(error).__name__])[0][:160]
+def restore_params(path: str | epath.Path, like: PyTree) -> PyTree:
+  """Reads the parameters of a checkpoint, and nothing else of it.
+
+  Args:
+    path: a `checkpoint_<step>` folder, ours or T5X's.
+    like: the abstract parameters, with the shardings to read them to.
+
+  Raises:
+    UserError: naming what is missing or of another shape.
+  """
+  return read_params(storage.as_path(path), like)
+
+
+def _gathered(step: int, data_state: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns on host 0 what all hosts gave, on the others nothing."""
+  said = hosts.tell_chief(f"data of checkpoint {step}", json.dumps(dict(data_state)))
+  together: dict[str, Any] = {}
+  for text in said or []:
+    together |= json.loads(text)
+  return together
+
+
+def _is_deleted(state: TrainState) -> bool:
+  return any(
+    isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state)
+  )

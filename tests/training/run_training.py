@@ -3,8 +3,8 @@
   python run_training.py '{"model_dir": …, "train_steps": …, …}'
 
 Keys beside TrainConfig's: `model` ("stub" or "real"), `dropout`, `held_out` (whether to
-evaluate), `model_parallel` (a number, or several to train one after another, each in a
-folder of its own), `die_in_save` (the step whose checkpoint is half written when the
+evaluate), `partitioning` (fields of its configuration), `meshes` (several of those by
+name, to train one after another, each in a folder of its own), `die_in_save` (the step whose checkpoint is half written when the
 process kills itself), `die_after` (likewise, after a step), `signal_after` ([step,
 signal number]).
 """
@@ -20,7 +20,7 @@ import stub
 
 from commentree.models.config import ModelConfig
 from commentree.training import config as config_lib
-from commentree.training import reporting
+from commentree.training import reporting, saving
 from commentree.training.train import train
 
 
@@ -58,16 +58,14 @@ def after_step(step: int, action) -> None:
 
 def in_save(step: int) -> None:
   """Kills this process while a checkpoint is half written."""
-  from orbax.checkpoint._src.path import atomicity
+  original = saving.Writing._commit
 
-  original = atomicity.AtomicRenameTemporaryPath.finalize
-
-  async def finalize(self, *args, **kwargs):
-    if f"checkpoint_{step}." in str(self.get()):
+  def commit(self):
+    if self.step == step:
       os.kill(os.getpid(), signal.SIGKILL)
-    return await original(self, *args, **kwargs)
+    original(self)
 
-  atomicity.AtomicRenameTemporaryPath.finalize = finalize
+  saving.Writing._commit = commit
 
 
 def main() -> None:
@@ -82,19 +80,22 @@ def main() -> None:
   if "signal_after" in options:
     step, number = options.pop("signal_after")
     after_step(step, lambda: os.kill(os.getpid(), number))
-  parallel = options.pop("model_parallel", 1)
   held_out = options.pop("held_out", True)
   checkpoint = config_lib.CheckpointConfig(**options.pop("checkpoint", {"period": 4}))
   schedule = config_lib.ScheduleConfig(learning_rate=0.01, warmup_steps=2)
   folder = options.pop("model_dir")
-  for model_parallel in parallel if isinstance(parallel, list) else [parallel]:
+  meshes = options.pop("meshes", None)
+  runs = {folder: options.pop("partitioning", {})}
+  if meshes:
+    runs = {f"{folder}/{name}": fields for name, fields in meshes.items()}
+  for model_dir, fields in runs.items():
     config = config_lib.TrainConfig(
-      model_dir=f"{folder}_{model_parallel}" if isinstance(parallel, list) else folder,
+      model_dir=model_dir,
       batch_size=8,
       tensorboard=False,
       checkpoint=checkpoint,
       optimizer=config_lib.OptimizerConfig(name="adamw", schedule=schedule),
-      partitioning=config_lib.PartitioningConfig(model_parallel=model_parallel),
+      partitioning=config_lib.PartitioningConfig(**fields),
       **options,
     )
     datasets = {"held_out": stub.held_out()} if held_out else {}

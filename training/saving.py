@@ -1,0 +1,231 @@
+"""One checkpoint on its way to the disk, written by all hosts and committed by one.
+
+Each host writes its own part in a thread. Host 0 makes the folder before, and once
+every host has told it that its part is there, gives it its final name: by a rename, or
+in a bucket, which has none, by a file that says so, as Orbax does. If any host fails,
+host 0 removes what was written, and all hosts know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from ..errors import HostLostError
+from . import hosts, runtime, storage
+from .state import PyTree
+
+PREFIX = "checkpoint"
+COMMITTED = "commit_success.txt"
+
+_FINISHED = re.compile(rf"{PREFIX}_(\d+)")
+_UNFINISHED_SUFFIX = ".orbax-checkpoint-tmp"
+_UNFINISHED = re.compile(rf"{PREFIX}_(\d+){re.escape(_UNFINISHED_SUFFIX)}.*")
+
+# What host 0 allows the others beyond their own time, to say why they failed.
+_GRACE_SECONDS = 5.0
+
+
+def path_of(model_dir: epath.Path, step: int) -> epath.Path:
+  """Returns the folder of a checkpoint."""
+  return model_dir / f"{PREFIX}_{step}"
+
+
+def steps_in(model_dir: epath.Path) -> list[int]:
+  """Returns the steps of the finished checkpoints in a folder, in order."""
+  if not model_dir.is_dir():
+    return []
+  matches = (_FINISHED.fullmatch(entry.name) for entry in model_dir.iterdir())
+  steps = sorted(int(match[1]) for match in matches if match)
+  if storage.is_remote(model_dir):
+    steps = [s for s in steps if (path_of(model_dir, s) / COMMITTED).exists()]
+  return steps
+
+
+def remove_unfinished(model_dir: epath.Path) -> list[int]:
+  """Removes what interrupted saves and deletions left; returns their steps."""
+  finished = set(steps_in(model_dir))
+  removed = []
+  for entry in sorted(model_dir.iterdir()):
+    match = _UNFINISHED.fullmatch(entry.name)
+    if not match and storage.is_remote(model_dir):
+      match = _FINISHED.fullmatch(entry.name)
+      if match and int(match[1]) in finished:
+        continue
+    if match:
+      entry.rmtree()
+      if int(match[1]) not in finished:
+        removed.append(int(match[1]))
+  return sorted(set(removed))
+
+
+def remove(model_dir: epath.Path, step: int) -> None:
+  """Removes a checkpoint, so that what is left at any moment is not taken for one."""
+  path = path_of(model_dir, step)
+  if storage.is_remote(path):
+    (path / COMMITTED).unlink(missing_ok=True)
+    path.rmtree()
+  else:
+    going = path.with_name(f"{path.name}{_UNFINISHED_SUFFIX}-old")
+    path.rename(going)
+    going.rmtree()
+
+
+class Writing:
+  """A checkpoint being written; begins at once.
+
+  Attributes:
+    step: its step.
+    began: when, by `time.monotonic`.
+    ended: when, if it has.
+    errors: what went wrong, by host; empty unless it ended without success.
+    failure: a defect of ours that this host met, to be raised.
+  """
+
+  def __init__(
+    self,
+    handler: ocp.StandardCheckpointHandler,
+    model_dir: epath.Path,
+    step: int,
+    attempt: int,
+    tree: PyTree,
+    texts: Mapping[str, str],
+    seconds: float,
+  ):
+    """Begins; `tree` must stay as it is until `copied`.
+
+    Args:
+      handler: writes arrays.
+      model_dir: the run's folder.
+      step: its step.
+      attempt: which try it is; each has a folder of its own.
+      tree: what to save as the item `state`.
+      texts: files to write besides, by path within the checkpoint; host 0's count.
+      seconds: how long it may take.
+    """
+    self.step = step
+    self.began = time.monotonic()
+    self.ended: float | None = None
+    self.errors: list[str] = []
+    self.failure: BaseException | None = None
+    self._handler = handler
+    self._final = path_of(model_dir, step)
+    self._folder = self._final
+    if not storage.is_remote(model_dir):
+      self._folder = self._final.with_name(
+        f"{self._final.name}{_UNFINISHED_SUFFIX}-{attempt}"
+      )
+    self._texts = texts
+    self._end = self.began + seconds
+    self._copied = threading.Event()
+    # A daemon, and so are the threads that it starts: none keeps the process from
+    # ending if the storage hangs.
+    self._thread = threading.Thread(
+      target=self._run, args=(tree,), name=f"commentree-save-{step}", daemon=True
+    )
+    self._thread.start()
+
+  def copied(self) -> None:
+    """Returns once the tree is copied off the devices, or time is up."""
+    self._copied.wait(max(0.0, self._end - time.monotonic()))
+
+  def join(self) -> bool:
+    """Waits until it ends or its time is up; returns whether it ended."""
+    self._thread.join(max(0.0, self._end + 2 * _GRACE_SECONDS - time.monotonic()))
+    return not self._thread.is_alive()
+
+  @property
+  def overdue(self) -> bool:
+    """Whether it should have ended by now."""
+    return self.ended is None and time.monotonic() > self._end + 2 * _GRACE_SECONDS
+
+  def _run(self, tree: PyTree) -> None:
+    try:
+      self.errors = self._write_with_others(tree)
+    except HostLostError as error:
+      self.errors = [str(error)]
+    except BaseException as error:  # raised where the outcome is asked for
+      self.failure = error
+    finally:
+      self._copied.set()
+      self.ended = time.monotonic()
+
+  def _write_with_others(self, tree: PyTree) -> list[str]:
+    name = f"checkpoint {self.step}"
+    is_chief = runtime.is_chief()
+    error = self._attempt(self._make_folder) if is_chief else None
+    error = json.loads(
+      hosts.hear_chief(f"{name} folder", json.dumps(error), self._left())
+    )
+    if error is not None:
+      return [error]
+    error = self._attempt(lambda: self._write_part(tree))
+    # Late by a little, a host can still say itself what it was waiting for.
+    left = self._left() + _GRACE_SECONDS
+    said = hosts.tell_chief(f"{name} part", json.dumps(error), left)
+    if said is not None:
+      errors = [e for e in map(json.loads, said) if e is not None]
+      if not errors:
+        error = self._attempt(self._commit)
+        errors = [] if error is None else [error]
+      if errors:
+        errors += self._discard()
+      hosts.hear_chief(f"{name} outcome", json.dumps(errors))
+      return errors
+    return json.loads(hosts.hear_chief(f"{name} outcome", None, left + _GRACE_SECONDS))
+
+  def _attempt(self, act: Callable[[], None]) -> str | None:
+    try:
+      act()
+    except Exception as error:
+      if not storage.refused(error):
+        self.failure = error
+      return f"{storage.host_name()}: {storage.reason(error)}"
+    return None
+
+  def _left(self) -> float:
+    return max(0.0, self._end - time.monotonic())
+
+  def _make_folder(self) -> None:
+    if self._folder.exists():
+      self._folder.rmtree()
+    (self._folder / "state").mkdir(parents=True)
+
+  def _write_part(self, tree: PyTree) -> None:
+    args = ocp.args.StandardSave(tree)
+    loop = asyncio.new_event_loop()
+    try:
+      futures = loop.run_until_complete(
+        self._handler.async_save(self._folder / "state", args=args)
+      )
+    finally:
+      loop.close()
+    self._copied.set()
+    for future in futures or []:
+      future.result(timeout=self._left())
+
+  def _commit(self) -> None:
+    self._handler.finalize(self._folder / "state")
+    for file, text in self._texts.items():
+      path = self._folder / file
+      path.parent.mkdir(parents=True, exist_ok=True)
+      storage.write_text(path, text)
+    if storage.is_remote(self._folder):
+      (self._folder / COMMITTED).write_text(f"step {self.step}\n")
+    else:
+      self._folder.rename(self._final)
+      storage.sync_folder(self._final.parent)
+
+  def _discard(self) -> list[str]:
+    try:
+      self._folder.rmtree()
+    except Exception as error:
+      return [f"{self._folder} is left, not removed: {storage.reason(error)}"]
+    return []
