@@ -1,5 +1,6 @@
 """`launch local` and its supervisor, over small processes that stand in for hosts."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -99,9 +100,6 @@ def supervised(folder):
           STAND_IN,
           str(delay),
         ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
       )
     )
     return processes[-1]
@@ -109,7 +107,10 @@ def supervised(folder):
   yield start
   for process in processes:
     process.kill()
-    process.communicate()
+    process.wait()
+  for record in started(folder):
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(record["pid"], signal.SIGKILL)
 
 
 def serving(folder, hosts):
