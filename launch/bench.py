@@ -337,7 +337,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     items = [item for item in items if len(item.targets)]
     config = ModelConfig(
-      vocab_size=forest_layout.round_up(data.vocab_size, 128), dtype=arguments.dtype
+      vocab_size=forest_layout.round_up(data.task.tokenizer.vocab_size, 128),
+      dtype=arguments.dtype,
     )
     contenders = [
       forest_contender(config, data, 8),

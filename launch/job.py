@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from ..tasks import forest_layout, generated, registry
 from ..tasks.data import RunData
 from ..tasks.feature_converters import CommentForestFeatureConverter
 from ..tasks.generated_config import GeneratedTreesConfig
-from ..training import evaluation
+from ..tasks.registry import CommentTreeTask
+from ..training import evaluation, parameter_table
 from ..training import train as trainer
 from ..training.data_input import EvalData, TrainData
 from ..training.run_record import RunRecord
@@ -33,7 +35,7 @@ def train(run: RunConfig, config_text: str) -> int:
   """Trains, evaluates and reports; returns the exit code."""
   console = Console()
   data = data_lib.open_data(run.data, console)
-  model = build_model(run, data)
+  model = build_model(run, data.task)
   outcome = trainer.train(
     run.train,
     model,
@@ -56,7 +58,7 @@ def evaluate(
   data = data_lib.open_data(run.data, console)
   outcome = evaluation.evaluate_checkpoint(
     run.train.model_dir,
-    build_model(run, data),
+    build_model(run, data.task),
     {HELD_OUT: held_out_data(run, data)},
     step=step,
     eval_batches=batches,
@@ -85,14 +87,25 @@ def held_out_data(run: RunConfig, data: RunData) -> EvalData:
   return lambda share: data.eval_batches(run.train.batch_size, share.index, share.count)
 
 
-def build_model(run: RunConfig, data: RunData) -> CommentTreeModel:
-  """The model, its embedding table as large as the vocabulary needs."""
+def describe(run: RunConfig) -> int:
+  """Prints the parameters and how they would lie on the devices here."""
+  data_lib.register_tasks(run.data)
+  task = registry.get_task(run.data.mixture_or_task_name)
+  # As wide as it gets, where the output is a file and no terminal.
+  console = Console() if sys.stdout.isatty() else Console(width=200)
+  parameter_table.describe(run.train, build_model(run, task), console)
+  return 0
+
+
+def build_model(run: RunConfig, task: CommentTreeTask) -> CommentTreeModel:
+  """The model, its embedding table as large as the task's vocabulary needs."""
   config = run.model
   if not config.vocab_size:
     config = dataclasses.replace(
-      config, vocab_size=forest_layout.round_up(data.vocab_size, _VOCAB_MULTIPLE)
+      config,
+      vocab_size=forest_layout.round_up(task.tokenizer.vocab_size, _VOCAB_MULTIPLE),
     )
-  vocabulary = data.task.tokenizer.vocabulary
+  vocabulary = task.tokenizer.vocabulary
   return CommentTreeModel(
     config,
     input_vocabulary=vocabulary,

@@ -37,17 +37,19 @@ def main(argv: Sequence[str]) -> int:
   )
   gin_cli.add_gin_flags(parser)
   parser.add_argument(
-    "--dry_run", action="store_true", help="check the settings, print them and stop"
+    "--dry_run",
+    action="store_true",
+    help="check the settings, print them and how the parameters would lie, and stop",
   )
   parsed = gin_cli.parse(parser, argv)
-  if parsed.arguments.dry_run:
-    print(parsed.text)
-    return 0
 
   # The settings are sound: now what is heavy.
   quiet.load_tensorflow()
   from . import job
 
+  if parsed.arguments.dry_run:
+    print(parsed.text)
+    return job.describe(parsed.run)
   return job.train(parsed.run, parsed.text)
 
 

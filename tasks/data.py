@@ -35,11 +35,6 @@ class RunData:
   config: DataConfig
   splits: Mapping[str, records.PieceRecords]
 
-  @property
-  def vocab_size(self) -> int:
-    """Rows of the embedding table that the data needs."""
-    return len(self.task.tokenizer.maskable)
-
   def train_batches(
     self, batch_size: int, seed: int, host: int = 0, num_hosts: int = 1
   ) -> streams.TrainBatches:

@@ -341,6 +341,11 @@ class Tokenizer:
     maskable[unmaskable_ids(self.vocabulary)] = False
     return maskable
 
+  @property
+  def vocab_size(self) -> int:
+    """Rows of the embedding table that the vocabulary needs."""
+    return len(self.maskable)
+
   @functools.cached_property
   def fingerprint(self) -> str:
     """Names the vocabulary's contents: equal fingerprints, equal token ids."""

@@ -88,12 +88,22 @@ def abstract_params(
   Raises:
     UserError: if a parameter cannot be placed on the mesh.
   """
-  variables = jax.eval_shape(lambda: _variables(model, batch, jax.random.key(0)))
+  variables = _abstract_variables(model, batch)
   params = flax.core.unfreeze(variables["params"])
   return _abstract(
     params,
     partitioning.parameter_shardings(params, variables["params_axes"], mesh, config),
   )
+
+
+def parameter_axes(model: Model, batch: Mapping[str, Any]) -> PyTree:
+  """Returns the model's `params_axes`; computes nothing.
+
+  Args:
+    model: the model.
+    batch: a batch, for its shapes and dtypes.
+  """
+  return _abstract_variables(model, batch)["params_axes"]
 
 
 def abstract_state(
@@ -149,6 +159,10 @@ def initial_state(
 def count_parameters(params: PyTree) -> int:
   """Returns how many numbers the parameters hold."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def _abstract_variables(model: Model, batch: Mapping[str, Any]) -> PyTree:
+  return jax.eval_shape(lambda: _variables(model, batch, jax.random.key(0)))
 
 
 def _variables(model: Model, batch: Mapping[str, Any], key: jax.Array) -> PyTree:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from ..errors import UserError
@@ -107,7 +108,7 @@ def train(
       say(line)
 
     # ---- Restore ----------------------------------------------------------------
-    init_key, step_key = jax.random.split(jax.random.key(config.random_seed))
+    init_key, step_key = _keys(config.random_seed, mesh)
     saved = checkpoints.Checkpoints(model_dir, config.checkpoint, say)
     stack.callback(saved.close)
     with clock.on("checkpoint"):
@@ -160,7 +161,6 @@ def train(
       return _summary(step, report, results, Agreement(mesh)(stop.number))
 
     # ---- Compile ----------------------------------------------------------------
-    step_key = jax.device_put(step_key, partitioning.replicated(mesh))
     batches = stack.enter_context(Prefetcher(train_batches, mesh))
     train_step = make_train_step(model, optimizer, schedule, config, mesh, like)
     with clock.on("input"):
@@ -210,6 +210,14 @@ def train(
       path = saved.wait()
     say(f"step {step:,} saved as {path}")
     return _summary(step, report, results, Agreement(mesh)(stop.number))
+
+
+def _keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+  """Returns the keys of the first parameters and of the steps, on every device."""
+  return jax.jit(
+    lambda: tuple(jax.random.split(jax.random.key(seed))),
+    out_shardings=partitioning.replicated(mesh),
+  )()
 
 
 def _due(step: int, period: int) -> bool:

@@ -8,10 +8,20 @@ from commentree.training import metrics_log
 
 from . import subprocesses
 
+# data x fsdp x model, and over two slices.
+MESHES = {
+  "4 data x 1 fsdp x 1 model": {},
+  "1 data x 4 fsdp x 1 model": {"fsdp_parallel": -1},
+  "1 data x 1 fsdp x 4 model": {"model_parallel": 4},
+  "2 data x 2 fsdp x 1 model": {"fsdp_parallel": 2},
+  "2 data x 1 fsdp x 2 model": {"model_parallel": 2},
+  "2 slice x 1 data x 2 fsdp x 1 model": {"num_slices": 2, "fsdp_parallel": -1},
+}
 
-@pytest.mark.parametrize("steps", [4, pytest.param(20, marks=pytest.mark.slow)])
+
+@pytest.mark.parametrize("steps", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_meshes_of_every_shape_train_alike(tmp_path, compiled, steps):
-  """1, 4 x 1, 2 x 2 and 1 x 4 devices, data x model; dropout of every kind included."""
+  """One device and four; dropout of every kind included, all parameters shared out."""
   options = {
     "model": "real",
     "dropout": 0.1,
@@ -21,12 +31,11 @@ def test_meshes_of_every_shape_train_alike(tmp_path, compiled, steps):
   }
   one = subprocesses.run(1, model_dir=str(tmp_path / "one"), **options)
   assert one.returncode == 0, one.stderr
-  four = subprocesses.run(
-    4, model_dir=str(tmp_path / "four"), model_parallel=[1, 2, 4], **options
-  )
+  meshes = {name: {**fields, "fsdp_min_elements": 1} for name, fields in MESHES.items()}
+  four = subprocesses.run(4, model_dir=str(tmp_path), meshes=meshes, **options)
   assert four.returncode == 0, four.stderr
-  for mesh in ("4 data x 1 model", "2 data x 2 model", "1 data x 4 model"):
-    assert mesh in four.stdout
+  for mesh in MESHES:
+    assert f", {mesh};" in four.stdout
 
   # What takes long to compile is kept for the next start.
   assert any(pathlib.Path(compiled).iterdir())
@@ -37,5 +46,5 @@ def test_meshes_of_every_shape_train_alike(tmp_path, compiled, steps):
 
   expected = losses("one")
   assert len(expected) == 2 * steps
-  for model_parallel in (1, 2, 4):
-    assert losses(f"four_{model_parallel}") == pytest.approx(expected, rel=1e-4)
+  for mesh in MESHES:
+    assert losses(mesh) == pytest.approx(expected, rel=1e-4)

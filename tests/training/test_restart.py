@@ -78,10 +78,11 @@ def test_asked_to_stop_a_run_saves_and_says_how_it_ended(
 
 def test_a_run_may_go_on_with_other_devices(options, uninterrupted, tmp_path):
   options = {**options, "model_dir": str(tmp_path), "held_out": False}
+  mesh = {"fsdp_parallel": 2, "model_parallel": 2, "fsdp_min_elements": 1}
   subprocesses.run(1, **{**options, "train_steps": 4})
-  result = subprocesses.run(4, **{**options, "train_steps": 8, "model_parallel": 2})
+  result = subprocesses.run(4, **{**options, "train_steps": 8, "partitioning": mesh})
   assert "restored step 4" in result.stdout
-  assert "2 data x 2 model" in result.stdout
+  assert "1 data x 2 fsdp x 2 model" in result.stdout
   losses = [row["loss"] for row in rows(tmp_path)]
   expected = [row["loss"] for row in uninterrupted if row["kind"] == "train"][:8]
   assert losses == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,98 @@
+"""The parameters as a table: what each is, how it lies, what it takes of a device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from ..models.batch import smallest
+from ..models.interface import Model
+from . import partitioning, runtime, schedules
+from . import state as state_lib
+from .config import TrainConfig
+from .optimizers import make_optimizer
+from .state import TrainState
+
+PyTree = Any
+
+
+def bytes_per_device(tree: PyTree) -> int:
+  """Returns what one device holds of abstract arrays with shardings, bytes."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def describe(config: TrainConfig, model: Model, console: Console) -> None:
+  """Prints how the state would lie on the devices there are; trains nothing.
+
+  Args:
+    config: the settings.
+    model: the model.
+    console: for people.
+
+  Raises:
+    UserError: if a parameter cannot be placed on the mesh.
+  """
+  runtime.set_flags(config.compile_cache_dir)
+  mesh = partitioning.make_mesh(config.partitioning)
+  schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
+  optimizer = make_optimizer(config.optimizer, schedule)
+  batch = smallest()
+  params = state_lib.abstract_params(model, batch, mesh, config.partitioning)
+  like = state_lib.abstract_state(params, optimizer, mesh)
+  console.print(table(like, state_lib.parameter_axes(model, batch), mesh))
+  for line in partitioning.left_whole(params, mesh, config.partitioning):
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def table(like: TrainState, axes: PyTree, mesh: Mesh) -> Table:
+  """Returns a row for each parameter, and the sums.
+
+  Args:
+    like: the abstract state, with shardings.
+    axes: `params_axes` as the model returns them.
+    mesh: the mesh.
+  """
+  names_of = partitioning.axis_names(axes)
+  params = partitioning.flatten_names(like.params)
+  shape = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items())
+  rendered = Table(title=f"parameters on {mesh.size} devices, {shape}")
+  for heading in ("name", "shape", "dtype", "logical axes", "sharding"):
+    rendered.add_column(heading, overflow="fold")
+  rendered.add_column("bytes per device", justify="right")
+  for name, leaf in params.items():
+    rendered.add_row(
+      name,
+      " x ".join(map(str, leaf.shape)),
+      leaf.dtype.name,
+      ", ".join(map(str, names_of[name])),
+      _lies(leaf.sharding.spec),
+      f"{bytes_per_device(leaf):,}",
+    )
+  rendered.add_section()
+  whole = sum(leaf.size * leaf.dtype.itemsize for leaf in params.values())
+  count = sum(leaf.size for leaf in params.values())
+  held = bytes_per_device(like.params)
+  rendered.add_row(
+    f"{count:,} parameters", "", "", "", f"of {whole:,} bytes", f"{held:,}"
+  )
+  rendered.add_row(
+    "optimizer state", *[""] * 4, f"{bytes_per_device(like.optimizer):,}"
+  )
+  return rendered
+
+
+def _lies(spec: jax.sharding.PartitionSpec) -> str:
+  """Returns the mesh axes of each dimension; `whole` if no dimension is cut."""
+  if not any(spec):
+    return "whole"
+  return ", ".join(
+    "+".join(axes) if isinstance(axes, tuple) else str(axes or "-") for axes in spec
+  )
