@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ..errors import StorageError, UserError
-from . import hosts, saving, storage
+from . import checksums, hosts, saving, storage
 from .config import CheckpointConfig
 from .reading import check_tree, read_params, read_together, why_unreadable
 from .saving import path_of, steps_in
@@ -391,11 +391,13 @@ class Checkpoints:
     tree = to_tree(like)
 
     def inspect() -> dict[str, Any]:
-      # Before anything is read, so that what does not fit is not taken for damage.
+      checksums.check_files(path)
+      # Before arrays are read, so that what does not fit is not taken for damage.
       check_tree(path, self._handler.metadata(path / "state").tree, tree)
       return json.loads((path / _DATASET).read_text())
 
     def read() -> PyTree:
+      checksums.check_share(path)
       args = ocp.args.StandardRestore(tree)
       return self._handler.restore(path / "state", args=args)
 

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ..errors import HostLostError, StorageError, UserError
-from . import hosts, partitioning, storage
+from . import checksums, hosts, partitioning, storage
 from .state import PyTree
 
 T = TypeVar("T")
@@ -42,12 +42,22 @@ def why_unreadable(
     StorageError: if the storage refuses as often.
     UserError: if `read` raises it.
   """
-  try:
-    return storage.retried(f"{path} cannot be read", read, attempts, say), None
-  except Exception as error:
-    if isinstance(error, UserError) or not storage.damaged(error):
-      raise
-    return None, storage.reason(error)
+
+  def may_pass(error: BaseException) -> bool:
+    return storage.refused(error) and not storage.damaged(error)
+
+  what = f"{path} cannot be read"
+  for look in (1, 2):
+    try:
+      return storage.retried(what, read, attempts, say, may_pass), None
+    except Exception as error:
+      if isinstance(error, UserError) or not storage.damaged(error):
+        raise
+      if look == 2:
+        return None, storage.reason(error)
+    # Network file systems may show a new folder without its files for a moment.
+    time.sleep(storage.pause(1))
+  raise AssertionError("unreachable")
 
 
 def read_together(
@@ -65,12 +75,13 @@ def read_together(
     StorageError: on every host, if the storage refuses one as often.
     HostLostError: on the others, if a host met a defect of ours.
   """
-  for attempt in range(1, attempts + 1):
+  refusals, damages = 0, 0
+  while True:
     result, kind, reason, defect = None, "read", "", None
     try:
       result = read()
     except Exception as error:
-      reason = f"{storage.host_name()}: {storage.reason(error)}"
+      reason = storage.reason_here(error)
       if storage.damaged(error):
         kind = "damaged"
       elif storage.refused(error):
@@ -81,25 +92,25 @@ def read_together(
     said = [json.loads(text) for text in hosts.share(f"{path.name} read", mine)]
     if defect is not None:
       raise defect
-    for kind, reason in said:
-      if kind == "failed":
-        raise HostLostError(f"{reason}: see its messages")
     reasons = {kind: reason for kind, reason in said if kind != "read"}
     if not reasons:
       return result, None
     del result
-    if "damaged" in reasons:
+    if "failed" in reasons:
+      raise HostLostError(f"{reasons['failed']}: see its messages")
+    damages += "damaged" in reasons
+    if damages == 2:
       return None, reasons["damaged"]
-    if attempt < attempts:
-      say(
-        f"{path} cannot be read ({reasons['refused']}): trying again in"
-        f" {storage.pause(attempt):g} s"
+    refusals += "refused" in reasons
+    if refusals == attempts:
+      raise StorageError(
+        f"{path} cannot be read ({reasons['refused']}; tried {attempts} times): mend"
+        " the storage and start again"
       )
-      time.sleep(storage.pause(attempt))
-  raise StorageError(
-    f"{path} cannot be read ({reasons['refused']}; tried {attempts} times): mend the"
-    " storage and start again"
-  )
+    wait = storage.pause(max(1, refusals))
+    if "refused" in reasons:
+      say(f"{path} cannot be read ({reasons['refused']}): trying again in {wait:g} s")
+    time.sleep(wait)
 
 
 def check_tree(
@@ -151,6 +162,7 @@ def read_params(path: epath.Path, like: PyTree) -> PyTree:
     def inspect() -> None:
       if not (path / "state").is_dir():
         raise UserError(f"{path} is no checkpoint: name a checkpoint_<step> folder")
+      checksums.check_files(path)
       saved = handler.metadata(path / "state").tree
       if not isinstance(saved, Mapping) or "target" not in saved:
         raise UserError(f"{path} holds no parameters under 'target'")
@@ -164,6 +176,7 @@ def read_params(path: epath.Path, like: PyTree) -> PyTree:
     )
 
     def read() -> Any:
+      checksums.check_share(path)
       return handler.restore(path / "state", args=args)["target"]
 
     _, reason = hosts.chief_decides(

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ..errors import HostLostError
-from . import hosts, runtime, storage
+from . import checksums, hosts, runtime, storage
 from .state import PyTree
 
 PREFIX = "checkpoint"
@@ -123,6 +123,7 @@ class Writing:
         f"{self._final.name}{_UNFINISHED_SUFFIX}-{attempt}"
       )
     self._texts = texts
+    self._sums: checksums.Sums = {}
     self._end = self.began + seconds
     self._copied = threading.Event()
     # A daemon, and so are the threads that it starts: none keeps the process from
@@ -169,9 +170,12 @@ class Writing:
     error = self._attempt(lambda: self._write_part(tree))
     # Late by a little, a host can still say itself what it was waiting for.
     left = self._left() + _GRACE_SECONDS
-    said = hosts.tell_chief(f"{name} part", json.dumps(error), left)
-    if said is not None:
-      errors = [e for e in map(json.loads, said) if e is not None]
+    part = json.dumps({"error": error, "sums": self._sums})
+    parts = hosts.tell_chief(f"{name} part", part, left)
+    if parts is not None:
+      said = [json.loads(part) for part in parts]
+      errors = [one["error"] for one in said if one["error"] is not None]
+      self._sums = {file: s for one in said for file, s in one["sums"].items()}
       if not errors:
         error = self._attempt(self._commit)
         errors = [] if error is None else [error]
@@ -187,7 +191,7 @@ class Writing:
     except Exception as error:
       if not storage.refused(error):
         self.failure = error
-      return f"{storage.host_name()}: {storage.reason(error)}"
+      return storage.reason_here(error)
     return None
 
   def _left(self) -> float:
@@ -210,6 +214,7 @@ class Writing:
     self._copied.set()
     for future in futures or []:
       future.result(timeout=self._left())
+    self._sums = checksums.of_part(self._folder)
 
   def _commit(self) -> None:
     self._handler.finalize(self._folder / "state")
@@ -217,6 +222,7 @@ class Writing:
       path = self._folder / file
       path.parent.mkdir(parents=True, exist_ok=True)
       storage.write_text(path, text)
+    checksums.write(self._folder, self._sums)
     if storage.is_remote(self._folder):
       (self._folder / COMMITTED).write_text(f"step {self.step}\n")
     else:

@@ -34,8 +34,14 @@ _PAUSES_SECONDS = (1.0, 4.0, 15.0, 60.0)
 _LONGEST_REASON = 200
 _GRACE_SECONDS = 5.0
 
-# What says that a file is not what was written, as against that it cannot be had now.
+
+class DamageError(Exception):
+  """What was read is not what was written."""
+
+
+# What says so among other errors, as against that it cannot be had now.
 _DAMAGE = (
+  DamageError,
   FileNotFoundError,
   NotADirectoryError,
   IsADirectoryError,
@@ -52,6 +58,7 @@ _REFUSAL = re.compile(
   "UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED"
   r"|UNAUTHENTICATED|ABORTED|CANCELLED|\[OS error [^\]]*"
 )
+_DETAILS = re.compile(r" \[(?:tensorstore_spec|source locations)=")
 _CLOUD = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "tensorflow")
 
 
@@ -95,16 +102,25 @@ def host_name() -> str:
   return f"host {jax.process_index()} ({socket.gethostname()})"
 
 
+def reason_here(error: BaseException) -> str:
+  """Returns `reason`, with the host's name if there are several."""
+  said = reason(error)
+  return said if jax.process_count() == 1 else f"{host_name()}: {said}"
+
+
 def reason(error: BaseException) -> str:
   """Returns an error's first line, with its kind where it does not tell by itself."""
-  line = (str(error).strip().splitlines() or [""])[0][:_LONGEST_REASON]
-  if isinstance(error, OSError) and error.strerror:
+  error = _innermost(error)
+  line = (str(error).strip().splitlines() or [""])[0]
+  line = _DETAILS.split(line)[0][:_LONGEST_REASON]
+  if isinstance(error, DamageError) or (isinstance(error, OSError) and error.strerror):
     return line
   return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def refused(error: BaseException) -> bool:
   """Whether an error is the storage's, and may pass."""
+  error = _innermost(error)
   if isinstance(error, ValueError):
     return bool(_REFUSAL.search(str(error)))
   return (
@@ -114,9 +130,17 @@ def refused(error: BaseException) -> bool:
 
 def damaged(error: BaseException) -> bool:
   """Whether an error in reading says that a file is not what was written."""
+  error = _innermost(error)
   if isinstance(error, OSError):
     return isinstance(error, _DAMAGE)
   return isinstance(error, _DAMAGE) and not refused(error)
+
+
+def _innermost(error: BaseException) -> BaseException:
+  # Orbax wraps what TensorStore says in a plain Exception.
+  while type(error) is Exception and error.__cause__ is not None:
+    error = error.__cause__
+  return error
 
 
 def pause(failures: int) -> float:
@@ -124,7 +148,13 @@ def pause(failures: int) -> float:
   return _PAUSES_SECONDS[min(failures, len(_PAUSES_SECONDS)) - 1]
 
 
-def retried(what: str, act: Callable[[], T], attempts: int, say: Say) -> T:
+def retried(
+  what: str,
+  act: Callable[[], T],
+  attempts: int,
+  say: Say,
+  may_pass: Callable[[BaseException], bool] = refused,
+) -> T:
   """Returns what `act` returns, trying again where the storage refuses.
 
   Args:
@@ -132,6 +162,7 @@ def retried(what: str, act: Callable[[], T], attempts: int, say: Say) -> T:
     act: does it; may be called several times.
     attempts: most calls.
     say: tells the user a line.
+    may_pass: which errors are worth another try; the others are raised.
 
   Raises:
     StorageError: if it was refused as often.
@@ -140,7 +171,7 @@ def retried(what: str, act: Callable[[], T], attempts: int, say: Say) -> T:
     try:
       return act()
     except Exception as error:
-      if not refused(error):
+      if not may_pass(error):
         raise
       if attempt == attempts:
         raise StorageError(
