@@ -8,9 +8,10 @@ import pathlib
 from collections.abc import Sequence
 
 from ..errors import UserError
-from . import gin_cli, quiet
+from . import distributed_flags, gin_cli, quiet
 
-_EPILOG = """\
+_EPILOG = (
+  """\
 examples:
   the newest checkpoint, on all held-out trees:
     commentree eval --model_dir=runs/mine
@@ -20,8 +21,14 @@ examples:
       --gin.FILES='"other/*.jsonl.gz"' --gin.HELD_OUT_SHARE=1.0
 
 Settings are those the run was started with (MODEL_DIR/config.gin); --gin.NAME=VALUE
-changes them. exit codes: 0 done, 2 a mistake of the user's.
+changes them.
+
 """
+  + distributed_flags.EPILOG
+  + """
+exit codes: 0 done, 2 a mistake of the user's, 75 a host was lost or never came.
+"""
+)
 
 
 def _step(text: str) -> int | str:
@@ -51,8 +58,10 @@ def main(argv: Sequence[str]) -> int:
     "--batches", type=int, help="most batches; default all held-out trees"
   )
   parser.add_argument("--json", metavar="FILE", help="also write the results there")
+  distributed_flags.add_flags(parser)
   others, overrides = gin_cli.split_overrides(argv)
   arguments = parser.parse_args(others)
+  settings = distributed_flags.settings(arguments)
   config = pathlib.Path(arguments.model_dir).expanduser() / "config.gin"
   if not config.is_file():
     raise UserError(
@@ -65,9 +74,13 @@ def main(argv: Sequence[str]) -> int:
 
   # The settings are sound: now what is heavy.
   quiet.load_tensorflow()
+  from ..training import distributed
   from . import job
 
-  results = job.evaluate(run, arguments.step, arguments.batches)
+  with distributed.joined(
+    settings, run.train.health, arguments.log_dir, arguments.model_dir
+  ):
+    results = job.evaluate(run, arguments.step, arguments.batches)
   if arguments.json:
     pathlib.Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
   return 0

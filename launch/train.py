@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from . import gin_cli, quiet
+from . import distributed_flags, gin_cli, quiet
 
-_EPILOG = """\
+_EPILOG = (
+  """\
 examples:
   train a tiny model on generated trees (nothing else needed):
     commentree train --gin_file=runs/demo.gin --gin.MODEL_DIR='"runs/demo"'
@@ -23,8 +24,14 @@ examples:
     --gin.MODEL_PARALLEL=2
 
 The same command again resumes from the newest checkpoint in MODEL_DIR.
-exit codes: 0 done, 2 a mistake of the user's, 130 and 143 interrupted and saved.
+
 """
+  + distributed_flags.EPILOG
+  + """
+exit codes: 0 done, 2 a mistake of the user's, 74 storage refused, 75 a host was lost
+or never came, 130 and 143 interrupted and saved.
+"""
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,21 +43,27 @@ def main(argv: Sequence[str]) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   gin_cli.add_gin_flags(parser)
+  distributed_flags.add_flags(parser)
   parser.add_argument(
     "--dry_run",
     action="store_true",
     help="check the settings, print them and how the parameters would lie, and stop",
   )
   parsed = gin_cli.parse(parser, argv)
+  settings = distributed_flags.settings(parsed.arguments)
 
   # The settings are sound: now what is heavy.
   quiet.load_tensorflow()
+  from ..training import distributed
   from . import job
 
   if parsed.arguments.dry_run:
     print(parsed.text)
     return job.describe(parsed.run)
-  return job.train(parsed.run, parsed.text)
+  train = parsed.run.train
+  log_dir = parsed.arguments.log_dir
+  with distributed.joined(settings, train.health, log_dir, train.model_dir):
+    return job.train(parsed.run, parsed.text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""One host of a run that computes next to nothing, for tests of how hosts end.
+
+  python run_host.py '{"address": …, "count": …, "index": …, "log_dir": …, …}'
+
+Further keys: `wait_seconds`; `health` (HealthConfig's); `facts` (to agree on); `steps`
+(at the start of each all hosts meet in a collective); `sleep_in` ([step, seconds], in
+`input`); `raise_at` ([step, kind]); `linger` (seconds of work after the last step).
+It prints each step as it is reached.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from commentree.errors import UserError
+from commentree.launch.main import run_verb
+from commentree.training import distributed
+from commentree.training.config import HealthConfig
+from commentree.training.host_settings import HostSettings
+
+
+def main(argv) -> int:
+  options = json.loads(argv[0])
+  index = options["index"]
+  settings = HostSettings(
+    options["address"],
+    options["count"],
+    index,
+    wait_seconds=options.get("wait_seconds", 30.0),
+  )
+  health = HealthConfig(**options.get("health", {}))
+  with distributed.joined(settings, health, options["log_dir"], "unused") as hosts:
+    assert jax.process_index() == index
+    hosts.watchdog.agree(options.get("facts", {}), "settings")
+    for step in range(1, options.get("steps", 0) + 1):
+      hosts.watchdog.at(step, "input")
+      print(f"step {step}", flush=True)
+      when, seconds = options.get("sleep_in", (0, 0))
+      if step == when:
+        time.sleep(seconds)
+      when, kind = options.get("raise_at", (0, ""))
+      if step == when:
+        raise {"UserError": UserError, "ValueError": ValueError}[kind]("it broke")
+      hosts.watchdog.at(step, "step")
+      multihost_utils.process_allgather(np.ones(1))
+      time.sleep(0.1)
+    time.sleep(options.get("linger", 0))
+    hosts.say("the end")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(run_verb(main, sys.argv[1:]))
