@@ -271,7 +271,7 @@ class Checkpoints:
     writing, self._writing = self._writing, None
     if writing is not None and not self._stuck and not writing.join():
       self._say(f"checkpoint {writing.step} is still being written: left behind")
-      storage.end_after_main_thread(StorageError.exit_code)
+      storage.end_when_done(StorageError.exit_code)
     elif writing is not None and writing.errors:
       self._say(f"checkpoint {writing.step} was not saved ({writing.errors[0]})")
     self._handler.close()
@@ -312,7 +312,7 @@ class Checkpoints:
     asked = time.monotonic()
     if not writing.join():
       self._stuck = True
-      storage.end_after_main_thread(StorageError.exit_code)
+      storage.end_when_done(StorageError.exit_code)
       raise StorageError(
         f"checkpoint {writing.step} is not in {self._model_dir} after"
         f" {time.monotonic() - writing.began:.0f} s"

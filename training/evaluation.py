@@ -7,7 +7,6 @@ of the comment they stand in, and by groups of target tokens that the caller nam
 from __future__ import annotations
 
 import itertools
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..models.interface import Model
-from . import checkpoints, data_input, partitioning, runtime
+from . import checkpoints, data_input, partitioning, runtime, storage
 from . import state as state_lib
 from .agreement import Agreement
 from .config import BestMetric, EvalConfig, PartitioningConfig
@@ -258,7 +257,7 @@ def evaluate_checkpoint(
   """
   runtime.set_flags(compile_cache_dir)
   partitioning_config = partitioning_config or PartitioningConfig()
-  folder = pathlib.Path(model_dir).expanduser().absolute()
+  folder = storage.as_path(model_dir)
   chosen = checkpoints.choose(folder, step, best_metric)
   mesh = partitioning.make_mesh(partitioning_config)
   share = partitioning.data_share(mesh)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -72,7 +71,7 @@ def first_state(
   # 2. The initial checkpoint: its parameters alone; step 0, data from its beginning.
   source = config.initial_checkpoint_path
   if source is not None:
-    params = checkpoints.restore_params(pathlib.Path(source), like.params)
+    params = checkpoints.restore_params(source, like.params)
     say(
       f"took parameters from {source} (rule 2: initial_checkpoint_path, as MODEL_DIR"
       " holds no checkpoint)"

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
+import functools
 import json
-import os
 import pathlib
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
+from etils import epath
+
 from ..errors import UserError
+from . import saving, storage
 from .config import TrainConfig
 from .schedules import decay_steps
 
@@ -37,6 +39,9 @@ _PACKAGES = (
   "numpy",
 )
 _SHOWN_DIFFERENCES = 6
+_ATTEMPTS = 3
+
+Say = Callable[[str], None]
 
 
 def _command() -> str:
@@ -81,9 +86,22 @@ def training_facts(config: TrainConfig) -> dict[str, Any]:
   }
 
 
-def check(model_dir: pathlib.Path, facts: Mapping[str, Any]) -> None:
-  """Raises UserError naming the settings that differ from those of MODEL_DIR."""
-  recorded = _read(model_dir).get("facts")
+def check(
+  model_dir: epath.Path, facts: Mapping[str, Any], say: Say = storage.print_line
+) -> None:
+  """Makes sure that MODEL_DIR's checkpoints are of this run.
+
+  Args:
+    model_dir: the run's folder.
+    facts: the caller's and the trainer's.
+    say: tells the user a line.
+
+  Raises:
+    UserError: naming the settings that differ.
+  """
+  if not saving.steps_in(model_dir):
+    return
+  recorded = _read(model_dir, say).get("facts")
   if recorded is None:
     return
   now = _jsonable(facts)
@@ -103,7 +121,11 @@ def check(model_dir: pathlib.Path, facts: Mapping[str, Any]) -> None:
 
 
 def write(
-  model_dir: pathlib.Path, record: RunRecord, facts: Mapping[str, Any], step: int
+  model_dir: epath.Path,
+  record: RunRecord,
+  facts: Mapping[str, Any],
+  step: int,
+  say: Say = storage.print_line,
 ) -> None:
   """Notes a start of the run.
 
@@ -112,9 +134,17 @@ def write(
     record: what the caller knows.
     facts: the caller's and the trainer's.
     step: the step this start continues from, 0 if new.
+    say: tells the user a line.
+
+  Raises:
+    StorageError: if it cannot be written.
   """
   config_file = model_dir / "config.gin"
-  before = config_file.read_text() if config_file.exists() else None
+
+  def read_before() -> str | None:
+    return config_file.read_text() if config_file.exists() else None
+
+  before = storage.retried(f"{config_file} cannot be read", read_before, _ATTEMPTS, say)
   start = {
     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     "step": step,
@@ -123,10 +153,19 @@ def write(
   }
   if before is not None and before != record.config_text:
     start["config_before"] = before
-  starts = [*_read(model_dir).get("starts", []), start]
+  starts = [*_read(model_dir, say).get("starts", []), start]
   run = {"facts": _jsonable(facts), "starts": starts}
-  _replace(config_file, record.config_text)
-  _replace(model_dir / "run.json", json.dumps(run, indent=2) + "\n")
+  texts = {
+    config_file: record.config_text,
+    model_dir / "run.json": json.dumps(run, indent=2) + "\n",
+  }
+  for file, text in texts.items():
+    storage.retried(
+      f"{file} cannot be written",
+      functools.partial(storage.write_text, file, text),
+      _ATTEMPTS,
+      say,
+    )
 
 
 def versions() -> dict[str, str]:
@@ -138,38 +177,20 @@ def versions() -> dict[str, str]:
   return found
 
 
-@contextlib.contextmanager
-def lock(model_dir: pathlib.Path) -> Iterator[None]:
-  """Holds MODEL_DIR for this process alone; the lock dies with the process.
-
-  Raises:
-    UserError: if another process holds it.
-  """
-  model_dir.mkdir(parents=True, exist_ok=True)
-  with open(model_dir / ".lock", "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(
-        f"another process is training in {model_dir}: stop it, or use another MODEL_DIR"
-      ) from None
-    yield
-
-
-def _read(model_dir: pathlib.Path) -> dict[str, Any]:
+def _read(model_dir: epath.Path, say: Say) -> dict[str, Any]:
   file = model_dir / "run.json"
-  return json.loads(file.read_text()) if file.exists() else {}
+
+  def read() -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+  try:
+    return storage.retried(f"{file} cannot be read", read, _ATTEMPTS, say)
+  except ValueError as error:
+    raise UserError(
+      f"{file} is damaged ({storage.reason(error)}): remove it, and mind that the"
+      " settings are those of before"
+    ) from error
 
 
 def _jsonable(facts: Mapping[str, Any]) -> dict[str, Any]:
   return json.loads(json.dumps(dict(facts)))
-
-
-def _replace(file: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  written = file.with_name(file.name + ".new")
-  with open(written, "w") as stream:
-    stream.write(text)
-    stream.flush()
-    os.fsync(stream.fileno())
-  written.replace(file)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import threading
 import time
@@ -28,6 +29,11 @@ COMMITTED = "commit_success.txt"
 _FINISHED = re.compile(rf"{PREFIX}_(\d+)")
 _UNFINISHED_SUFFIX = ".orbax-checkpoint-tmp"
 _UNFINISHED = re.compile(rf"{PREFIX}_(\d+){re.escape(_UNFINISHED_SUFFIX)}.*")
+
+# Orbax logs a failed write with its traceback, and hands it on; it is said once.
+logging.getLogger("absl").addFilter(
+  lambda record: not record.pathname.endswith("orbax/checkpoint/_src/futures/future.py")
+)
 
 # What host 0 allows the others beyond their own time, to say why they failed.
 _GRACE_SECONDS = 5.0

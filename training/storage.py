@@ -54,12 +54,19 @@ _DAMAGE = (
   AssertionError,
 )
 # As TensorStore puts it, within a ValueError, and Google's libraries.
-_REFUSAL = re.compile(
+_STATUS = re.compile(
   "UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED"
-  r"|UNAUTHENTICATED|ABORTED|CANCELLED|\[OS error [^\]]*"
+  "|UNAUTHENTICATED|ABORTED|CANCELLED"
 )
+_OS_CODE = re.compile(r"os_error_code='(\d+)'")
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _DETAILS = re.compile(r" \[(?:tensorstore_spec|source locations)=")
 _CLOUD = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "tensorflow")
+
+
+def print_line(line: str) -> None:
+  """Tells the user a line, where nobody else does."""
+  print(f"commentree: {line}", file=sys.stderr, flush=True)
 
 
 def as_path(text: str | os.PathLike[str]) -> epath.Path:
@@ -111,6 +118,9 @@ def reason_here(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
   """Returns an error's first line, with its kind where it does not tell by itself."""
   error = _innermost(error)
+  code = _OS_CODE.search(str(error))
+  if code and not isinstance(error, OSError):
+    return os.strerror(int(code[1]))
   line = (str(error).strip().splitlines() or [""])[0]
   line = _DETAILS.split(line)[0][:_LONGEST_REASON]
   if isinstance(error, DamageError) or (isinstance(error, OSError) and error.strerror):
@@ -122,7 +132,10 @@ def refused(error: BaseException) -> bool:
   """Whether an error is the storage's, and may pass."""
   error = _innermost(error)
   if isinstance(error, ValueError):
-    return bool(_REFUSAL.search(str(error)))
+    code = _OS_CODE.search(str(error))
+    if code:
+      return int(code[1]) not in _NO_SUCH_FILE
+    return bool(_STATUS.search(str(error)))
   return (
     isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLOUD
   )
@@ -185,13 +198,18 @@ def retried(
 
 def write_text(file: epath.Path, text: str) -> None:
   """Writes a file whole or not at all; it is on disk on return."""
+  write_bytes(file, text.encode())
+
+
+def write_bytes(file: epath.Path, data: bytes) -> None:
+  """As `write_text`."""
   if is_remote(file):
-    file.write_text(text)
+    file.write_bytes(data)
     return
   written = file.with_name(file.name + ".new")
   try:
-    with open(written, "w") as stream:
-      stream.write(text)
+    with open(written, "wb") as stream:
+      stream.write(data)
       stream.flush()
       os.fsync(stream.fileno())
     os.replace(written, file)
@@ -283,7 +301,7 @@ def _sees(probe: epath.Path, token: str) -> bool:
     time.sleep(0.5)
 
 
-def end_after_main_thread(exit_code: int) -> None:
+def end_when_done(exit_code: int) -> None:
   """Lets the process end though threads hang in the storage.
 
   Python waits for threads that it cannot interrupt, for ever if a disk is dead. Once
@@ -292,9 +310,12 @@ def end_after_main_thread(exit_code: int) -> None:
   Args:
     exit_code: what it ends with in that case.
   """
+  done = threading.Event()
+  # Called before the first wait for threads; concurrent.futures uses it likewise.
+  threading._register_atexit(done.set)  # type: ignore[attr-defined]
 
   def end() -> None:
-    threading.main_thread().join()
+    done.wait()
     time.sleep(_GRACE_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()

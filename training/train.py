@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -17,11 +17,14 @@ from . import (
   checkpoints,
   data_input,
   flops,
+  hosts,
+  lease,
   partitioning,
   restore,
   run_record,
   runtime,
   schedules,
+  storage,
   writers,
 )
 from . import state as state_lib
@@ -74,17 +77,16 @@ def train(
   eval_datasets = eval_datasets or {}
   record = record or RunRecord()
   facts = {**record.facts, **run_record.training_facts(config)}
-  model_dir = pathlib.Path(config.model_dir).expanduser().absolute()
+  model_dir = storage.as_path(config.model_dir)
 
   def say(line: str) -> None:
     console.print(line, highlight=False, soft_wrap=True)
 
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopRequest())
-    if runtime.is_chief():
-      stack.enter_context(run_record.lock(model_dir))
-    if checkpoints.steps_in(model_dir):
-      run_record.check(model_dir, facts)
+    storage.check_shared(model_dir)
+    hosts.chief_decides("lock", lambda: stack.enter_context(lease.held(model_dir)))
+    hosts.chief_decides("settings", lambda: run_record.check(model_dir, facts, say))
 
     # ---- Mesh and data ----------------------------------------------------------
     mesh = partitioning.make_mesh(config.partitioning)
@@ -122,9 +124,9 @@ def train(
     # ---- Reports ----------------------------------------------------------------
     log, sinks = None, []
     if runtime.is_chief():
-      run_record.write(model_dir, record, facts, step)
-      log = MetricsLog(model_dir / "metrics.jsonl", step)
-      sinks = writers.open_writers(config, model_dir, facts)
+      run_record.write(model_dir, record, facts, step, say)
+      log = MetricsLog(model_dir / "metrics.jsonl", step, say)
+      sinks = writers.open_writers(config, model_dir, facts, say)
     report = Reporter(
       config,
       console,
@@ -198,6 +200,8 @@ def train(
         saves |= config.checkpoint.keep_best > 0 and quality > best
         best = max(best, quality)
       if saves:
+        if log is not None:
+          log.sync(upload=True)
         with clock.on("checkpoint"):
           saved.save(state, step, data_state, metrics)
       if ends:
@@ -233,7 +237,7 @@ def _summary(
   return {"step": step, "train": report.last_row, "eval": results, "seconds": seconds}
 
 
-def _not_finite_message(step: int, path: pathlib.Path | None) -> str:
+def _not_finite_message(step: int, path: epath.Path | None) -> str:
   good = (
     f"the last good checkpoint is {path}" if path else "no checkpoint was saved yet"
   )

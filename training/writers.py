@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import pathlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from etils import epath
+
 from ..errors import UserError
+from . import storage
 from .config import TrainConfig
+
+Say = Callable[[str], None]
 
 
 class Writer(Protocol):
@@ -22,10 +27,14 @@ class Writer(Protocol):
 
 
 class TensorBoardWriter:
-  """Event files in MODEL_DIR/tensorboard."""
+  """Event files in MODEL_DIR/tensorboard; given up if the storage refuses them."""
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: epath.Path, say: Say = storage.print_line):
     """Opens the files.
+
+    Args:
+      folder: where they go.
+      say: tells the user a line.
 
     Raises:
       UserError: if TensorFlow is not there.
@@ -37,24 +46,46 @@ class TensorBoardWriter:
         f"TrainConfig.tensorboard = True needs TensorFlow ({error}): install it, or"
         " set it to False"
       ) from error
-    self._writer = metric_writers.SummaryWriter(str(folder))
+    self._folder = folder
+    self._say = say
+    self._writer: Any = None
+    self._try(lambda: self._open(metric_writers))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Takes the scalars of a step."""
-    self._writer.write_scalars(step, scalars)
-    self._writer.flush()
+
+    def write() -> None:
+      self._writer.write_scalars(step, scalars)
+      self._writer.flush()
+
+    if self._writer is not None:
+      self._try(write)
 
   def close(self) -> None:
     """Writes what is left."""
-    self._writer.close()
+    if self._writer is not None:
+      self._try(self._writer.close)
+
+  def _open(self, metric_writers: Any) -> None:
+    self._writer = metric_writers.SummaryWriter(str(self._folder))
+
+  def _try(self, act: Callable[[], None]) -> None:
+    try:
+      act()
+    except Exception as error:
+      if not storage.refused(error):
+        raise
+      self._writer = None
+      self._say(
+        f"TensorBoard files cannot be written to {self._folder}"
+        f" ({storage.reason(error)}): training goes on without them"
+      )
 
 
 class WandbWriter:
   """A Weights & Biases run, the same one after every restart."""
 
-  def __init__(
-    self, project: str, model_dir: pathlib.Path, settings: Mapping[str, Any]
-  ):
+  def __init__(self, project: str, model_dir: epath.Path, settings: Mapping[str, Any]):
     """Opens the run.
 
     Raises:
@@ -72,7 +103,7 @@ class WandbWriter:
       name=model_dir.name,
       id=hashlib.sha256(str(model_dir).encode()).hexdigest()[:16],
       resume="allow",
-      dir=str(model_dir),
+      dir=tempfile.gettempdir() if storage.is_remote(model_dir) else str(model_dir),
       config=dict(settings),
     )
 
@@ -86,7 +117,10 @@ class WandbWriter:
 
 
 def open_writers(
-  config: TrainConfig, model_dir: pathlib.Path, settings: Mapping[str, Any]
+  config: TrainConfig,
+  model_dir: epath.Path,
+  settings: Mapping[str, Any],
+  say: Say = storage.print_line,
 ) -> list[Writer]:
   """Opens what the configuration asks for.
 
@@ -94,10 +128,11 @@ def open_writers(
     config: says which.
     model_dir: the run's folder, absolute.
     settings: what decides the run's results, for W&B's tables.
+    say: tells the user a line.
   """
   writers: list[Writer] = []
   if config.tensorboard:
-    writers.append(TensorBoardWriter(model_dir / "tensorboard"))
+    writers.append(TensorBoardWriter(model_dir / "tensorboard", say))
   if config.wandb_project:
     writers.append(WandbWriter(config.wandb_project, model_dir, settings))
   return writers

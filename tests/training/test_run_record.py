@@ -6,13 +6,15 @@ import json
 import pytest
 
 from commentree.errors import UserError
-from commentree.training import run_record
+from commentree.training import lease, run_record
 from commentree.training.config import OptimizerConfig, ScheduleConfig
 
 
 def test_settings_that_differ_are_named_with_both_values(tmp_path):
   facts = {"a": 1, "b": (1, 2), "c": "x", "gone": 0}
   run_record.write(tmp_path, run_record.RunRecord(facts), facts, 0)
+  run_record.check(tmp_path, {**facts, "a": 2})  # nothing is trained yet
+  (tmp_path / "checkpoint_1").mkdir()
   run_record.check(tmp_path, facts)
   with pytest.raises(UserError) as raised:
     run_record.check(tmp_path, {"a": 2, "b": [1, 2], "c": "x", "new": None})
@@ -25,6 +27,7 @@ def test_settings_that_differ_are_named_with_both_values(tmp_path):
 
 
 def test_a_folder_without_a_record_is_nobodys(tmp_path):
+  (tmp_path / "checkpoint_1").mkdir()
   run_record.check(tmp_path, {"a": 1})
 
 
@@ -73,10 +76,10 @@ def test_every_start_is_noted_with_command_versions_and_changed_settings(tmp_pat
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
   with (
-    run_record.lock(tmp_path),
+    lease.held(tmp_path),
     pytest.raises(UserError, match="another process is training"),
-    run_record.lock(tmp_path),
+    lease.held(tmp_path),
   ):
     pass
-  with run_record.lock(tmp_path):
+  with lease.held(tmp_path):
     pass
