@@ -289,7 +289,7 @@ class Coordinator:
     if differences:
       text = (
         f"hosts differ in {about}: {_named(differences, '; ')}; start the same command"
-        " on every host, with the same files"
+        " on every host, with the same files and packages"
       )
     self._broadcast({"agreed": text})
 

@@ -10,6 +10,7 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator
+from importlib import metadata
 
 import jax
 from jax._src import clusters
@@ -108,7 +109,7 @@ def initialize(
     The watchdog; everything that follows belongs into its `guard()`.
 
   Raises:
-    UserError: if hosts were started with flags that do not fit together.
+    UserError: if hosts were started with flags or versions that do not fit together.
     HostLostError: if host 0 or another host does not come in time.
   """
 
@@ -143,6 +144,7 @@ def initialize(
     leave=leave,
   )
   watchdog.start()
+  watchdog.agree(_versions(), "versions")
   # gRPC would ask the environment's web proxy for the way to this very machine.
   os.environ.setdefault("no_grpc_proxy", "127.0.0.1")
   jax.config.update("jax_check_proxy_envs", False)
@@ -184,14 +186,12 @@ def find_place(settings: HostSettings) -> Place:
   return place or Place()
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
   """What must be the same on all hosts, for their programs to be."""
-  import jaxlib
-
+  packages = ("commentree", "jax", "jaxlib")
   return {
-    "jax version": jax.__version__,
-    "jaxlib version": jaxlib.__version__,
-    "Python version": platform.python_version(),
+    "Python": platform.python_version(),
+    **{package: metadata.version(package) for package in packages},
   }
 
 
@@ -279,7 +279,7 @@ def _start_coordinator(
       if time.monotonic() > end:
         raise UserError(
           f"--coordinator_address={place.address}: host 0 ({socket.gethostname()})"
-          f" cannot listen on port {port} ({(error.strerror or str(error)).lower()});"
+          f" cannot listen on port {port} ({os.strerror(error.errno or 0).lower()});"
           " give another port, the same on every host"
         ) from error
       time.sleep(_PORT_SECONDS / 20)

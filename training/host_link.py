@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import select
@@ -36,6 +37,7 @@ class HostLink:
     self._socket.settimeout(_SEND_SECONDS)
     self._lock = threading.Lock()
     self._buffer = b""
+    self._received: collections.deque[bytes] = collections.deque()
 
   def send(self, message: Mapping[str, Any]) -> None:
     """Sends a message, from any thread.
@@ -55,18 +57,18 @@ class HostLink:
     Raises:
       Closed: if nothing more will come.
     """
-    if not select.select([self._socket], [], [], seconds)[0]:
-      return
-    try:
-      data = self._socket.recv(2**16)
-    except OSError as error:
-      raise Closed from error
-    if not data:
-      raise Closed
-    *lines, self._buffer = (self._buffer + data).split(b"\n")
-    for line in lines:
+    if not self._received and select.select([self._socket], [], [], seconds)[0]:
       try:
-        yield json.loads(line)
+        data = self._socket.recv(2**16)
+      except OSError as error:
+        raise Closed from error
+      if not data:
+        raise Closed
+      *lines, self._buffer = (self._buffer + data).split(b"\n")
+      self._received.extend(lines)
+    while self._received:
+      try:
+        yield json.loads(self._received.popleft())
       except ValueError as error:
         raise Closed from error
 
@@ -103,7 +105,6 @@ def join(
   """
   start = time.monotonic()
   next_news = start + _FIRST_NEWS_SECONDS
-  reason = ""
   name = socket.gethostname()
   hello = {
     "protocol": PROTOCOL,
@@ -113,7 +114,7 @@ def join(
     "where": str(os.getpid()),
   }
   while True:
-    link, waiting_for = None, [0]
+    link, reason = None, ""
     try:
       link = HostLink(socket.create_connection(address, _CONNECT_SECONDS))
       link.send(hello)
@@ -128,11 +129,10 @@ def join(
           if "refused" in message:
             reason = message["refused"]
             raise Closed
-          waiting_for = message["waiting"]
+          next_news = _news(next_news, message["waiting"], shown_address, "", say)
         if time.monotonic() - heard > _NO_ANSWER_SECONDS:
           reason = "something there takes connections, but is no host 0 of commentree"
           raise Closed
-        next_news = _news(next_news, waiting_for, shown_address, reason, say)
         link.send({"beat": [0, "start", 0]})
     except Closed:
       reason = reason or "it closes the connection"

@@ -110,27 +110,38 @@ class Watchdog:
   def guard(self) -> Iterator[None]:
     """Around all that the hosts do together: they end together, whatever comes.
 
-    At the end each waits for the others to get there. An error ends the process here
-    and now, with what a command would print and its exit code: to leave in good order,
-    as JAX would, is to wait for hosts that may be gone. If the error comes of another
-    host's end, that is what is reported; if not, the other hosts are told of it.
-
-    A process that is alone is only watched for standing still.
+    At the end each waits for the others to get there; for errors see
+    `ends_on_error`. A process that is alone is only watched for standing still.
     """
     self.start()
     try:
-      yield
+      with self.ends_on_error():
+        yield
     except SystemExit:
       self._end_together()  # preempted or interrupted, which all hosts are together
-      raise
-    except BaseException as error:
-      if self._link is not None:
-        self._fail(error)
       raise
     else:
       self._end_together()
     finally:
       self.stop()
+
+  @contextlib.contextmanager
+  def ends_on_error(self) -> Iterator[None]:
+    """Where there are other hosts, an error ends the process here and now.
+
+    It prints what a command would and exits with its code. To leave in good order, as
+    by closing a checkpoint or as JAX does, is to wait for hosts that may be gone. If
+    the error comes of another host's end, that is what is reported; if not, the other
+    hosts are told of it.
+    """
+    try:
+      yield
+    except SystemExit:
+      raise
+    except BaseException as error:
+      if self._link is not None:
+        self._fail(error)
+      raise
 
   def _end_together(self) -> None:
     if self._link is None:
