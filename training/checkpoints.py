@@ -39,7 +39,15 @@ _METRICS = "metrics/metrics"
 # Waits for the save before that are not worth a line.
 _SLOW_SECONDS = 1.0
 
-__all__ = ["Checkpoints", "Restored", "choose", "path_of", "quality", "steps_in"]
+__all__ = [
+  "Checkpoints",
+  "Restored",
+  "choose",
+  "is_deleted",
+  "path_of",
+  "quality",
+  "steps_in",
+]
 
 
 def quality(metrics: Metrics | None, best_metric: str) -> float:
@@ -231,7 +239,7 @@ class Checkpoints:
       StorageError: if it fails as often as it may, or hangs.
     """
     self._finish()
-    while self._request is not None and not _is_deleted(self._request.state):
+    while self._request is not None and not is_deleted(self._request.state):
       time.sleep(storage.pause(self._failures))
       self._begin(self._request)
       self._finish()
@@ -302,7 +310,9 @@ class Checkpoints:
       },
       self._config.save_timeout_seconds,
     )
-    self._writing.copied()
+    if not self._writing.copied():
+      # Raises: the state must not be donated while it may yet be read.
+      self._finish()
 
   def _finish(self, next_step: int | None = None) -> None:
     """Waits for the save under way, and takes note of how it went."""
@@ -415,22 +425,18 @@ class Checkpoints:
   def _put_aside(self, step: int, reason: str) -> None:
     path = path_of(self._model_dir, step)
 
-    def rename() -> str:
-      aside = path.with_name(f"unreadable_{path.name}")
-      number = 1
-      while aside.exists():
-        number += 1
-        aside = path.with_name(f"unreadable_{path.name}_{number}")
-      path.rename(aside)
-      return aside.name
+    def put_aside() -> str:
+      what = f"{path} is damaged and cannot be put aside"
+      return storage.retried(
+        what,
+        lambda: saving.put_aside(self._model_dir, step),
+        self._config.save_attempts,
+        self._say,
+      )
 
-    attempts = self._config.save_attempts
-    what = f"{path} is damaged and cannot be renamed"
-    name = hosts.chief_decides(
-      "put aside", lambda: storage.retried(what, rename, attempts, self._say)
-    )
+    outcome = hosts.chief_decides("put aside", put_aside)
     del self._metrics[step]
-    self._say(f"{path.name} cannot be read ({reason}): now {name}")
+    self._say(f"{path.name} cannot be read ({reason}): {outcome}")
 
 
 def restore_params(path: str | epath.Path, like: PyTree) -> PyTree:
@@ -455,7 +461,8 @@ def _gathered(step: int, data_state: Mapping[str, Any]) -> dict[str, Any]:
   return together
 
 
-def _is_deleted(state: TrainState) -> bool:
+def is_deleted(state: TrainState) -> bool:
+  """Whether a part of a state was donated to a step, so that it cannot be saved."""
   return any(
     isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state)
   )

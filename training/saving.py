@@ -25,6 +25,7 @@ from .state import PyTree
 
 PREFIX = "checkpoint"
 COMMITTED = "commit_success.txt"
+_UNREADABLE = "unreadable.txt"
 
 _FINISHED = re.compile(rf"{PREFIX}_(\d+)")
 _UNFINISHED_SUFFIX = ".orbax-checkpoint-tmp"
@@ -46,9 +47,9 @@ def path_of(model_dir: epath.Path, step: int) -> epath.Path:
 
 def steps_in(model_dir: epath.Path) -> list[int]:
   """Returns the steps of the finished checkpoints in a folder, in order."""
-  if not model_dir.is_dir():
-    return []
-  matches = (_FINISHED.fullmatch(entry.name) for entry in model_dir.iterdir())
+  matches = (
+    _FINISHED.fullmatch(e.name) for e in storage.entries(epath.Path(model_dir))
+  )
   steps = sorted(int(match[1]) for match in matches if match)
   if storage.is_remote(model_dir):
     steps = [s for s in steps if (path_of(model_dir, s) / COMMITTED).exists()]
@@ -59,11 +60,11 @@ def remove_unfinished(model_dir: epath.Path) -> list[int]:
   """Removes what interrupted saves and deletions left; returns their steps."""
   finished = set(steps_in(model_dir))
   removed = []
-  for entry in sorted(model_dir.iterdir()):
+  for entry in storage.entries(model_dir):
     match = _UNFINISHED.fullmatch(entry.name)
     if not match and storage.is_remote(model_dir):
       match = _FINISHED.fullmatch(entry.name)
-      if match and int(match[1]) in finished:
+      if match and (int(match[1]) in finished or (entry / _UNREADABLE).exists()):
         continue
     if match:
       entry.rmtree()
@@ -82,6 +83,21 @@ def remove(model_dir: epath.Path, step: int) -> None:
     going = path.with_name(f"{path.name}{_UNFINISHED_SUFFIX}-old")
     path.rename(going)
     going.rmtree()
+
+
+def put_aside(model_dir: epath.Path, step: int) -> str:
+  """Lets a damaged checkpoint count no longer; returns what became of it."""
+  path = path_of(model_dir, step)
+  if storage.is_remote(path):
+    (path / _UNREADABLE).write_text("")
+    (path / COMMITTED).unlink(missing_ok=True)
+    return f"no longer used, and marked by {_UNREADABLE}"
+  name, number = f"unreadable_{path.name}", 1
+  while (model_dir / name).exists():
+    number += 1
+    name = f"unreadable_{path.name}_{number}"
+  path.rename(model_dir / name)
+  return f"now {name}"
 
 
 class Writing:
@@ -105,7 +121,7 @@ class Writing:
     texts: Mapping[str, str],
     seconds: float,
   ):
-    """Begins; `tree` must stay as it is until `copied`.
+    """Begins; `tree` must stay as it is until it is `copied`.
 
     Args:
       handler: writes arrays.
@@ -139,9 +155,9 @@ class Writing:
     )
     self._thread.start()
 
-  def copied(self) -> None:
-    """Returns once the tree is copied off the devices, or time is up."""
-    self._copied.wait(max(0.0, self._end - time.monotonic()))
+  def copied(self) -> bool:
+    """Returns once the tree is copied off the devices, or False if time is up."""
+    return self._copied.wait(self._left())
 
   def join(self) -> bool:
     """Waits until it ends or its time is up; returns whether it ended."""

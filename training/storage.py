@@ -23,7 +23,7 @@ import jax
 from etils import epath
 
 from ..errors import StorageError, UserError
-from . import hosts
+from . import hosts, s3
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -88,9 +88,15 @@ def as_path(text: str | os.PathLike[str]) -> epath.Path:
     raise UserError(
       f"{text}: {scheme}:// is not supported: give gs://, s3:// or a mounted folder"
     )
+  if importlib.util.find_spec("fsspec") is not None:
+    import fsspec
+
+    # Else what other hosts write is not seen.
+    fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
   if scheme == "s3":
     # TensorFlow's files, which epath takes where it can, know no s3.
     os.environ["EPATH_USE_TF"] = "false"
+    s3.teach_orbax()
   tensorflow = os.environ.get("EPATH_USE_TF", "").lower() not in ("false", "no", "0")
   package = {"gs": "gcsfs", "s3": "s3fs"}[scheme]
   has_tensorflow = tensorflow and importlib.util.find_spec("tensorflow") is not None
@@ -102,6 +108,14 @@ def as_path(text: str | os.PathLike[str]) -> epath.Path:
 def is_remote(path: os.PathLike[str]) -> bool:
   """Whether a path lies in a bucket."""
   return "://" in os.fspath(path)
+
+
+def entries(folder: epath.Path) -> list[epath.Path]:
+  """Returns what a folder holds, in order of names; nothing if it is not there.
+
+  A bucket has no empty folders: there it comes to be with its first file.
+  """
+  return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def host_name() -> str:
@@ -290,7 +304,7 @@ def _sees(probe: epath.Path, token: str) -> bool:
   while True:
     try:
       # Listing refreshes what network file systems remember of a folder.
-      names = {entry.name for entry in probe.parent.iterdir()}
+      names = {entry.name for entry in entries(probe.parent)}
       if probe.name in names and probe.read_text() == token:
         return True
     except Exception as error:
