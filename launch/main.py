@@ -14,6 +14,7 @@ VERBS = {
   "eval": "evaluate a checkpoint: does context help?",
   "inspect": "show trees as the model sees them, on the terminal or as a page",
   "vocab": "train a SentencePiece vocabulary on comment trees",
+  "compile": "what a run takes on a TPU slice, asked of the TPU compiler; needs no TPU",
   "launch": "bring a run up on many hosts: this machine, TPU VMs, GKE",
 }
 

@@ -33,7 +33,11 @@ _PER_SLICE = ("loss", "accuracy", "tokens")
 
 
 class Evaluator:
-  """Evaluates parameters; compiled once."""
+  """Evaluates parameters; compiled once.
+
+  Attributes:
+    sums: the jitted pass over a placed batch, `(params, batch)` to sums by condition.
+  """
 
   def __init__(
     self,
@@ -62,7 +66,7 @@ class Evaluator:
     self._depths = depth_names(config.depth_edges)
     self._place = data_input.Placer(mesh)
     self._agreement = Agreement(mesh)
-    self._sums = jax.jit(
+    self.sums = jax.jit(
       self._make_sums(model), out_shardings=partitioning.replicated(mesh)
     )
 
@@ -102,7 +106,7 @@ class Evaluator:
         padding = {name: np.zeros_like(values) for name, values in batch.items()}
       placed = self._place(padding if batch is None else batch)
       with partitioning.in_mesh(self._mesh, self._partitioning):
-        sums = jax.device_get(self._sums(params, placed))
+        sums = jax.device_get(self.sums(params, placed))
       # float64 on the host: thousands of batches add up.
       totals = {name: totals[name] + sums[name].astype(np.float64) for name in totals}
     return {name: self._results(total) for name, total in totals.items()}

@@ -21,6 +21,8 @@ _PEAK_FLOPS: tuple[tuple[str, float], ...] = (
   ("TPU v5e", 197e12),
   ("TPU v5", 459e12),
   ("TPU v6", 918e12),
+  # Of v2, v3 and TPU7x a device is half a chip.
+  ("TPU7x", 1153.5e12),
   ("V100", 125e12),
   ("A100", 312e12),
   ("H100 PCIe", 756e12),
