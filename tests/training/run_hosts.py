@@ -54,16 +54,14 @@ def fail_parts(times: int) -> None:
   saving.Writing._write_part = full
 
 
-def damage_reading(handler) -> None:
-  """Lets this host alone fail to read the first checkpoint it tries."""
+def damage_reading(handler, path) -> None:
+  """Lets this host alone not find a file of a checkpoint."""
   restore = handler.restore
-  left = [1]
 
-  def unreadable(*args, **kwargs):
-    if left[0]:
-      left[0] -= 1
+  def unreadable(folder, *args, **kwargs):
+    if folder.parent == path:
       raise FileNotFoundError("d/1234")
-    return restore(*args, **kwargs)
+    return restore(folder, *args, **kwargs)
 
   handler.restore = unreadable
 
@@ -83,7 +81,8 @@ def run(options, lines) -> dict:
     state_of(0, mesh),
   )
   if options.get("damage") == host:
-    damage_reading(saved._handler)
+    newest = checkpoints.steps_in(model_dir)[-1]
+    damage_reading(saved._handler, checkpoints.path_of(model_dir, newest))
   restored = saved.restore(like)
   fail_host, times = options.get("fail", [None, 0])
   if fail_host == host:
