@@ -38,6 +38,8 @@ EXTRAS = {
   "beam": ["apache-beam>=2.60"],
   "parity": ["torch==2.13.0", "transformers"],
   "wandb": ["wandb"],
+  # MODEL_DIR in a bucket; for gs:// the TensorFlow that is there anyway does, too.
+  "remote": ["gcsfs", "s3fs"],
   # T5X is not on PyPI: install it from its repository; this extra adds what its
   # imports want besides.
   "t5x": ["airio", "jestimator==0.3.3"],

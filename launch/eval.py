@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pathlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 
-from ..errors import UserError
+from ..errors import StorageError, UserError
 from . import distributed_flags, gin_cli, quiet
 
 _EPILOG = (
@@ -15,6 +17,9 @@ _EPILOG = (
 examples:
   the newest checkpoint, on all held-out trees:
     commentree eval --model_dir=runs/mine
+
+  of a run in a bucket:
+    commentree eval --model_dir=gs://bucket/runs/mine
 
   the best one, on other trees, as JSON too:
     commentree eval --model_dir=runs/mine --step=best --json=results.json \\
@@ -42,6 +47,38 @@ def _step(text: str) -> int | str:
     ) from None
 
 
+@contextlib.contextmanager
+def _config_of(model_dir: str) -> Iterator[str]:
+  """Yields the path of a run's settings; of a run in a bucket, that of a copy."""
+  missing = UserError(
+    f"--model_dir={model_dir}: holds no config.gin; give the MODEL_DIR of a run made by"
+    " `commentree train`"
+  )
+  if "://" not in model_dir:
+    config = pathlib.Path(model_dir).expanduser() / "config.gin"
+    if not config.is_file():
+      raise missing
+    yield str(config.absolute())
+    return
+  from ..training import storage
+
+  remote = storage.as_path(model_dir) / "config.gin"
+  try:
+    text = remote.read_text() if remote.exists() else None
+  except Exception as error:
+    if not storage.refused(error):
+      raise
+    raise StorageError(
+      f"--model_dir={model_dir} cannot be read ({storage.reason(error)})"
+    ) from error
+  if text is None:
+    raise missing
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder, "config.gin")
+    copy.write_text(text)
+    yield str(copy)
+
+
 def main(argv: Sequence[str]) -> int:
   """Evaluates; returns the exit code."""
   parser = argparse.ArgumentParser(
@@ -62,15 +99,10 @@ def main(argv: Sequence[str]) -> int:
   others, overrides = gin_cli.split_overrides(argv)
   arguments = parser.parse_args(others)
   settings = distributed_flags.settings(arguments)
-  config = pathlib.Path(arguments.model_dir).expanduser() / "config.gin"
-  if not config.is_file():
-    raise UserError(
-      f"--model_dir={arguments.model_dir}: holds no config.gin; give the MODEL_DIR of a"
-      " run made by `commentree train`"
-    )
   # A run's folder may have been moved since.
   where = f"MODEL_DIR = {arguments.model_dir!r}"
-  run = gin_cli.load([str(config.absolute())], [where, *overrides])
+  with _config_of(arguments.model_dir) as config:
+    run = gin_cli.load([config], [where, *overrides])
 
   # The settings are sound: now what is heavy.
   quiet.load_tensorflow()
