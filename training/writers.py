@@ -49,7 +49,10 @@ class TensorBoardWriter:
     self._folder = folder
     self._say = say
     self._writer: Any = None
-    self._try(lambda: self._open(metric_writers))
+    if str(folder).startswith("s3://"):
+      self._say(f"no TensorBoard files: TensorFlow cannot write to {folder}")
+    else:
+      self._try(lambda: self._open(metric_writers))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Takes the scalars of a step."""
