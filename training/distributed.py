@@ -144,22 +144,9 @@ def initialize(
     leave=leave,
   )
   watchdog.start()
-  watchdog.agree(_versions(), "versions")
-  # gRPC would ask the environment's web proxy for the way to this very machine.
-  os.environ.setdefault("no_grpc_proxy", "127.0.0.1")
-  jax.config.update("jax_check_proxy_envs", False)
-  backstop = max(_BACKSTOP_SECONDS, _BACKSTOP_FACTOR * health.host_timeout_seconds)
-  jax.distributed.initialize(
-    f"127.0.0.1:{proxy.port if proxy else jax_port}",
-    place.count,
-    place.index,
-    local_device_ids=place.local_device_ids,
-    cluster_detection_method="deactivate",
-    initialization_timeout=_JAX_CONNECT_SECONDS,
-    heartbeat_timeout_seconds=int(backstop),
-    shutdown_timeout_seconds=_JAX_SHUTDOWN_SECONDS,
-    coordinator_bind_address=f"[::]:{jax_port}" if place.index == 0 else None,
-  )
+  with watchdog.ends_on_error():
+    watchdog.agree(_versions(), "versions")
+    _initialize_jax(place, jax_port, proxy, health)
   say(
     f"{place.count} hosts (from {place.source}); host 0 ({names[0]}) at"
     f" {place.address} coordinates"
@@ -184,6 +171,26 @@ def find_place(settings: HostSettings) -> Place:
       " --process_index"
     )
   return place or Place()
+
+
+def _initialize_jax(
+  place: Place, port: int, proxy: PatientProxy | None, health: HealthConfig
+) -> None:
+  # gRPC would ask the environment's web proxy for the way to this very machine.
+  os.environ.setdefault("no_grpc_proxy", "127.0.0.1")
+  jax.config.update("jax_check_proxy_envs", False)
+  backstop = max(_BACKSTOP_SECONDS, _BACKSTOP_FACTOR * health.host_timeout_seconds)
+  jax.distributed.initialize(
+    f"127.0.0.1:{proxy.port if proxy else port}",
+    place.count,
+    place.index,
+    local_device_ids=place.local_device_ids,
+    cluster_detection_method="deactivate",
+    initialization_timeout=_JAX_CONNECT_SECONDS,
+    heartbeat_timeout_seconds=int(backstop),
+    shutdown_timeout_seconds=_JAX_SHUTDOWN_SECONDS,
+    coordinator_bind_address=f"[::]:{port}" if proxy is None else None,
+  )
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,99 @@
+"""Whom the coordinator holds responsible, by what hosts say; no processes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+
+import pytest
+
+from commentree.training import host_link
+from commentree.training.config import HealthConfig
+from commentree.training.coordinator import Coordinator
+
+from .host_processes import free_port
+
+_STILL = 100.0
+
+
+@pytest.fixture
+def join_all():
+  """Joins so many hosts in this process; returns their connections."""
+  links = []
+
+  def join(count: int, health: HealthConfig) -> list[host_link.HostLink]:
+    port = free_port()
+    Coordinator("here", port, count, 30, health)
+    address = ("127.0.0.1", port)
+
+    def one(index: int) -> host_link.HostLink:
+      return host_link.join(address, "here", index, count, 30, lambda line: None)[0]
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+      links.extend(pool.map(one, range(count)))
+    return links
+
+  yield join
+  for link in links:
+    link.close()
+
+
+def verdict(link: host_link.HostLink, seconds: float) -> dict | None:
+  """What the coordinator ends the run with, if it does in that time."""
+  end = time.monotonic() + seconds
+  while (left := end - time.monotonic()) > 0:
+    for message in link.receive(left):
+      if "end" in message:
+        return message["end"]
+  return None
+
+
+@pytest.mark.parametrize(
+  ("places", "blamed"),
+  [
+    # Others are a step further, and wait there for the one behind.
+    ([(6, "step"), (5, "step"), (6, "step")], [1]),
+    # Others are in the step already, or in the same evaluation.
+    ([(5, "step"), (5, "step"), (5, "input")], [2]),
+    ([(5, "checkpoint"), (5, "eval"), (5, "eval")], [0]),
+    # No telling them apart.
+    ([(5, "step"), (5, "step"), (5, "step")], [0, 1, 2]),
+  ],
+)
+def test_the_host_that_the_others_wait_for_is_blamed(join_all, places, blamed):
+  health = HealthConfig(stall_timeout_seconds=30, allowances={})
+  links = join_all(3, health)
+  for link, (step, what) in zip(links, places):
+    link.send({"beat": [step, what, _STILL]})
+  end = verdict(links[2], 5)
+  assert end["hosts"] == blamed
+  assert end["code"] == 75
+  assert "still for 100 s" in end["text"]
+
+
+def test_what_takes_long_by_nature_is_given_time(join_all):
+  health = HealthConfig(stall_timeout_seconds=30, allowances={"compile": 2 * _STILL})
+  links = join_all(3, health)
+  for link, what in zip(links, ("step", "compile", "step")):
+    link.send({"beat": [5, what, _STILL]})
+  assert verdict(links[0], 1.5) is None
+  links[1].send({"beat": [5, "compile", 3 * _STILL]})
+  assert verdict(links[0], 5)["hosts"] == [1]
+
+
+def test_a_host_that_is_done_holds_nobody_up(join_all):
+  links = join_all(2, HealthConfig(stall_timeout_seconds=30))
+  links[0].send({"beat": [4, "end", _STILL]})
+  links[0].send({"done": True})
+  links[1].send({"beat": [5, "log", 1]})
+  assert verdict(links[1], 1.5) is None
+
+
+def test_many_hosts_are_no_burden(join_all):
+  links = join_all(64, HealthConfig())
+  before = time.process_time()
+  for _ in range(3):
+    for link in links:
+      link.send({"beat": [1, "step", 0]})
+    assert verdict(links[0], 0.5) is None
+  assert time.process_time() - before < 1.0
