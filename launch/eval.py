@@ -106,14 +106,14 @@ def main(argv: Sequence[str]) -> int:
 
   # The settings are sound: now what is heavy.
   quiet.load_tensorflow()
-  from ..training import distributed
+  from ..training import distributed, runtime
   from . import job
 
   with distributed.joined(
     settings, run.train.health, arguments.log_dir, arguments.model_dir
-  ):
-    results = job.evaluate(run, arguments.step, arguments.batches)
-  if arguments.json:
+  ) as hosts:
+    results = job.evaluate(run, hosts, arguments.step, arguments.batches)
+  if arguments.json and runtime.is_chief():
     pathlib.Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
   return 0
 

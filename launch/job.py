@@ -19,9 +19,10 @@ from ..tasks.data import RunData
 from ..tasks.feature_converters import CommentForestFeatureConverter
 from ..tasks.generated_config import GeneratedTreesConfig
 from ..tasks.registry import CommentTreeTask
-from ..training import evaluation, parameter_table
+from ..training import evaluation, parameter_table, runtime
 from ..training import train as trainer
 from ..training.data_input import EvalData, TrainData
+from ..training.distributed import Joined
 from ..training.run_record import RunRecord
 from .configurables import RunConfig
 
@@ -31,9 +32,10 @@ HELD_OUT = "held_out"
 _VOCAB_MULTIPLE = 128
 
 
-def train(run: RunConfig, config_text: str) -> int:
-  """Trains, evaluates and reports; returns the exit code."""
-  console = Console()
+def train(run: RunConfig, config_text: str, joined: Joined) -> int:
+  """Trains with the hosts joined, evaluates and reports; returns the exit code."""
+  console = joined.console
+  joined.watchdog.at(0, "data")
   data = data_lib.open_data(run.data, console)
   model = build_model(run, data.task)
   outcome = trainer.train(
@@ -44,17 +46,23 @@ def train(run: RunConfig, config_text: str) -> int:
     token_groups=token_groups(run, data),
     record=RunRecord(facts=facts(model, data), config_text=config_text),
     console=console,
+    watchdog=joined.watchdog,
   )
-  if outcome["eval"]:
+  if outcome["eval"] and runtime.is_chief():
+    joined.watchdog.at(outcome["step"], "data")
     report(run, data, outcome["eval"][HELD_OUT], console)
   return 0
 
 
 def evaluate(
-  run: RunConfig, step: int | Literal["best"] | None, batches: int | None
+  run: RunConfig,
+  joined: Joined,
+  step: int | Literal["best"] | None,
+  batches: int | None,
 ) -> dict[str, Any]:
   """Evaluates a checkpoint of MODEL_DIR; prints tables and returns the results."""
-  console = Console()
+  console = joined.console
+  joined.watchdog.at(0, "data")
   data = data_lib.open_data(run.data, console)
   outcome = evaluation.evaluate_checkpoint(
     run.train.model_dir,
@@ -67,11 +75,14 @@ def evaluate(
     partitioning_config=run.train.partitioning,
     best_metric=run.train.checkpoint.best_metric,
     compile_cache_dir=run.train.compile_cache_dir,
+    watchdog=joined.watchdog,
   )
   results = outcome["results"][HELD_OUT]
+  joined.watchdog.at(outcome["step"], "data")
   console.print(f"checkpoint {outcome['path']}", highlight=False, soft_wrap=True)
   console.print(evaluation.table(results))
-  report(run, data, results, console)
+  if runtime.is_chief():
+    report(run, data, results, console)
   return {"step": outcome["step"], "path": outcome["path"], **results}
 
 

@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
     return job.describe(parsed.run)
   train = parsed.run.train
   log_dir = parsed.arguments.log_dir
-  with distributed.joined(settings, train.health, log_dir, train.model_dir):
-    return job.train(parsed.run, parsed.text)
+  with distributed.joined(settings, train.health, log_dir, train.model_dir) as hosts:
+    return job.train(parsed.run, parsed.text, hosts)
 
 
 if __name__ == "__main__":

@@ -147,8 +147,6 @@ def prepare(
   }
   key = records.fingerprint(signature)
   folder = cache_root(cache_dir) / "pieces" / f"{task.name}-{split}-{key}"
-  if folder.exists():
-    return records.PieceRecords(folder)
   meta: dict[str, Any] = {"key": key, "signature": signature}
 
   def pieces() -> Iterator[Piece]:
@@ -163,7 +161,11 @@ def prepare(
         )
     meta["counts"] = dataclasses.asdict(builder.counts)
 
-  written = records.write(folder, pieces(), meta)
+  # Processes of one machine need it at the same moment: one prepares, the others wait.
+  with records.locked(folder):
+    if folder.exists():
+      return records.PieceRecords(folder)
+    written = records.write(folder, pieces(), meta)
   report(console, split, task, builder.counts)
   return written
 

@@ -7,14 +7,16 @@ final name only when whole, so a killed preparation is never read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -140,6 +142,25 @@ def write(
   finally:
     shutil.rmtree(draft, ignore_errors=True)
   return PieceRecords(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes of this machine from preparing the same while entered.
+
+  Where the file system knows no locks, or refuses, they prepare side by side: `write`
+  keeps what is there first.
+  """
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = open(folder.with_name(f"{folder.name}.lock"), "w")  # noqa: SIM115
+  except OSError:
+    yield  # `write` says what is wrong with the folder
+    return
+  with file:
+    with contextlib.suppress(OSError):
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def file_signature(paths: Sequence[str]) -> list[tuple[str, int, int]]:

@@ -60,6 +60,9 @@ class DelayedAgreement:
   """An agreement of some calls ago, so that nobody waits for the others' devices.
 
   A process that is alone acts at once.
+
+  Attributes:
+    delay: calls between saying something and all acting on it.
   """
 
   def __init__(self, mesh: Mesh, numbers: int, delay: int = 2):
@@ -68,12 +71,12 @@ class DelayedAgreement:
     Args:
       mesh: the mesh of all processes.
       numbers: how many numbers are said at a time.
-      delay: calls between saying something and all acting on it.
+      delay: the delay where there are several processes.
     """
     self._agreement = Agreement(mesh)
-    self._delay = 0 if self._agreement.alone else delay
+    self.delay = 0 if self._agreement.alone else delay
     nothing = np.zeros(numbers, np.int32)
-    self._asked = collections.deque([nothing] * self._delay)
+    self._asked = collections.deque([nothing] * self.delay)
 
   def __call__(self, *said: int) -> tuple[int, ...]:
     """Says something; returns the highest of what was said `delay` calls ago."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 ASIDE = ("compile", "input", "eval", "checkpoint")
 
@@ -15,7 +15,13 @@ class Clock:
   What is neither of `ASIDE` is `step`: computing, and waiting for the device.
   """
 
-  def __init__(self):
+  def __init__(self, watch: Callable[[str], None] = lambda what: None):
+    """Starts.
+
+    Args:
+      watch: is told what time is spent on from now on.
+    """
+    self._watch = watch
     self._start = time.monotonic()
     self._spent = dict.fromkeys(ASIDE, 0.0)
 
@@ -23,9 +29,11 @@ class Clock:
   def on(self, what: str) -> Iterator[None]:
     """Counts the time within as spent on one of `ASIDE`."""
     started = time.monotonic()
+    self._watch(what)
     try:
       yield
     finally:
+      self._watch("step")
       self._spent[what] += time.monotonic() - started
 
   def split(self) -> dict[str, float]:

@@ -21,8 +21,9 @@ from ..models.interface import Model
 from . import checkpoints, data_input, partitioning, runtime, storage
 from . import state as state_lib
 from .agreement import Agreement
-from .config import BestMetric, EvalConfig, PartitioningConfig
+from .config import BestMetric, EvalConfig, HealthConfig, PartitioningConfig
 from .data_input import EvalData, HostBatch
+from .watchdog import Watchdog
 
 TokenGroups = Mapping[str, Sequence[int] | np.ndarray]
 Results = dict[str, Any]
@@ -238,6 +239,7 @@ def evaluate_checkpoint(
   partitioning_config: PartitioningConfig | None = None,
   best_metric: BestMetric = "true/loss",
   compile_cache_dir: str | None = None,
+  watchdog: Watchdog | None = None,
 ) -> dict[str, Any]:
   """Evaluates a saved checkpoint.
 
@@ -252,6 +254,7 @@ def evaluate_checkpoint(
     partitioning_config: devices; may differ from those of the run.
     best_metric: what 'best' means.
     compile_cache_dir: as `TrainConfig.compile_cache_dir`.
+    watchdog: is told of progress; none if None.
 
   Returns:
     `step`, `path`, and `results` by dataset.
@@ -274,8 +277,14 @@ def evaluate_checkpoint(
   evaluator = Evaluator(
     model, mesh, partitioning_config, config or EvalConfig(), token_groups
   )
+  watchdog = watchdog or Watchdog(HealthConfig())
+
+  def go_on() -> bool:
+    watchdog.at(chosen, "eval")
+    return False
+
   results = {
-    name: evaluator(params, dataset(share), eval_batches)
+    name: evaluator(params, dataset(share), eval_batches, go_on)
     for name, dataset in eval_datasets.items()
   }
   return {"step": chosen, "path": str(path), "results": results}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,12 +34,14 @@ from .clock import Clock
 from .config import TrainConfig
 from .data_input import EvalData, Prefetcher, TrainData
 from .evaluation import Evaluator, Results, TokenGroups, metrics_of
+from .host_log import HostConsole
 from .metrics_log import MetricsLog
 from .optimizers import make_optimizer
 from .reporting import Reporter
 from .run_record import RunRecord
 from .signals import StopRequest
 from .step import make_train_step
+from .watchdog import Watchdog
 
 
 def train(
@@ -50,6 +53,7 @@ def train(
   token_groups: TokenGroups | None = None,
   record: RunRecord | None = None,
   console: Console | None = None,
+  watchdog: Watchdog | None = None,
 ) -> dict[str, Any]:
   """Trains, continuing whatever MODEL_DIR holds.
 
@@ -60,7 +64,8 @@ def train(
     eval_datasets: held-out data by name; the first decides which checkpoint is best.
     token_groups: ids of target tokens to report apart, by name.
     record: the caller's settings that decide results, and the gin text.
-    console: for people; stdout if None.
+    console: for people; stdout of host 0 if None.
+    watchdog: is told of progress, and knows the other hosts; none if None.
 
   Returns:
     `step`, `train` (the last step's row of metrics.jsonl), `eval` (the last
@@ -72,8 +77,10 @@ def train(
       saved.
   """
   runtime.set_flags(config.compile_cache_dir)
-  clock = Clock()
-  console = (console or Console()) if runtime.is_chief() else Console(quiet=True)
+  watchdog = watchdog or Watchdog(config.health)
+  step = 0
+  clock = Clock(lambda what: watchdog.at(step, what))
+  console = console or HostConsole(chief=runtime.is_chief())
   eval_datasets = eval_datasets or {}
   record = record or RunRecord()
   facts = {**record.facts, **run_record.training_facts(config)}
@@ -82,6 +89,7 @@ def train(
   def say(line: str) -> None:
     console.print(line, highlight=False, soft_wrap=True)
 
+  watchdog.agree({**facts, **dataclasses.asdict(config)}, "settings")
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopRequest())
     storage.check_shared(model_dir)
@@ -143,13 +151,17 @@ def train(
       model, mesh, config.partitioning, config.evaluation, token_groups
     )
 
+    def asked_to_stop() -> bool:
+      watchdog.at(step, "eval")
+      return bool(stop)
+
     def evaluate() -> dict[str, Results]:
       """Returns results by dataset; nothing if asked to stop on the way."""
       results = {}
       for name, dataset in eval_datasets.items():
         with clock.on("eval"):
           result = evaluator(
-            state.params, dataset(share), config.eval_batches, lambda: bool(stop)
+            state.params, dataset(share), config.eval_batches, asked_to_stop
           )
         if result is None:
           return {}
@@ -172,18 +184,38 @@ def train(
 
     # ---- Loop -------------------------------------------------------------------
     best = saved.best_quality()
-    agreement = DelayedAgreement(mesh, 1)
+    agreement = DelayedAgreement(mesh, 2)
+    last_timed_save = step
+
+    def save(metrics: checkpoints.Metrics | None) -> None:
+      if log is not None:
+        log.sync(upload=True)
+      with clock.on("checkpoint"):
+        saved.save(state, step, data_state, metrics)
+
+    def save_in_emergency() -> None:
+      """Saves what an error would cost, where no other host need take part."""
+      if jax.process_count() > 1 or checkpoints.is_deleted(state):
+        return
+      if report.flush() is None or not config.stop_on_nonfinite:
+        save(None)
+        say(f"an error ends the run: step {step:,} saved as {saved.wait()}")
+
     while True:
       with jax.transfer_guard("disallow"):
         state, sums = compiled_step(state, batch, step_key)
       step += 1
+      watchdog.at(step, "step")
       report.step(step, sums)
 
-      (stopping,) = agreement(stop.number)
+      stopping, overdue = agreement(stop.number, saved.due_by_time())
       ends = step == last_step or bool(stopping)
       logs = ends or step % config.log_period == 0
       evaluates = step == last_step or _due(step, config.eval_period)
-      saves = ends or _due(step, config.checkpoint.period)
+      # What was said before the last such save came of the same reason.
+      timed = bool(overdue) and step > last_timed_save + agreement.delay
+      last_timed_save = step if timed else last_timed_save
+      saves = ends or timed or _due(step, config.checkpoint.period)
       if logs or evaluates or saves:
         # Before anything is saved, the losses that led to it are known and on disk.
         not_finite = report.flush()
@@ -193,20 +225,18 @@ def train(
         report.progress(step)
       results, metrics = {}, None
       if evaluates:
-        results = evaluate()
+        with _first(save_in_emergency):
+          results = evaluate()
       if results:
         metrics = metrics_of(next(iter(results.values())))
         quality = checkpoints.quality(metrics, config.checkpoint.best_metric)
         saves |= config.checkpoint.keep_best > 0 and quality > best
         best = max(best, quality)
       if saves:
-        if log is not None:
-          log.sync(upload=True)
-        with clock.on("checkpoint"):
-          saved.save(state, step, data_state, metrics)
+        save(metrics)
       if ends:
         break
-      with clock.on("input"):
+      with clock.on("input"), _first(save_in_emergency):
         batch, data_state = next(batches)
 
     # ---- End --------------------------------------------------------------------
@@ -222,6 +252,16 @@ def _keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     lambda: tuple(jax.random.split(jax.random.key(seed))),
     out_shardings=partitioning.replicated(mesh),
   )()
+
+
+@contextlib.contextmanager
+def _first(act: Callable[[], None]) -> Iterator[None]:
+  """Does something before an error goes on its way."""
+  try:
+    yield
+  except Exception:
+    act()
+    raise
 
 
 def _due(step: int, period: int) -> bool:
