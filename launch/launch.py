@@ -10,6 +10,7 @@ from ..errors import UserError
 TARGETS = {
   "local": "many hosts on this machine: a real run over processes, without a TPU",
   "supervise": "the one process of a real host, restarted when it fails",
+  "tpu": "TPU VM slices and queued resources of Cloud TPU",
 }
 
 

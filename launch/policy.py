@@ -59,7 +59,7 @@ class Decision:
 
   Attributes:
     action: stop, or start all hosts again.
-    exit_code: the supervisor's own, if it stops here.
+    exit_code: the supervisor's own, if it ends here.
     cause: the exit that decided; None if all is well.
   """
 
@@ -130,7 +130,11 @@ def decide(exits: Sequence[Exit], stop_signal: int | None = None) -> Decision:
   for exit in exits:
     if normal(exit.code) == INTERRUPTED and not exit.ended_by_us:
       return Decision(Action.STOP, INTERRUPTED, exit)
-  return Decision(Action.RESTART, normal(cause.code), cause)
+  # A supervisor that gives up says so with a code that it was not killed with itself.
+  own = (
+    1 if normal(cause.code) > 128 and normal(cause.code) != PREEMPTED else cause.code
+  )
+  return Decision(Action.RESTART, normal(own), cause)
 
 
 @dataclasses.dataclass

@@ -22,6 +22,13 @@ def test_success_users_mistakes_and_interrupts_are_not_started_again(code):
   assert decision.exit_code == policy.normal(code)
 
 
+@pytest.mark.parametrize(
+  ("code", "own"), [(-9, 1), (137, 1), (143, 143), (75, 75), (74, 74), (1, 1)]
+)
+def test_a_supervisor_that_gives_up_does_not_look_killed_itself(code, own):
+  assert decide(exits(code)).exit_code == own
+
+
 def test_all_hosts_done_is_success_and_names_nobody():
   assert decide(exits(0, 0, 0)).cause is None
 

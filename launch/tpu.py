@@ -1,0 +1,443 @@
+"""`commentree launch tpu`: TPU VM slices and queued resources, through `gcloud`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Sequence
+
+from ..errors import UserError
+from . import progress, remote, supervisor, tpu_watch
+from .package import Package
+from .queued_resources import Place, QueueState, Request, Slices
+from .shell import CommandError, Shell
+from .supervisor import say
+from .tpu_watch import Next, Verdict
+
+# Slices that are taken away at once are asked for ever more slowly, up to this.
+_LONGEST_DELAY_S = 600
+
+_EPILOG = """\
+examples:
+  everything at once: ask, wait, set up, run; again when a spot slice is taken away:
+    commentree launch tpu up --name=mine --zone=us-west4-a \\
+      --accelerator_type=v5litepod-64 --spot --env=WANDB_API_KEY -- \\
+      train --gin_file=runs/pretrain.gin --gin.MODEL_DIR='"gs://bucket/mine"' …
+
+  step by step:
+    commentree launch tpu create --name=mine --accelerator_type=v5litepod-64
+    commentree launch tpu wait --name=mine
+    commentree launch tpu setup --name=mine
+    commentree launch tpu run --name=mine -- train …
+
+  while it runs, and after:
+    commentree launch tpu logs --name=mine --follow
+    commentree launch tpu status --name=mine
+    commentree launch tpu stop --name=mine      # saves on all workers, then ends
+    commentree launch tpu delete --name=mine    # ends the bill
+
+--dry_run prints the gcloud commands and runs none. See docs/pods.md.
+"""
+
+_VERBS = {
+  "create": "ask for slices",
+  "wait": "wait until they are there",
+  "setup": "install commentree on all workers",
+  "run": "start a command on all workers, in the background",
+  "logs": "show a worker's log",
+  "status": "show the state of the request and of the run",
+  "stop": "have the run save and end on all workers",
+  "delete": "delete the slices, which ends the bill",
+  "up": "create, wait, setup, run, then watch: recreate and resume what is preempted",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs one of the verbs; returns the exit code."""
+  parser = _parser()
+  takes_command = bool(argv) and argv[0] in ("run", "up")
+  if takes_command and not {"-h", "--help"} & set(argv):
+    arguments, command = supervisor.parse(parser, argv)
+  else:
+    arguments, command = parser.parse_args(argv), []
+  place = Place(arguments.name, arguments.zone, arguments.project, arguments.num_slices)
+  job = _Job(place, Shell(arguments.dry_run), arguments, command)
+  return getattr(job, arguments.verb)()
+
+
+class _Job:
+  """The verbs, over one set of slices."""
+
+  def __init__(
+    self,
+    place: Place,
+    shell: Shell,
+    arguments: argparse.Namespace,
+    command: Sequence[str],
+  ):
+    self._shell = shell
+    self._slices = Slices(place, shell)
+    self._arguments = arguments
+    self._command = command
+    # Mistakes in flags are told before anything is asked for.
+    if arguments.verb in ("create", "up"):
+      self._request = _request(arguments)
+    if arguments.verb in ("setup", "up"):
+      self._package = Package(arguments.package)
+    if arguments.verb in ("run", "up"):
+      self._env = remote.parse_env(arguments.env, os.environ)
+      self._warn_of_local_model_dir()
+
+  @property
+  def _name(self) -> str:
+    return self._slices.place.name
+
+  def _say(self, message: str) -> None:
+    if not self._shell.dry_run:
+      say(message)
+
+  def create(self) -> int:
+    """Asks for the slices, and says what they cost."""
+    self._slices.create(self._request)
+    chips = self._request.chips
+    if chips is not None:
+      total = chips * self._slices.place.num_slices
+      self._say(
+        f"{self._name}: {total} chips asked for: {total} chip-hours an hour from ACTIVE"
+        f" until `commentree launch tpu delete --name={self._name}`"
+      )
+    return 0
+
+  def wait(self) -> int:
+    """Waits until the slices are there."""
+    state = self._slices.wait(self._arguments.poll_s)
+    if not state.ready:
+      raise UserError(
+        f"{self._name} is {state.name or 'not there'}"
+        + (f": {state.detail}" if state.detail else "")
+        + f"; `commentree launch tpu delete --name={self._name}`, then create it anew"
+      )
+    return 0
+
+  def setup(self) -> int:
+    """Installs on all workers."""
+    with self._staging() as folder:
+      self._slices.ssh(remote.prepare())
+      copied = self._package.stage(folder, self._shell)
+      if copied:
+        self._slices.copy([copied])
+      self._say(f"{self._name}: installing on all workers, some minutes")
+      self._slices.ssh(
+        remote.install(self._package.requirement, self._package.is_source)
+      )
+    return 0
+
+  def run(self, again: bool = False) -> int:
+    """Starts the command on all workers."""
+    with self._staging() as folder:
+      path = pathlib.Path(folder) / remote.ENV
+      if self._env:
+        self._shell.note(f"{path}, mode 600, sets {', '.join(self._env)}")
+      if not self._shell.dry_run:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+          stream.write(remote.env_file(self._env))
+      if self._env or not self._shell.dry_run:
+        self._slices.copy([str(path)])
+    max_restarts = self._arguments.max_restarts
+    self._slices.ssh(remote.start(self._command, max_restarts, again))
+    if not again:
+      self._say(
+        f"{self._name}: started; `commentree launch tpu logs --name={self._name}`"
+      )
+    return 0
+
+  def logs(self) -> int:
+    """Shows logs; does not return if it follows them."""
+    arguments = self._arguments
+    shown = remote.logs(arguments.lines, arguments.follow)
+    self._slices.follow(shown, arguments.worker)
+    return 0
+
+  def status(self) -> int:
+    """Prints the request's state and the workers'."""
+    state = self._slices.state()
+    if not self._shell.dry_run:
+      print(f"{self._name}: {state.name or 'not there'} {state.detail}".rstrip())
+      if not state.ready:
+        return 0
+    for worker in remote.parse_status(self._slices.ask(remote.status())):
+      code = "" if worker.code is None else f" ({worker.code})"
+      print(f"{worker.host}: {worker.state}{code}: {worker.last_line}")
+    return 0
+
+  def stop(self) -> int:
+    """Ends the run on all workers at once; it saves first."""
+    self._slices.ssh(remote.stop(self._arguments.timeout_s))
+    return 0
+
+  def delete(self) -> int:
+    """Deletes the slices."""
+    self._slices.delete()
+    return 0
+
+  def up(self) -> int:
+    """Brings a run up, and keeps it up until it is over."""
+    try:
+      return self._keep_up()
+    except KeyboardInterrupt:
+      say(
+        f"{self._name}: no longer watched, the run goes on, and its bill;"
+        " `up` again watches it, `stop` and `delete` end it"
+      )
+      return 130
+
+  def _keep_up(self) -> int:
+    if self._shell.dry_run:
+      return self.create() or self.wait() or self.setup() or self.run()
+    poll_s = self._arguments.poll_s
+    delay_s, adopt = poll_s, True
+    while True:
+      self._bring_up(adopt)
+      begun, adopt = time.monotonic(), False
+      verdict = self._watch()
+      if verdict.next is Next.END:
+        break
+      if time.monotonic() - begun > _LONGEST_DELAY_S:
+        delay_s = poll_s
+      say(f"{self._name}: {verdict.reason}; asking for new ones in {delay_s:g} s")
+      time.sleep(delay_s)
+      delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+    say(f"{self._name}: {verdict.reason} (exit code {verdict.exit_code})")
+    if self._slices.state().name:
+      if self._arguments.delete_when_done and verdict.exit_code == 0:
+        return self.delete()
+      say(f"end the bill: commentree launch tpu delete --name={self._name}")
+    return verdict.exit_code
+
+  def _bring_up(self, adopt: bool) -> None:
+    """Leaves with the run under way, on slices that are there.
+
+    Args:
+      adopt: take slices and a run as they are found; else begin with new ones.
+    """
+    while True:
+      state = self._slices.state()
+      if state.name and not (adopt and state.hopeful):
+        self._slices.clear(self._arguments.poll_s)
+        state = self._slices.state()
+      if not state.name:
+        self.create()
+      state = self._slices.wait(self._arguments.poll_s)
+      if state.name == "FAILED":
+        raise UserError(f"{self._name} failed: {state.detail or 'no reason was given'}")
+      self._check_wanted(state)
+      if not state.ready:
+        adopt = False
+        continue
+      try:
+        if adopt and self._is_under_way():
+          say(f"{self._name}: a run is under way: watching it")
+          return
+        self.setup()
+        self.run(again=True)
+        return
+      except CommandError as error:
+        # Slices may be preempted at any time; no other failure mends itself.
+        state = self._slices.state()
+        self._check_wanted(state)
+        if state.ready and not self._slices.preempted_nodes():
+          raise
+        say(f"{self._name}: {error}; the slices went meanwhile")
+        adopt = False
+
+  def _check_wanted(self, state: QueueState) -> None:
+    """Raises a UserError if a user deleted the slices: they stay deleted."""
+    if state.deleted:
+      raise UserError(f"{self._name}: a user deleted the slices")
+
+  def _is_under_way(self) -> bool:
+    workers = remote.parse_status(self._slices.ask(remote.status()))
+    return any(worker.state == "running" for worker in workers)
+
+  def _watch(self) -> Verdict:
+    """Watches slices and run until it is over or needs new slices."""
+    last_line = ""
+    while True:
+      time.sleep(self._arguments.poll_s)
+      workers: list[remote.WorkerStatus] = []
+      try:
+        verdict = tpu_watch.judge_queue(self._slices.state())
+        if verdict is None:
+          workers = remote.parse_status(self._slices.ask(remote.status()))
+          verdict = tpu_watch.judge_workers(workers)
+        if verdict.next is Next.START:
+          say(f"{self._name}: {verdict.reason}; starting it there")
+          self.run(again=True)
+      except CommandError as error:
+        verdict = self._explain(error)
+      if verdict.next in (Next.END, Next.RECREATE):
+        return verdict
+      if workers and workers[0].last_line != last_line:
+        last_line = workers[0].last_line
+        say(f"{self._name}: {len(workers)} workers; {last_line}")
+
+  def _explain(self, error: CommandError) -> Verdict:
+    """Says why slices do not answer: they may have been taken away this moment."""
+    try:
+      verdict = tpu_watch.judge_queue(self._slices.state())
+      if verdict is None and (gone := self._slices.preempted_nodes()):
+        verdict = Verdict(Next.RECREATE, f"preempted: {', '.join(gone)}")
+    except CommandError as another:
+      verdict, error = None, another
+    if verdict is not None:
+      return verdict
+    say(f"{self._name}: {error}; looking again in {self._arguments.poll_s:g} s")
+    return Verdict(Next.WAIT, str(error))
+
+  def _staging(self):
+    if self._shell.dry_run:
+      return _Named(pathlib.Path(tempfile.gettempdir()) / f"commentree_{self._name}")
+    return tempfile.TemporaryDirectory(prefix="commentree_")
+
+  def _warn_of_local_model_dir(self) -> None:
+    model_dir = progress.model_dir_of(self._command)
+    if model_dir is not None and "://" not in model_dir:
+      say(
+        f"MODEL_DIR {model_dir!r} is a folder of each VM and ends with it; unless all"
+        " workers share it, write gs://BUCKET/FOLDER"
+      )
+
+
+class _Named:
+  """A folder that is only spoken of."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+
+  def __enter__(self) -> str:
+    return str(self._path)
+
+  def __exit__(self, *unused) -> None:
+    pass
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+  return Request(
+    accelerator_type=arguments.accelerator_type,
+    tpu_type=arguments.type,
+    topology=arguments.topology,
+    runtime_version=arguments.runtime_version,
+    spot=arguments.spot,
+    reserved=arguments.reserved,
+    service_account=arguments.service_account,
+    network=arguments.network,
+    subnetwork=arguments.subnetwork,
+    valid_until_duration=arguments.valid_until_duration,
+  )
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="commentree launch tpu",
+    description="Train on TPU VM slices, asked for as queued resources of Cloud TPU.",
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+  for verb, what in _VERBS.items():
+    usage = "%(prog)s [FLAGS]" + (" -- train …" if verb in ("run", "up") else "")
+    one = verbs.add_parser(
+      verb, help=what, description=what, usage=usage, allow_abbrev=False
+    )
+    _add_place_flags(one)
+    if verb in ("create", "up"):
+      _add_request_flags(one)
+    if verb in ("setup", "up"):
+      one.add_argument(
+        "--package",
+        metavar="SPEC",
+        help="a wheel, or what pip takes, such as git+https://… (default: the source"
+        " of this commentree)",
+      )
+    if verb in ("run", "up"):
+      _add_run_flags(one)
+    if verb in ("wait", "up"):
+      one.add_argument(
+        "--poll_s",
+        type=float,
+        default=30,
+        metavar="S",
+        help="seconds between looks (default 30)",
+      )
+    if verb == "up":
+      one.add_argument(
+        "--delete_when_done",
+        action="store_true",
+        help="delete the slices once the run has ended well",
+      )
+    if verb == "logs":
+      one.add_argument("--follow", action="store_true", help="go on as it grows")
+      one.add_argument(
+        "--worker", default="0", help="a number, or all (default 0)", metavar="N"
+      )
+      one.add_argument("--lines", type=int, default=100, metavar="N", help="how many")
+    if verb == "stop":
+      one.add_argument(
+        "--timeout_s",
+        type=int,
+        default=900,
+        metavar="S",
+        help="seconds it may take to save (default 900)",
+      )
+  return parser
+
+
+def _add_place_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--name", required=True, help="of the queued resource")
+  parser.add_argument("--zone", help="such as us-west4-a (default: gcloud's setting)")
+  parser.add_argument("--project", help="(default: gcloud's setting)")
+  parser.add_argument(
+    "--num_slices", type=int, default=1, metavar="N", help="of one run (default 1)"
+  )
+  parser.add_argument(
+    "--dry_run", action="store_true", help="print what would run, and run nothing"
+  )
+
+
+def _add_request_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--accelerator_type", help="such as v5litepod-64")
+  parser.add_argument("--type", help="with --topology instead, such as v4")
+  parser.add_argument("--topology", help="such as 2x2x4")
+  parser.add_argument(
+    "--runtime_version", help="of the VMs (default: by the accelerator type)"
+  )
+  parser.add_argument("--spot", action="store_true", help="cheaper, preemptible")
+  parser.add_argument("--reserved", action="store_true", help="from a reservation")
+  parser.add_argument("--service_account", help="the VMs' own")
+  parser.add_argument("--network", help="of the VMs")
+  parser.add_argument("--subnetwork", help="of the VMs")
+  parser.add_argument(
+    "--valid_until_duration", help="time in the queue, such as 6h (default: any)"
+  )
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--env",
+    action="append",
+    default=[],
+    metavar="KEY[=VALUE]",
+    help="variable of the run; KEY alone passes your own value on, unseen (repeatable)",
+  )
+  parser.add_argument(
+    "--max_restarts",
+    type=int,
+    default=10,
+    metavar="N",
+    help="restarts in a row without a newer checkpoint (default 10)",
+  )

@@ -1,0 +1,10 @@
+import pytest
+
+from .cloud import Cloud
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+  made = Cloud(tmp_path / 'it\'s a "cloud" $HOME', monkeypatch)
+  yield made
+  made.end()
