@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 _SCRIPT = pathlib.Path(__file__).with_name("run_host.py")
-_SECONDS = 60
+_SECONDS = 120
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from commentree.errors import HostLostError
 from commentree.training import host_link
 from commentree.training.config import HealthConfig
 from commentree.training.coordinator import Coordinator
@@ -21,8 +22,10 @@ def join_all():
   """Joins so many hosts in this process; returns their connections."""
   links = []
 
-  def join(count: int, health: HealthConfig) -> list[host_link.HostLink]:
-    port = free_port()
+  def join(
+    count: int, health: HealthConfig, port: int | None = None
+  ) -> list[host_link.HostLink]:
+    port = port or free_port()
     Coordinator("here", port, count, 30, health)
     address = ("127.0.0.1", port)
 
@@ -87,6 +90,14 @@ def test_a_host_that_is_done_holds_nobody_up(join_all):
   links[0].send({"done": True})
   links[1].send({"beat": [5, "log", 1]})
   assert verdict(links[1], 1.5) is None
+
+
+def test_a_host_of_another_run_waits_for_this_one_to_end(join_all):
+  port = free_port()
+  links = join_all(2, HealthConfig(), port)
+  with pytest.raises(HostLostError, match=r"a run of 2 hosts .* with host 1 \("):
+    host_link.join(("127.0.0.1", port), "here", 1, 2, 1.0, lambda line: None)
+  assert verdict(links[0], 1.0) is None
 
 
 def test_many_hosts_are_no_burden(join_all):
