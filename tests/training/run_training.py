@@ -4,9 +4,10 @@
 
 Keys beside TrainConfig's: `model` ("stub" or "real"), `dropout`, `held_out` (whether to
 evaluate), `partitioning` (fields of its configuration), `meshes` (several of those by
-name, to train one after another, each in a folder of its own), `die_in_save` (the step whose checkpoint is half written when the
-process kills itself), `die_after` (likewise, after a step), `signal_after` ([step,
-signal number]).
+name, to train one after another, each in a folder of its own), `die_in_save` (the step
+whose checkpoint is half written when the process kills itself), `die_after` (likewise,
+after a step), `signal_after` ([step, signal number]), `place` (of several hosts:
+coordinator, hosts, host).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import stub
 
 from commentree.models.config import ModelConfig
 from commentree.training import config as config_lib
-from commentree.training import reporting, saving
+from commentree.training import distributed, reporting, saving
+from commentree.training.host_settings import HostSettings
 from commentree.training.train import train
 
 
@@ -70,6 +72,13 @@ def in_save(step: int) -> None:
 
 def main() -> None:
   options = json.loads(sys.argv[1])
+  settings = HostSettings(*options.pop("place", [None] * 3))
+  health = config_lib.HealthConfig(host_timeout_seconds=20)
+  with distributed.joined(settings, health, None, options["model_dir"]) as hosts:
+    run(options, hosts)
+
+
+def run(options, hosts) -> None:
   dropout = options.pop("dropout", 0.0)
   real = options.pop("model", "stub") == "real"
   model = real_model(dropout) if real else stub.StubModel(dropout)
@@ -99,7 +108,7 @@ def main() -> None:
       **options,
     )
     datasets = {"held_out": stub.held_out()} if held_out else {}
-    train(config, model, stub.Batches, datasets)
+    train(config, model, stub.Batches, datasets, watchdog=hosts.watchdog)
 
 
 if __name__ == "__main__":
