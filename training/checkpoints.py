@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ..errors import StorageError, UserError
-from . import checksums, hosts, saving, storage
+from . import checksums, hosts, orbax_noise, saving, storage
 from .config import CheckpointConfig
 from .reading import check_tree, read_params, read_together, why_unreadable
 from .saving import path_of, steps_in
@@ -153,6 +153,7 @@ class Checkpoints:
     self._model_dir = epath.Path(model_dir)
     self._config = config
     self._say = say
+    orbax_noise.silence()
     self._handler = ocp.StandardCheckpointHandler()
     self._writing: saving.Writing | None = None
     self._request: _Request | None = None

@@ -200,7 +200,9 @@ class CheckpointConfig:
     check_choice("CheckpointConfig", "best_metric", self.best_metric, BestMetric)
     if self.period_minutes is not None:
       check_range("CheckpointConfig", "period_minutes", self.period_minutes, 0.01)
-    check_range("CheckpointConfig", "save_timeout_seconds", self.save_timeout_seconds, 1)
+    check_range(
+      "CheckpointConfig", "save_timeout_seconds", self.save_timeout_seconds, 1
+    )
     check_range("CheckpointConfig", "save_attempts", self.save_attempts, 1, whole=True)
 
 

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ..errors import HostLostError, StorageError, UserError
-from . import checksums, hosts, partitioning, storage
+from . import checksums, hosts, orbax_noise, partitioning, storage
 from .state import PyTree
 
 T = TypeVar("T")
@@ -156,6 +156,7 @@ def check_tree(
 def read_params(path: epath.Path, like: PyTree) -> PyTree:
   """Reads the parameters of a checkpoint, on all hosts; see `restore_params`."""
   lines: list[str] = []
+  orbax_noise.silence()
   handler = ocp.PyTreeCheckpointHandler()
   with contextlib.closing(handler):
 

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from ..models.interface import Model
-from . import checkpoints
+from . import checkpoints, hosts, run_record, storage
 from . import state as state_lib
 from .checkpoints import Checkpoints
 from .config import TrainConfig
@@ -40,6 +40,7 @@ def first_state(
   example: Mapping[str, Any],
   like: TrainState,
   key: jax.Array,
+  facts: Mapping[str, Any],
   say: Callable[[str], None],
 ) -> Start:
   """Restores or draws the state, by the first rule that applies.
@@ -52,6 +53,7 @@ def first_state(
     example: a batch, for its shapes.
     like: the abstract state, with shardings.
     key: draws new parameters.
+    facts: settings that decide results, the vocabulary among them.
     say: tells the user a line.
 
   Raises:
@@ -71,7 +73,11 @@ def first_state(
   # 2. The initial checkpoint: its parameters alone; step 0, data from its beginning.
   source = config.initial_checkpoint_path
   if source is not None:
-    params = checkpoints.restore_params(source, like.params)
+    path = storage.as_path(source)
+    hosts.chief_decides(
+      "vocabulary", lambda: run_record.check_vocabulary(path, facts, say)
+    )
+    params = checkpoints.restore_params(path, like.params)
     say(
       f"took parameters from {source} (rule 2: initial_checkpoint_path, as MODEL_DIR"
       " holds no checkpoint)"

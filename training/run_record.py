@@ -40,6 +40,7 @@ _PACKAGES = (
 )
 _SHOWN_DIFFERENCES = 6
 _ATTEMPTS = 3
+_VOCABULARY = "vocabulary"
 
 Say = Callable[[str], None]
 
@@ -117,6 +118,30 @@ def check(
     raise UserError(
       f"{model_dir} holds a run with other settings: {shown}"
       f"{f' and {more} more' if more > 0 else ''}: use those, or another MODEL_DIR"
+    )
+
+
+def check_vocabulary(
+  checkpoint: epath.Path, facts: Mapping[str, Any], say: Say = storage.print_line
+) -> None:
+  """Makes sure that a checkpoint was trained with this vocabulary, if that is noted.
+
+  Parameters of two vocabularies of one size fit each other, but mean nothing.
+
+  Args:
+    checkpoint: a `checkpoint_<step>` folder.
+    facts: the caller's.
+    say: tells the user a line.
+
+  Raises:
+    UserError: if it was another.
+  """
+  there = _read(checkpoint.parent, say).get("facts", {}).get(_VOCABULARY)
+  here = facts.get(_VOCABULARY)
+  if there is not None and here is not None and there != here:
+    raise UserError(
+      f"{checkpoint} was trained with another vocabulary (fingerprint {there}, now"
+      f" {here}): set VOCABULARY to the one in {checkpoint.parent}/config.gin"
     )
 
 

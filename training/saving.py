@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 import threading
 import time
@@ -30,11 +29,6 @@ _UNREADABLE = "unreadable.txt"
 _FINISHED = re.compile(rf"{PREFIX}_(\d+)")
 _UNFINISHED_SUFFIX = ".orbax-checkpoint-tmp"
 _UNFINISHED = re.compile(rf"{PREFIX}_(\d+){re.escape(_UNFINISHED_SUFFIX)}.*")
-
-# Orbax logs a failed write with its traceback, and hands it on; it is said once.
-logging.getLogger("absl").addFilter(
-  lambda record: not record.pathname.endswith("orbax/checkpoint/_src/futures/future.py")
-)
 
 # What host 0 allows the others beyond their own time, to say why they failed.
 _GRACE_SECONDS = 5.0

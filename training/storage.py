@@ -137,7 +137,9 @@ def reason(error: BaseException) -> str:
     return os.strerror(int(code[1]))
   line = (str(error).strip().splitlines() or [""])[0]
   line = _DETAILS.split(line)[0][:_LONGEST_REASON]
-  if isinstance(error, DamageError) or (isinstance(error, OSError) and error.strerror):
+  if isinstance(error, OSError) and error.strerror:
+    return line.removeprefix(f"[Errno {error.errno}] ")
+  if isinstance(error, DamageError):
     return line
   return f"{type(error).__name__}: {line}" if line else type(error).__name__
 

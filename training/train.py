@@ -123,7 +123,7 @@ def train(
     stack.callback(saved.close)
     with clock.on("checkpoint"):
       start = restore.first_state(
-        saved, config, model, optimizer, example, like, init_key, say
+        saved, config, model, optimizer, example, like, init_key, facts, say
       )
     state, step, last_step = start.state, start.step, config.train_steps
     if start.data_state is not None:

@@ -83,3 +83,13 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
     pass
   with lease.held(tmp_path):
     pass
+
+
+def test_parameters_of_another_vocabulary_are_refused(tmp_path):
+  facts = {"vocabulary": "one"}
+  run_record.write(tmp_path, run_record.RunRecord(facts), facts, 0)
+  checkpoint = tmp_path / "checkpoint_1"
+  run_record.check_vocabulary(checkpoint, {"vocabulary": "one"})
+  run_record.check_vocabulary(tmp_path / "elsewhere" / "checkpoint_1", facts)
+  with pytest.raises(UserError, match="another vocabulary.* one, now two"):
+    run_record.check_vocabulary(checkpoint, {"vocabulary": "two"})
