@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
   "numpy>=2.0,<3",
   "optax>=0.2.6,<0.3",
   "orbax-checkpoint>=0.12,<0.13",
+  "PyYAML>=6,<7",
   "rich>=13,<16",
   "sentencepiece>=0.2,<0.3",
   "seqio>=0.0.20,<0.1",
@@ -45,6 +46,8 @@ EXTRAS = {
   "t5x": ["airio", "jestimator==0.3.3"],
   "test": [
     "hypothesis>=6.100",
+    "jsonschema>=4.20",
+    "kubernetes-validate>=1.30",
     "mypy>=1.10",
     "pytest>=8",
     "pytest-timeout>=2.3",

@@ -11,6 +11,8 @@ TARGETS = {
   "local": "many hosts on this machine: a real run over processes, without a TPU",
   "supervise": "the one process of a real host, restarted when it fails",
   "tpu": "TPU VM slices and queued resources of Cloud TPU",
+  "jobset": "TPU slices of GKE, by a plain JobSet manifest",
+  "xpk": "TPU slices of a GKE cluster that xpk set up",
 }
 
 

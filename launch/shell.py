@@ -16,6 +16,9 @@ from collections.abc import Sequence
 
 from ..errors import UserError
 
+# Ends a text among the lines of a dry run.
+_END = "END_OF_COMMENTREE_TEXT"
+
 
 class CommandError(UserError):
   """A command of the cloud's failed.
@@ -97,6 +100,22 @@ class Shell:
           f"{_short(command)} failed with exit code {process.returncode}{said}", error
         )
     return [output for output, _ in ended]
+
+  def feed(self, command: Sequence[str], text: str) -> None:
+    """Runs a command that reads a text from stdin, its output shown.
+
+    Raises:
+      CommandError: if it fails.
+    """
+    if self.dry_run:
+      print(f"{shlex.join(command)} <<'{_END}'\n{text}{_END}")
+      return
+    sys.stdout.flush()
+    code = subprocess.run(
+      _found(command), input=text, text=True, check=False
+    ).returncode
+    if code:
+      raise CommandError(f"{_short(command)} failed with exit code {code}")
 
   def replace(self, command: Sequence[str]) -> None:
     """Becomes a command, as for following logs; in a dry run prints it."""
