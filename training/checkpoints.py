@@ -197,10 +197,11 @@ class Checkpoints:
     """
     now = time.monotonic()
     writing = self._writing
-    if writing is not None and writing.ended is None:
-      return writing.overdue
-    if writing is not None and writing.errors:
-      return now > writing.ended + storage.pause(self._failures + 1)
+    if writing is not None:
+      if writing.ended is None:
+        return writing.overdue
+      if writing.errors:
+        return now > writing.ended + storage.pause(self._failures + 1)
     minutes = self._config.period_minutes
     return minutes is not None and now - self._last_begun > 60 * minutes
 
@@ -309,6 +310,7 @@ class Checkpoints:
         _DATASET: json.dumps(request.data_state),
         _METRICS: json.dumps(request.metrics),
       },
+      self._obsolete(request),
       self._config.save_timeout_seconds,
     )
     if not self._writing.copied():
@@ -332,28 +334,33 @@ class Checkpoints:
         f" {self._last_good()}: mend the storage and start again"
       )
     self._writing = None
+    for note in writing.notes:
+      self._say(note)
     assert writing.ended is not None
     if next_step is not None and writing.ended > asked + _SLOW_SECONDS:
-      self._say_slow(writing, next_step, writing.ended - asked)
+      self._say_slow(
+        writing.step, writing.ended - writing.began, next_step, writing.ended - asked
+      )
     if writing.failure is not None:
       raise writing.failure
     if writing.errors:
       self._note_failure(writing)
     else:
       assert self._request is not None
+      for step in self._obsolete(self._request):
+        del self._metrics[step]
       self._metrics[writing.step] = self._request.metrics
       self._request = None
       self._failures = 0
-      self._remove_old()
 
-  def _say_slow(self, writing: saving.Writing, step: int, waited: float) -> None:
+  def _say_slow(self, step: int, took: float, next_step: int, waited: float) -> None:
     if self._said_slow:
       return
     self._said_slow = True
     self._say(
-      f"checkpoint {writing.step} took {writing.ended - writing.began:.1f} s, longer"
-      f" than the time to the next, {step}: training waited {waited:.1f} s; a longer"
-      f" CheckpointConfig.period (now {self._config.period}) saves that"
+      f"checkpoint {step} took {took:.1f} s, longer than the time to the next,"
+      f" {next_step}: training waited {waited:.1f} s; a longer CheckpointConfig.period"
+      f" (now {self._config.period}) saves that"
     )
 
   def _note_failure(self, writing: saving.Writing) -> None:
@@ -372,26 +379,16 @@ class Checkpoints:
       f" trying again (failure {self._failures} of at most {attempts})"
     )
 
-  def _remove_old(self) -> None:
-    """Removes what the settings do not keep."""
-    config = self._config
-    steps = sorted(self._metrics)
-    kept = set(steps[-config.keep :])
-    evaluated = [s for s in steps if self._quality(s) > -math.inf]
-    kept |= set(sorted(evaluated, key=self._quality)[-config.keep_best :][: len(steps)])
-    for step in sorted(set(steps) - kept):
-      del self._metrics[step]
-      if jax.process_index() > 0:
-        continue
-      try:
-        saving.remove(self._model_dir, step)
-      except Exception as error:
-        if not storage.refused(error):
-          raise
-        self._say(
-          f"checkpoint {step} is no longer needed, but cannot be removed"
-          f" ({storage.reason(error)})"
-        )
+  def _obsolete(self, request: _Request) -> list[int]:
+    """Returns the steps that the settings do not keep once a request is saved."""
+    metrics = {**self._metrics, request.step: request.metrics}
+    by_quality = {
+      step: quality(m, self._config.best_metric) for step, m in metrics.items()
+    }
+    evaluated = [step for step in sorted(metrics) if by_quality[step] > -math.inf]
+    best = sorted(evaluated, key=by_quality.__getitem__, reverse=True)
+    kept = {*sorted(metrics)[-self._config.keep :], *best[: self._config.keep_best]}
+    return sorted(metrics.keys() - kept - {request.step})
 
   def _read(
     self, step: int, like: TrainState, damaged: dict[int, str]
@@ -421,6 +418,8 @@ class Checkpoints:
     if reason is not None:
       damaged[step] = reason
       return None
+    assert data_state is not None
+    assert items is not None
     return Restored(from_tree(items, like), data_state, path)
 
   def _put_aside(self, step: int, reason: str) -> None:

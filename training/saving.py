@@ -9,11 +9,12 @@ host 0 removes what was written, and all hosts know.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -102,6 +103,7 @@ class Writing:
     began: when, by `time.monotonic`.
     ended: when, if it has.
     errors: what went wrong, by host; empty unless it ended without success.
+    notes: what to say besides.
     failure: a defect of ours that this host met, to be raised.
   """
 
@@ -113,6 +115,7 @@ class Writing:
     attempt: int,
     tree: PyTree,
     texts: Mapping[str, str],
+    obsolete: Sequence[int],
     seconds: float,
   ):
     """Begins; `tree` must stay as it is until it is `copied`.
@@ -124,12 +127,14 @@ class Writing:
       attempt: which try it is; each has a folder of its own.
       tree: what to save as the item `state`.
       texts: files to write besides, by path within the checkpoint; host 0's count.
+      obsolete: steps whose checkpoints to remove once this one is there.
       seconds: how long it may take.
     """
     self.step = step
     self.began = time.monotonic()
     self.ended: float | None = None
     self.errors: list[str] = []
+    self.notes: list[str] = []
     self.failure: BaseException | None = None
     self._handler = handler
     self._final = path_of(model_dir, step)
@@ -138,6 +143,8 @@ class Writing:
       self._folder = self._final.with_name(
         f"{self._final.name}{_UNFINISHED_SUFFIX}-{attempt}"
       )
+    self._model_dir = model_dir
+    self._obsolete = obsolete
     self._texts = texts
     self._sums: checksums.Sums = {}
     self._end = self.began + seconds
@@ -198,6 +205,8 @@ class Writing:
       if errors:
         errors += self._discard()
       hosts.hear_chief(f"{name} outcome", json.dumps(errors))
+      if not errors:
+        self._remove_obsolete()
       return errors
     return json.loads(hosts.hear_chief(f"{name} outcome", None, left + _GRACE_SECONDS))
 
@@ -244,6 +253,12 @@ class Writing:
     else:
       self._folder.rename(self._final)
       storage.sync_folder(self._final.parent)
+
+  def _remove_obsolete(self) -> None:
+    for step in self._obsolete:
+      error = self._attempt(functools.partial(remove, self._model_dir, step))
+      if error is not None:
+        self.notes.append(f"checkpoint {step} is not needed, but stays ({error})")
 
   def _discard(self) -> list[str]:
     try:

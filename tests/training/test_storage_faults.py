@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 
 from commentree.errors import StorageError, UserError
-from commentree.training import checkpoints, lease, saving, storage, writers
+from commentree.training import (
+  checkpoints,
+  lease,
+  metrics_log,
+  s3,
+  saving,
+  storage,
+  writers,
+)
 from commentree.training.config import CheckpointConfig
 from commentree.training.metrics_log import MetricsLog, read
 from commentree.training.state import TrainState
@@ -162,6 +170,18 @@ def test_a_donated_state_is_not_saved_again(open_folder, monkeypatch):
   jax.tree.map(lambda leaf: leaf.delete(), state)
   assert checkpoints.is_deleted(state)
   assert saved.wait() is None
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_said(
+  open_folder, lines, tmp_path, monkeypatch
+):
+  error = PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+  monkeypatch.setattr(saving, "remove", Failing(saving.remove, error, 1))
+  save(open_folder(keep=1), 1, 2, 3)
+  assert names(tmp_path / "run") == ["checkpoint_1", "checkpoint_3"]
+  assert lines == [
+    "checkpoint 1 is not needed, but stays (Operation not permitted)",
+  ]
 
 
 def test_minutes_make_a_save_due(open_folder):
@@ -319,6 +339,75 @@ def test_another_models_checkpoint_is_refused_and_left_as_it_is(
   with pytest.raises(UserError, match=message):
     open_folder().restore(like(change(state_of(0))))
   assert names(tmp_path / "run") == ["checkpoint_1", "checkpoint_2"]
+
+
+# ---- Buckets ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """A folder that is treated as one in a bucket: nothing is renamed or appended to."""
+  monkeypatch.setattr(storage, "is_remote", lambda path: str(tmp_path) in str(path))
+  (tmp_path / "run").mkdir()
+  return tmp_path / "run"
+
+
+def test_in_a_bucket_what_is_not_marked_as_whole_does_not_count(
+  open_folder, lines, bucket
+):
+  save(open_folder(), 1, 2)
+  (bucket / "checkpoint_2" / "commit_success.txt").unlink()
+  assert open_folder().restore(like()).path.name == "checkpoint_1"
+  assert names(bucket) == ["checkpoint_1"]
+  assert "checkpoint 2 was still being written" in lines[0]
+
+
+def test_in_a_bucket_a_damaged_checkpoint_is_marked_and_written_anew(
+  open_folder, lines, bucket
+):
+  save(open_folder(), 1, 2)
+  (bucket / "checkpoint_2" / "state" / "_METADATA").unlink()
+  saved = open_folder()
+  assert saved.restore(like()).path.name == "checkpoint_1"
+  assert lines[0].endswith("no longer used, and marked by unreadable.txt")
+  assert open_folder().restore(like()).path.name == "checkpoint_1"
+  assert names(bucket) == ["checkpoint_1", "checkpoint_2"]
+  save(saved, 2)
+  assert open_folder().restore(like()).path.name == "checkpoint_2"
+
+
+def test_in_a_bucket_metrics_are_written_whole_now_and_then(bucket, monkeypatch):
+  file = bucket / "metrics.jsonl"
+  log = MetricsLog(file, 0)
+  log.write({"kind": "train", "step": 1})
+  log.sync()
+  assert not file.exists()
+  log.sync(upload=True)
+  assert [row["step"] for row in read(file)] == [1]
+  monkeypatch.setattr(metrics_log, "_UPLOAD_SECONDS", 0.0)
+  log.write({"kind": "train", "step": 2})
+  log.sync()
+  assert [row["step"] for row in read(file)] == [1, 2]
+  log.write({"kind": "train", "step": 3})
+  log.close()
+  MetricsLog(file, 2).close()
+  assert [row["step"] for row in read(file)] == [1, 2]
+
+
+def test_orbax_writes_to_s3_as_the_environment_says(monkeypatch):
+  monkeypatch.setenv("AWS_ENDPOINT_URL", "http://here:1")
+  monkeypatch.setenv("AWS_REGION", "eu-north-1")
+  s3.teach_orbax()
+  build = s3.tensorstore_utils.build_kvstore_tspec
+  assert build("s3://bucket/run/state")["base"] == {
+    "driver": "s3",
+    "bucket": "bucket",
+    "path": "run/state",
+    "endpoint": "http://here:1",
+    "aws_region": "eu-north-1",
+  }
+  assert build("gs://bucket/run")["base"]["driver"] == "gcs"
+  assert build("/run")["base"]["driver"] == "file"
 
 
 # ---- What else is written ---------------------------------------------------------
