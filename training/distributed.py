@@ -7,6 +7,7 @@ import dataclasses
 import os
 import platform
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -116,6 +117,13 @@ def initialize(
   def say(line: str) -> None:
     console.print(line, highlight=False, soft_wrap=True, markup=False)
 
+  def news(line: str) -> None:
+    say(line)
+    if (
+      console.quiet
+    ):  # as long as there is no run, whoever started this host reads here
+      print(line, file=sys.stderr)
+
   if place.count == 1:
     return Watchdog(health)
   host, port = split_address(place.address)
@@ -127,7 +135,7 @@ def initialize(
     place.index,
     place.count,
     wait_seconds,
-    say,
+    news,
   )
   proxy = PatientProxy(host, jax_port) if place.index else None
 

@@ -129,7 +129,7 @@ def join(
           if "refused" in message:
             reason = message["refused"]
             raise Closed
-          next_news = _news(next_news, message["waiting"], shown_address, "", say)
+          next_news = _news(next_news, hello, message["waiting"], shown_address, say)
         if time.monotonic() - heard > _NO_ANSWER_SECONDS:
           reason = "something there takes connections, but is no host 0 of commentree"
           raise Closed
@@ -148,15 +148,15 @@ def join(
         f" {wait_seconds:g} s ({reason}): start the same command on every host of the"
         " slice, and check that --coordinator_address names host 0"
       )
-    next_news = _news(next_news, [0], shown_address, reason, say)
+    next_news = _news(next_news, hello, [0], f"{shown_address} ({reason})", say)
     time.sleep(_RETRY_SECONDS)
 
 
 def _news(
   due: float,
+  hello: Mapping[str, Any],
   missing: list[int],
-  shown_address: str,
-  reason: str,
+  where: str,
   say: Callable[[str], None],
 ) -> float:
   """Says whom this host waits for, if it is time to; returns when to do so next."""
@@ -164,6 +164,5 @@ def _news(
     return due
   they = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
   hosts = "host" if len(missing) == 1 else "hosts"
-  why = f" ({reason})" if missing == [0] and reason else ""
-  say(f"waiting for {hosts} {they} at {shown_address}{why}")
+  say(f"host {hello['index']} ({hello['name']}) waits for {hosts} {they} at {where}")
   return time.monotonic() + _NEWS_SECONDS

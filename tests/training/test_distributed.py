@@ -146,7 +146,19 @@ def test_while_waiting_it_says_for_whom_and_where(monkeypatch):
     distributed.initialize(
       Place(address, 3, 0, None, "flags"), 2, HealthConfig(), console
     )
-  assert console.file.getvalue() == f"waiting for hosts 1, 2 at {address}\n"
+  name = socket.gethostname()
+  said = f"host 0 ({name}) waits for hosts 1, 2 at {address}\n"
+  assert console.file.getvalue() == said
+
+
+def test_a_host_without_host_0_says_so_where_it_was_started(monkeypatch, capsys):
+  monkeypatch.setattr(host_link, "_FIRST_NEWS_SECONDS", 0.5)
+  address = f"127.0.0.1:{free_port()}"
+  place = Place(address, 3, 1, None, "flags")
+  with pytest.raises(HostLostError, match=r"^host 1 .* found no host 0 at"):
+    distributed.initialize(place, 1, HealthConfig(), Console(quiet=True))
+  said = f"waits for host 0 at {address} (connection refused)\n"
+  assert capsys.readouterr().err.endswith(said)
 
 
 def test_something_else_that_listens_there_is_told_apart(monkeypatch):
