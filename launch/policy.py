@@ -115,7 +115,7 @@ def decide(exits: Sequence[Exit], stop_signal: int | None = None) -> Decision:
   cause = first_cause(exits)
   if cause is None:
     return Decision(Action.STOP, 0)
-  for exit in exits:
+  for exit in sorted(exits, key=lambda exit: exit.host):
     if exit.code == USER_ERROR:
       return Decision(Action.STOP, USER_ERROR, exit)
     if exit.code in _NO_SUCH_COMMAND:
