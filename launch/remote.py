@@ -75,6 +75,15 @@ venv/bin/python -m pip install --upgrade {shlex.quote(requirement)}
 """
 
 
+def prepared(command: str) -> str:
+  """Returns a script that runs a user's command where runs start."""
+  return f"""\
+set -euo pipefail
+cd "$HOME/{FOLDER}"
+{command}
+"""
+
+
 def start(command: Sequence[str], max_restarts: int, again: bool = False) -> str:
   """Returns a script that starts a command under a supervisor, in the background.
 

@@ -24,7 +24,8 @@ _EPILOG = """\
 examples:
   everything at once: ask, wait, set up, run; again when a spot slice is taken away:
     commentree launch tpu up --name=mine --zone=us-west4-a \\
-      --accelerator_type=v5litepod-64 --spot --env=WANDB_API_KEY -- \\
+      --accelerator_type=v5litepod-64 --spot --env=WANDB_API_KEY \\
+      --copy=trees.model --prepare='gcloud storage cp gs://bucket/trees.jsonl.gz .' -- \\
       train --gin_file=runs/pretrain.gin --gin.MODEL_DIR='"gs://bucket/mine"' …
 
   step by step:
@@ -87,6 +88,7 @@ class _Job:
       self._request = _request(arguments)
     if arguments.verb in ("setup", "up"):
       self._package = Package(arguments.package)
+      _check_copied(arguments.copy)
     if arguments.verb in ("run", "up"):
       self._env = remote.parse_env(arguments.env, os.environ)
       self._warn_of_local_model_dir()
@@ -126,13 +128,15 @@ class _Job:
     """Installs on all workers."""
     with self._staging() as folder:
       self._slices.ssh(remote.prepare())
-      copied = self._package.stage(folder, self._shell)
-      if copied:
-        self._slices.copy([copied])
+      package = self._package.stage(folder, self._shell)
+      if copied := [*([package] if package else []), *self._arguments.copy]:
+        self._slices.copy(copied)
       self._say(f"{self._name}: installing on all workers, some minutes")
       self._slices.ssh(
         remote.install(self._package.requirement, self._package.is_source)
       )
+      if self._arguments.prepare:
+        self._slices.ssh(remote.prepared(self._arguments.prepare))
     return 0
 
   def run(self, again: bool = False) -> int:
@@ -325,6 +329,14 @@ class _Named:
     pass
 
 
+def _check_copied(paths: Sequence[str]) -> None:
+  for path in paths:
+    if not pathlib.Path(path).is_file():
+      raise UserError(f"--copy={path}: no such file")
+    if ":" in path:
+      raise UserError(f"--copy={path}: scp takes a name with a colon for a host's")
+
+
 def _request(arguments: argparse.Namespace) -> Request:
   return Request(
     accelerator_type=arguments.accelerator_type,
@@ -363,6 +375,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="a wheel, or what pip takes, such as git+https://… (default: the source"
         " of this commentree)",
+      )
+      one.add_argument(
+        "--copy",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="small file, such as a vocabulary or a gin file, put into the folder that"
+        " the run starts in (repeatable)",
+      )
+      one.add_argument(
+        "--prepare",
+        metavar="COMMAND",
+        help="run there by bash on every worker, such as"
+        " 'gcloud storage cp gs://bucket/trees.jsonl.gz .'",
       )
     if verb in ("run", "up"):
       _add_run_flags(one)

@@ -313,6 +313,20 @@ def test_setup_copies_the_source_and_installs_it_with_the_tpu_extra(cloud, capfd
     assert not (folder / "source" / ".git").exists()
 
 
+def test_files_and_data_are_put_where_the_run_starts(cloud, tmp_path):
+  cloud.set(workers=2, looks=0)
+  launch("create", *WHERE, *ASK)
+  launch("wait", *WHERE, "--poll_s=0.01")
+  mine = tmp_path / "it's my $HOME.gin"
+  mine.write_text("TRAIN_STEPS = 3")
+  fetch = """echo "it's $(basename "$HOME")" >'some data'"""
+  assert launch("setup", *WHERE, f"--copy={mine}", f"--prepare={fetch}") == 0
+  for home in cloud.homes():
+    assert (home / remote.FOLDER / mine.name).read_text() == "TRAIN_STEPS = 3"
+    assert (home / remote.FOLDER / "some data").read_text() == f"it's {home.name}\n"
+  assert launch("setup", *WHERE, "--prepare=false; true") == 2
+
+
 @pytest.mark.parametrize(
   ("given", "asked"),
   [
@@ -421,6 +435,7 @@ DUMP = "import json, sys; print(json.dumps(sys.argv[1:]))"
     (["up", "--name=m", *ASK, "--env=NO_SUCH", "--", "train"], "--env=NO_SUCH"),
     (["up", "--name=m", *ASK, "--env=1=2", "--", "train"], "--env=1"),
     (["setup", "--name=m", "--package=no.whl"], "--package=no.whl: no such file"),
+    (["setup", "--name=m", "--copy=no.gin"], "--copy=no.gin: no such file"),
     (["run", "--name=m"], "there is no command"),
     (["wait", "--name=m"], "m is not there"),
   ],
