@@ -164,5 +164,8 @@ def _news(
     return due
   they = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
   hosts = "host" if len(missing) == 1 else "hosts"
-  say(f"host {hello['index']} ({hello['name']}) waits for {hosts} {they} at {where}")
+  say(
+    f"host {hello['index']} ({hello['name']}) waits for {hosts} {they} at {where}; was"
+    " the same command started on every host?"
+  )
   return time.monotonic() + _NEWS_SECONDS

@@ -147,8 +147,8 @@ def test_while_waiting_it_says_for_whom_and_where(monkeypatch):
       Place(address, 3, 0, None, "flags"), 2, HealthConfig(), console
     )
   name = socket.gethostname()
-  said = f"host 0 ({name}) waits for hosts 1, 2 at {address}\n"
-  assert console.file.getvalue() == said
+  said = f"host 0 ({name}) waits for hosts 1, 2 at {address}; was the same command"
+  assert console.file.getvalue().startswith(said)
 
 
 def test_a_host_without_host_0_says_so_where_it_was_started(monkeypatch, capsys):
@@ -157,8 +157,8 @@ def test_a_host_without_host_0_says_so_where_it_was_started(monkeypatch, capsys)
   place = Place(address, 3, 1, None, "flags")
   with pytest.raises(HostLostError, match=r"^host 1 .* found no host 0 at"):
     distributed.initialize(place, 1, HealthConfig(), Console(quiet=True))
-  said = f"waits for host 0 at {address} (connection refused)\n"
-  assert capsys.readouterr().err.endswith(said)
+  said = f"waits for host 0 at {address} (connection refused); was the same command"
+  assert said in capsys.readouterr().err
 
 
 def test_something_else_that_listens_there_is_told_apart(monkeypatch):
