@@ -43,6 +43,9 @@ _VERBS = {
 # A container's exit codes after which starting again changes nothing.
 _FINAL_EXIT_CODES = sorted({policy.USER_ERROR, policy.INTERRUPTED, 126, 127})
 
+# libtpu's two, Megascale's; JAX's coordinator and ours.
+_PORTS = (8471, 8431, 8080, 8482, 8483)
+
 _CONTAINER = "train"
 _JOB = "slice"
 
@@ -197,11 +200,11 @@ def _pod(config: JobSetConfig) -> dict[str, Any]:
     {
       "name": _CONTAINER,
       "image": config.image,
-      "command": ["commentree", *map(_literal, config.command)],
+      "command": ["commentree", *map(_literal, kubectl.patient(config.command))],
       "env": _env(config),
       # The TPU's devices are the host's own.
       "securityContext": {"privileged": True},
-      "ports": [{"containerPort": port} for port in (8471, 8080, 8482)],
+      "ports": [{"containerPort": port} for port in _PORTS],
       "resources": {"requests": dict(chips), "limits": dict(chips)},
     }
   ]

@@ -8,12 +8,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from ..errors import UserError
 from .shell import Shell
 
 # With a Job's index and a pod's, the longest name must stay within 63 characters.
 _LONGEST_NAME = 40
+
+# Pods of one run start as far apart.
+_HOST_WAIT_S = 900
 
 
 def check_name(name: str) -> None:
@@ -27,6 +31,14 @@ def check_name(name: str) -> None:
       f"--name={name}: write up to {_LONGEST_NAME} small letters, digits and hyphens,"
       " a letter first"
     )
+
+
+def patient(command: Sequence[str]) -> list[str]:
+  """Returns a command whose hosts wait for each other as long as images take to load."""
+  flag = "--host_wait_seconds"
+  if command[0] != "train" or any(word.startswith(flag) for word in command):
+    return list(command)
+  return [*command, f"{flag}={_HOST_WAIT_S}"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ examples:
   everything at once: ask, wait, set up, run; again when a spot slice is taken away:
     commentree launch tpu up --name=mine --zone=us-west4-a \\
       --accelerator_type=v5litepod-64 --spot --env=WANDB_API_KEY \\
-      --copy=trees.model --prepare='gcloud storage cp gs://bucket/trees.jsonl.gz .' -- \\
-      train --gin_file=runs/pretrain.gin --gin.MODEL_DIR='"gs://bucket/mine"' …
+      --copy=trees.model --prepare='gcloud storage cp gs://bucket/trees.jsonl.gz .' \\
+      -- train --gin_file=runs/pretrain.gin --gin.MODEL_DIR='"gs://bucket/mine"' …
 
   step by step:
     commentree launch tpu create --name=mine --accelerator_type=v5litepod-64

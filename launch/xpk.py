@@ -78,7 +78,8 @@ def container_command(command: Sequence[str]) -> str:
   if any("\n" in argument for argument in command):
     raise UserError("xpk cannot pass on a line end; put the setting into a gin file")
   # `exec`, so that SIGTERM reaches the run itself; `$$` is Kubernetes' own `$`.
-  return f"exec commentree {shlex.join(command)}".replace("$", "$$")
+  text = shlex.join(kubectl.patient(command))
+  return f"exec commentree {text}".replace("$", "$$")
 
 
 def _create(

@@ -206,6 +206,16 @@ def test_a_users_mistake_fails_the_jobset_and_all_else_starts_again():
   assert job["template"]["spec"]["restartPolicy"] == "Never"
 
 
+@pytest.mark.parametrize(
+  "command", [["train", "--host_wait_seconds=5"], ["eval", "--model_dir=m"]]
+)
+def test_hosts_wait_as_long_as_the_user_says(command):
+  document = through_yaml(command=command)
+  job = document["spec"]["replicatedJobs"][0]["template"]["spec"]
+  [container] = job["template"]["spec"]["containers"]
+  assert container["command"] == ["commentree", *command]
+
+
 def environment(**changes):
   document = through_yaml(**changes)
   job = document["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -238,7 +248,8 @@ def test_commands_and_variables_reach_every_pod_as_they_are(cloud, capfd):
   assert [(pod["slice"], pod["host"]) for pod in pods] == [
     (s, h) for s in range(2) for h in range(8)
   ]
-  assert all(pod["argv"] == ["commentree", "train", ODD] for pod in pods)
+  expected = ["commentree", "train", ODD, "--host_wait_seconds=900"]
+  assert all(pod["argv"] == expected for pod in pods)
   assert all(pod["env"]["A"] == "$(B) it's" for pod in pods)
 
 
@@ -287,7 +298,7 @@ def test_xpk_is_asked_for_a_workload_that_runs_the_command_as_it_is(cloud, monke
   flags = [*WORKLOAD, "--tpu_type=v5litepod-64", "--num_slices=2", "--image=i"]
   argv = ["launch", "xpk", "create", *flags, "--env=SECRET", "--", "train", ODD]
   assert main.main(argv) == 0
-  assert containers(cloud) == [["train", ODD]]
+  assert containers(cloud) == [["train", ODD, "--host_wait_seconds=900"]]
   [call] = cloud.calls()
   assert call[1:3] == ["workload", "create"]
   assert {
