@@ -34,7 +34,7 @@ def check_name(name: str) -> None:
 
 
 def patient(command: Sequence[str]) -> list[str]:
-  """Returns a command whose hosts wait for each other as long as images take to load."""
+  """Returns a command whose hosts wait for each other as long as images load."""
   flag = "--host_wait_seconds"
   if command[0] != "train" or any(word.startswith(flag) for word in command):
     return list(command)

@@ -124,14 +124,15 @@ class Supervisor:
       if delay is None:
         say(
           f"{what}; given up after {_count(start, 'start')},"
-          f" {_count(budget.used + 1, 'failure')} in a row without progress ({at})"
+          f" {_count(budget.used + 1, 'failure')} in a row without a newer checkpoint"
+          f" ({at})"
           f"{_where(hosts)}"
         )
         _show_tail(hosts, exits, decision.cause)
         return decision.exit_code
       say(
-        f"{what} ({at}); start {start + 1} in {delay:g} s, restart {budget.used} of"
-        f" {budget.max_restarts} without progress"
+        f"{what} ({at}); start {start + 1} in {delay:g} s, {budget.used} of at most"
+        f" {budget.max_restarts} without a newer checkpoint"
       )
       deadline = time.monotonic() + delay
       while self._stop_signal is None and time.monotonic() < deadline:

@@ -187,7 +187,9 @@ def test_giving_up_says_how_often_why_and_where_with_the_last_lines(folder, capf
   failing = [["print", "line of the log"], ["exit", 1]]
   assert run(folder, [[["exit", 75]], failing]) == 1
   told = capfd.readouterr().err
-  assert "given up after 4 starts, 4 failures in a row without progress" in told
+  assert (
+    "given up after 4 starts, 4 failures in a row without a newer checkpoint" in told
+  )
   assert "no checkpoint yet" in told
   assert str(folder / "logs") in told
   assert told.rstrip().endswith("line of the log")
