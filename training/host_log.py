@@ -151,6 +151,7 @@ def close_log() -> None:
   global _handler
   if _handler is None:
     return
+  faulthandler.cancel_dump_traceback_later()
   faulthandler.disable()
   for owner in (logger, logging.getLogger()):
     owner.removeHandler(_handler)
@@ -163,3 +164,13 @@ def dump_stacks() -> None:
   if _handler is not None:
     assert _handler.stream is not None
     faulthandler.dump_traceback(_handler.stream)
+
+
+def dump_stacks_unless_called_again(seconds: float) -> None:
+  """Writes the stacks to the log after so long without another call of this.
+
+  That works even where a library holds Python's lock and no Python code runs.
+  """
+  if _handler is not None:
+    assert _handler.stream is not None
+    faulthandler.dump_traceback_later(seconds, file=_handler.stream)

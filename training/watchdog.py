@@ -197,6 +197,7 @@ class Watchdog:
     before = time.monotonic()
     silent_seconds = 0.0
     while not self._stopped.is_set():
+      host_log.dump_stacks_unless_called_again(self._health.host_timeout_seconds)
       heard = self._listen()
       now = time.monotonic()
       # A process that was stopped, as by Ctrl-Z, has not waited.

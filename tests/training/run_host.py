@@ -3,13 +3,15 @@
   python run_host.py '{"address": …, "count": …, "index": …, "log_dir": …, …}'
 
 Further keys: `wait_seconds`; `health` (HealthConfig's); `facts` (to agree on); `steps`
-(at the start of each all hosts meet in a collective); `sleep_in` ([step, seconds], in
-`input`); `raise_at` ([step, kind]); `linger` (seconds of work after the last step).
+(at the end of each all hosts meet in a collective); `sleep_in` ([step, seconds], in
+`input`); `wedge_in` (likewise, while no other thread can run Python); `raise_at`
+([step, kind]); `linger` (seconds of work after the last step).
 It prints each step as it is reached.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import time
@@ -44,6 +46,9 @@ def main(argv) -> int:
       when, seconds = options.get("sleep_in", (0, 0))
       if step == when:
         time.sleep(seconds)
+      when, seconds = options.get("wedge_in", (0, 0))
+      if step == when:
+        ctypes.PyDLL(None).sleep(seconds)
       when, kind = options.get("raise_at", (0, ""))
       if step == when:
         raise {"UserError": UserError, "ValueError": ValueError}[kind]("it broke")

@@ -125,6 +125,16 @@ def test_a_frozen_host_ends_the_others_in_time_by_its_name(hosts, count, victim)
     assert "at step" in line
 
 
+def test_a_host_in_which_no_python_runs_shows_where(hosts):
+  wedged = {"wedge_in": [3, 7]}
+  health = {"host_timeout_seconds": 3}
+  run = hosts.start(2, *every(2, host_1=wedged), steps=1000, health=health)
+  first, other = ends(*run)
+  assert first.code == other.code == 75
+  assert f"host 1 ({_NAME}) has not been heard of for 3 s" in first.err[0]
+  assert "run_host.py" in hosts.log(1).partition("Timeout")[2]
+
+
 def test_the_error_of_one_host_ends_the_others_with_its_message(hosts):
   failing = {"raise_at": [3, "ValueError"]}
   run = hosts.start(3, *every(3, host_1=failing), steps=1000)
