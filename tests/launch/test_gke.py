@@ -332,6 +332,7 @@ def test_a_pod_of_xpks_that_is_told_to_end_lets_the_run_save(cloud):
   with pytest.raises(UserError, match="exit code 143"):
     xpk.main([*argv[2:], "--", "train", "--wait"])
   thread.join()
+  assert (cloud.folder / "saved").exists()
 
 
 @pytest.mark.parametrize(

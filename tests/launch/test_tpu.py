@@ -266,12 +266,22 @@ def test_stop_saves_on_all_workers_and_says_how_each_ended(cloud, model_dir, cap
   assert len(starts(model_dir)) == 2
 
 
-def test_a_run_outlives_the_connection_that_started_it(cloud, model_dir):
+@pytest.fixture
+def hanging_up_ends():
+  """SIGHUP has its usual effect, even if the tests run under nohup."""
+  previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_run_outlives_the_connection_that_started_it(
+  cloud, model_dir, hanging_up_ends
+):
   bring_up(cloud, model_dir)
-  # The stand-in's ssh has returned; as a dropped connection, hang its group up.
+  # The stand-in's ssh has returned; hang up, as a dropped connection does.
   for record in wait_for(lambda: len(starts(model_dir)) == 2 and starts(model_dir)):
-    assert os.getsid(record["pid"]) != os.getsid(0)
     supervisor = int(pathlib.Path(f"/proc/{record['pid']}/stat").read_text().split()[3])
+    assert os.getsid(supervisor) != os.getsid(0)
     os.kill(supervisor, signal.SIGHUP)
   before = newest(model_dir)
   wait_for(lambda: newest(model_dir) > before + 2)

@@ -1,7 +1,8 @@
 """Stands in for `xpk`: records calls, runs a workload's command as xpk's pods do.
 
 There is a `commentree` on that command's PATH that writes its arguments, as JSON, to
-$FAKE_CLOUD/containers.jsonl, and then waits for SIGTERM if it is given --wait.
+$FAKE_CLOUD/containers.jsonl; given --wait, it then waits for SIGTERM, and touches
+`saved` when that comes.
 """
 
 import json
@@ -33,7 +34,10 @@ path = pathlib.Path(os.environ["FAKE_CLOUD"]) / "containers.jsonl"
 with path.open("a") as stream:
   stream.write(json.dumps(sys.argv[1:]) + chr(10))
 if "--wait" in sys.argv:
-  signal.signal(signal.SIGTERM, lambda *unused: sys.exit(143))
+  def save(*unused):
+    path.with_name("saved").touch()
+    sys.exit(143)
+  signal.signal(signal.SIGTERM, save)
   path.with_name("waiting").touch()
   time.sleep(30)
 """

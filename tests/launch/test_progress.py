@@ -1,0 +1,48 @@
+import pytest
+
+from commentree.launch import progress
+
+
+@pytest.mark.parametrize(
+  ("command", "model_dir"),
+  [
+    (["train", "--gin.MODEL_DIR='a b'"], "a b"),
+    (["train", '--gin.MODEL_DIR="gs://b/it\'s"', "--gin.X=1"], "gs://b/it's"),
+    (["train", "--gin.MODEL_DIR='a'", "--gin.MODEL_DIR='b'"], "b"),
+    (["train", "--gin.MODEL_DIR=%OTHER"], None),
+    (["train", "--gin.MODEL_DIR=3"], None),
+    (["train"], None),
+  ],
+)
+def test_model_dir_is_what_the_command_line_says(command, model_dir):
+  assert progress.model_dir_of(command) == model_dir
+
+
+def test_the_newest_step_is_the_largest_of_whole_checkpoints(tmp_path):
+  assert progress.newest_step(str(tmp_path)) is None
+  for name in ("checkpoint_9", "checkpoint_10", "checkpoint_11.tmp", "checkpoint_x"):
+    (tmp_path / name).mkdir()
+  assert progress.newest_step(str(tmp_path)) == 10
+
+
+def test_a_folder_that_is_not_there_has_no_step(tmp_path):
+  assert progress.newest_step(str(tmp_path / "none")) is None
+
+
+def test_a_bucket_is_listed_by_another_process(tmp_path, monkeypatch):
+  # In that process `etils.epath` is one to whom buckets are folders of tmp_path.
+  (tmp_path / "bucket" / "m" / "checkpoint_12").mkdir(parents=True)
+  (tmp_path / "etils").mkdir()
+  (tmp_path / "etils" / "__init__.py").touch()
+  (tmp_path / "etils" / "epath.py").write_text(
+    "import pathlib\n"
+    "def Path(uri):\n"
+    f"  return pathlib.Path(uri.replace('gs://', {str(tmp_path)!r} + '/'))\n"
+  )
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  assert progress.newest_step("gs://bucket/m") == 12
+  assert progress.newest_step("gs://bucket/none") is None
+
+
+def test_a_remote_folder_that_cannot_be_read_has_no_step():
+  assert progress.newest_step("nosuchscheme://bucket/model") is None
