@@ -13,7 +13,7 @@ import pytest
 from commentree.errors import UserError
 from commentree.training import checkpoints, partitioning
 from commentree.training.config import CheckpointConfig, PartitioningConfig
-from commentree.training.state import TrainState
+from commentree.training.state import TrainState, to_tree
 
 
 def state_of(step: int) -> TrainState:
@@ -171,3 +171,33 @@ def test_saving_a_step_again_does_nothing(open_folder, tmp_path):
   saved.wait()
   state = tmp_path / "checkpoint_1" / "dataset" / "metadata"
   assert json.loads(state.read_text()) == {"next": 10}
+
+
+def test_orbax_reads_what_is_written_and_what_orbax_wrote_is_read(
+  open_folder, tmp_path
+):
+  save(open_folder(), [1], {1: 3.0})
+  like = abstract(state_of(0))
+  with ocp.CheckpointManager(
+    tmp_path,
+    item_names=("state", "dataset"),
+    options=ocp.CheckpointManagerOptions(
+      step_prefix="checkpoint", best_fn=lambda metrics: -metrics["true/loss"]
+    ),
+  ) as manager:
+    read = ocp.args.Composite(
+      state=ocp.args.StandardRestore(to_tree(like)), dataset=ocp.args.JsonRestore()
+    )
+    restored = manager.restore(manager.best_step(), args=read)
+    assert restored["dataset"] == {"next": 10}
+    assert restored["state"]["state"]["step"] == 1
+    written = ocp.args.Composite(
+      state=ocp.args.StandardSave(to_tree(state_of(2))),
+      dataset=ocp.args.JsonSave({"next": 20}),
+    )
+    manager.save(2, args=written, metrics={"true/loss": 2.0}, force=True)
+  saved = open_folder()
+  assert saved.best_quality() == -2.0
+  restored = saved.restore(like)
+  assert restored.data_state == {"next": 20}
+  jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(2))
