@@ -21,6 +21,7 @@ from ..tasks.generated_config import GeneratedTreesConfig
 from ..tasks.registry import CommentTreeTask
 from ..training import evaluation, parameter_table, runtime
 from ..training import train as trainer
+from ..training.clock import Clock
 from ..training.data_input import EvalData, TrainData
 from ..training.distributed import Joined
 from ..training.run_record import RunRecord
@@ -32,11 +33,12 @@ HELD_OUT = "held_out"
 _VOCAB_MULTIPLE = 128
 
 
-def train(run: RunConfig, config_text: str, joined: Joined) -> int:
+def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int:
   """Trains with the hosts joined, evaluates and reports; returns the exit code."""
   console = joined.console
-  joined.watchdog.at(0, "data")
-  data = data_lib.open_data(run.data, console)
+  clock.watch = lambda what: joined.watchdog.at(0, what)
+  with clock.on("data"):
+    data = data_lib.open_data(run.data, console)
   model = build_model(run, data.task)
   outcome = trainer.train(
     run.train,
@@ -47,6 +49,7 @@ def train(run: RunConfig, config_text: str, joined: Joined) -> int:
     record=RunRecord(facts=facts(model, data), config_text=config_text),
     console=console,
     watchdog=joined.watchdog,
+    clock=clock,
   )
   if outcome["eval"] and runtime.is_chief():
     joined.watchdog.at(outcome["step"], "data")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 
+from ..training.clock import Clock
 from . import distributed_flags, gin_cli, quiet
 
 _EPILOG = (
@@ -36,6 +38,7 @@ or never came, 130 and 143 interrupted and saved.
 
 def main(argv: Sequence[str]) -> int:
   """Trains; returns the exit code."""
+  clock = Clock()
   parser = argparse.ArgumentParser(
     prog="commentree train",
     description="Train a model on trees of comments; settings come from gin files.",
@@ -53,17 +56,22 @@ def main(argv: Sequence[str]) -> int:
   settings = distributed_flags.settings(parsed.arguments)
 
   # The settings are sound: now what is heavy.
-  quiet.load_tensorflow()
-  from ..training import distributed
-  from . import job
+  with clock.on("imports"):
+    quiet.load_tensorflow()
+    from ..training import distributed
+    from . import job
 
   if parsed.arguments.dry_run:
     print(parsed.text)
     return job.describe(parsed.run)
   train = parsed.run.train
   log_dir = parsed.arguments.log_dir
-  with distributed.joined(settings, train.health, log_dir, train.model_dir) as hosts:
-    return job.train(parsed.run, parsed.text, hosts)
+  with contextlib.ExitStack() as stack:
+    with clock.on("hosts"):
+      hosts = stack.enter_context(
+        distributed.joined(settings, train.health, log_dir, train.model_dir)
+      )
+    return job.train(parsed.run, parsed.text, hosts, clock)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,24 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-ASIDE = ("compile", "input", "eval", "checkpoint")
+BEFORE = ("imports", "hosts", "data", "restore")
+"""Parts of a start that come once, besides compiling."""
+
+ASIDE = (*BEFORE, "compile", "input", "eval", "checkpoint")
 
 
 class Clock:
   """Seconds since the start, by what they were spent on.
 
-  What is neither of `ASIDE` is `step`: computing, and waiting for the device.
+  What is none of `ASIDE` is `step`: computing, and waiting for the device.
+
+  Attributes:
+    watch: is told what time is spent on from now on.
   """
 
-  def __init__(self, watch: Callable[[str], None] = lambda what: None):
-    """Starts.
-
-    Args:
-      watch: is told what time is spent on from now on.
-    """
-    self._watch = watch
+  def __init__(self):
+    """Starts."""
+    self.watch: Callable[[str], None] = lambda what: None
     self._start = time.monotonic()
     self._spent = dict.fromkeys(ASIDE, 0.0)
 
@@ -29,11 +31,11 @@ class Clock:
   def on(self, what: str) -> Iterator[None]:
     """Counts the time within as spent on one of `ASIDE`."""
     started = time.monotonic()
-    self._watch(what)
+    self.watch(what)
     try:
       yield
     finally:
-      self._watch("step")
+      self.watch("step")
       self._spent[what] += time.monotonic() - started
 
   def split(self) -> dict[str, float]:

@@ -251,7 +251,12 @@ class HealthConfig:
   host_timeout_seconds: float = 60.0
   stall_timeout_seconds: float = 1800.0
   allowances: Mapping[str, float] = dataclasses.field(
-    default_factory=lambda: {"data": 86400.0, "compile": 7200.0, "checkpoint": 7200.0}
+    default_factory=lambda: {
+      "data": 86400.0,
+      "compile": 7200.0,
+      "checkpoint": 7200.0,
+      "restore": 7200.0,
+    }
   )
   waiting_phases: tuple[str, ...] = ("step", "eval", "log")
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from .clock import Clock
+from .clock import BEFORE, Clock
 from .config import TrainConfig
 from .evaluation import Results, flat_metrics
 from .metrics_log import MetricsLog
@@ -69,8 +69,22 @@ class Reporter:
   def step(self, step: int, sums: Mapping[str, jax.Array]) -> None:
     """Takes the values of a step, still on the device."""
     self._pending.append((step, sums))
+    if step == self._start_step + 1:
+      jax.block_until_ready(sums)
+      self._first_step(step)
     if len(self._pending) > _STEPS_IN_FLIGHT:
       jax.block_until_ready(self._pending[-1 - _STEPS_IN_FLIGHT][1])
+
+  def _first_step(self, step: int) -> None:
+    """Tells how long it took to get here, and on what."""
+    split = self._clock.split()
+    if self._log:
+      self._log.write({"kind": "start", "step": step, "seconds": split})
+    self._console.print(
+      f"first step after {sum(split.values()):.1f} s: {_parts(split)}",
+      highlight=False,
+      soft_wrap=True,
+    )
 
   def flush(self) -> int | None:
     """Writes the rows of all steps taken so far.
@@ -134,6 +148,7 @@ class Reporter:
     shares = ", ".join(
       f"{what} {seconds / total:.0%}"
       for what, seconds in sorted(split.items(), key=lambda item: -item[1])
+      if seconds > 0
     )
     self._console.print(
       f"{_duration(total)} in all: {shares}", highlight=False, soft_wrap=True
@@ -170,7 +185,8 @@ class Reporter:
     total = self._config.train_steps
     done = step - self._start_step
     # Evaluations and saves will come again; compiling will not.
-    elapsed = sum(now[what] - self._began[what] for what in now if what != "compile")
+    once = (*BEFORE, "compile")
+    elapsed = sum(now[what] - self._began[what] for what in now if what not in once)
     left = elapsed / done * (total - step)
     parts = [
       f"step {step:>7,} of {total:,}",
@@ -210,6 +226,12 @@ def train_row(step: int, sums: Mapping[str, float]) -> dict[str, Any]:
 
 def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
   return {k: v for k, v in row.items() if k not in ("kind", "step")}
+
+
+def _parts(split: Mapping[str, float]) -> str:
+  """Returns what took any time worth a word, the longest first."""
+  parts = sorted(split.items(), key=lambda item: -item[1])
+  return ", ".join(f"{what} {seconds:.1f}" for what, seconds in parts if seconds > 0.05)
 
 
 def _duration(seconds: float) -> str:

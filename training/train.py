@@ -54,6 +54,7 @@ def train(
   record: RunRecord | None = None,
   console: Console | None = None,
   watchdog: Watchdog | None = None,
+  clock: Clock | None = None,
 ) -> dict[str, Any]:
   """Trains, continuing whatever MODEL_DIR holds.
 
@@ -66,6 +67,7 @@ def train(
     record: the caller's settings that decide results, and the gin text.
     console: for people; stdout of host 0 if None.
     watchdog: is told of progress, and knows the other hosts; none if None.
+    clock: runs since the command began; since now if None.
 
   Returns:
     `step`, `train` (the last step's row of metrics.jsonl), `eval` (the last
@@ -79,7 +81,8 @@ def train(
   runtime.set_flags(config.compile_cache_dir)
   watchdog = watchdog or Watchdog(config.health)
   step = 0
-  clock = Clock(lambda what: watchdog.at(step, what))
+  clock = clock or Clock()
+  clock.watch = lambda what: watchdog.at(step, what)
   console = console or HostConsole(chief=runtime.is_chief())
   eval_datasets = eval_datasets or {}
   record = record or RunRecord()
@@ -99,8 +102,9 @@ def train(
     # ---- Mesh and data ----------------------------------------------------------
     mesh = partitioning.make_mesh(config.partitioning)
     share = partitioning.data_share(mesh)
-    train_batches = open_train_batches(share)
-    example = data_input.peek(train_batches)
+    with clock.on("input"):
+      train_batches = open_train_batches(share)
+      example = data_input.peek(train_batches)
     data_input.check_batch_size(
       example, config.batch_size, mesh, config.gradient_accumulation_steps
     )
@@ -121,7 +125,7 @@ def train(
     init_key, step_key = _keys(config.random_seed, mesh)
     saved = checkpoints.Checkpoints(model_dir, config.checkpoint, say)
     stack.callback(saved.close)
-    with clock.on("checkpoint"):
+    with clock.on("restore"):
       start = restore.first_state(
         saved, config, model, optimizer, example, like, init_key, facts, say
       )

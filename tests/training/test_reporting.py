@@ -53,12 +53,33 @@ def make_report(make_config, console, tmp_path):
   return make
 
 
+def steps_said(console) -> list[str]:
+  lines = console.file.getvalue().splitlines()
+  return [line for line in lines if line.startswith("step ")]
+
+
 def drive(report, steps, log_period=10, **changes):
   for step in steps:
     report.step(step, {k: jnp.float32(v) for k, v in {**SUMS, **changes}.items()})
     if step % log_period == 0:
       report.flush()
       report.progress(step)
+
+
+def test_the_way_to_the_first_step_is_told_once_with_what_it_took(
+  make_report, console, tmp_path
+):
+  report = make_report(start_step=4)
+  with report._clock.on("compile"):
+    time.sleep(0.2)
+  drive(report, range(5, 8))
+  report.close()
+  (line,) = [x for x in console.file.getvalue().splitlines() if "first step" in x]
+  assert "compile 0.2" in line
+  assert "eval" not in line
+  (row,) = metrics_log.read(tmp_path / "metrics.jsonl", "start")
+  assert row["step"] == 5
+  assert row["seconds"]["compile"] >= 0.2
 
 
 def test_a_hundred_steps_take_fewer_than_40_lines(make_report, console):
@@ -76,7 +97,7 @@ def test_a_hundred_steps_take_fewer_than_40_lines(make_report, console):
 
 def test_short_periods_share_a_line_but_the_last_step_has_one(make_report, console):
   drive(make_report(console_seconds=60.0), range(1, 101), log_period=1)
-  lines = console.file.getvalue().splitlines()
+  lines = steps_said(console)
   assert len(lines) == 2
   assert "step     100 of 100" in lines[1]
 
