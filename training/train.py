@@ -93,7 +93,7 @@ def train(
     console.print(line, highlight=False, soft_wrap=True)
 
   watchdog.agree({**facts, **dataclasses.asdict(config)}, "settings")
-  with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack, watchdog.ends_on_error():
     stop = stack.enter_context(StopRequest())
     storage.check_shared(model_dir)
     hosts.chief_decides("lock", lambda: stack.enter_context(lease.held(model_dir)))

@@ -199,3 +199,45 @@ def test_training_imports_neither_tensorflow_nor_seqio():
     "import commentree.training.train"
   )
   subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
+
+
+class FailingAt(stub.Batches):
+  """Data whose sixth batch cannot be read."""
+
+  def __next__(self):
+    if self.next == 5:
+      raise OSError("the disk is gone")
+    return super().__next__()
+
+
+def test_an_error_in_the_data_saves_what_was_trained_first(
+  make_config, run, console, tmp_path
+):
+  whole = run(make_config(train_steps=8, model_dir=str(tmp_path / "whole")))
+  config = make_config(train_steps=8)
+  with pytest.raises(OSError, match="the disk is gone"):
+    run(config, batches=FailingAt)
+  assert checkpoints.steps_in(tmp_path / "run") == [5]
+  assert "an error ends the run: step 5 saved as" in said(console)
+  assert run(config)["train"] == whole["train"]
+
+
+def test_an_error_in_an_evaluation_saves_what_was_trained_first(
+  make_config, run, tmp_path, monkeypatch
+):
+  def failing(*args, **kwargs):
+    raise OSError("the disk is gone")
+
+  monkeypatch.setattr(evaluation.Evaluator, "__call__", failing)
+  with pytest.raises(OSError, match="the disk is gone"):
+    run(make_config(eval_period=3))
+  assert checkpoints.steps_in(tmp_path / "run") == [3]
+
+
+def test_a_save_is_due_by_the_clock_whatever_the_step(
+  make_config, run, tmp_path, monkeypatch
+):
+  asked = iter([False, False, True] + 9 * [False])
+  monkeypatch.setattr(checkpoints.Checkpoints, "due_by_time", lambda _: next(asked))
+  run(make_config(train_steps=5))
+  assert checkpoints.steps_in(tmp_path / "run") == [3, 5]

@@ -1,0 +1,14 @@
+"""One process here; over several, see `test_train_on_hosts`."""
+
+from __future__ import annotations
+
+from commentree.training import agreement, partitioning
+from commentree.training.config import PartitioningConfig
+
+
+def test_a_process_alone_agrees_with_itself_at_once():
+  mesh = partitioning.make_mesh(PartitioningConfig())
+  agree = agreement.DelayedAgreement(mesh, 2)
+  assert agree.delay == 0
+  assert agree(15, False) == (15, 0)
+  assert agreement.Agreement(mesh)(True, False) == (1, 0)
