@@ -64,7 +64,7 @@ class Settings:
   """
 
   max_restarts: int = 5
-  grace_s: float = 60.0
+  grace_s: float = 30.0
   first_delay_s: float = 1.0
   longest_delay_s: float = 60.0
 

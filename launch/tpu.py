@@ -143,14 +143,12 @@ class _Job:
     """Starts the command on all workers."""
     with self._staging() as folder:
       path = pathlib.Path(folder) / remote.ENV
-      if self._env:
-        self._shell.note(f"{path}, mode 600, sets {', '.join(self._env)}")
+      self._shell.note(f"{path}, mode 600, sets {', '.join(self._env) or 'nothing'}")
       if not self._shell.dry_run:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "w") as stream:
           stream.write(remote.env_file(self._env))
-      if self._env or not self._shell.dry_run:
-        self._slices.copy([str(path)])
+      self._slices.copy([str(path)])
     max_restarts = self._arguments.max_restarts
     self._slices.ssh(remote.start(self._command, max_restarts, again))
     if not again:

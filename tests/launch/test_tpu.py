@@ -79,6 +79,15 @@ def up(cloud, model_dir):
     process.wait()
 
 
+def finish(process, model_dir, after):
+  """Lets a run end well after so many starts; returns what `up` told."""
+  wait_for(lambda: len(starts(model_dir)) >= after)
+  (model_dir / "enough").touch()
+  told = process.communicate(timeout=60)[1]
+  assert process.returncode == 0, told
+  return told
+
+
 def bring_up(cloud, model_dir, steps=100_000):
   """Slices with a run under way."""
   cloud.set(workers=2, looks=0)
@@ -91,19 +100,18 @@ def bring_up(cloud, model_dir, steps=100_000):
 def test_a_spot_slice_that_is_preempted_is_recreated_and_the_run_resumes(
   cloud, model_dir, up
 ):
-  process = up("--env=SECRET", steps=200, env={"SECRET": "it's $ecret"}.items())
-  wait_for(lambda: newest(model_dir) >= 20)
+  process = up("--env=SECRET", env={"SECRET": "it's $ecret"}.items())
+  wait_for(lambda: newest(model_dir) >= 10 and len(starts(model_dir)) == 2)
   cloud.preempt("mine")
   saved = newest(model_dir)
-  told = process.communicate(timeout=60)[1]
-  assert process.returncode == 0, told
-  assert newest(model_dir) == 200
+  told = finish(process, model_dir, after=4)
+  assert newest(model_dir) > saved
   first, second = starts(model_dir)[:2], starts(model_dir)[2:]
   assert min(s["from"] for s in first) == 0
   assert {s["worker"] for s in second} == {"mine-w0", "mine-w1"}
   assert min(s["from"] for s in second) >= saved
   assert {s["secret"] for s in starts(model_dir)} == {"it's $ecret"}
-  assert first[0]["argv"] == train(model_dir, 200)[1:]
+  assert first[0]["argv"] == train(model_dir, 100_000)[1:]
   verbs = [call[3:5] for call in cloud.calls()]
   assert verbs.count(["queued-resources", "create"]) == 2
   assert verbs.count(["queued-resources", "delete"]) == 1
@@ -230,23 +238,21 @@ def test_a_watch_that_is_interrupted_leaves_the_run_and_another_takes_it_up(
 def test_a_request_busy_with_being_suspended_is_cleared_all_the_same(
   cloud, model_dir, up
 ):
-  process = up(steps=150)
-  wait_for(lambda: newest(model_dir) >= 5)
+  process = up()
+  wait_for(lambda: len(starts(model_dir)) == 2)
   cloud.preempt("mine", state="SUSPENDING")
-  told = process.communicate(timeout=60)[1]
-  assert process.returncode == 0, told
-  assert newest(model_dir) == 150
+  told = finish(process, model_dir, after=4)
+  assert "it is being suspended" in told
 
 
 def test_a_preempted_vm_is_noticed_before_the_queue_notices(cloud, model_dir, up):
-  process = up(steps=150)
-  wait_for(lambda: newest(model_dir) >= 5)
+  process = up()
+  wait_for(lambda: len(starts(model_dir)) == 2)
   (cloud.folder / "node_state").write_text("PREEMPTED")
   cloud.preempt("mine", state="ACTIVE")
   wait_for(lambda: [c[4] for c in cloud.calls()].count("create") == 2)
   (cloud.folder / "node_state").unlink()
-  told = process.communicate(timeout=60)[1]
-  assert process.returncode == 0, told
+  told = finish(process, model_dir, after=4)
   assert "preempted: mine (PREEMPTED)" in told
 
 

@@ -1,7 +1,7 @@
 """Stands in for `commentree train`: counts steps, checkpoints each, saves at SIGTERM.
 
 Flags: --gin.MODEL_DIR='"…"', --gin.TRAIN_STEPS=N. A file `mistake` in MODEL_DIR is a
-mistake of the user's; `crash` ends each start with a traceback.
+mistake of the user's; `crash` ends each start with a traceback; `enough` is success.
 """
 
 import ast
@@ -31,7 +31,8 @@ def main():
     sys.exit(1)
   stopping = []
   signal.signal(signal.SIGTERM, lambda *unused: stopping.append(1))
-  while step < int(flags["--gin.TRAIN_STEPS"]) and not stopping:
+  last = int(flags["--gin.TRAIN_STEPS"])
+  while step < last and not stopping and not (model_dir / "enough").exists():
     time.sleep(0.02)
     step += 1
     (model_dir / f"checkpoint_{step}").mkdir(exist_ok=True)
