@@ -323,16 +323,10 @@ class Checkpoints:
     if writing is None:
       return
     asked = time.monotonic()
-    if not writing.join():
+    if not writing.join() or writing.hangs:
       self._stuck = True
       storage.end_when_done(StorageError.exit_code)
-      raise StorageError(
-        f"checkpoint {writing.step} is not in {self._model_dir} after"
-        f" {time.monotonic() - writing.began:.0f} s"
-        " (CheckpointConfig.save_timeout_seconds ="
-        f" {self._config.save_timeout_seconds:g}): the storage hangs;"
-        f" {self._last_good()}: mend the storage and start again"
-      )
+      raise StorageError(self._hangs_message(writing))
     self._writing = None
     for note in writing.notes:
       self._say(note)
@@ -352,6 +346,16 @@ class Checkpoints:
       self._metrics[writing.step] = self._request.metrics
       self._request = None
       self._failures = 0
+
+  def _hangs_message(self, writing: saving.Writing) -> str:
+    seconds = time.monotonic() - writing.began
+    who = "".join(f"; {error}" for error in writing.errors)
+    return (
+      f"checkpoint {writing.step} is not in {self._model_dir} after {seconds:.0f} s"
+      " (CheckpointConfig.save_timeout_seconds ="
+      f" {self._config.save_timeout_seconds:g}{who}): the storage hangs;"
+      f" {self._last_good()}: mend the storage and start again"
+    )
 
   def _say_slow(self, step: int, took: float, next_step: int, waited: float) -> None:
     if self._said_slow:

@@ -15,6 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -103,6 +104,7 @@ class Writing:
     began: when, by `time.monotonic`.
     ended: when, if it has.
     errors: what went wrong, by host; empty unless it ended without success.
+    hangs: whether a host was still writing when time was up.
     notes: what to say besides.
     failure: a defect of ours that this host met, to be raised.
   """
@@ -134,6 +136,7 @@ class Writing:
     self.began = time.monotonic()
     self.ended: float | None = None
     self.errors: list[str] = []
+    self.hangs = False
     self.notes: list[str] = []
     self.failure: BaseException | None = None
     self._handler = handler
@@ -174,7 +177,7 @@ class Writing:
     try:
       self.errors = self._write_with_others(tree)
     except HostLostError as error:
-      self.errors = [str(error)]
+      self.errors, self.hangs = [str(error)], True
     except BaseException as error:  # raised where the outcome is asked for
       self.failure = error
     finally:
@@ -193,22 +196,31 @@ class Writing:
     error = self._attempt(lambda: self._write_part(tree))
     # Late by a little, a host can still say itself what it was waiting for.
     left = self._left() + _GRACE_SECONDS
-    part = json.dumps({"error": error, "sums": self._sums})
+    hangs = error is not None and self._left() == 0
+    part = json.dumps({"error": error, "hangs": hangs, "sums": self._sums})
     parts = hosts.tell_chief(f"{name} part", part, left)
+    outcome = None
     if parts is not None:
-      said = [json.loads(part) for part in parts]
-      errors = [one["error"] for one in said if one["error"] is not None]
-      self._sums = {file: s for one in said for file, s in one["sums"].items()}
-      if not errors:
-        error = self._attempt(self._commit)
-        errors = [] if error is None else [error]
-      if errors:
-        errors += self._discard()
-      hosts.hear_chief(f"{name} outcome", json.dumps(errors))
-      if not errors:
-        self._remove_obsolete()
-      return errors
-    return json.loads(hosts.hear_chief(f"{name} outcome", None, left + _GRACE_SECONDS))
+      outcome = json.dumps(self._conclude([json.loads(part) for part in parts]))
+    told = hosts.hear_chief(f"{name} outcome", outcome, left + _GRACE_SECONDS)
+    errors, self.hangs = json.loads(told)
+    if is_chief and not errors:
+      self._remove_obsolete()
+    return errors
+
+  def _conclude(self, parts: Sequence[Mapping[str, Any]]) -> tuple[list[str], bool]:
+    """Commits if every part is there; returns the errors, and whether a host hangs."""
+    errors = [part["error"] for part in parts if part["error"] is not None]
+    if any(part["hangs"] for part in parts):
+      # Removing what is still being written would hang, too.
+      return errors, True
+    self._sums = {file: sums for part in parts for file, sums in part["sums"].items()}
+    if not errors:
+      error = self._attempt(self._commit)
+      errors = [] if error is None else [error]
+    if errors:
+      errors += self._discard()
+    return errors, False
 
   def _attempt(self, act: Callable[[], None]) -> str | None:
     try:

@@ -5,7 +5,8 @@
 It starts from the newest checkpoint, or from step 0, and takes the `saves`, a step
 each; then it prints what it came to as JSON. Keys beside those: `fail` (the host whose
 part of a save cannot be written, and how often), `hide` (the host that looks for
-MODEL_DIR elsewhere), `damage` (the host that cannot read the newest checkpoint).
+MODEL_DIR elsewhere), `hang` (the host whose writes never end), `damage` (the host that
+cannot read the newest checkpoint).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import time
 
 import jax
 import numpy as np
@@ -54,6 +56,16 @@ def fail_parts(times: int) -> None:
   saving.Writing._write_part = full
 
 
+def hang_parts() -> None:
+  """Lets this host write for ever."""
+
+  def hang(self, tree):
+    self._copied.set()
+    time.sleep(600)
+
+  saving.Writing._write_part = hang
+
+
 def damage_reading(handler, path) -> None:
   """Lets this host alone not find a file of a checkpoint."""
   restore = handler.restore
@@ -87,6 +99,8 @@ def run(options, lines) -> dict:
   fail_host, times = options.get("fail", [None, 0])
   if fail_host == host:
     fail_parts(times)
+  if options.get("hang") == host:
+    hang_parts()
   for step in options["saves"]:
     saved.save(state_of(step, mesh), step, {f"stream {host}": step}, None)
   path = saved.wait()
@@ -117,6 +131,7 @@ def main() -> None:
     )
   storage._PAUSES_SECONDS = (0.1,)
   storage._SHARED_SECONDS = 2.0
+  saving._GRACE_SECONDS = storage._GRACE_SECONDS = 0.5
   lines: list[str] = []
   code = 0
   try:

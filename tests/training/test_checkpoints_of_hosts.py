@@ -82,6 +82,17 @@ def test_all_hosts_stop_where_one_cannot_save(tmp_path):
   assert names(tmp_path) == []
 
 
+def test_all_hosts_stop_in_time_where_one_hangs_in_a_save(tmp_path):
+  settings = {"save_timeout_seconds": 2.0}
+  first, second = run(
+    2, 1, model_dir=str(tmp_path), saves=[1, 2], hang=1, checkpoint=settings
+  )
+  for outcome in (first, second):
+    assert outcome["exit_code"] == 74
+    assert f"checkpoint 1 is not in {tmp_path} after" in outcome["error"]
+  assert "host 1 has not answered in time" in first["error"]
+
+
 def test_a_folder_that_not_all_hosts_see_is_said_at_the_start(tmp_path):
   outcomes = run(2, 1, model_dir=str(tmp_path / "run"), saves=[1], hide=1)
   for outcome in outcomes:

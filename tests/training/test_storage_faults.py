@@ -205,10 +205,11 @@ def test_saves_slower_than_their_period_are_said_once(open_folder, lines, monkey
   assert "longer than the time to the next, 2" in line
 
 
-def test_a_process_whose_save_hangs_says_so_and_ends(tmp_path):
+@pytest.mark.parametrize("part", ["_write_part", "_commit"])
+def test_a_process_whose_save_hangs_says_so_and_ends(tmp_path, part):
   script = pathlib.Path(__file__).with_name("run_stuck_save.py")
   result = subprocess.run(
-    [sys.executable, str(script), str(tmp_path)],
+    [sys.executable, str(script), str(tmp_path), part],
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
