@@ -1,10 +1,12 @@
 """`launch local` and its supervisor, over small processes that stand in for hosts."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +18,8 @@ from commentree.launch import local, main, supervise
 from commentree.launch.supervisor import Settings
 
 STAND_IN = str(pathlib.Path(__file__).with_name("host_stand_in.py"))
-QUICK = Settings(max_restarts=3, grace_s=0.3, first_delay_s=0.01, longest_delay_s=0.02)
+QUICK = Settings(max_restarts=3, grace_s=20, first_delay_s=0.01, longest_delay_s=0.02)
+HASTY = dataclasses.replace(QUICK, grace_s=0.3)
 DONE = [["exit", 0]]
 
 # A supervisor in a process of its own, for what a signal does to it.
@@ -63,7 +66,7 @@ def started(folder):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def wait_for(condition, seconds=10):
+def wait_for(condition, seconds=60):
   deadline = time.monotonic() + seconds
   while not (found := condition()):
     assert time.monotonic() < deadline, "waited in vain"
@@ -234,8 +237,9 @@ def test_others_may_end_by_themselves_before_they_are_told_to(folder, capfd):
 def test_a_hung_host_is_told_to_end_then_killed_and_not_blamed(folder, capfd):
   hung = [["ignore_sigterm"], ["sleep", 60]]
   begun = time.monotonic()
-  assert run(folder, [[["sleep", 0.5], ["exit", 75]], hung], [DONE, DONE]) == 0
-  assert time.monotonic() - begun < 5
+  starts = [[["sleep", 0.5], ["exit", 75]], hung], [DONE, DONE]
+  assert run(folder, *starts, settings=HASTY) == 0
+  assert time.monotonic() - begun < 30
   told = capfd.readouterr().err
   assert "host 1 did not end in 0.3 s: SIGTERM" in told
   assert "host 1 did not end in 0.3 s: SIGKILL" in told
@@ -244,7 +248,8 @@ def test_a_hung_host_is_told_to_end_then_killed_and_not_blamed(folder, capfd):
 
 def test_a_stopped_host_is_killed(folder):
   stopped = [["kill", int(signal.SIGSTOP)]]
-  assert run(folder, [[["sleep", 0.5], ["exit", 75]], stopped], [DONE, DONE]) == 0
+  starts = [[["sleep", 0.5], ["exit", 75]], stopped], [DONE, DONE]
+  assert run(folder, *starts, settings=HASTY) == 0
 
 
 @pytest.fixture
@@ -265,7 +270,7 @@ def test_a_signal_is_passed_on_to_all_and_the_code_passed_on(
   process = supervised([[["serve"]]] * 3, hosts=3)
   serving(folder, 3)
   process.send_signal(number)
-  assert process.wait(10) == code
+  assert process.wait(60) == code
   assert len(started(folder)) == 3
 
 
@@ -274,10 +279,10 @@ def test_a_second_signal_kills(folder, supervised):
   wait_for(lambda: (folder / "started.jsonl").exists() and len(started(folder)) == 2)
   time.sleep(0.3)
   process.send_signal(signal.SIGTERM)
-  time.sleep(0.3)
+  time.sleep(1)
   assert process.poll() is None
   process.send_signal(signal.SIGTERM)
-  assert process.wait(10) == 137
+  assert process.wait(60) == 137
   assert not any(alive(record["pid"]) for record in started(folder))
 
 
@@ -286,7 +291,7 @@ def test_a_signal_while_waiting_to_restart_ends_at_once(folder, supervised):
   wait_for(lambda: (folder / "started.jsonl").exists())
   time.sleep(0.5)
   process.send_signal(signal.SIGTERM)
-  assert process.wait(5) == 143
+  assert process.wait(30) == 143
 
 
 def test_sigterm_to_one_host_alone_is_a_preemption_and_starts_all_again(
@@ -295,7 +300,7 @@ def test_sigterm_to_one_host_alone_is_a_preemption_and_starts_all_again(
   process = supervised([[["serve"]], [["sleep", 0.5], ["exit", 143]]], [DONE, DONE])
   pids = serving(folder, 1)
   os.kill({r["host"]: r["pid"] for r in started(folder)}[0], signal.SIGTERM)
-  assert process.wait(10) == 0
+  assert process.wait(60) == 0
   assert pids
   assert max(record["start"] for record in started(folder)) == 1
 
@@ -307,14 +312,14 @@ def test_hosts_do_not_outlive_a_supervisor_that_is_killed(folder, supervised):
   assert all(map(alive, pids))
   process.kill()
   process.wait()
-  wait_for(lambda: not any(map(alive, pids)), seconds=5)
+  wait_for(lambda: not any(map(alive, pids)))
 
 
 def test_what_a_host_leaves_behind_ends_with_it(folder):
   leaving = f"sleep 60 & echo $! > {local.shlex.quote(str(folder / 'left'))}"
   assert local.run(["bash", "-c", leaving], 1, settings=QUICK) == 0
   left = int((folder / "left").read_text())
-  wait_for(lambda: not alive(left), seconds=5)
+  wait_for(lambda: not alive(left))
 
 
 def test_arguments_reach_the_hosts_as_they_are(folder):
@@ -378,6 +383,6 @@ def test_launching_imports_nothing_heavy_and_starts_at_once():
     "main.main(['launch', 'local', '--dry_run', '--', 'train']);"
     "sys.exit(bool({'jax', 'tensorflow', 'numpy', 'gin'} & set(sys.modules)))"
   )
-  begun = time.monotonic()
+  before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-  assert time.monotonic() - begun < 1
+  assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.5

@@ -46,7 +46,7 @@ def newest(model_dir):
   return max(found, default=0)
 
 
-def wait_for(condition, seconds=15):
+def wait_for(condition, seconds=60):
   deadline = time.monotonic() + seconds
   while not (found := condition()):
     assert time.monotonic() < deadline, "waited in vain"
@@ -189,7 +189,7 @@ def test_a_request_that_fails_is_not_asked_again(cloud, model_dir, up):
 
 def test_a_worker_whose_supervisor_vanished_starts_again(cloud, model_dir, up):
   up()
-  wait_for(lambda: newest(model_dir) >= 5)
+  wait_for(lambda: len(starts(model_dir)) == 2)
   home = cloud.homes()[1]
   os.kill(int((home / remote.FOLDER / "run.pid").read_text()), signal.SIGKILL)
   wait_for(lambda: len(starts(model_dir)) == 3)
@@ -201,7 +201,7 @@ def test_slices_that_a_user_deletes_are_not_asked_for_again(cloud, model_dir, up
   wait_for(lambda: newest(model_dir) >= 2)
   time.sleep(0.5)
   assert launch("delete", *WHERE) == 0
-  told = process.communicate(timeout=20)[1]
+  told = process.communicate(timeout=60)[1]
   assert process.returncode == 143, told
   assert "a user deleted the slices" in told
   assert cloud.requests() == []
@@ -211,7 +211,7 @@ def test_slices_that_a_user_deletes_while_they_are_set_up_stay_deleted(cloud, up
   process = up()
   wait_for(lambda: any("tpu-vm" in call for call in cloud.calls()))
   assert launch("delete", *WHERE) == 0
-  told = process.communicate(timeout=20)[1]
+  told = process.communicate(timeout=60)[1]
   assert process.returncode in (2, 143), told
   assert cloud.requests() == []
 
@@ -223,7 +223,7 @@ def test_a_watch_that_is_interrupted_leaves_the_run_and_another_takes_it_up(
   wait_for(lambda: newest(model_dir) >= 2)
   time.sleep(0.5)
   process.send_signal(signal.SIGINT)
-  told = process.communicate(timeout=30)[1]
+  told = process.communicate(timeout=60)[1]
   assert process.returncode == 130
   assert "no longer watched, the run goes on, and its bill" in told
   before = newest(model_dir)
