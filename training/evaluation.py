@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..models.interface import Model
-from . import checkpoints, data_input, partitioning, runtime, storage
+from . import checkpoints, data_input, hosts, partitioning, runtime, storage
 from . import state as state_lib
 from .agreement import Agreement
 from .config import BestMetric, EvalConfig, HealthConfig, PartitioningConfig
@@ -65,6 +65,7 @@ class Evaluator:
       for name, ids in (token_groups or {}).items()
     }
     self._depths = depth_names(config.depth_edges)
+    self._compiled: jax.stages.Compiled | None = None
     self._place = data_input.Placer(mesh)
     self._agreement = Agreement(mesh)
     self.sums = jax.jit(
@@ -106,8 +107,11 @@ class Evaluator:
       if batch is not None:
         padding = {name: np.zeros_like(values) for name, values in batch.items()}
       placed = self._place(padding if batch is None else batch)
-      with partitioning.in_mesh(self._mesh, self._partitioning):
-        sums = jax.device_get(self.sums(params, placed))
+      if self._compiled is None:
+        with partitioning.in_mesh(self._mesh, self._partitioning):
+          self._compiled = self.sums.lower(params, placed).compile()
+        hosts.meet("evaluation compiled")
+      sums = jax.device_get(self._compiled(params, placed))
       # float64 on the host: thousands of batches add up.
       totals = {name: totals[name] + sums[name].astype(np.float64) for name in totals}
     return {name: self._results(total) for name, total in totals.items()}

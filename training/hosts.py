@@ -94,6 +94,22 @@ def share(name: str, text: str, seconds: float = WAIT_SECONDS) -> list[str]:
   return json.loads(heard)
 
 
+def meet(name: str, seconds: float = WAIT_SECONDS) -> None:
+  """Returns once all hosts have called it, so that they begin together what follows.
+
+  CPU collectives fail where one host comes to their first use half a minute after
+  another, which is what compiling side by side on a busy machine makes of them.
+
+  Args:
+    name: what they have done.
+    seconds: how long they wait for each other.
+
+  Raises:
+    HostLostError: if one does not come in that time.
+  """
+  share(name, "", seconds)
+
+
 def chief_decides(name: str, decide: Callable[[], T]) -> T:
   """Returns on every host what host 0 alone works out.
 

@@ -185,6 +185,7 @@ def train(
       batch, data_state = next(batches)
     with clock.on("compile"), partitioning.in_mesh(mesh, config.partitioning):
       compiled_step = train_step.lower(state, batch, step_key).compile()
+      hosts.meet("train step compiled", config.health.allowance("compile"))
 
     # ---- Loop -------------------------------------------------------------------
     best = saved.best_quality()

@@ -39,7 +39,7 @@ SETTINGS = {
   "ForestLayout.lookahead": 64,
   "MAX_ANCESTORS": 8,
   "ModelConfig.dtype": "float32",
-  "ModelConfig.dropout_rate": 0.1,
+  "DROPOUT_RATE": 0.1,
   "TrainConfig.log_period": 5,
   "TrainConfig.tensorboard": False,
 }
