@@ -153,7 +153,7 @@ class Supervisor:
         self._pass_signals_on(running.values())
         exits += _collect(running, told)
         now = time.monotonic()
-        if bad_since is None and any(exit.code for exit in exits):
+        if bad_since is None and not all(map(self._orderly, exits)):
           bad_since = now
         elif bad_since is not None and now - bad_since > self._settings.grace_s:
           number = signal.SIGKILL if told else signal.SIGTERM
@@ -167,6 +167,11 @@ class Supervisor:
       for process in running.values():
         _signal_group(process, signal.SIGKILL)
     return exits
+
+  def _orderly(self, exit: Exit) -> bool:
+    """Whether a host ended as it should: the others then take the time they need."""
+    saved = self._stop_signal is not None and 128 + self._stop_signal
+    return exit.code in (0, saved)
 
   @contextlib.contextmanager
   def _signals_caught(self) -> Iterator[None]:

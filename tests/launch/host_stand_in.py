@@ -5,7 +5,8 @@
 FOLDER/plan.json holds, for each start and each host, actions to do in turn:
 ["exit", CODE], ["kill", SIGNAL], ["sleep", SECONDS], ["print", TEXT],
 ["checkpoint", STEP], ["ignore_sigterm"], ["serve"] (until SIGTERM or SIGINT, then exit
-as a run that saved). What it was started with goes to FOLDER/started.jsonl.
+as a run that saved), ["save_slowly", SECONDS] (likewise, and touch FOLDER/saved). What
+it was started with goes to FOLDER/started.jsonl.
 """
 
 import json
@@ -24,6 +25,21 @@ def serve():
   signal.signal(signal.SIGINT, end)
   folder = pathlib.Path(sys.argv[1])
   (folder / f"serving_{os.getpid()}").touch()
+  while True:
+    time.sleep(0.02)
+
+
+def save_slowly(seconds):
+  """Saves for a while at the first SIGTERM; a second one kills it meanwhile."""
+
+  def save(number, frame):
+    signal.signal(number, signal.SIG_DFL)
+    time.sleep(seconds)
+    (pathlib.Path(sys.argv[1]) / "saved").touch()
+    sys.exit(128 + number)
+
+  signal.signal(signal.SIGTERM, save)
+  (pathlib.Path(sys.argv[1]) / f"serving_{os.getpid()}").touch()
   while True:
     time.sleep(0.02)
 
@@ -63,6 +79,8 @@ def main():
       signal.signal(signal.SIGTERM, signal.SIG_IGN)
     elif action == "serve":
       serve()
+    elif action == "save_slowly":
+      save_slowly(values[0])
 
 
 if __name__ == "__main__":

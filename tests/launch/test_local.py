@@ -274,6 +274,14 @@ def test_a_signal_is_passed_on_to_all_and_the_code_passed_on(
   assert len(started(folder)) == 3
 
 
+def test_a_host_that_saves_for_longer_than_the_others_is_let_save(folder, supervised):
+  process = supervised([[["serve"]], [["save_slowly", 1.5]]], grace=0.2)
+  serving(folder, 2)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(60) == 143
+  assert (folder / "saved").exists()
+
+
 def test_a_second_signal_kills(folder, supervised):
   process = supervised([[["ignore_sigterm"], ["sleep", 60]]] * 2, grace=60)
   wait_for(lambda: (folder / "started.jsonl").exists() and len(started(folder)) == 2)
