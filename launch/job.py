@@ -19,7 +19,7 @@ from ..tasks.data import RunData
 from ..tasks.feature_converters import CommentForestFeatureConverter
 from ..tasks.generated_config import GeneratedTreesConfig
 from ..tasks.registry import CommentTreeTask
-from ..training import evaluation, parameter_table, runtime
+from ..training import evaluation, parameter_table, run_record, runtime, storage
 from ..training import train as trainer
 from ..training.clock import Clock
 from ..training.data_input import EvalData, TrainData
@@ -67,6 +67,9 @@ def evaluate(
   console = joined.console
   joined.watchdog.at(0, "data")
   data = data_lib.open_data(run.data, console)
+  run_record.check_vocabulary(
+    storage.as_path(run.train.model_dir) / "checkpoint", data.facts()
+  )
   outcome = evaluation.evaluate_checkpoint(
     run.train.model_dir,
     build_model(run, data.task),

@@ -25,6 +25,9 @@ from rich.console import Console
 from ..errors import UserError
 
 logger = logging.getLogger("commentree")
+# Without a file it says nothing: whoever raises an error prints it as well.
+logger.addHandler(logging.NullHandler())
+logger.propagate = False
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _WIDTH = 120
@@ -91,7 +94,6 @@ def open_log(where: pathlib.Path, index: int) -> pathlib.Path:
     ) from error
   _handler.setFormatter(logging.Formatter(_FORMAT))
   logger.setLevel(logging.INFO)
-  logger.propagate = False
   logger.addHandler(_handler)
   root = logging.getLogger()
   if not root.handlers and index == 0 and logging.lastResort is not None:

@@ -85,6 +85,12 @@ def test_the_newest_and_the_best_are_kept(open_folder, tmp_path):
   assert open_folder(keep=2).best_quality() == -1.0
 
 
+def test_no_best_ones_are_kept_where_none_are_asked_for(open_folder, tmp_path):
+  losses = {1: 1.0, 2: 2.0, 3: 3.0}
+  save(open_folder(keep=1, keep_best=0), losses, losses)
+  assert checkpoints.steps_in(tmp_path) == [3]
+
+
 def test_of_accuracies_the_highest_is_best():
   assert checkpoints.quality({"true/accuracy": 0.4}, "true/accuracy") == 0.4
   assert checkpoints.quality({"true/loss": 0.4}, "true/loss") == -0.4
