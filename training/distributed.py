@@ -187,6 +187,8 @@ def _initialize_jax(
   # gRPC would ask the environment's web proxy for the way to this very machine.
   os.environ.setdefault("no_grpc_proxy", "127.0.0.1")
   jax.config.update("jax_check_proxy_envs", False)
+  # It would swallow SIGTERM until `signals` takes over.
+  jax.config.update("jax_enable_preemption_service", False)
   backstop = max(_BACKSTOP_SECONDS, _BACKSTOP_FACTOR * health.host_timeout_seconds)
   jax.distributed.initialize(
     f"127.0.0.1:{proxy.port if proxy else port}",

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ECHO_SECONDS = 5.0
 
 
 class StopRequest:
   """While entered, remembers the first SIGTERM or SIGINT instead of dying of it.
 
-  The same signal again takes its usual effect at once. Outside the main thread,
-  where Python allows no handlers, nothing is caught.
+  The same signal again takes its usual effect at once, unless it comes within
+  `_ECHO_SECONDS`: a machine that shuts down tells the process, and so does the
+  supervisor that it told. Outside the main thread, where Python allows no handlers,
+  nothing is caught.
   """
 
   def __init__(self):
     self.signal: signal.Signals | None = None
+    self._came: dict[int, float] = {}
     self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> StopRequest:
@@ -41,5 +47,8 @@ class StopRequest:
 
   def _remember(self, number: int, frame: FrameType | None) -> None:
     del frame
+    now = time.monotonic()
+    if now - self._came.setdefault(number, now) > _ECHO_SECONDS:
+      signal.signal(number, signal.SIG_DFL)
+      os.kill(os.getpid(), number)
     self.signal = signal.Signals(number)
-    signal.signal(number, signal.SIG_DFL)
