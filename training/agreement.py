@@ -75,7 +75,7 @@ class DelayedAgreement:
     """
     self._agreement = Agreement(mesh)
     self.delay = 0 if self._agreement.alone else delay
-    nothing = np.zeros(numbers, np.int32)
+    nothing: jax.Array | np.ndarray = np.zeros(numbers, np.int32)
     self._asked = collections.deque([nothing] * self.delay)
 
   def __call__(self, *said: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import flax
@@ -20,7 +20,7 @@ import jax
 from flax.linen import partitioning as flax_partitioning
 from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ..errors import UserError
 from .config import BATCH_AXES, DEFAULT_AXIS_RULES, MESH_AXES, PartitioningConfig
@@ -283,13 +283,13 @@ def _with_fsdp(
   return spec
 
 
-def _mesh_axes(spec: Sequence[Any]) -> set[str]:
+def _mesh_axes(spec: Iterable[Any]) -> set[str]:
   """Returns the axes of the mesh that a spec uses."""
   targets = ((t,) if isinstance(t, str) else t for t in spec if t is not None)
   return {axis for target in targets for axis in target}
 
 
-def _size(target: Any, mesh: Mesh) -> int:
+def _size(target: Any, mesh: Mesh | AbstractMesh) -> int:
   """Returns the devices along one mesh axis, several or none."""
   return math.prod(mesh.shape[axis] for axis in _mesh_axes([target]))
 

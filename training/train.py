@@ -274,7 +274,7 @@ def _due(step: int, period: int) -> bool:
 
 
 def _summary(
-  step: int, report: Reporter, results: dict[str, Results], signals: tuple[int]
+  step: int, report: Reporter, results: dict[str, Results], signals: tuple[int, ...]
 ) -> dict[str, Any]:
   seconds = report.finish()
   if signals[0]:

@@ -91,5 +91,5 @@ def test_parameters_of_another_vocabulary_are_refused(tmp_path):
   checkpoint = tmp_path / "checkpoint_1"
   run_record.check_vocabulary(checkpoint, {"vocabulary": "one"})
   run_record.check_vocabulary(tmp_path / "elsewhere" / "checkpoint_1", facts)
-  with pytest.raises(UserError, match="another vocabulary.* one, now two"):
+  with pytest.raises(UserError, match=r"another vocabulary.* one, now two"):
     run_record.check_vocabulary(checkpoint, {"vocabulary": "two"})
