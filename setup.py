@@ -34,7 +34,7 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS = {
-  "tpu": ["jax[tpu]"],
+  "tpu": ["jax[tpu]>=0.10,<0.11"],
   "cuda": ["jax[cuda13]"],
   "beam": ["apache-beam>=2.60"],
   "parity": ["torch==2.13.0", "transformers"],
@@ -46,6 +46,8 @@ EXTRAS = {
   "t5x": ["airio", "jestimator==0.3.3"],
   "test": [
     "hypothesis>=6.100",
+    # libtpu: tests compile for TPUs, which takes none.
+    "jax[tpu]>=0.10,<0.11",
     "jsonschema>=4.20",
     "kubernetes-validate>=1.30",
     "mypy>=1.10",

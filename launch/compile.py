@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from . import gin_cli
+from .typical_forests import COMMENT_TOKENS
 
 _EPILOG = """\
 examples:
@@ -72,9 +73,17 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--comment_tokens",
     type=float,
-    default=48,
+    default=COMMENT_TOKENS,
     metavar="N",
-    help="mean tokens of a comment, at most a row's (48)",
+    help=f"mean tokens of a comment, at most a row's ({COMMENT_TOKENS})",
+  )
+  parser.add_argument(
+    "--effort",
+    type=float,
+    default=0.0,
+    metavar="E",
+    help="how hard the compiler tries, 0 as in a run; -1 compiles several times faster,"
+    " with about the same memory and messages, but far too long estimates (0)",
   )
   parser.add_argument(
     "--json", metavar="FILE", help="write the reports as JSON, `-` to stdout"

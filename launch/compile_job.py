@@ -27,7 +27,7 @@ def make_plan(
   topology: topologies.Topology,
   *,
   vocab_size: int = 32128,
-  comment_tokens: float = 48,
+  comment_tokens: float = typical_forests.COMMENT_TOKENS,
 ) -> Plan:
   """Returns what to compile for a run; a batch of 1 becomes a forest a device.
 
@@ -68,7 +68,7 @@ def compile_programs(run: RunConfig, arguments: argparse.Namespace) -> int:
   reports = []
   for name in names:
     with console.status(f"compiling {name} for {plan.topology.name}"):
-      report = ahead_of_time.compile_program(plan, name)
+      report = ahead_of_time.compile_program(plan, name, arguments.effort)
     reports.append(report)
     console.print(compiled_report.render(report))
   if arguments.json:

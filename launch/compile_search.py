@@ -38,7 +38,10 @@ def search(run: RunConfig, arguments: argparse.Namespace) -> int:
     _numbers("forests_per_device", arguments.forests_per_device),
   )
   outcomes = search_lib.search(
-    groups, plan_for, lambda line: console.print(line, soft_wrap=True)
+    groups,
+    plan_for,
+    lambda line: console.print(line, soft_wrap=True),
+    arguments.effort,
   )
   console.print(search_lib.table(outcomes))
   best = search_lib.fastest(outcomes)

@@ -9,6 +9,9 @@ from ..tasks import forest_layout
 from ..tasks.data_config import DataConfig
 from ..tasks.forest_layout import ForestShape, PieceTotals
 
+COMMENT_TOKENS = 48
+"""Mean tokens of a comment, clipped to a row, where nothing else is said."""
+
 # Of real trees' comments, some 60% have a reply, and 97% of decoder positions hold
 # tokens once packed.
 _ENCODED_SHARE = 0.6

@@ -153,8 +153,16 @@ def bytes_per_device(tree: Any) -> int:
   )
 
 
-def compile_program(plan: Plan, program: Program = "train") -> Report:
+def compile_program(
+  plan: Plan, program: Program = "train", effort: float = 0.0
+) -> Report:
   """Compiles a program and reports what it takes; one that does not fit, too.
+
+  Args:
+    plan: what, and for what.
+    program: which of a run's programs.
+    effort: how hard the compiler tries for speed, 0 as in a run; -1 compiles several
+      times faster what runs several times slower, and takes about the same memory.
 
   Raises:
     UserError: if the settings do not suit the slices.
@@ -162,16 +170,16 @@ def compile_program(plan: Plan, program: Program = "train") -> Report:
   lowered = plan.lower(program)
   started = time.monotonic()
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile({"exec_time_optimization_effort": effort})
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    needed = _needed_bytes(str(error), plan.argument_bytes(program))
+    needed = needed_bytes(str(error), plan.argument_bytes(program))
     return _report(plan, program, started, refusal=needed)
   return _report(plan, program, started, compiled)
 
 
-def _needed_bytes(message: str, argument_bytes: int) -> int | None:
+def needed_bytes(message: str, argument_bytes: int) -> int | None:
   """Returns what a program that does not fit would need, from the refusal."""
   size = r"([\d.]+)([KMGT]?)"
   if found := re.search(rf"Used {size} of {size} hbm", message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +19,8 @@ COSTLIEST = 10
 
 # Parts of a traced operation's path that say nothing to a reader of the model.
 _NOISE = re.compile(
-  r"^jit\([^)]*\)|^(?:while|body|closed_call|checkpoint|rematted_computation|"
-  r"layers(?=/layers)|block)$|^CommentTreeTransformer\.?"
+  r"^jit\([^)]*\)|^(?:while|body|closed_call|checkpoint|rematted_computation|block)$"
+  r"|^CommentTreeTransformer\.?"
 )
 
 
@@ -225,7 +226,9 @@ def readable_source(source: str) -> str:
   backward = "transpose(jvp" in source
   again = "rematted_computation" in source
   parts = re.sub(r"transpose\(jvp\((.*?)\)\)|jvp\((.*?)\)", r"\1\2", source).split("/")
-  kept = [part for part in (_NOISE.sub("", p) for p in parts) if part]
+  said = [part for part in (_NOISE.sub("", p) for p in parts) if part]
+  # A scan's layers are named by the scan and by the layer.
+  kept = [part for part, _ in itertools.groupby(said)]
   marks = [
     mark
     for mark, there in (("again", again), ("backward", backward and not again))

@@ -115,6 +115,7 @@ def search(
   groups: Sequence[Sequence[Candidate]],
   plan_for: Callable[[Candidate], Plan],
   say: Callable[[str], None],
+  effort: float = 0.0,
 ) -> list[Outcome]:
   """Compiles the candidates; none of them ends the search by failing.
 
@@ -122,13 +123,14 @@ def search(
     groups: what `series` returned.
     plan_for: makes the plan of a candidate; a UserError counts as its outcome.
     say: told of each outcome, and of the time left at most.
+    effort: of the compiler; see `ahead_of_time.compile_program`.
   """
   outcomes: list[Outcome] = []
   started = time.monotonic()
   compiled = 0
   for number, group in enumerate(groups):
     later = sum(map(len, groups[number + 1 :]))
-    for place, outcome in enumerate(_try_in_turn(group, plan_for)):
+    for place, outcome in enumerate(_try_in_turn(group, plan_for, effort)):
       outcomes.append(outcome)
       compiled += outcome.report is not None
       pace = (time.monotonic() - started) / max(1, compiled)
@@ -145,19 +147,21 @@ def _left(candidates: int, seconds_each: float) -> str:
 
 
 def _try_in_turn(
-  group: Sequence[Candidate], plan_for: Callable[[Candidate], Plan]
+  group: Sequence[Candidate], plan_for: Callable[[Candidate], Plan], effort: float
 ) -> Iterator[Outcome]:
   """Tries larger and larger batches until that is of no use."""
   best = 0.0
   for candidate in group:
-    outcome = _try(candidate, plan_for)
+    outcome = _try(candidate, plan_for, effort)
     yield outcome
     if outcome.rate < best * _WORTH or not outcome.rate:
       return
     best = outcome.rate
 
 
-def _try(candidate: Candidate, plan_for: Callable[[Candidate], Plan]) -> Outcome:
+def _try(
+  candidate: Candidate, plan_for: Callable[[Candidate], Plan], effort: float
+) -> Outcome:
   try:
     plan = plan_for(candidate)
     needed, limit = plan.argument_bytes("train"), plan.topology.chip.hbm_bytes
@@ -168,7 +172,7 @@ def _try(candidate: Candidate, plan_for: Callable[[Candidate], Plan]) -> Outcome
         f"does not fit: parameters, optimizer state and batch alone are"
         f" {needed / GIB:.2f} of {limit / GIB:.2f} GiB",
       )
-    return Outcome(candidate, ahead_of_time.compile_program(plan))
+    return Outcome(candidate, ahead_of_time.compile_program(plan, effort=effort))
   except UserError as error:
     return Outcome(candidate, None, str(error))
   except Exception as error:  # of the compiler: one row, not the end

@@ -1,0 +1,226 @@
+"""Costs read from small HLO texts, written here."""
+
+from __future__ import annotations
+
+import pytest
+
+from commentree.training import compiled_costs, hlo
+from commentree.training.topologies import CHIPS
+
+
+def module(body: str, *computations: str) -> str:
+  return "\n".join(
+    ["HloModule test, is_scheduled=true", *computations, "ENTRY %main () -> f32[] {"]
+    + [f"  {line}" for line in body.strip().splitlines()]
+    + ["}"]
+  )
+
+
+def costs(text: str, devices: int = 8, slices: int = 1) -> compiled_costs.Costs:
+  return compiled_costs.costs_of(hlo.parse(text), devices, slices)
+
+
+def estimate(cycles: int, **more: str) -> str:
+  fields = "".join(f',"{name}":{value}' for name, value in more.items())
+  return (
+    'backend_config={"flag_configs":[],"window_config":{"output_window_bounds":["1"],'
+    f'"estimated_cycles":"{cycles}"}}{fields}}}'
+  )
+
+
+BODY = f"""
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %p = (s32[]{{:T(128)}}, f32[8]{{0:T(128)S(1)}}) parameter(0)
+  %x = f32[8]{{0:T(128)}} get-tuple-element(%p), index=1
+  %work = f32[8]{{0:T(128)}} fusion(%x), kind=kLoop, calls=%f, {estimate(100)}
+  %r = f32[8]{{0}} all-reduce(%work), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %t = (s32[], f32[8]) tuple(%i, %r)
+}}"""
+CONDITION = """
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %p = (s32[]{:T(128)}, f32[8]{0:T(128)S(1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %n = s32[]{:T(128)} constant(24)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}"""
+LOOP = "%w = (s32[], f32[8]) while(%t0), condition=%cond, body=%body"
+
+
+def test_a_loops_body_counts_as_often_as_its_condition_lets_it():
+  found = costs(module(LOOP, BODY, CONDITION))
+  assert found.cycles == 2400
+  assert [c.times for c in found.collectives] == [24]
+  assert found.unknown_loops == 0
+
+
+def test_the_compilers_own_trip_count_goes_before_the_condition():
+  text = LOOP + ', backend_config={"known_trip_count":{"n":"3"},"known_init_step":{}}'
+  assert costs(module(text, BODY, CONDITION)).cycles == 300
+
+
+def test_loops_in_loops_multiply():
+  outer = f"""
+%outer (p: (s32[])) -> (s32[]) {{
+  %start = (s32[], f32[8]) parameter(0)
+  ROOT %inner = (s32[], f32[8]) while(%start), condition=%cond, body=%body
+}}"""
+  text = (
+    "%w = (s32[], f32[8]) while(%t0), condition=%cond, body=%outer,"
+    ' backend_config={"known_trip_count":{"n":"2"}}'
+  )
+  assert costs(module(text, BODY, CONDITION, outer)).cycles == 2 * 24 * 100
+
+
+def test_a_condition_inside_a_fusion_is_read():
+  condition = """
+%compare (a: s32[], b: s32[]) -> pred[] {
+  ROOT %lt = pred[] compare(%a, %b), direction=LT
+}
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %n = s32[] constant(5)
+  ROOT %f = pred[] fusion(%i, %n), kind=kLoop, calls=%compare
+}"""
+  assert costs(module(LOOP, BODY, condition)).cycles == 500
+
+
+def test_a_loop_whose_end_is_not_seen_counts_once_and_is_told():
+  condition = """
+%cond (p: (s32[], pred[])) -> pred[] {
+  ROOT %go = pred[] get-tuple-element(%p), index=1
+}"""
+  found = costs(module(LOOP, BODY, condition))
+  assert found.cycles == 100
+  assert found.unknown_loops == 1
+
+
+def test_of_branches_the_costliest_counts():
+  branches = [
+    f"%b{i} (p: f32[8]) -> f32[8] {{\n  ROOT %x{i} = f32[8] add(%p, %p),"
+    f" {estimate(cycles)}\n}}"
+    for i, cycles in enumerate((10, 70))
+  ]
+  text = "%c = f32[8] conditional(%i, %x, %x), branch_computations={%b0, %b1}"
+  assert costs(module(text, *branches)).cycles == 70
+
+
+def test_the_costliest_operations_come_first_with_their_source():
+  text = f"""
+%a = f32[8]{{0}} copy(%x), metadata={{op_name="jit(f)/small"}}, {estimate(5)}
+%b = f32[8]{{0}} copy(%x), metadata={{op_name="jit(f)/large" stack_frame_id=3}}, {
+    estimate(50)
+  }
+"""
+  found = costs(module(text))
+  assert [o.source for o in found.operations] == ["jit(f)/large", "jit(f)/small"]
+
+
+ASYNC = [
+  f"""
+%{name} (p: bf16[4,8]) -> bf16[32,8] {{
+  %p{name} = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %g{name} = bf16[32,8]{{1,0}} all-gather(%p{
+    name
+  }), channel_id=7, replica_groups=[1,8]<=[8], dimensions={{0}}, {
+    estimate(0).replace(
+      '"flag_configs"',
+      f'"async_collective_fusion_config":{{"flag_start":"{flag}","flag_end":"{flag}"}},'
+      '"flag_configs"',
+    )
+  }
+}}"""
+  for name, flag in (("starts", -1), ("meanwhile", 2), ("ends", 2))
+]
+
+
+def test_a_message_beside_other_operations_counts_once_and_as_asynchronous():
+  text = """
+%async-collective-start = (bf16[4,8], bf16[32,8]) fusion(%x), kind=kCustom, calls=%starts
+%fusion.1 = (f32[8], bf16[32,8]) fusion(%y), kind=kOutput, calls=%meanwhile
+%async-collective-done = bf16[32,8] fusion(%z), kind=kCustom, calls=%ends
+"""
+  (message,) = costs(module(text, *ASYNC)).collectives
+  assert (message.kind, message.bytes) == ("all-gather", 32 * 8 * 2)
+  assert message.asynchronous
+
+
+def test_an_all_reduce_of_which_each_device_keeps_a_part_is_a_reduce_scatter():
+  inner = """
+%all-reduce-scatter.3 (p: f32[64]) -> f32[8] {
+  %p = f32[64]{0} parameter(0)
+  %r = f32[64]{0} all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %d = f32[8]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={8}
+}"""
+  text = "%f = f32[8]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3"
+  (message,) = costs(module(text, inner)).collectives
+  assert (message.kind, message.bytes) == ("reduce-scatter", 256)
+
+
+def test_what_is_sent_between_slices_is_told_apart():
+  text = """
+%x = f32[1024]{0} parameter(0)
+%s = (f32[1024]{0}, u32[], token[]) send(%x, %tok), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+"""
+  (message,) = costs(module(text), 8, 2).collectives
+  assert message.between_slices
+  assert (message.kind, message.bytes, message.group) == ("all-reduce", 4096, 2)
+  v5e = CHIPS["v5e"]
+  assert message.seconds(v5e) == pytest.approx(4096 / v5e.dcn_bytes_per_second)
+
+
+@pytest.mark.parametrize(
+  ("groups", "size"),
+  [
+    ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
+    ("replica_groups=[4,2]<=[8]", 2),
+    ("replica_groups=[2,2,2]<=[4,2]T(1,0)", 2),
+    ("replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}", 8),
+    ("replica_groups=mesh['a'=2,'b'=1,'c'=4] {'a','b'}", 2),
+    ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", 4),
+    ("replica_groups=mesh['a'=8] {'a':(2)4}", 4),
+    ("replica_groups={}", 8),
+  ],
+)
+def test_groups_of_devices_are_read_in_every_notation(groups, size):
+  text = f"%r = f32[8] all-reduce(%x), channel_id=1, {groups}, to_apply=%add"
+  (message,) = costs(module(text)).collectives
+  assert message.group == size
+
+
+@pytest.mark.parametrize(
+  ("type_", "size"),
+  [
+    ("f32[128,256]{1,0:T(8,128)S(1)}", 128 * 256 * 4),
+    ("bf16[3]{0:T(256)(128)(2,1)}", 6),
+    ("pred[]", 1),
+    ("(s8[4], /*index=1*/u32[]{:S(2)}, token[])", 8),
+    ("f8e4m3fn[16]", 16),
+    ("s4[16]", 8),
+  ],
+)
+def test_bytes_follow_from_the_type_not_its_layout(type_, size):
+  assert hlo.type_bytes(type_) == size
+
+
+def test_a_matrix_product_counts_two_flops_a_product():
+  text = """
+%a = f32[16,32]{1,0} parameter(0)
+%b = f32[32,8]{1,0} parameter(1)
+%c = f32[16,8]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+%d = f32[16,8]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+"""
+  assert costs(module(text)).flops == 2 * (2 * 16 * 32 * 8)
+
+
+def test_batched_products_written_as_convolutions_count_no_empty_windows():
+  # [4, 16, 32] x [4, 32, 8]: the batch is a spatial dimension, spread by its size.
+  text = """
+%a = bf16[4,16,32]{2,1,0} parameter(0)
+%b = bf16[4,32,8]{2,1,0} parameter(1)
+%c = f32[4,16,8]{2,1,0} convolution(%a, %b), window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0io->0bf
+"""
+  assert costs(module(text)).flops == 2 * 4 * 16 * 32 * 8
+
+
+def test_text_that_is_no_module_is_refused():
+  with pytest.raises(ValueError, match="ENTRY"):
+    hlo.parse("hello")
