@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import UserError
+from . import quiet
 
 VERBS = {
   "train": "train a model; resumes by itself what was interrupted",
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if not arguments or arguments[0] in ("-h", "--help", "help"):
     print(usage())
     return 0
+  quiet.keep_out_tpu_library()
   verb, *rest = arguments
   if verb not in VERBS:
     print(

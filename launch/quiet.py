@@ -1,11 +1,35 @@
-"""TensorFlow, loaded without its opening remarks."""
+"""Libraries loaded without their opening remarks, or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+
+# Where Linux shows TPUs (up to v4, and later ones), NVIDIA's and AMD's GPUs.
+_ACCELERATORS = (
+  "/dev/accel*",
+  "/dev/vfio/[0-9]*",
+  "/dev/nvidia[0-9]*",
+  "/dev/kfd",
+  "/dev/dxg",
+)
+
+
+def keep_out_tpu_library() -> None:
+  """Has JAX leave libtpu alone where there is no TPU; to be called before JAX loads.
+
+  JAX would load it, to find no TPU: it complains on stderr, and takes a lock that
+  other processes on the machine then miss. Where there is an accelerator of any kind,
+  or JAX_PLATFORMS is set, nothing is changed.
+  """
+  if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
+    return
+  if not any(glob.glob(pattern) for pattern in _ACCELERATORS):
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ BODY = f"""
   %p = (s32[]{{:T(128)}}, f32[8]{{0:T(128)S(1)}}) parameter(0)
   %x = f32[8]{{0:T(128)}} get-tuple-element(%p), index=1
   %work = f32[8]{{0:T(128)}} fusion(%x), kind=kLoop, calls=%f, {estimate(100)}
-  %r = f32[8]{{0}} all-reduce(%work), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add
+  %r = f32[8]{{0}} all-reduce(%work), replica_groups=[2,4]<=[8], to_apply=%add
   ROOT %t = (s32[], f32[8]) tuple(%i, %r)
 }}"""
 CONDITION = """
@@ -59,11 +59,11 @@ def test_the_compilers_own_trip_count_goes_before_the_condition():
 
 
 def test_loops_in_loops_multiply():
-  outer = f"""
-%outer (p: (s32[])) -> (s32[]) {{
+  outer = """
+%outer (p: (s32[])) -> (s32[]) {
   %start = (s32[], f32[8]) parameter(0)
   ROOT %inner = (s32[], f32[8]) while(%start), condition=%cond, body=%body
-}}"""
+}"""
   text = (
     "%w = (s32[], f32[8]) while(%t0), condition=%cond, body=%outer,"
     ' backend_config={"known_trip_count":{"n":"2"}}'
@@ -114,27 +114,23 @@ def test_the_costliest_operations_come_first_with_their_source():
   assert [o.source for o in found.operations] == ["jit(f)/large", "jit(f)/small"]
 
 
-ASYNC = [
-  f"""
+def gather(name: str, flag: int) -> str:
+  """A fusion's part in a message that runs beside others."""
+  config = f'"async_collective_fusion_config":{{"flag_start":"{flag}"}}'
+  return f"""
 %{name} (p: bf16[4,8]) -> bf16[32,8] {{
   %p{name} = bf16[4,8]{{1,0}} parameter(0)
-  ROOT %g{name} = bf16[32,8]{{1,0}} all-gather(%p{
-    name
-  }), channel_id=7, replica_groups=[1,8]<=[8], dimensions={{0}}, {
-    estimate(0).replace(
-      '"flag_configs"',
-      f'"async_collective_fusion_config":{{"flag_start":"{flag}","flag_end":"{flag}"}},'
-      '"flag_configs"',
-    )
-  }
+  ROOT %g{name} = bf16[32,8]{{1,0}} all-gather(%p{name}), channel_id=7,\
+ replica_groups=[1,8]<=[8], dimensions={{0}}, backend_config={{{config}}}
 }}"""
-  for name, flag in (("starts", -1), ("meanwhile", 2), ("ends", 2))
-]
+
+
+ASYNC = [gather("starts", -1), gather("meanwhile", 2), gather("ends", 2)]
 
 
 def test_a_message_beside_other_operations_counts_once_and_as_asynchronous():
   text = """
-%async-collective-start = (bf16[4,8], bf16[32,8]) fusion(%x), kind=kCustom, calls=%starts
+%async-collective-start = (bf16[4,8], bf16[32,8]) fusion(%x), calls=%starts
 %fusion.1 = (f32[8], bf16[32,8]) fusion(%y), kind=kOutput, calls=%meanwhile
 %async-collective-done = bf16[32,8] fusion(%z), kind=kCustom, calls=%ends
 """
@@ -156,10 +152,12 @@ def test_an_all_reduce_of_which_each_device_keeps_a_part_is_a_reduce_scatter():
 
 
 def test_what_is_sent_between_slices_is_told_apart():
-  text = """
-%x = f32[1024]{0} parameter(0)
-%s = (f32[1024]{0}, u32[], token[]) send(%x, %tok), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
-"""
+  text = (
+    "%x = f32[1024]{0} parameter(0)\n"
+    "%s = (f32[1024]{0}, u32[], token[]) send(%x, %tok), is_host_transfer=true,"
+    ' frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+  )
   (message,) = costs(module(text), 8, 2).collectives
   assert message.between_slices
   assert (message.kind, message.bytes, message.group) == ("all-reduce", 4096, 2)
@@ -213,11 +211,12 @@ def test_a_matrix_product_counts_two_flops_a_product():
 
 def test_batched_products_written_as_convolutions_count_no_empty_windows():
   # [4, 16, 32] x [4, 32, 8]: the batch is a spatial dimension, spread by its size.
-  text = """
-%a = bf16[4,16,32]{2,1,0} parameter(0)
-%b = bf16[4,32,8]{2,1,0} parameter(1)
-%c = f32[4,16,8]{2,1,0} convolution(%a, %b), window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0io->0bf
-"""
+  text = (
+    "%a = bf16[4,16,32]{2,1,0} parameter(0)\n"
+    "%b = bf16[4,32,8]{2,1,0} parameter(1)\n"
+    "%c = f32[4,16,8]{2,1,0} convolution(%a, %b),"
+    " window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0io->0bf"
+  )
   assert costs(module(text)).flops == 2 * 4 * 16 * 32 * 8
 
 

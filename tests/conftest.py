@@ -1,0 +1,5 @@
+"""Before any test imports JAX."""
+
+from commentree.launch import quiet
+
+quiet.keep_out_tpu_library()
