@@ -51,7 +51,8 @@ class Collective:
 
   Attributes:
     kind: all-reduce, all-gather, …
-    bytes: of its larger side on a device, one repetition.
+    bytes: of its larger side on a device, one repetition; of the smaller where both
+      hold the same numbers, some rounded on the way.
     group: devices that take part.
     between_slices: whether it crosses the data-centre network.
     asynchronous: whether other operations run meanwhile.
@@ -223,11 +224,13 @@ class _Walk:
     )
 
   def _message_bytes(self, computation: str, instruction: Instruction) -> int:
-    """Returns the bytes of a message's larger side."""
+    """Returns the bytes of a message; see `Collective.bytes`."""
     known = self._module.computations[computation]
     operands = sum(known[name].bytes for name in instruction.operands if name in known)
-    if instruction.opcode == "send" or instruction.opcode == "collective-permute-start":
+    if instruction.opcode in ("send", "collective-permute-start"):
       return operands
+    if instruction.opcode == "all-reduce":
+      return min(operands, instruction.bytes) if operands else instruction.bytes
     if instruction.opcode.endswith("-start") and instruction.type.startswith("("):
       # Its result holds the operands beside what they become.
       return max(operands, instruction.bytes - operands)

@@ -151,6 +151,15 @@ def test_an_all_reduce_of_which_each_device_keeps_a_part_is_a_reduce_scatter():
   assert (message.kind, message.bytes) == ("reduce-scatter", 256)
 
 
+def test_a_message_rounded_on_the_way_has_the_bytes_that_are_sent():
+  text = (
+    "%x = f32[1024]{0} parameter(0)\n"
+    "%r = bf16[1024]{0} all-reduce(%x), replica_groups=[1,8]<=[8], to_apply=%add"
+  )
+  (message,) = costs(module(text)).collectives
+  assert message.bytes == 2048
+
+
 def test_what_is_sent_between_slices_is_told_apart():
   text = (
     "%x = f32[1024]{0} parameter(0)\n"
