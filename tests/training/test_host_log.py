@@ -55,8 +55,8 @@ def test_a_log_goes_on_where_the_last_start_ended_it(tmp_path):
 
 def test_what_libraries_warn_of_is_logged(tmp_path):
   with keep(tmp_path):
-    logging.getLogger("some.library").warning("careful")
-  logging.getLogger("some.library").warning("too late")
+    logging.getLogger("some.package").warning("careful")
+  logging.getLogger("some.package").warning("too late")
   log = (tmp_path / "host_0.log").read_text()
   assert "WARNING careful\n" in log
   assert "too late" not in log
