@@ -170,7 +170,8 @@ def compile_program(
   lowered = plan.lower(program)
   started = time.monotonic()
   try:
-    compiled = lowered.compile({"exec_time_optimization_effort": effort})
+    options: dict[str, Any] = {"exec_time_optimization_effort": effort}
+    compiled = lowered.compile(options)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise

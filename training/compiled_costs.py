@@ -34,6 +34,7 @@ class Operation:
     name: in the compiled module.
     opcode: its kind.
     source: where it comes from in the model.
+    place: the file and line that traced it.
     cycles: of all its repetitions.
     times: repetitions.
   """
@@ -41,6 +42,7 @@ class Operation:
   name: str
   opcode: str
   source: str
+  place: str
   cycles: int
   times: int
 
@@ -150,7 +152,14 @@ class _Walk:
       return
     if cycles := int(instruction.config("estimated_cycles") or 0):
       self.operations.append(
-        Operation(instruction.name, opcode, instruction.source, cycles * times, times)
+        Operation(
+          instruction.name,
+          opcode,
+          instruction.source,
+          self._module.place(instruction),
+          cycles * times,
+          times,
+        )
       )
     if opcode == "fusion":
       for name in instruction.called("calls"):

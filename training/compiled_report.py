@@ -71,6 +71,7 @@ class Costly:
   Attributes:
     name: in the compiled module.
     source: where it comes from in the model.
+    place: the file and line that traced it.
     times: repetitions.
     milliseconds: of all of them.
     share: of the compiler's estimate for the program.
@@ -78,6 +79,7 @@ class Costly:
 
   name: str
   source: str
+  place: str
   times: int
   milliseconds: float
   share: float
@@ -210,6 +212,7 @@ def _costliest(costs: Costs, chip: Chip) -> list[Costly]:
     Costly(
       name=operation.name,
       source=readable_source(operation.source),
+      place=operation.place,
       times=operation.times,
       milliseconds=1e3 * operation.cycles / chip.clock_hz,
       share=operation.cycles / costs.cycles,
@@ -318,6 +321,9 @@ def _operations(report: Report) -> Table:
   table.add_column("where", overflow="fold")
   for each in report.costliest:
     table.add_row(
-      f"{each.share:.1%}", f"{each.milliseconds:,.2f}", str(each.times), each.source
+      f"{each.share:.1%}",
+      f"{each.milliseconds:,.2f}",
+      str(each.times),
+      f"{each.source}  {each.place}",
     )
   return table

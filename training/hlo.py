@@ -19,6 +19,8 @@ _INSTRUCTION = re.compile(
   r"\s+(ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$"
 )
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+# Tables at a module's head: names of files, places in them, and frames of the trace.
+_TABLE_ROW = re.compile(r'(\d+) (?:"(.*)"|\{(.*)\})$')
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
 
 
@@ -76,10 +78,17 @@ class Module:
   Attributes:
     computations: by name, the instructions by theirs, in order.
     entry: the computation that the program is.
+    places: file and line that each frame of the trace stands at.
   """
 
   computations: dict[str, dict[str, Instruction]]
   entry: str
+  places: dict[int, str] = dataclasses.field(default_factory=dict)
+
+  def place(self, instruction: Instruction) -> str:
+    """Returns the file and line that traced an instruction, empty if not known."""
+    found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
+    return self.places.get(int(found[1]), "") if found else ""
 
   def instructions(self, computation: str) -> Iterator[Instruction]:
     """Returns the instructions of a computation, none if it is not there."""
@@ -122,12 +131,17 @@ def parse(text: str) -> Module:
     ValueError: if it has no entry computation.
   """
   computations: dict[str, dict[str, Instruction]] = {}
-  entry, current = None, None
+  tables: dict[str, dict[int, str]] = {}
+  entry, current, table = None, None, {}
   for line in text.splitlines():
     if not line.startswith(" "):
       if header := _HEADER.match(line):
         current = computations.setdefault(header[2], {})
         entry = header[2] if header[1] else entry
+      elif row := _TABLE_ROW.match(line):
+        table[int(row[1])] = row[2] or row[3] or ""
+      elif line.isalpha():
+        table = tables.setdefault(line, {})
       continue
     found = _INSTRUCTION.match(line)
     if found is None or current is None:
@@ -140,7 +154,25 @@ def parse(text: str) -> Module:
     current[name] = Instruction(name, opcode, type_, names, attributes, bool(root))
   if entry is None:
     raise ValueError("not the text of an HLO module: it has no ENTRY computation")
-  return Module(computations, entry)
+  return Module(computations, entry, _places(tables))
+
+
+def _places(tables: dict[str, dict[int, str]]) -> dict[int, str]:
+  """Returns the folder, file and line of each frame."""
+  files = {
+    number: "/".join(path.split("/")[-2:])
+    for number, path in tables.get("FileNames", {}).items()
+  }
+  lines = {}
+  for number, row in tables.get("FileLocations", {}).items():
+    fields = dict(re.findall(r"(\w+)=(\d+)", row))
+    file = files.get(int(fields.get("file_name_id", 0)), "")
+    lines[number] = f"{file}:{fields.get('line', '?')}"
+  return {
+    number: lines.get(int(found[1]), "")
+    for number, row in tables.get("StackFrames", {}).items()
+    if (found := re.search(r"file_location_id=(\d+)", row))
+  }
 
 
 def _split_operands(rest: str) -> tuple[str, str]:

@@ -224,6 +224,7 @@ def test_the_report_survives_json(data_parallel):
   assert set(loaded["costliest"][0]) == {
     "name",
     "source",
+    "place",
     "times",
     "milliseconds",
     "share",

@@ -229,6 +229,26 @@ def test_batched_products_written_as_convolutions_count_no_empty_windows():
   assert costs(module(text)).flops == 2 * 4 * 16 * 32 * 8
 
 
+def test_an_operation_has_the_file_and_line_that_traced_it():
+  tables = """
+FileNames
+1 "/somewhere/models/losses.py"
+
+FunctionNames
+1 "token_losses"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=86 end_line=86 column=3 end_column=9}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+"""
+  traced = 'metadata={op_name="jit(f)/reduce_sum" stack_frame_id=1}'
+  text = f"%a = f32[8]{{0}} copy(%x), {traced}, {estimate(5)}"
+  (operation,) = costs(module(text, tables)).operations
+  assert operation.place == "models/losses.py:86"
+
+
 def test_text_that_is_no_module_is_refused():
   with pytest.raises(ValueError, match="ENTRY"):
     hlo.parse("hello")
