@@ -50,12 +50,6 @@ def test_a_report_goes_to_stdout_and_the_compilers_talk_nowhere(tmp_path):
   assert report["fits"] is True
 
 
-def test_json_to_stdout_is_json_alone(capsys):
-  flags = ["--topology=v5e-1", "--program=infer", "--json=-", *SMALL]
-  assert main.main(["compile", *flags]) == 0
-  assert json.loads(capsys.readouterr().out)["reports"][0]["program"] == "infer"
-
-
 @pytest.mark.parametrize(
   ("flags", "hint"),
   [

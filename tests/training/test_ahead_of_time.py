@@ -156,7 +156,7 @@ def test_only_gradients_cross_between_slices(sharded):
 
 
 def test_scanned_layers_cost_what_unrolled_ones_do():
-  layers = {"num_encoder_layers": 4, "num_decoder_layers": 4}
+  layers = {"num_encoder_layers": 4, "num_decoder_layers": 1}
   unrolled, scanned = (
     ahead_of_time.compile_program(
       plan("v5p:2x2x1", model={**layers, "scan_layers": scan}), effort=EFFORT
@@ -165,17 +165,17 @@ def test_scanned_layers_cost_what_unrolled_ones_do():
   )
   assert scanned.device_flops == unrolled.device_flops
   # Slicing the stacked parameters comes on top, much for layers as small as these; a
-  # loop's body counted once would be a quarter.
+  # loop's body counted once would be far below.
   ratio = scanned.operations_seconds / unrolled.operations_seconds
   assert 0.8 < ratio < 2.0
 
 
-@pytest.mark.parametrize("program", ["eval", "infer"])
-def test_evaluation_and_prediction_compile_too(program):
-  report = ahead_of_time.compile_program(plan("v5e:1x1"), program, effort=EFFORT)
+def test_the_evaluation_compiles_too():
+  report = ahead_of_time.compile_program(plan("v5e:1x1"), "eval", effort=EFFORT)
   assert report.fits
-  assert report.program == program
+  assert report.program == "eval"
   assert report.step_seconds > 0
+  assert report.device_flops > 0
 
 
 def test_what_does_not_fit_is_a_report_not_a_crash():
