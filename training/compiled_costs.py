@@ -164,9 +164,14 @@ class _Walk:
     if opcode == "fusion":
       for name in instruction.called("calls"):
         self._fused(name, instruction, times)
-    elif opcode in ("call", "async-start"):
+    elif opcode == "call":
       for name in instruction.called(*_CALLS):
         self.computation(name, times)
+    elif opcode in ("async-start", "call-start"):
+      # What another core does meanwhile, SparseCores mostly: its messages count.
+      for name in instruction.called(*_CALLS):
+        for inner in self._module.instructions(name):
+          self._message(name, inner, times, asynchronous=True)
     else:
       self._message(computation, instruction, times, asynchronous=False)
       self.flops += times * hlo.matmul_flops(

@@ -139,6 +139,21 @@ def test_a_message_beside_other_operations_counts_once_and_as_asynchronous():
   assert message.asynchronous
 
 
+def test_a_message_handed_to_another_core_counts_as_asynchronous():
+  called = """
+%called (p: f32[64]) -> f32[8] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %s = f32[8]{0} reduce-scatter(%p), replica_groups=[1,8]<=[8], to_apply=%add
+}"""
+  text = (
+    "%c = ((f32[64]{0}), f32[8]{0}) call-start(%x),"
+    ' async_execution_thread="sparsecore", to_apply=%called'
+  )
+  (message,) = costs(module(text, called)).collectives
+  assert (message.kind, message.bytes) == ("reduce-scatter", 256)
+  assert message.asynchronous
+
+
 def test_an_all_reduce_of_which_each_device_keeps_a_part_is_a_reduce_scatter():
   inner = """
 %all-reduce-scatter.3 (p: f32[64]) -> f32[8] {
