@@ -136,21 +136,13 @@ class Plan:
   def argument_bytes(self, program: Program) -> int:
     """Returns the bytes of a device's part of a program's arguments."""
     state = self.state if program == "train" else self.params
-    return bytes_per_device((state, self.batch))
+    return state_lib.bytes_per_device((state, self.batch))
 
 
 def set_flags() -> None:
   """Sets what a run sets that changes its programs; see `runtime.set_flags`."""
   jax.config.update("jax_threefry_partitionable", True)
   jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-def bytes_per_device(tree: Any) -> int:
-  """Returns the bytes that a device holds of abstract arrays with shardings."""
-  return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(tree)
-  )
 
 
 def compile_program(

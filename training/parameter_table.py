@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -19,14 +18,6 @@ from .optimizers import make_optimizer
 from .state import TrainState
 
 PyTree = Any
-
-
-def bytes_per_device(tree: PyTree) -> int:
-  """Returns what one device holds of abstract arrays with shardings, bytes."""
-  return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(tree)
-  )
 
 
 def describe(config: TrainConfig, model: Model, console: Console) -> None:
@@ -74,17 +65,17 @@ def table(like: TrainState, axes: PyTree, mesh: Mesh) -> Table:
       leaf.dtype.name,
       ", ".join(map(str, names_of[name])),
       _lies(leaf.sharding.spec),
-      f"{bytes_per_device(leaf):,}",
+      f"{state_lib.bytes_per_device(leaf):,}",
     )
   rendered.add_section()
   whole = sum(leaf.size * leaf.dtype.itemsize for leaf in params.values())
   count = sum(leaf.size for leaf in params.values())
-  held = bytes_per_device(like.params)
+  held = state_lib.bytes_per_device(like.params)
   rendered.add_row(
     f"{count:,} parameters", "", "", "", f"of {whole:,} bytes", f"{held:,}"
   )
   rendered.add_row(
-    "optimizer state", *[""] * 4, f"{bytes_per_device(like.optimizer):,}"
+    "optimizer state", *[""] * 4, f"{state_lib.bytes_per_device(like.optimizer):,}"
   )
   return rendered
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -159,6 +160,14 @@ def initial_state(
 def count_parameters(params: PyTree) -> int:
   """Returns how many numbers the parameters hold."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def bytes_per_device(tree: PyTree) -> int:
+  """Returns what one device holds of abstract arrays with shardings, bytes."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
 
 
 def _abstract_variables(model: Model, batch: Mapping[str, Any]) -> PyTree:

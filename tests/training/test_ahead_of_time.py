@@ -12,7 +12,7 @@ import pytest
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
-from commentree.training import ahead_of_time, compiled_report, topologies
+from commentree.training import ahead_of_time, compiled_report, state, topologies
 from commentree.training.ahead_of_time import Plan
 from commentree.training.config import (
   OptimizerConfig,
@@ -136,7 +136,7 @@ def test_fully_sharded_devices_hold_their_share_of_parameters_and_optimizer(shar
   made, report = sharded
   # Of parameters and two moments, a quarter: the slices repeat them.
   whole = 3 * parameter_bytes(made)
-  batch = ahead_of_time.bytes_per_device(made.batch)
+  batch = state.bytes_per_device(made.batch)
   share = (report.memory.arguments - batch) / whole
   assert 0.25 <= share < 0.30
   assert report.memory.arguments == pytest.approx(

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from commentree.training import parameter_table
+from commentree.training import parameter_table, state
 from commentree.training.config import MESH_AXES, PartitioningConfig
 
 from . import stub
@@ -22,7 +22,7 @@ MESH = AbstractMesh((1, 1, 2, 4), MESH_AXES)
 def test_a_device_holds_its_part_of_an_array(spec, held):
   sharding = NamedSharding(MESH, PartitionSpec(*spec))
   leaf = jax.ShapeDtypeStruct((8, 12), jnp.float32, sharding=sharding)
-  assert parameter_table.bytes_per_device({"a": leaf}) == held
+  assert state.bytes_per_device({"a": leaf}) == held
 
 
 def test_every_parameter_is_shown_with_its_axes_and_bytes_before_training(make_config):
