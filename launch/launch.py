@@ -22,7 +22,15 @@ def usage() -> str:
   lines += [f"  {target:<11}{what}" for target, what in TARGETS.items()]
   lines += [
     "",
-    "commentree launch TARGET --help shows a target's flags, with examples.",
+    "examples:",
+    "  four real processes of two CPU devices each:",
+    "    commentree launch local --hosts 4 --devices_per_host 2 -- \\",
+    "      train --gin_file=runs/demo.gin --gin.MODEL_DIR='\"runs/demo\"'",
+    "  a TPU slice, created, set up, run and watched:",
+    "    commentree launch tpu up --name=mine --accelerator_type=v5litepod-64 -- \\",
+    "      train --gin_file=runs/pretrain.gin …",
+    "",
+    "commentree launch TARGET --help shows a target's flags, with more examples.",
   ]
   return "\n".join(lines)
 

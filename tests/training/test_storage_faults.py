@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -103,24 +104,27 @@ def full() -> OSError:
 # ---- Saving -----------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def no_large_files():
-  """The system refuses to let any file grow over 16 KiB."""
+  """The system refuses to let any file grow over 16 KiB, this process's output too."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, hard))
-  resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_where_no_more_can_be_written_the_run_stops_with_the_last_good_checkpoint(
-  open_folder, lines, tmp_path, no_large_files
+  open_folder, lines, tmp_path
 ):
   saved = open_folder()
   save(saved, 1)
-  no_large_files()
-  for step in (2, 3):
-    saved.save(state_of(step), step, {}, None)
-  with pytest.raises(StorageError) as raised:
-    saved.wait()
+  with no_large_files():
+    for step in (2, 3):
+      saved.save(state_of(step), step, {}, None)
+    with pytest.raises(StorageError) as raised:
+      saved.wait()
   assert "checkpoint 3 cannot be saved in" in str(raised.value)
   assert "File too large" in str(raised.value)
   assert f"last good checkpoint is {tmp_path}/run/checkpoint_1" in str(raised.value)
