@@ -17,12 +17,15 @@ INSTALL_REQUIRES = [
   "absl-py>=2.1",
   "array_record>=0.8,<0.9",
   "clu>=0.0.12,<0.1",
+  "duckdb>=1.4,<3",
   "flax>=0.12,<0.13",
   "gin-config>=0.5,<0.6",
   "jax>=0.10,<0.11",
+  "msgspec>=0.20,<0.23",
   "numpy>=2.0,<3",
   "optax>=0.2.6,<0.3",
   "orbax-checkpoint>=0.12,<0.13",
+  "pyarrow>=20,<27",
   "PyYAML>=6,<7",
   "rich>=13,<16",
   "sentencepiece>=0.2,<0.3",
@@ -33,10 +36,13 @@ INSTALL_REQUIRES = [
   "zstandard>=0.23,<1",
 ]
 
+# Beam wants protobuf 6, which SentencePiece's files have outgrown since 0.2.3.
+BEAM = ["apache-beam>=2.60,<2.78", "sentencepiece<0.2.3"]
+
 EXTRAS = {
   "tpu": ["jax[tpu]>=0.10,<0.11"],
   "cuda": ["jax[cuda13]"],
-  "beam": ["apache-beam>=2.60"],
+  "beam": BEAM,
   "parity": ["torch==2.13.0", "transformers"],
   "wandb": ["wandb"],
   # MODEL_DIR in a bucket; for gs:// the TensorFlow that is there anyway does, too.
@@ -45,6 +51,7 @@ EXTRAS = {
   # imports want besides.
   "t5x": ["airio", "jestimator==0.3.3"],
   "test": [
+    *BEAM,
     "hypothesis>=6.100",
     # libtpu: tests compile for TPUs, which takes none.
     "jax[tpu]>=0.10,<0.11",
