@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
+from .columns import from_columns
 from .masking import MASKING_FEATURES, Masker
 from .pieces import NODE_FEATURES, PIECE_FEATURES, PieceBuilder
-from .sources import from_columns
 
 _PIECE_SIGNATURE = {
   **{name: tf.TensorSpec([None], tf.int32) for name in PIECE_FEATURES},

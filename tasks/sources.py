@@ -1,37 +1,26 @@
-"""SeqIO data sources that yield one comment tree an example, as columns.
-
-  tree_id      string []     ids         string [N]   parents      int32 [N]
-  authors      string [N]    texts       string [N]   created_utc  int64 [N]
-
-Row 0 is the post; a parent precedes its children; a missing author is the empty
-string and a missing time -1.
-"""
+"""SeqIO data sources that yield one comment tree an example, as `columns`."""
 
 from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import seqio
 import tensorflow as tf
 
 from . import generated, readers, records
+from .columns import COLUMNS, to_columns
 from .config import TreeConfig
 from .generated_config import GeneratedTreesConfig
-from .trees import Comment, CommentTree, Fates
+from .trees import CommentTree, Fates
 
 SPLITS = ("train", "validation")
 
 _SIGNATURE = {
-  "tree_id": tf.TensorSpec([], tf.string),
-  "ids": tf.TensorSpec([None], tf.string),
-  "parents": tf.TensorSpec([None], tf.int32),
-  "authors": tf.TensorSpec([None], tf.string),
-  "texts": tf.TensorSpec([None], tf.string),
-  "created_utc": tf.TensorSpec([None], tf.int64),
+  name: tf.TensorSpec([None] * rank, tf.string if kind == "str" else tf.as_dtype(kind))
+  for name, (kind, rank) in COLUMNS.items()
 }
 
 
@@ -133,46 +122,3 @@ def id_fraction(tree_id: str) -> float:
   """A tree's place in [0, 1), by its id alone: the same on every machine."""
   digest = hashlib.blake2b(tree_id.encode("utf-8", "replace"), digest_size=8).digest()
   return int.from_bytes(digest, "big") / 2**64
-
-
-def to_columns(tree: CommentTree) -> dict[str, Any]:
-  """A tree as the columns named above."""
-  comments = tree.comments
-  return {
-    "tree_id": _bytes(tree.id),
-    "ids": [_bytes(c.id) for c in comments],
-    "parents": np.array([c.parent for c in comments], np.int32),
-    "authors": [_bytes(c.author or "") for c in comments],
-    "texts": [_bytes(c.text) for c in comments],
-    "created_utc": np.array(
-      [-1 if c.created_utc is None else c.created_utc for c in comments], np.int64
-    ),
-  }
-
-
-def from_columns(columns: Mapping[str, Any]) -> CommentTree:
-  """The inverse of `to_columns`, from NumPy values."""
-  rows = zip(
-    columns["ids"],
-    columns["parents"].tolist(),
-    columns["authors"],
-    columns["texts"],
-    columns["created_utc"].tolist(),
-  )
-  return CommentTree(
-    id=columns["tree_id"].decode("utf-8"),
-    comments=[
-      Comment(
-        id=ident.decode("utf-8"),
-        parent=parent,
-        author=author.decode("utf-8") or None,
-        text=text.decode("utf-8"),
-        created_utc=None if created < 0 else created,
-      )
-      for ident, parent, author, text, created in rows
-    ],
-  )
-
-
-def _bytes(text: str) -> bytes:
-  return text.encode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The comment tree, and how a raw record becomes one whatever it holds.
+"""The comment tree, and how rows become one whatever they hold.
 
 No input raises: what cannot be used is left out, what can be mended is mended, and
 `Fates` counts every comment exactly once, by what became of it.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from .config import TreeConfig
 
 if TYPE_CHECKING:
   import rich.table
+
+  from .readers.rows import Row
 
 POST = 0  # index of the post in `CommentTree.comments`
 
@@ -31,7 +33,6 @@ _DELETED_TEXTS = frozenset(
   }
 )
 _LONGEST_DELETED_TEXT = 32  # with white space around
-_MAX_INT64 = 2**63 - 1
 
 # What can become of a comment...
 KEPT = "kept"
@@ -51,10 +52,21 @@ DROPPED_WITH_TREE = "dropped: its tree has no id"
 TREE_NO_ID = "skipped: id missing or of a wrong type"
 TREE_NO_LIST = "skipped: no list of comments"
 TREE_EMPTY = "skipped: no comments left"
+TREE_EMPTY_NO_POST = "skipped: no comments left, post missing"
 TREE_NOT_OBJECT = "skipped: not an object"
+TREE_DUPLICATE = "dropped: post seen before"
+KEPT_NO_POST = "kept: post missing, stands without text"
 # What was mended inside a comment or tree.
 MENDED_SURROGATES = "lone surrogates replaced"
 MENDED_NUL = "NUL characters removed"
+
+
+class Span(NamedTuple):
+  """A labelled part of a text: `text[start:end]`, by code points."""
+
+  start: int
+  end: int
+  label: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,6 +80,8 @@ class Comment:
     text: as written, valid Unicode without NUL; the post's is its title, an empty
       line and its body, and may be empty.
     created_utc: seconds since 1970, or None.
+    score: votes, or None.
+    spans: labelled parts of `text`, in order of their starts, outer before inner.
   """
 
   id: str
@@ -75,6 +89,8 @@ class Comment:
   author: str | None
   text: str
   created_utc: int | None
+  score: int | None = None
+  spans: tuple[Span, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,10 +101,12 @@ class CommentTree:
     id: as the source names it.
     comments: the post first; a parent precedes its children, and siblings stand in
       order of time.
+    subreddit: the community it was written in, or None.
   """
 
   id: str
   comments: list[Comment]
+  subreddit: str | None = None
 
   def depths(self) -> list[int]:
     """Hops from the post to each comment."""
@@ -172,84 +190,84 @@ def is_deleted(text: str) -> bool:
   )
 
 
-def build_tree(
-  record: Mapping[str, Any], fates: Fates, config: TreeConfig
+def assemble(
+  rows: Iterable[Row], fates: Fates, config: TreeConfig
 ) -> CommentTree | None:
-  """Builds a tree from a record of the tree JSONL form; any JSON value will do.
+  """Builds a tree from its rows, whatever they hold.
 
   Ids are compared as on Reddit: `t3_` marks a post's and `t1_` a comment's, with or
-  without. A post without text stays, as the root. Replies whose parent is spliced out
-  hang under the nearest living ancestor.
+  without. A post without text stays, as the root; so does one that is missing. Replies
+  whose parent is spliced out hang under the nearest living ancestor.
 
   Args:
-    record: `id`, `title`, `selftext`, `author` and `comments`, each of those with
-      `id`, `parent_id`, `author`, `body` and `created_utc`.
+    rows: at least one, all of one `tree_id`; their order decides which of two equal
+      ids counts, and between siblings of the same age.
     fates: gets this tree's counts added to it.
     config: the choices there are.
 
   Returns:
     The tree, or None if there is nothing in it to learn from.
   """
-  if not isinstance(record, Mapping):
-    fates.trees[TREE_NOT_OBJECT] += 1
-    return None
-  raw = record.get("comments")
-  tree_id = _identifier(record.get("id"), fates)
-  if not isinstance(raw, list):
-    fates.trees[TREE_NO_LIST] += 1
-    return None
-  if tree_id is None:
-    fates.trees[TREE_NO_ID] += 1
-    fates.comments[DROPPED_WITH_TREE] += len(raw)
-    return None
-  post = Comment(
-    id=tree_id,
-    parent=-1,
-    author=_author(record.get("author"), fates),
-    text=_post_text(record, fates, config),
-    created_utc=_time(record.get("created_utc")),
-  )
-  candidates = _candidates(raw, fates, config)
+  post_row: Row | None = None
+  comment_rows: list[Row] = []
+  for row in rows:
+    if not row.is_post:
+      comment_rows.append(row)
+    elif post_row is None:
+      post_row = row
+    else:
+      fates.trees[TREE_DUPLICATE] += 1
+  post = _post(post_row, comment_rows, config)
+  candidates = _candidates(comment_rows, fates, config)
   comments = _arrange(post, candidates, fates, config)
+  missing = post_row is None
   if len(comments) == 1 and not (config.target_post and post.text):
-    fates.trees[TREE_EMPTY] += 1
+    fates.trees[TREE_EMPTY_NO_POST if missing else TREE_EMPTY] += 1
     return None
-  fates.trees[KEPT] += 1
-  return CommentTree(tree_id, comments)
+  fates.trees[KEPT_NO_POST if missing else KEPT] += 1
+  first = comment_rows[0] if comment_rows else None
+  named = post_row if post_row and post_row.subreddit else first
+  return CommentTree(post.id, comments, named.subreddit if named else None)
+
+
+def _post(row: Row | None, comment_rows: Sequence[Row], config: TreeConfig) -> Comment:
+  """The root; without text, and named by its comments, if the post is missing."""
+  if row is None:
+    return Comment(comment_rows[0].tree_id, -1, None, "", None)
+  return Comment(
+    id=row.id or row.tree_id,
+    parent=-1,
+    author=_author(row.author),
+    text=post_text(row.text, row.selftext, config),
+    created_utc=row.created_utc,
+    score=row.score,
+    spans=row.spans,
+  )
 
 
 @dataclasses.dataclass(slots=True)
 class _Candidate:
   """A comment that can be told from others; its place is not known yet."""
 
-  id: str
-  parent_id: str | None
-  author: str | None
-  text: str
-  created_utc: int | None
+  row: Row
   fate: str
 
 
 def _candidates(
-  raw: list[Any], fates: Fates, config: TreeConfig
+  rows: Sequence[Row], fates: Fates, config: TreeConfig
 ) -> dict[str, _Candidate]:
   """The comments that have an id of their own, by that id without its prefix."""
   candidates: dict[str, _Candidate] = {}
-  for entry in raw:
-    if not isinstance(entry, Mapping):
-      fates.comments[DROPPED_NOT_OBJECT] += 1
-      continue
-    ident = _identifier(entry.get("id"), fates)
-    key = (ident or "").removeprefix("t1_")
-    if not ident or not key:
+  for row in rows:
+    key = (row.id or "").removeprefix("t1_")
+    if not key:
       fates.comments[DROPPED_NO_ID] += 1
       continue
     if key in candidates:
       fates.comments[DROPPED_DUPLICATE] += 1
       continue
-    body = entry.get("body")
-    text = _text(body, fates)
-    if not isinstance(body, str):
+    text = row.text
+    if text is None:
       fate = SPLICED_NO_TEXT
     elif not text or text.isspace():
       fate = SPLICED_EMPTY
@@ -257,14 +275,7 @@ def _candidates(
       fate = SPLICED_DELETED if config.deleted == "splice" else KEPT_DELETED
     else:
       fate = KEPT
-    candidates[key] = _Candidate(
-      ident,
-      _identifier(entry.get("parent_id"), fates),
-      _author(entry.get("author"), fates),
-      text,
-      _time(entry.get("created_utc")),
-      fate,
-    )
+    candidates[key] = _Candidate(row, fate)
   return candidates
 
 
@@ -280,7 +291,7 @@ def _arrange(
   replies: dict[str | None, list[str]] = collections.defaultdict(list)
   orphans: list[str] = []
   for key, candidate in candidates.items():
-    parent = _parent_key(candidate.parent_id, post_key)
+    parent = _parent_key(candidate.row.parent_id, post_key)
     if parent == key:
       candidate.fate = DROPPED_SELF_PARENT
     elif parent is None or parent in candidates:
@@ -323,7 +334,7 @@ def _depth_first(
   place = {key: number for number, key in enumerate(candidates)}
 
   def time_and_place(key: str) -> tuple[float, int]:
-    created = candidates[key].created_utc
+    created = candidates[key].row.created_utc
     return (math.inf if created is None else created, place[key])
 
   comments = [post]
@@ -331,11 +342,17 @@ def _depth_first(
   waiting.sort(key=lambda item: time_and_place(item[0]), reverse=True)
   while waiting:
     key, parent = waiting.pop()
-    candidate = candidates[key]
+    row = candidates[key].row
     index = len(comments)
     comments.append(
       Comment(
-        candidate.id, parent, candidate.author, candidate.text, candidate.created_utc
+        id=row.id or key,
+        parent=parent,
+        author=_author(row.author),
+        text=row.text or "",
+        created_utc=row.created_utc,
+        score=row.score,
+        spans=row.spans,
       )
     )
     below = living.get(key)
@@ -368,52 +385,14 @@ def _parent_key(parent_id: str | None, post_key: str) -> str | None:
   return None if parent_id == post_key else parent_id
 
 
-def _post_text(record: Mapping[str, Any], fates: Fates, config: TreeConfig) -> str:
-  parts = [_text(record.get(field), fates).strip() for field in ("title", "selftext")]
+def post_text(title: str | None, selftext: str | None, config: TreeConfig) -> str:
+  """A post's title, an empty line and its text; without what was deleted."""
+  parts = [(text or "").strip() for text in (title, selftext)]
   living = [part for part in parts if part and not is_deleted(part)]
   if not living and config.deleted == "keep":
     return next(filter(None, parts), "")
   return "\n\n".join(living)
 
 
-def _text(value: object, fates: Fates) -> str:
-  """A string as valid Unicode without NUL; empty for whatever else."""
-  if not isinstance(value, str):
-    return ""
-  if not value.isascii():
-    try:
-      value.encode("utf-8")
-    except UnicodeEncodeError:
-      fates.mended[MENDED_SURROGATES] += 1
-      # Halves that belong together become the character they stand for.
-      value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-  if "\0" in value:
-    fates.mended[MENDED_NUL] += 1
-    value = value.replace("\0", "")
-  return value
-
-
-def _identifier(value: object, fates: Fates) -> str | None:
-  """An id as a string; numbers count as their digits."""
-  if isinstance(value, int) and not isinstance(value, bool):
-    return str(value) if abs(value) <= _MAX_INT64 else None
-  return _text(value, fates).strip() or None
-
-
-def _author(value: object, fates: Fates) -> str | None:
-  name = _text(value, fates)
+def _author(name: str | None) -> str | None:
   return None if not name or name.isspace() or is_deleted(name) else name
-
-
-def _time(value: object) -> int | None:
-  """Seconds since 1970 from a number or its digits; None if out of range."""
-  if isinstance(value, str) and len(value) <= 20:
-    try:
-      value = float(value)
-    except ValueError:
-      return None
-  if isinstance(value, bool) or not isinstance(value, (int, float)):
-    return None
-  if not 0 <= value <= _MAX_INT64 // 2:  # also false for NaN
-    return None
-  return int(value)

@@ -1,37 +1,27 @@
 """Readers of comment trees: one file per source format, and how files are found.
 
-A reader turns one file into `CommentTree`s, streamed, counting what became of
-everything in `Fates`. No TensorFlow here, nor anything of the model.
+A format's reader turns a file into `Row`s, streamed, counting what became of everything
+else in `Fates`; a new format is one file and one entry in `FORMATS`. No TensorFlow
+here, nor anything of the model.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
+from ...errors import UserError
+from .. import trees
 from ..config import TreeConfig
 from ..trees import CommentTree, Fates
 from . import files, tree_jsonl
+from .rows import Format, Row
 
+# The first that a file looks like reads it; the last if it looks like none.
+FORMATS = (tree_jsonl.FORMAT,)
 
-@dataclasses.dataclass(frozen=True)
-class Reader:
-  """A source format.
-
-  Attributes:
-    suffixes: endings of its files' names, without that of a compression.
-    read: yields the trees of a file.
-  """
-
-  suffixes: tuple[str, ...]
-  read: Callable[[str, TreeConfig, Fates], Iterator[CommentTree]]
-
-
-TREE_JSONL = Reader(tree_jsonl.SUFFIXES, tree_jsonl.read)
-
-# The first whose suffix a file has reads it; a file that has none is taken for tree
-# JSONL.
-READERS = (TREE_JSONL,)
+# Files of comments apart from their posts are grouped in memory up to this size.
+_MAX_GROUPED_BYTES = 256 * 2**20
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
@@ -40,32 +30,83 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
   Raises:
     UserError: if a pattern matches nothing that can be read.
   """
-  return files.expand(patterns, [s for reader in READERS for s in reader.suffixes])
+  suffixes = dict.fromkeys(s for format_ in FORMATS for s in format_.suffixes)
+  return files.expand(patterns, list(suffixes))
+
+
+def format_of(path: str, name: str | None = None) -> Format:
+  """The format of a file, by its name and what it begins with.
+
+  Args:
+    path: the file.
+    name: the format's, if it is known.
+
+  Raises:
+    UserError: if there is no format of that name.
+  """
+  if name is not None:
+    for format_ in FORMATS:
+      if format_.name == name:
+        return format_
+    known = ", ".join(format_.name for format_ in FORMATS)
+    raise UserError(f"format {name!r}: is not known; there are {known}")
+  head = files.head(path)
+  for format_ in FORMATS:
+    if format_.matches(path, head):
+      return format_
+  return FORMATS[-1]
 
 
 def iter_trees(
-  patterns: str | Sequence[str], config: TreeConfig, fates: Fates
+  patterns: str | Sequence[str],
+  config: TreeConfig,
+  fates: Fates,
+  format_name: str | None = None,
 ) -> Iterator[CommentTree]:
   """Yields the trees in files, one at a time, in an order that never changes.
 
   Args:
-    patterns: a file, a glob, a folder, or several of those; `.gz` and `.zst` too.
+    patterns: a file, a glob, a folder, or several of those, compressed or not.
     config: what to do with what is odd.
     fates: counts what became of every file, tree and comment.
+    format_name: of all the files; None to tell it from each.
 
   Raises:
-    UserError: before anything is read, if a pattern matches nothing.
+    UserError: before anything is read, if a pattern matches nothing, or the files hold
+      comments apart from their posts and are too large to be grouped in memory.
   """
-  for path in expand(patterns):
-    yield from reader_of(path).read(path, config, fates)
+  formats = {path: format_of(path, format_name) for path in expand(patterns)}
+  scattered = [path for path, format_ in formats.items() if not format_.contiguous]
+  size = sum(map(os.path.getsize, scattered))
+  if size > _MAX_GROUPED_BYTES:
+    raise UserError(
+      f"{scattered[0]}: holds comments apart from their posts, in {size / 2**20:,.0f}"
+      " MB that are too much to be grouped in memory; make trees of them first with"
+      " `commentree build`"
+    )
+  for path, format_ in formats.items():
+    if format_.contiguous:
+      for rows in _split_at_posts(format_.rows(path, config, fates)):
+        tree = trees.assemble(rows, fates, config)
+        if tree is not None:
+          yield tree
+  together: dict[str, list[Row]] = {}
+  for path in scattered:
+    for row in formats[path].rows(path, config, fates):
+      together.setdefault(row.tree_id, []).append(row)
+  for rows in together.values():
+    tree = trees.assemble(rows, fates, config)
+    if tree is not None:
+      yield tree
 
 
-def reader_of(path: str) -> Reader:
-  """The reader for a file, by its name."""
-  name = path.lower()
-  for compression in files.COMPRESSIONS:
-    name = name.removesuffix(compression)
-  for reader in READERS:
-    if name.endswith(reader.suffixes):
-      return reader
-  return TREE_JSONL
+def _split_at_posts(rows: Iterable[Row]) -> Iterator[list[Row]]:
+  """Cuts a contiguous format's rows into those of one tree each."""
+  of_tree: list[Row] = []
+  for row in rows:
+    if row.is_post and of_tree:
+      yield of_tree
+      of_tree = []
+    of_tree.append(row)
+  if of_tree:
+    yield of_tree

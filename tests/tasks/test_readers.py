@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from commentree.errors import UserError
 from commentree.tasks import readers, trees
 from commentree.tasks.config import CleaningConfig, TreeConfig
-from commentree.tasks.readers import files, tree_jsonl
+from commentree.tasks.readers import files, json_lines
 from commentree.tasks.trees import Fates
 
 DEFAULT = TreeConfig()
@@ -117,11 +117,11 @@ def test_a_pattern_that_matches_nothing_is_said_before_anything_is_read(tmp_path
 @pytest.mark.parametrize(
   ("bad", "fate"),
   [
-    (b"{not json", tree_jsonl.BAD_JSON),
-    (b'{"id": "1", "comments": [', tree_jsonl.BAD_JSON),
-    (b"[" * 100_000, tree_jsonl.BAD_JSON),
-    (b'{"id": ' + b"9" * 5000 + b"}", tree_jsonl.BAD_JSON),
-    (b"\x00\x01\x02", tree_jsonl.BAD_JSON),
+    (b"{not json", json_lines.BAD_JSON),
+    (b'{"id": "1", "comments": [', json_lines.BAD_JSON),
+    (b"[" * 100_000, json_lines.BAD_JSON),
+    (b'{"id": ' + b"9" * 5000 + b"}", json_lines.BAD_JSON),
+    (b"\x00\x01\x02", json_lines.BAD_JSON),
     (b"[1, 2]", trees.TREE_NOT_OBJECT),
     (b'"text"', trees.TREE_NOT_OBJECT),
     (b"null", trees.TREE_NOT_OBJECT),
@@ -148,7 +148,7 @@ def test_invalid_utf8_is_mended_and_counted(tmp_path):
   fates = Fates()
   (tree,) = readers.iter_trees(write(tmp_path, "a.jsonl", content), TreeConfig(), fates)
   assert tree.comments[1].text == "caf\ufffd"
-  assert fates.mended == {tree_jsonl.MENDED_UTF8: 1}
+  assert fates.mended == {json_lines.MENDED_UTF8: 1}
 
 
 def test_empty_files_are_counted(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import seqio
 
 from commentree.errors import UserError
-from commentree.tasks import data, registry, sources
+from commentree.tasks import columns, data, registry, sources, trees
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.feature_converters import CommentForestFeatureConverter
 from commentree.tasks.forest_layout import ForestLayout
@@ -77,9 +77,12 @@ def test_the_feature_converter_lays_the_task_out_as_forests(task):
 
 def test_columns_hold_the_whole_tree(task):
   for tree in task.tree_source.trees("validation"):
-    columns = sources.to_columns(tree)
-    columns = {k: np.asarray(v) if k == "parents" else v for k, v in columns.items()}
-    assert sources.from_columns(columns) == tree
+    assert columns.from_columns(columns.to_columns(tree)) == tree
+  spans = (trees.Span(0, 4, "claim"), trees.Span(2, 4, "premise"))
+  post = trees.Comment("p", -1, None, "", None)
+  odd = trees.Comment("a", 0, "ann", "text", 0, score=0, spans=spans)
+  tree = trees.CommentTree("p", [post, odd], "AskHistory")
+  assert columns.from_columns(columns.to_columns(tree)) == tree
 
 
 def files_config(tmp_path, **settings):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from commentree.errors import UserError
 from commentree.tasks import trees
 from commentree.tasks.config import TreeConfig
+from commentree.tasks.readers import tree_jsonl
 from commentree.tasks.trees import Fates
 
 SPLICE = TreeConfig()
@@ -34,9 +35,15 @@ def record(*comments, **fields):
   return {**post, "comments": list(comments), **fields}
 
 
+def build_tree(value, fates, config):
+  """Of a record of the tree JSONL form."""
+  rows = list(tree_jsonl.record_rows(value, fates))
+  return trees.assemble(rows, fates, config) if rows else None
+
+
 def build(*comments, config=SPLICE, **fields):
   fates = Fates()
-  tree = trees.build_tree(record(*comments, **fields), fates, config)
+  tree = build_tree(record(*comments, **fields), fates, config)
   assert fates.comments.total() == len(comments)
   assert fates.trees.total() == 1
   if tree is not None:
@@ -227,7 +234,7 @@ def test_ids_may_be_numbers():
 )
 def test_trees_without_anything_to_learn_from_are_skipped(fields, fate):
   fates = Fates()
-  assert trees.build_tree({**record(), **fields}, fates, SPLICE) is None
+  assert build_tree({**record(), **fields}, fates, SPLICE) is None
   assert fates.trees == {fate: 1}
 
 
@@ -351,7 +358,7 @@ CONFIGS = st.builds(
 @given(ANY_RECORD | TANGLED_RECORD, CONFIGS)
 def test_any_json_has_a_fate_and_a_tree_is_always_whole(value, config):
   fates = Fates()
-  tree = trees.build_tree(value, fates, config)
+  tree = build_tree(value, fates, config)
   comments = value.get("comments") if isinstance(value, dict) else None
   assert fates.trees.total() == 1
   assert fates.comments.total() == (len(comments) if isinstance(comments, list) else 0)
@@ -402,8 +409,8 @@ def test_a_comment_of_a_megabyte_is_kept_whole():
 
 def test_fates_add_up_and_make_a_table():
   one, two = Fates(), Fates()
-  trees.build_tree(record(comment("a", "p"), None), one, SPLICE)
-  trees.build_tree(record(comment("a", "p", "\ud800")), two, SPLICE)
+  build_tree(record(comment("a", "p"), None), one, SPLICE)
+  build_tree(record(comment("a", "p", "\ud800")), two, SPLICE)
   assert Fates().total() == 0
   total = Fates()
   total += one
@@ -421,7 +428,7 @@ def test_fates_add_up_and_make_a_table():
 
 def test_fates_can_be_written_down():
   fates = Fates()
-  trees.build_tree(record(comment("a", "p")), fates, SPLICE)
+  build_tree(record(comment("a", "p")), fates, SPLICE)
   facts = json.loads(json.dumps(fates.as_dict()))
   assert facts["comments"] == {trees.KEPT: 1}
   assert Fates(**{k: collections.Counter(v) for k, v in facts.items()}) == fates

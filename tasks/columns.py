@@ -1,0 +1,105 @@
+"""A comment tree as columns: what SeqIO sources yield and built records hold.
+
+  tree_id      string []     ids         string [N]   parents      int32 [N]
+  authors      string [N]    texts       string [N]   created_utc  int64 [N]
+  scores       int32 [N]     subreddit   string []
+
+Row 0 is the post; a parent precedes its children; a missing author or subreddit is the
+empty string, a missing time -1 and a missing score -2**31. Of the S labelled spans:
+
+  span_comments  int32 [S]   the comment's row
+  span_starts    int32 [S]   span_ends  int32 [S]   in code points of its text
+  span_labels    string [S]
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .trees import Comment, CommentTree, Span
+
+# By feature: its type as NumPy names it, and its rank.
+COLUMNS: dict[str, tuple[str, int]] = {
+  "tree_id": ("str", 0),
+  "subreddit": ("str", 0),
+  "ids": ("str", 1),
+  "parents": ("int32", 1),
+  "authors": ("str", 1),
+  "texts": ("str", 1),
+  "created_utc": ("int64", 1),
+  "scores": ("int32", 1),
+  "span_comments": ("int32", 1),
+  "span_starts": ("int32", 1),
+  "span_ends": ("int32", 1),
+  "span_labels": ("str", 1),
+}
+NO_TIME = -1
+NO_SCORE = -(2**31)
+
+
+def to_columns(tree: CommentTree) -> dict[str, Any]:
+  """A tree as the columns named above: bytes, lists of bytes, and arrays."""
+  comments = tree.comments
+  spans = [(row, span) for row, c in enumerate(comments) for span in c.spans]
+  return {
+    "tree_id": _bytes(tree.id),
+    "subreddit": _bytes(tree.subreddit or ""),
+    "ids": [_bytes(c.id) for c in comments],
+    "parents": np.array([c.parent for c in comments], np.int32),
+    "authors": [_bytes(c.author or "") for c in comments],
+    "texts": [_bytes(c.text) for c in comments],
+    "created_utc": np.array(
+      [NO_TIME if c.created_utc is None else c.created_utc for c in comments], np.int64
+    ),
+    "scores": np.array(
+      [NO_SCORE if c.score is None else c.score for c in comments], np.int32
+    ),
+    "span_comments": np.array([row for row, _ in spans], np.int32),
+    "span_starts": np.array([span.start for _, span in spans], np.int32),
+    "span_ends": np.array([span.end for _, span in spans], np.int32),
+    "span_labels": [_bytes(span.label) for _, span in spans],
+  }
+
+
+def from_columns(columns: Mapping[str, Any]) -> CommentTree:
+  """The inverse of `to_columns`, from NumPy values."""
+  spans: dict[int, list[Span]] = collections.defaultdict(list)
+  for row, start, end, label in zip(
+    columns["span_comments"].tolist(),
+    columns["span_starts"].tolist(),
+    columns["span_ends"].tolist(),
+    columns["span_labels"],
+  ):
+    spans[row].append(Span(start, end, label.decode("utf-8")))
+  rows = zip(
+    columns["ids"],
+    columns["parents"].tolist(),
+    columns["authors"],
+    columns["texts"],
+    columns["created_utc"].tolist(),
+    columns["scores"].tolist(),
+  )
+  return CommentTree(
+    id=columns["tree_id"].decode("utf-8"),
+    comments=[
+      Comment(
+        id=ident.decode("utf-8"),
+        parent=parent,
+        author=author.decode("utf-8") or None,
+        text=text.decode("utf-8"),
+        created_utc=None if created == NO_TIME else created,
+        score=None if score == NO_SCORE else score,
+        spans=tuple(spans[row]) if row in spans else (),
+      )
+      for row, (ident, parent, author, text, created, score) in enumerate(rows)
+    ],
+    subreddit=columns["subreddit"].decode("utf-8") or None,
+  )
+
+
+def _bytes(text: str) -> bytes:
+  return text.encode("utf-8", "replace")

@@ -1,0 +1,122 @@
+"""What readers make of every source format: rows, each a post or a comment.
+
+A reader takes out of its format what there is to know of a comment, makes text of ids
+and whole numbers of times, and says which tree the comment belongs to; it judges
+nothing. Where the rows of a tree lie apart, as in a Pushshift dump, whoever wants trees
+groups them: in memory (`readers.iter_trees`), out of core or on a cluster (`building`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ..config import TreeConfig
+from ..trees import MENDED_NUL, MENDED_SURROGATES, Fates, Span
+
+POST_PREFIX, COMMENT_PREFIX = "t3_", "t1_"
+
+_MAX_INT64 = 2**63 - 1
+_MAX_INT32 = 2**31 - 1
+
+
+class Row(NamedTuple):
+  """A post or a comment, as its source has it.
+
+  Texts are valid Unicode without NUL. Ids are as the source names them; those of
+  Reddit may have their prefix or not (see `trees.assemble`).
+
+  Attributes:
+    tree_id: id of the post, always without `t3_`: rows of equal `tree_id` are a tree.
+    is_post: whether this is the post.
+    id: its own; None for a comment that has none, or none that is an id.
+    parent_id: of what a comment answers; None if that is not known, and for a post.
+    author: None if unknown; may still say `[deleted]`.
+    text: a comment's body, None if there is none; a post's title.
+    selftext: a post's text below the title.
+    created_utc: seconds since 1970, or None.
+    score: votes, or None.
+    subreddit: the community it was written in, or None.
+    spans: labelled parts of a comment's `text`, or of what `trees.post_text` makes of
+      a post.
+  """
+
+  tree_id: str
+  is_post: bool
+  id: str | None
+  parent_id: str | None = None
+  author: str | None = None
+  text: str | None = None
+  selftext: str | None = None
+  created_utc: int | None = None
+  score: int | None = None
+  subreddit: str | None = None
+  spans: tuple[Span, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """A source format; `readers.FORMATS` holds one for each.
+
+  Attributes:
+    name: what `--format` calls it.
+    suffixes: endings of its files' names without that of a compression, by which files
+      are found in a folder.
+    matches: whether a file of this name whose contents begin so (uncompressed, 64 KiB
+      at most) looks like one.
+    rows: reads a file; whatever is wrong with it is counted in the `Fates`.
+    contiguous: whether the rows of a tree follow each other, the post's first, even if
+      nothing is known of the post. Otherwise they may lie anywhere in any file.
+  """
+
+  name: str
+  suffixes: tuple[str, ...]
+  matches: Callable[[str, bytes], bool]
+  rows: Callable[[str, TreeConfig, Fates], Iterator[Row]]
+  contiguous: bool
+
+
+def text(value: object, fates: Fates) -> str | None:
+  """A string as valid Unicode without NUL; None for whatever else."""
+  if not isinstance(value, str):
+    return None
+  if not value.isascii():
+    try:
+      value.encode("utf-8")
+    except UnicodeEncodeError:
+      fates.mended[MENDED_SURROGATES] += 1
+      # Halves that belong together become the character they stand for.
+      value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+  if "\0" in value:
+    fates.mended[MENDED_NUL] += 1
+    value = value.replace("\0", "")
+  return value
+
+
+def identifier(value: object, fates: Fates) -> str | None:
+  """An id as a string; numbers count as their digits."""
+  if isinstance(value, int) and not isinstance(value, bool):
+    return str(value) if abs(value) <= _MAX_INT64 else None
+  return (text(value, fates) or "").strip() or None
+
+
+def seconds(value: object) -> int | None:
+  """Seconds since 1970 from a number or its digits; None if out of range."""
+  if isinstance(value, str) and len(value) <= 20:
+    try:
+      value = float(value)
+    except ValueError:
+      return None
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    return None
+  if not 0 <= value <= _MAX_INT64 // 2:  # also false for NaN
+    return None
+  return int(value)
+
+
+def votes(value: object) -> int | None:
+  """A score as a whole number; None if it is none."""
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    return None
+  return int(value) if abs(value) <= _MAX_INT32 else None  # NaN: None
