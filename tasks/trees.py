@@ -48,6 +48,7 @@ DROPPED_SELF_PARENT = "dropped: its own parent"
 DROPPED_CYCLE = "dropped: in or below a cycle of parents"
 DROPPED_ORPHAN = "dropped: parent missing, or below such a comment"
 DROPPED_WITH_TREE = "dropped: its tree has no id"
+DROPPED_NO_TREE = "dropped: id of its post missing or of a wrong type"
 # ...and of a tree; a line that is none counts here too.
 TREE_NO_ID = "skipped: id missing or of a wrong type"
 TREE_NO_LIST = "skipped: no list of comments"
@@ -56,6 +57,7 @@ TREE_EMPTY_NO_POST = "skipped: no comments left, post missing"
 TREE_NOT_OBJECT = "skipped: not an object"
 TREE_DUPLICATE = "dropped: post seen before"
 KEPT_NO_POST = "kept: post missing, stands without text"
+NO_POST = (KEPT_NO_POST, TREE_EMPTY_NO_POST)  # trees that no post was read for
 # What was mended inside a comment or tree.
 MENDED_SURROGATES = "lone surrogates replaced"
 MENDED_NUL = "NUL characters removed"

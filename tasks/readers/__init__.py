@@ -14,11 +14,11 @@ from ...errors import UserError
 from .. import trees
 from ..config import TreeConfig
 from ..trees import CommentTree, Fates
-from . import files, tree_jsonl
+from . import files, pushshift, tree_jsonl
 from .rows import Format, Row
 
 # The first that a file looks like reads it; the last if it looks like none.
-FORMATS = (tree_jsonl.FORMAT,)
+FORMATS = (pushshift.FORMAT, tree_jsonl.FORMAT)
 
 # Files of comments apart from their posts are grouped in memory up to this size.
 _MAX_GROUPED_BYTES = 256 * 2**20

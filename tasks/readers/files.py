@@ -11,8 +11,9 @@ import gzip
 import logging
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Literal
 
 from ...errors import UserError
 from ..trees import Fates
@@ -23,6 +24,7 @@ TRUNCATED = "read in part: cut off"
 DAMAGED = "read in part: damaged"
 UNREADABLE = "not read: cannot be opened"
 LINE_TOO_LONG = "skipped: line too long"
+DROPPED_LINE_TOO_LONG = "dropped: line too long"
 
 COMPRESSIONS = (".gz", ".zst")
 
@@ -87,7 +89,12 @@ def expand(patterns: str | Sequence[str], suffixes: Sequence[str]) -> list[str]:
   return sorted(found)
 
 
-def lines(path: str, max_line_bytes: int, fates: Fates) -> Iterator[bytes]:
+def lines(
+  path: str,
+  max_line_bytes: int,
+  fates: Fates,
+  holds: Literal["trees", "comments"] = "trees",
+) -> Iterator[bytes]:
   """Yields a file's lines, in memory that does not grow with it.
 
   Args:
@@ -95,12 +102,18 @@ def lines(path: str, max_line_bytes: int, fates: Fates) -> Iterator[bytes]:
       with it, nothing is raised.
     max_line_bytes: lines longer than this are skipped.
     fates: the file's fate, and that of lines too long, are counted here.
+    holds: what a line too long counts as.
   """
   fate = READ
+  too_long = (
+    (fates.trees, LINE_TOO_LONG)
+    if holds == "trees"
+    else (fates.comments, DROPPED_LINE_TOO_LONG)
+  )
   try:
     with open(path, "rb") as file:
       blocks = _blocks(file)
-      yield from _split(blocks, max_line_bytes, fates)
+      yield from _split(blocks, max_line_bytes, too_long)
       if file.tell() == 0:
         fate = EMPTY
   except _CutOffError as error:
@@ -116,7 +129,7 @@ def lines(path: str, max_line_bytes: int, fates: Fates) -> Iterator[bytes]:
 
 
 def _split(
-  blocks: Iterator[bytes], max_line_bytes: int, fates: Fates
+  blocks: Iterator[bytes], max_line_bytes: int, too_long: tuple[Counter[str], str]
 ) -> Iterator[bytes]:
   """Cuts blocks at line ends; yields the last line even if an error follows."""
   parts: list[bytes] = []  # of the line begun
@@ -126,9 +139,10 @@ def _split(
     nonlocal held
     line = b"".join(parts)
     parts.clear()
-    too_long, held = held > max_line_bytes, 0
-    if too_long:
-      fates.trees[LINE_TOO_LONG] += 1
+    gave_up, held = held > max_line_bytes, 0
+    if gave_up:
+      counter, fate = too_long
+      counter[fate] += 1
       return None
     return line
 

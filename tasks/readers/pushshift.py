@@ -1,0 +1,124 @@
+"""Pushshift and Arctic Shift dumps: one comment or submission a line, as JSON objects.
+
+A line with a `link_id` is a comment, any other with a `title` or `selftext` a
+submission, in the same file or another. Timestamps may be numbers or strings; ids may
+have their `t1_` and `t3_` or not. Every line that is not blank is counted once:
+
+    lines = comments + trees - trees of which the post is missing
+
+(`Fates.comments`, `Fates.trees` and, in those, `trees.NO_POST`). A line of which nobody
+can tell what it was counts as a comment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from .. import trees
+from ..config import TreeConfig
+from ..trees import Fates
+from . import files, json_lines
+from .rows import POST_PREFIX, Format, Row, identifier, seconds, text, votes
+
+DROPPED_NEITHER = "dropped: neither a comment nor a post"
+
+
+class _Line(msgspec.Struct, gc=False):
+  """What is read of a line; other fields are passed over without being decoded."""
+
+  id: Any = None
+  link_id: Any = None
+  parent_id: Any = None
+  author: Any = None
+  body: Any = None
+  created_utc: Any = None
+  score: Any = None
+  subreddit: Any = None
+  title: Any = None
+  selftext: Any = None
+
+
+_FIELDS = frozenset(_Line.__struct_fields__)
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+def _matches(name: str, head: bytes) -> bool:
+  del name
+  return any(
+    "comments" not in keys
+    and ("link_id" in keys or ("title" in keys and "created_utc" in keys))
+    for keys in json_lines.keys_of_lines(head)
+  )
+
+
+def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
+  for line in files.lines(path, config.max_line_bytes, fates, "comments"):
+    try:
+      fields = _decode(line)
+    except (ValueError, RecursionError):
+      if not line or line.isspace():
+        continue
+      record = json_lines.parse(line, fates)
+      if record is json_lines.BAD:
+        fates.comments[json_lines.DROPPED_BAD_JSON] += 1
+        continue
+      if not isinstance(record, Mapping):
+        fates.comments[trees.DROPPED_NOT_OBJECT] += 1
+        continue
+      fields = _Line(**{name: record[name] for name in _FIELDS & record.keys()})
+    if fields.link_id is None:
+      row = _post(fields, fates)
+    else:
+      row = _comment(fields, fates)
+    if row is not None:
+      yield row
+
+
+FORMAT = Format("pushshift", (".jsonl", ".ndjson"), _matches, _rows, contiguous=False)
+
+
+def _comment(fields: _Line, fates: Fates) -> Row | None:
+  link_id = identifier(fields.link_id, fates)
+  tree_id = link_id and link_id.removeprefix(POST_PREFIX)
+  if not tree_id:
+    fates.comments[trees.DROPPED_NO_TREE] += 1
+    return None
+  return Row(
+    tree_id,
+    False,
+    identifier(fields.id, fates),
+    identifier(fields.parent_id, fates),
+    text(fields.author, fates),
+    text(fields.body, fates),
+    None,
+    seconds(fields.created_utc),
+    votes(fields.score),
+    text(fields.subreddit, fates),
+  )
+
+
+def _post(fields: _Line, fates: Fates) -> Row | None:
+  if fields.title is None and fields.selftext is None:
+    a_comment = fields.body is not None or fields.parent_id is not None
+    fates.comments[trees.DROPPED_NO_TREE if a_comment else DROPPED_NEITHER] += 1
+    return None
+  ident = identifier(fields.id, fates)
+  tree_id = ident and ident.removeprefix(POST_PREFIX)
+  if not tree_id:
+    fates.trees[trees.TREE_NO_ID] += 1
+    return None
+  return Row(
+    tree_id,
+    True,
+    ident,
+    None,
+    text(fields.author, fates),
+    text(fields.title, fates),
+    text(fields.selftext, fates),
+    seconds(fields.created_utc),
+    votes(fields.score),
+    text(fields.subreddit, fates),
+  )

@@ -1,0 +1,169 @@
+import json
+
+import pytest
+
+from commentree.tasks import readers, trees
+from commentree.tasks.config import TreeConfig
+from commentree.tasks.readers import files, json_lines, pushshift
+from commentree.tasks.trees import Fates
+
+
+def comment(ident, parent, link="t3_p", **fields):
+  return {
+    "id": ident,
+    "link_id": link,
+    "parent_id": parent,
+    "author": "ann",
+    "body": f"body of {ident}",
+    "created_utc": 10,
+    "score": 3,
+    "subreddit": "here",
+    **fields,
+  }
+
+
+def post(ident="p", **fields):
+  return {
+    "id": ident,
+    "title": "title",
+    "selftext": "self",
+    "author": "op",
+    "created_utc": 5,
+    "score": 7,
+    "subreddit": "here",
+    **fields,
+  }
+
+
+def write(path, *records):
+  lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
+  path.write_bytes(b"\n".join(lines) + b"\n")
+  return str(path)
+
+
+def read(patterns, config=TreeConfig(), name=None):
+  fates = Fates()
+  found = {t.id: t for t in readers.iter_trees(patterns, config, fates, name)}
+  return found, fates
+
+
+def accounted(fates):
+  """Lines that the fates stand for."""
+  missing = sum(fates.trees[fate] for fate in trees.NO_POST)
+  return fates.comments.total() + fates.trees.total() - missing
+
+
+def shape(tree):
+  return {c.id: tree.comments[c.parent].id for c in tree.comments[1:]}
+
+
+def test_comments_and_posts_of_the_same_or_other_files_are_one_tree(tmp_path):
+  one = comment("a", "t3_p"), comment("b", "t1_a"), comment("x", "t3_q", "t3_q")
+  both = write(tmp_path / "both.jsonl", *one, post())
+  apart = [
+    write(tmp_path / "RC.jsonl", *one),
+    write(tmp_path / "RS.jsonl", post()),
+  ]
+  for patterns in (both, apart):
+    found, fates = read(patterns)
+    assert shape(found["p"]) == {"a": "p", "b": "a"}
+    assert found["p"].comments[0].text == "title\n\nself"
+    assert found["p"].comments[0].score == 7
+    assert found["p"].comments[1].score == 3
+    assert found["p"].subreddit == found["q"].subreddit == "here"
+    assert shape(found["q"]) == {"x": "q"}
+    assert fates.comments == {trees.KEPT: 3}
+    assert fates.trees == {trees.KEPT: 1, trees.KEPT_NO_POST: 1}
+    assert accounted(fates) == 4
+
+
+@pytest.mark.parametrize("created", [10, 10.0, 10.7, "10", "10.0", " 10 "])
+def test_timestamps_are_numbers_or_strings(tmp_path, created):
+  line = comment("a", "t3_p", created_utc=created)
+  found, _ = read(write(tmp_path / "a.jsonl", line))
+  assert found["p"].comments[1].created_utc == 10
+
+
+def test_prefixes_may_be_there_or_not(tmp_path):
+  lines = [
+    comment("t1_a", "p", "p"),
+    comment("b", "a", "t3_p"),
+    comment("t1_c", "t1_b", "p"),
+    post("t3_p"),
+  ]
+  found, fates = read(write(tmp_path / "a.jsonl", *lines))
+  assert shape(found["t3_p"]) == {"t1_a": "t3_p", "b": "t1_a", "t1_c": "b"}
+  assert fates.trees == {trees.KEPT: 1}
+
+
+def test_a_post_and_a_comment_of_the_same_id_are_told_apart(tmp_path):
+  lines = [comment("p", "t3_p"), comment("b", "t1_p"), comment("c", "t3_p"), post("p")]
+  found, _ = read(write(tmp_path / "a.jsonl", *lines))
+  tree = found["p"]
+  assert [(c.id, c.parent) for c in tree.comments] == [
+    ("p", -1),
+    ("p", 0),
+    ("b", 1),
+    ("c", 0),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("bad", "fate"),
+  [
+    (b"{no json", json_lines.DROPPED_BAD_JSON),
+    (b'{"id": "a", "link_id": "t3_p", "bo', json_lines.DROPPED_BAD_JSON),
+    (b"[1, 2]", trees.DROPPED_NOT_OBJECT),
+    (b"null", trees.DROPPED_NOT_OBJECT),
+    ({}, pushshift.DROPPED_NEITHER),
+    ({"id": "z"}, pushshift.DROPPED_NEITHER),
+    ({"id": "z", "body": "lost"}, trees.DROPPED_NO_TREE),
+    (comment("z", "t3_p", None), trees.DROPPED_NO_TREE),
+    (comment("z", "t3_p", ["t3_p"]), trees.DROPPED_NO_TREE),
+    (comment("z", "t3_p", "t3_"), trees.DROPPED_NO_TREE),
+    (comment(None, "t3_p"), trees.DROPPED_NO_ID),
+    (comment({}, "t3_p"), trees.DROPPED_NO_ID),
+    (comment("a", "t3_p"), trees.DROPPED_DUPLICATE),
+    (comment("z", "t3_p", body="x" * 9999), files.DROPPED_LINE_TOO_LONG),
+  ],
+)
+def test_a_bad_line_is_a_comment_dropped_for_a_reason(tmp_path, bad, fate):
+  path = write(tmp_path / "a.jsonl", comment("a", "t3_p"), bad, b" ", post())
+  found, fates = read(path, TreeConfig(max_line_bytes=5000))
+  assert shape(found["p"]) == {"a": "p"}
+  assert fates.comments == {trees.KEPT: 1, fate: 1}
+  assert fates.trees == {trees.KEPT: 1}
+  assert accounted(fates) == 3
+
+
+@pytest.mark.parametrize(
+  ("odd", "fate"),
+  [
+    (post(None), trees.TREE_NO_ID),
+    (post("t3_"), trees.TREE_NO_ID),
+    (post(), trees.TREE_DUPLICATE),
+    (post("alone"), trees.TREE_EMPTY),
+  ],
+)
+def test_a_post_without_id_or_comments_or_seen_before_is_counted(tmp_path, odd, fate):
+  path = write(tmp_path / "a.jsonl", comment("a", "t3_p"), post(), odd)
+  found, fates = read(path)
+  assert list(found) == ["p"]
+  assert fates.trees == {trees.KEPT: 1, fate: 1}
+  assert accounted(fates) == 3
+
+
+def test_lone_surrogates_and_what_only_python_takes_for_json_are_read(tmp_path):
+  lines = [
+    json.dumps(comment("a", "t3_p", body="x\ud800y")).encode(),
+    json.dumps(comment("b", "t3_p", score=float("nan"))).encode(),
+    json.dumps(comment("c", "t3_p", other=float("inf"))).encode(),
+    json.dumps(comment("d", "t3_p", body="caf__"))
+    .replace("__", "\xe9")
+    .encode("latin1"),
+  ]
+  found, fates = read(write(tmp_path / "a.jsonl", *lines))
+  texts = {c.id: c.text for c in found["p"].comments}
+  assert texts["a"] == "x\ufffdy"
+  assert texts["d"] == "caf\ufffd"
+  assert fates.comments == {trees.KEPT: 4}
