@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
-from . import generations, kubectl, policy, remote, supervisor
+from . import flags, generations, kubectl, policy, remote, supervisor
 from .shell import Shell
 
 _EPILOG = """\
@@ -339,13 +339,7 @@ def _add_manifest_flags(parser: argparse.ArgumentParser) -> None:
     ("max_restarts", "restarts of all pods before the JobSet fails"),
     ("grace_s", "seconds a pod has to save after SIGTERM"),
   ):
-    parser.add_argument(
-      f"--{flag}",
-      type=int,
-      default=defaults[flag],
-      metavar="N",
-      help=f"{what} (default %(default)s)",
-    )
+    flags.add_number(parser, f"--{flag}", defaults[flag], what)
   parser.add_argument("--spot", action="store_true", help="on Spot node pools")
   parser.add_argument("--service_account", help="Kubernetes' own, for buckets")
   parser.add_argument("--queue", help="local queue of Kueue")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from ..errors import UserError
+from . import flags
 from .shell import Shell
 
 # With a Job's index and a pod's, the longest name must stay within 63 characters.
@@ -107,15 +108,6 @@ def add_flags(parser: argparse.ArgumentParser, dry_run: bool = True) -> None:
 def add_log_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags that say which log."""
   parser.add_argument("--follow", action="store_true", help="go on as it grows")
-  for flag, default, what in (
-    ("slice", 0, "number of the slice"),
-    ("host", 0, "number of the host in its slice"),
-    ("lines", 100, "how many"),
-  ):
-    parser.add_argument(
-      f"--{flag}",
-      type=int,
-      default=default,
-      metavar="N",
-      help=f"{what} (default {default})",
-    )
+  flags.add_number(parser, "--slice", 0, "number of the slice")
+  flags.add_number(parser, "--host", 0, "number of the host in its slice")
+  flags.add_number(parser, "--lines", 100, "how many")

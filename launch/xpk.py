@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 
 from ..errors import UserError
-from . import kubectl, policy, remote, supervisor
+from . import flags, kubectl, policy, remote, supervisor
 from .shell import Shell
 
 _EPILOG = """\
@@ -149,18 +149,11 @@ def _add_workload_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--tpu_type", required=True, help="such as v5litepod-64, v6e-256 or tpu7x-4x4x4"
   )
-  for flag, default, what in (
-    ("num_slices", 1, "slices of one run"),
-    ("max_restarts", 20, "restarts of all pods before the workload fails"),
-    ("grace_s", 300, "seconds a pod has to save after SIGTERM"),
-  ):
-    parser.add_argument(
-      f"--{flag}",
-      type=int,
-      default=default,
-      metavar="N",
-      help=f"{what} (default {default})",
-    )
+  flags.add_number(parser, "--num_slices", 1, "slices of one run")
+  flags.add_number(
+    parser, "--max_restarts", 20, "restarts of all pods before the workload fails"
+  )
+  flags.add_number(parser, "--grace_s", 300, "seconds a pod has to save after SIGTERM")
   parser.add_argument(
     "--env",
     action="append",
