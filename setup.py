@@ -10,7 +10,14 @@ VERSION = re.search(
   r'^__version__ = "(.+)"', (ROOT / "__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
-SUBPACKAGES = ["models", "tasks", "tasks.readers", "training", "launch"]
+SUBPACKAGES = [
+  "models",
+  "tasks",
+  "tasks.building",
+  "tasks.readers",
+  "training",
+  "launch",
+]
 
 # Lower bounds are the oldest, upper bounds the newest releases the suite passed with.
 INSTALL_REQUIRES = [
@@ -20,11 +27,13 @@ INSTALL_REQUIRES = [
   "duckdb>=1.4,<3",
   "flax>=0.12,<0.13",
   "gin-config>=0.5,<0.6",
+  "google-crc32c>=1.6,<2",
   "jax>=0.10,<0.11",
   "msgspec>=0.20,<0.23",
   "numpy>=2.0,<3",
   "optax>=0.2.6,<0.3",
   "orbax-checkpoint>=0.12,<0.13",
+  "protobuf>=5.26",
   "pyarrow>=20,<27",
   "PyYAML>=6,<7",
   "rich>=13,<16",
@@ -33,6 +42,7 @@ INSTALL_REQUIRES = [
   "tensorboard>=2.19",
   "tensorflow-datasets>=4.9.9,<5",
   "tensorstore>=0.1.80,<0.2",
+  "tokenizers>=0.22,<0.24",
   "zstandard>=0.23,<1",
 ]
 

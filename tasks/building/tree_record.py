@@ -1,0 +1,84 @@
+"""A comment tree as a record: the bytes of a `tf.train.Example`, without TensorFlow.
+
+The features are those of `columns`, and TFDS reads the records with the `features.json`
+that `manifest` writes. Messages are declared here from scratch because what TensorFlow
+and TFDS generated for them takes hundreds of megabytes to import.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from ..columns import COLUMNS, to_columns
+from ..trees import CommentTree
+
+_Field = descriptor_pb2.FieldDescriptorProto
+_PACKAGE = "commentree"
+
+
+def _example_class() -> Any:
+  """The class of `tf.train.Example` messages; only what records hold of it."""
+  file = descriptor_pb2.FileDescriptorProto(
+    name="commentree/example.proto", package=_PACKAGE, syntax="proto3"
+  )
+
+  def message(name: str, *fields: _Field) -> None:
+    file.message_type.add(name=name).field.extend(fields)
+
+  def one_of(name: str, number: int, message_name: str, **more: int) -> _Field:
+    return _Field(
+      name=name,
+      number=number,
+      label=_Field.LABEL_OPTIONAL,
+      type=_Field.TYPE_MESSAGE,
+      type_name=f".{_PACKAGE}.{message_name}",
+      **more,
+    )
+
+  def many(type_: int) -> _Field:
+    return _Field(name="value", number=1, label=_Field.LABEL_REPEATED, type=type_)
+
+  message("BytesList", many(_Field.TYPE_BYTES))
+  message("Int64List", many(_Field.TYPE_INT64))
+  message(
+    "Feature",
+    one_of("bytes_list", 1, "BytesList", oneof_index=0),
+    one_of("int64_list", 3, "Int64List", oneof_index=0),
+  )
+  file.message_type[-1].oneof_decl.add(name="kind")
+  entries = one_of("feature", 1, "Features.FeatureEntry")
+  entries.label = _Field.LABEL_REPEATED
+  message("Features", entries)
+  entry = file.message_type[-1].nested_type.add(name="FeatureEntry")
+  entry.options.map_entry = True
+  entry.field.add(
+    name="key", number=1, label=_Field.LABEL_OPTIONAL, type=_Field.TYPE_STRING
+  )
+  entry.field.append(one_of("value", 2, "Feature"))
+  message("Example", one_of("features", 1, "Features"))
+  pool = descriptor_pool.DescriptorPool()
+  pool.Add(file)
+  descriptor = pool.FindMessageTypeByName(f"{_PACKAGE}.Example")
+  return message_factory.GetMessageClass(descriptor)
+
+
+Example = _example_class()
+
+
+def encode(tree: CommentTree) -> bytes:
+  """Serialises a tree; equal trees give equal bytes."""
+  example = Example()
+  features = example.features.feature
+  for name, value in to_columns(tree).items():
+    kind, rank = COLUMNS[name]
+    if kind == "str":
+      held = features[name].bytes_list
+      held.value.extend(value if rank else (value,))
+    else:
+      held = features[name].int64_list
+      held.value.extend(value.tolist())
+    if not held.value:
+      held.SetInParent()  # an empty list, where TFDS would not take a missing one
+  return example.SerializeToString(deterministic=True)
