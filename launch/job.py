@@ -145,7 +145,7 @@ def token_groups(run: RunConfig, data: RunData) -> dict[str, Any]:
   """Groups of target tokens to report apart: those of the generated trees."""
   if data.task.name != registry.GENERATED:
     return {}
-  return generated.token_groups(run.data.generated, data.task.tokenizer.vocabulary)
+  return generated.token_groups(run.data.generated, data.task.tokenizer)
 
 
 def report(

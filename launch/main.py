@@ -14,7 +14,7 @@ VERBS = {
   "train": "train a model; resumes by itself what was interrupted",
   "eval": "evaluate a checkpoint: does context help?",
   "inspect": "show trees as the model sees them, on the terminal or as a page",
-  "vocab": "train a SentencePiece vocabulary on comment trees",
+  "vocab": "train a vocabulary on comment trees, or add markers to one",
   "compile": "what a run takes on a TPU slice, asked of the TPU compiler; needs no TPU",
   "launch": "bring a run up on many hosts: this machine, TPU VMs, GKE",
 }

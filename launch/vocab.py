@@ -1,4 +1,4 @@
-"""`commentree vocab`: trains a SentencePiece vocabulary on comment trees."""
+"""`commentree vocab`: trains a vocabulary on comment trees, or adds markers to one."""
 
 from __future__ import annotations
 
@@ -26,8 +26,18 @@ examples:
     commentree vocab --input=trees.jsonl.gz --output=quick --size=2000 \\
       --max_comments=20000
 
-Beside OUTPUT.model goes OUTPUT.model.json, a record of how it was made. The same
-input and flags give the same bytes. exit codes: 0 done, 2 a mistake of the user's.
+  byte-level BPE as RoBERTa's, a tokenizer.json of Hugging Face's tokenizers:
+    commentree vocab --input=trees.jsonl.gz --output=trees.json \\
+      --type=byte_bpe --size=32000
+
+  RoBERTa's or T5's own vocabulary with our markers behind its tokens:
+    commentree vocab --from=roberta/tokenizer.json --output=roberta.json
+    commentree vocab --from=t5/spiece.model --output=t5.model
+
+--type=unigram and bpe write OUTPUT.model for SentencePiece, byte_bpe and wordpiece
+OUTPUT.json for tokenizers. Beside it goes a record of how it was made,
+OUTPUT.model.json or OUTPUT.record.json. The same input and flags give the same bytes.
+exit codes: 0 done, 2 a mistake of the user's.
 """
 
 # Encoding this many shows how long pieces are, in a second or so.
@@ -41,20 +51,30 @@ def _parser() -> argparse.ArgumentParser:
   defaults = VocabularyConfig()
   parser = argparse.ArgumentParser(
     prog="commentree vocab",
-    description="Train a SentencePiece vocabulary on trees of comments.",
+    description="Train a vocabulary on trees of comments, or add the markers that"
+    " runs need to an existing one.",
     epilog=_EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument(
     "--input",
     nargs="+",
-    required=True,
     metavar="TREES",
-    help="tree JSONL, plain, .gz or .zst: files, globs or folders",
+    help="files of trees to train on: files, globs or folders",
+  )
+  source.add_argument(
+    "--from",
+    dest="source",
+    metavar="VOCABULARY",
+    help="a SentencePiece model or tokenizer.json to add markers to, untrained",
   )
   parser.add_argument(
-    "--output", required=True, metavar="PATH", help="where to put PATH.model"
+    "--output",
+    required=True,
+    metavar="PATH",
+    help="where to put PATH.model or PATH.json",
   )
   parser.add_argument(
     "--size",
@@ -66,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     "--type",
     choices=get_args(ModelType),
     default=defaults.model_type,
-    help="kind of pieces (default %(default)s)",
+    help="kind of pieces: SentencePiece's unigram or bpe, tokenizers' byte_bpe or"
+    " wordpiece (default %(default)s)",
   )
   parser.add_argument(
     "--byte_fallback",
@@ -104,19 +125,51 @@ def main(argv: Sequence[str]) -> int:
   if arguments.max_comments < 1:
     raise UserError(f"--max_comments={arguments.max_comments}: must be at least 1")
 
-  import sentencepiece
+  from ..tasks import markers
 
-  from ..tasks import corpus, markers, vocabularies
+  marker_tokens = markers.all_markers(MarkersConfig(max_users=arguments.max_users))
+  console = Console(stderr=True, highlight=False)
+  if arguments.source:
+    path = _add_markers(arguments, marker_tokens, console)
+  else:
+    path = _train(arguments, marker_tokens, console)
+  print(path)
+  return 0
+
+
+def _add_markers(
+  arguments: argparse.Namespace, marker_tokens: list[str], console: Console
+) -> pathlib.Path:
+  """Extends the vocabulary given; returns the new file's path."""
+  from ..tasks import vocabularies
+
+  ending = ".json" if vocabularies.is_tokenizer_json(arguments.source) else ".model"
+  path = _with_ending(arguments.output, ending)
+  added = vocabularies.add_markers(arguments.source, path, marker_tokens)
+  size = vocabularies.Tokenizer(lambda: path).vocab_size
+  console.print(
+    f"added {len(added)} of {len(marker_tokens)} markers to the"
+    f" {size - len(added):,} tokens of {arguments.source}, which keep their ids",
+    soft_wrap=True,
+  )
+  return path
+
+
+def _train(
+  arguments: argparse.Namespace, marker_tokens: list[str], console: Console
+) -> pathlib.Path:
+  """Trains a vocabulary; returns its path."""
+  from ..tasks import corpus, vocabularies, vocabulary_files
   from ..tasks.trees import Fates
 
   config = vocabularies.VocabularyConfig(
     arguments.size, arguments.type, arguments.byte_fallback
   )
-  marker_tokens = markers.all_markers(MarkersConfig(max_users=arguments.max_users))
-  path = _model_path(arguments.output)
-  vocabularies.check_writable(path)
+  path = _with_ending(
+    arguments.output, ".model" if config.is_sentencepiece else ".json"
+  )
+  vocabulary_files.check_writable(path)
 
-  console = Console(stderr=True, highlight=False)
   started = time.perf_counter()
   fates = Fates()
   stream = corpus.iter_texts(arguments.input, TreeConfig(), CleaningConfig(), fates)
@@ -134,22 +187,21 @@ def main(argv: Sequence[str]) -> int:
     vocabularies.train_vocabulary(texts, path, config, marker_tokens)
   trained = time.perf_counter()
 
-  processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+  tokenizer = vocabularies.Tokenizer(lambda: path)
   every = -(-len(texts) // _MEASURED_COMMENTS)
-  measured = corpus.coverage(processor, texts[::every])
+  measured = corpus.coverage(tokenizer, texts[::every])
   console.print(
     f"trained in {trained - read:.1f} s: {measured.tokens_per_word:.2f} tokens a word,"
     f" {measured.unknown_share:.3%} of tokens unknown,"
     f" {measured.comments_per_second:,.0f} comments/s to encode on one thread",
     soft_wrap=True,
   )
-  print(path)
-  return 0
+  return path
 
 
-def _model_path(output: str) -> pathlib.Path:
+def _with_ending(output: str, ending: str) -> pathlib.Path:
   """The file of an output given with or without its ending."""
-  return pathlib.Path(output.removesuffix(".model") + ".model")
+  return pathlib.Path(output.removesuffix(ending) + ending)
 
 
 def _with_progress(texts: Iterable[str], console: Console) -> Iterator[str]:

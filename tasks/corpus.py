@@ -6,13 +6,16 @@ import dataclasses
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import sentencepiece
 
 from . import cleaning, readers
 from .config import CleaningConfig, TreeConfig
 from .trees import Fates
+
+if TYPE_CHECKING:
+  from .vocabularies import Tokenizer
 
 
 def iter_texts(
@@ -75,16 +78,13 @@ class Coverage:
   comments_per_second: float
 
 
-def coverage(
-  processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str]
-) -> Coverage:
+def coverage(tokenizer: Tokenizer, texts: Sequence[str]) -> Coverage:
   """Measures a vocabulary on texts, of which at least one must hold a word."""
   started = time.perf_counter()
-  encoded = processor.encode(list(texts), num_threads=1)
+  tokens = np.concatenate(tokenizer.encode_batch(texts))
   seconds = time.perf_counter() - started
-  tokens = np.concatenate([np.array(ids, np.int32) for ids in encoded])
   return Coverage(
     tokens_per_word=len(tokens) / sum(len(text.split()) for text in texts),
-    unknown_share=float(np.mean(tokens == processor.unk_id())),
+    unknown_share=float(np.mean(tokens == tokenizer.unk_id)),
     comments_per_second=len(texts) / seconds,
   )

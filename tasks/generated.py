@@ -52,13 +52,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import cache, markers, vocabularies
+from . import cache, markers, sentencepiece_vocabulary
 from .config import MarkersConfig
+from .encoder import WORD_START
 from .generated_config import NUM_STEMS, GeneratedTreesConfig
 from .trees import Comment, CommentTree
 
 if TYPE_CHECKING:
-  import seqio
+  from .vocabularies import Tokenizer
 
 # In square brackets, which cleaning lets pass: it defuses what looks like `<mask>`.
 FACT_CUE = "[fact]"
@@ -337,13 +338,12 @@ def analytic_entropies(config: GeneratedTreesConfig) -> dict[str, dict[str, floa
 
 
 def token_groups(
-  config: GeneratedTreesConfig, vocabulary: seqio.SentencePieceVocabulary
+  config: GeneratedTreesConfig, tokenizer: Tokenizer
 ) -> dict[str, np.ndarray]:
   """Ids of the tokens of each group, int32; groups are disjoint."""
-  processor = vocabulary.tokenizer
   return {
     group: np.array(
-      [processor.piece_to_id(vocabularies.WORD_START + word) for word in members],
+      [tokenizer.piece_to_id(WORD_START + word) for word in members],
       np.int32,
     )
     for group, members in words(config).groups().items()
@@ -370,10 +370,10 @@ def vocabulary(
   """
   every_word = [w for members in words(config).groups().values() for w in members]
   every_marker = [*markers.all_markers(markers_config), *cues(config)]
-  text = json.dumps([vocabularies.FORMAT_VERSION, every_word, every_marker])
+  text = json.dumps([sentencepiece_vocabulary.FORMAT_VERSION, every_word, every_marker])
   key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
   folder = cache.cache_root(cache_dir) / "vocabularies"
   path = folder / f"generated-{key}.model"
   if not path.exists():
-    vocabularies.write_word_vocabulary(every_word, path, every_marker)
+    sentencepiece_vocabulary.write_word_vocabulary(every_word, path, every_marker)
   return os.fspath(path)

@@ -288,7 +288,7 @@ class _ForestReader:
   """Reads forests back into what a person can follow."""
 
   def __init__(self, task: CommentTreeTask):
-    self._processor = task.tokenizer.vocabulary.tokenizer
+    self._tokenizer = task.tokenizer
     self._maskable = task.tokenizer.maskable
     self._mask_id = task.tokenizer.mask_id
     # Parts of each (tree, comment), with their piece's number.
@@ -341,7 +341,7 @@ class _ForestReader:
     """Tokens from ids; `answers` are what is to be predicted, -1 where nothing is."""
     views = []
     for answer, seen in zip(np.asarray(answers).tolist(), np.asarray(read).tolist()):
-      piece = self._processor.id_to_piece(seen)
+      piece = self._tokenizer.id_to_piece(seen)
       if answer < 0:
         views.append(
           TokenView(piece, piece, "plain" if self._maskable[seen] else "marker")
@@ -352,7 +352,7 @@ class _ForestReader:
         kind = "masked"
       elif seen == answer:
         kind = "kept"
-      views.append(TokenView(self._processor.id_to_piece(answer), piece, kind))
+      views.append(TokenView(self._tokenizer.id_to_piece(answer), piece, kind))
     return tuple(views)
 
 

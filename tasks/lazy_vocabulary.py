@@ -2,55 +2,91 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
-from ..errors import UserError
+if TYPE_CHECKING:
+  from .vocabularies import Tokenizer
 
-Find = Callable[[], str | os.PathLike[str]]
 
+class LazyVocabulary(seqio.Vocabulary):
+  """A tokenizer as SeqIO wants one; registering a task neither reads nor makes it."""
 
-class LazyVocabulary(seqio.SentencePieceVocabulary):
-  """`seqio.SentencePieceVocabulary` that registering a task neither reads nor makes."""
-
-  def __init__(self, find: Find):
+  def __init__(self, tokenizer: Tokenizer):
     """Looks at nothing yet.
 
     Args:
-      find: returns the model file's path; called once.
+      tokenizer: does the work.
     """
-    super().__init__("")
-    self._find: Find | None = find
+    super().__init__()
+    self._tokenizer = tokenizer
 
   @property
-  def sentencepiece_model_file(self) -> str:
-    """Path of the model file."""
-    if self._find is not None:
-      self._sentencepiece_model_file = os.fspath(self._find())
-      self._find = None
-    return self._sentencepiece_model_file
+  def tokenizer(self) -> Any:
+    """The object of SentencePiece or tokenizers that does the work."""
+    return self._tokenizer.library
 
-  def _model_context(self):
-    if self._model is None:
-      path = self.sentencepiece_model_file
-      if not tf.io.gfile.exists(path):
-        raise UserError(
-          f"{path}: no such vocabulary; make one with `commentree vocab"
-          f" --input=TREES --output={path}`"
-        )
-      try:
-        super()._model_context()
-      except Exception as error:  # protobuf, SentencePiece and gfile have their own
-        raise UserError(
-          f"{path}: is not a SentencePiece model; make one with `commentree vocab`"
-        ) from error
-    return self._model
+  @property
+  def pad_id(self) -> int:
+    """Id of padding."""
+    return self._tokenizer.pad_id
 
-  def __getstate__(self) -> dict[str, Any]:
-    # Copies and comparisons go by the file; a function could not be pickled.
-    _ = self.sentencepiece_model_file
-    return super().__getstate__()
+  @property
+  def bos_id(self) -> int | None:
+    """Id of the beginning of a sequence, if there is one."""
+    return self._tokenizer.bos_id
+
+  @property
+  def eos_id(self) -> int | None:
+    """Id of the end of a sequence, if there is one."""
+    return self._tokenizer.eos_id
+
+  @property
+  def unk_id(self) -> int | None:
+    """Id of the unknown, if there is one."""
+    return self._tokenizer.unk_id
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return self._tokenizer.vocab_size
+
+  def _encode(self, s: str) -> Sequence[int]:
+    (ids,) = self._tokenizer.encode_batch([s])
+    return ids.tolist()
+
+  def _decode(self, ids: Sequence[int]) -> str:
+    return self._tokenizer.decode(ids)
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    def encode(text: bytes) -> np.ndarray:
+      return self._tokenizer.encode_batch([text.decode("utf-8", "replace")])[0]
+
+    ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
+    ids.set_shape([None])
+    return ids
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    def decode(rows: np.ndarray) -> np.ndarray:
+      texts = [
+        self._tokenizer.decode(row.tolist()).encode()
+        for row in rows.reshape(-1, rows.shape[-1])
+      ]
+      return np.array(texts, object).reshape(rows.shape[:-1])
+
+    texts = tf.numpy_function(decode, [ids], tf.string, stateful=False)
+    texts.set_shape(ids.shape[:-1])
+    return texts
+
+  def __eq__(self, other: object) -> bool:
+    if not isinstance(other, LazyVocabulary):
+      return False
+    if self._tokenizer is other._tokenizer:
+      return True
+    return self._tokenizer.fingerprint == other._tokenizer.fingerprint
+
+  def __str__(self) -> str:
+    return f"LazyVocabulary({self._tokenizer})"

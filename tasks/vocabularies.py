@@ -1,49 +1,36 @@
-"""SentencePiece vocabularies: training them, and from text to token ids.
+"""Vocabularies of every kind: training them, and from text to token ids.
 
-Ids are T5's: padding 0, end of sequence 1, unknown 2, none for a beginning. After
-them come the marker tokens (`<mask>`, `<user_0>`, `<url>`…), each a user-defined
-symbol, so that it is one token wherever it stands.
+A file holds a SentencePiece model or a `tokenizer.json`; its content tells which.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import io
 import itertools
 import json
 import os
 import pathlib
-import re
-import string
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import sentencepiece
+import tokenizers
 
 from ..errors import UserError
 from ..models.config import check_choice, check_range
+from . import hf_vocabulary, sentencepiece_vocabulary, vocabulary_files
+from .encoder import Encoded, Encoder
 from .markers import MASK
 
 if TYPE_CHECKING:
-  import seqio
+  from .lazy_vocabulary import LazyVocabulary
 
-ModelType = Literal["unigram", "bpe"]
+ModelType = Literal["unigram", "bpe", "byte_bpe", "wordpiece"]
 
-PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
-# Stands for the space in front of a word.
-WORD_START = "▁"
-# Raise when `write_word_vocabulary` writes other bytes than before.
-FORMAT_VERSION = 1
-
-_ASCII = string.ascii_letters + string.digits + string.punctuation
-# SentencePiece skips longer sentences without a word.
-_MAX_SENTENCE_BYTES = 4096
-# The sum of likelihoods depends on it in the last digit: never the number of cores.
-_TRAINING_THREADS = 2
+# Those that SentencePiece trains; the others are of Hugging Face's tokenizers.
+SENTENCEPIECE_TYPES = ("unigram", "bpe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +39,10 @@ class VocabularyConfig:
 
   Attributes:
     size: pieces, specials and markers included.
-    model_type: 'unigram' or 'bpe'.
+    model_type: 'unigram' or 'bpe' of SentencePiece; 'byte_bpe' or 'wordpiece' of
+      Hugging Face's tokenizers, as RoBERTa's and BERT's.
     byte_fallback: write a character without a piece as bytes (256 pieces more), not
-      as unknown.
+      as unknown; SentencePiece only.
   """
 
   size: int = 8000
@@ -64,6 +52,16 @@ class VocabularyConfig:
   def __post_init__(self):
     check_range("VocabularyConfig", "size", self.size, 8, 1_000_000, whole=True)
     check_choice("VocabularyConfig", "model_type", self.model_type, ModelType)
+    if self.byte_fallback and not self.is_sentencepiece:
+      raise UserError(
+        f"VocabularyConfig.byte_fallback with model_type = {self.model_type!r}: is for"
+        " 'unigram' and 'bpe' alone; 'byte_bpe' knows every byte anyway"
+      )
+
+  @property
+  def is_sentencepiece(self) -> bool:
+    """Whether SentencePiece trains it."""
+    return self.model_type in SENTENCEPIECE_TYPES
 
 
 def train_vocabulary(
@@ -75,9 +73,8 @@ def train_vocabulary(
   """Trains a vocabulary; equal arguments give equal bytes.
 
   Args:
-    texts: cleaned texts without author markers; consumed once, as a stream (though
-      SentencePiece holds what it is given).
-    path: file to write; a record of the settings goes beside it, to `path`.json.
+    texts: cleaned texts without author markers; consumed once.
+    path: file to write; a record of the settings goes beside it (`record_path`).
     config: size and kind.
     markers: tokens that are never to be cut, among them `<mask>`.
 
@@ -89,193 +86,228 @@ def train_vocabulary(
       cannot be written.
   """
   path = pathlib.Path(path)
-  check_writable(path)
-  feed = _Feed(texts)
-  try:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=feed.sentences(),
-      model_writer=model,
-      model_type=config.model_type,
-      vocab_size=config.size,
-      byte_fallback=config.byte_fallback,
-      # Rare ones would be unknown otherwise: of 4 million words, [ $ + and Q.
-      required_chars=_ASCII,
-      user_defined_symbols=list(markers),
-      pad_id=PAD_ID,
-      eos_id=EOS_ID,
-      unk_id=UNK_ID,
-      bos_id=-1,
-      num_threads=_TRAINING_THREADS,
-      max_sentence_length=2 * _MAX_SENTENCE_BYTES,
-      minloglevel=2,
+  vocabulary_files.check_writable(path)
+  feed = _Counted(texts)
+  if config.is_sentencepiece:
+    library = {"sentencepiece": sentencepiece.__version__}
+    train = functools.partial(
+      sentencepiece_vocabulary.train, byte_fallback=config.byte_fallback
     )
-  except RuntimeError as error:
-    if feed.error is not None:
-      raise feed.error from None
-    _explain(error, feed, config)
-  written = model.getvalue()
-  record = {
-    **dataclasses.asdict(config),
-    "texts": feed.texts_read,
-    "characters": feed.characters_read,
-    "markers": list(markers),
-    "sentencepiece": sentencepiece.__version__,
-    "fingerprint": content_hash(written),
-  }
-  # The model comes last: where it is, its record is.
-  _write(path.with_name(path.name + ".json"), json.dumps(record, indent=2).encode())
-  _write(path, written)
+  else:
+    library = {"tokenizers": tokenizers.__version__}
+    train = hf_vocabulary.train  # type: ignore[assignment]
+  try:
+    content = train(
+      feed, model_type=config.model_type, size=config.size, markers=markers
+    )
+  except (RuntimeError, UserError):
+    if feed.failed or feed.texts:
+      raise
+    content = b""
+  if not feed.texts:
+    raise UserError(
+      "no text to train a vocabulary on: every comment is empty or was skipped"
+    )
+  _write_with_record(
+    path,
+    content,
+    {
+      **dataclasses.asdict(config),
+      "texts": feed.texts,
+      "characters": feed.characters,
+      "markers": list(markers),
+      **library,
+    },
+  )
   return path
 
 
-class _Feed:
-  """Hands texts to SentencePiece, whose C++ keeps neither counts nor exceptions."""
+class _Counted:
+  """The texts that hold something, counted as they are read."""
 
   def __init__(self, texts: Iterable[str]):
     self._texts = texts
-    self.texts_read = 0
-    self.characters_read = 0
-    self.error: Exception | None = None
+    self.texts = 0
+    self.characters = 0
+    self.failed = False
 
-  def sentences(self) -> Iterator[bytes]:
+  def __iter__(self) -> Iterator[str]:
     try:
       for text in self._texts:
         if text.strip():
-          self.texts_read += 1
-          self.characters_read += len(text)
-          yield from cut_sentences(text)
-    except Exception as error:
-      self.error = error
+          self.texts += 1
+          self.characters += len(text)
+          yield text
+    except Exception:
+      self.failed = True
       raise
 
 
-def cut_sentences(text: str) -> Iterator[bytes]:
-  """Cuts a text at line ends, and long lines at spaces, into UTF-8 that is not long."""
-  for line in text.splitlines():
-    raw = line.encode("utf-8", "replace").replace(b"\0", b" ").strip()
-    while len(raw) > _MAX_SENTENCE_BYTES:
-      end = raw.rfind(b" ", 1, _MAX_SENTENCE_BYTES)
-      if end < 0:
-        end = _MAX_SENTENCE_BYTES
-        while raw[end] & 0xC0 == 0x80:  # never inside a character
-          end -= 1
-      yield raw[:end]
-      raw = raw[end:].lstrip()
-    if raw:
-      yield raw
+def record_path(path: pathlib.Path) -> pathlib.Path:
+  """Where the record of how a vocabulary was made lies."""
+  if path.suffix == ".json":
+    return path.with_suffix(".record.json")
+  return path.with_name(path.name + ".json")
 
 
-def _explain(error: RuntimeError, feed: _Feed, config: VocabularyConfig) -> NoReturn:
-  """Turns SentencePiece's refusal into one line that names the mend."""
-  message = str(error)
-  text = f"{feed.characters_read:,} characters of text"
-  if not feed.texts_read:
-    raise UserError(
-      "no text to train a vocabulary on: every comment is empty or was skipped"
-    ) from None
-  if found := re.search(r"too high \(\d+\).*<= (\d+)", message):
-    raise UserError(
-      f"vocabulary size {config.size}: too large for {text}; ask for at most"
-      f" {found[1]}, or give more trees"
-    ) from None
-  if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
-    raise UserError(
-      f"vocabulary size {config.size}: too small for the markers and characters of the"
-      f" {text}; ask for at least {found[1]}, or fewer user markers"
-    ) from None
-  raise error
-
-
-def _model_proto() -> Any:
-  """The module of SentencePiece's file format, whose classes exist at run time only."""
-  from sentencepiece import sentencepiece_model_pb2
-
-  return sentencepiece_model_pb2
-
-
-def write_word_vocabulary(
-  words: Sequence[str], path: pathlib.Path, markers: Sequence[str]
+def _write_with_record(
+  path: pathlib.Path, content: bytes, record: dict[str, Any]
 ) -> None:
-  """Writes a vocabulary in which each of `words` is one piece, without training.
+  record = {**record, "fingerprint": vocabulary_files.content_hash(content)}
+  # The vocabulary comes last: where it is, its record is.
+  vocabulary_files.write(record_path(path), json.dumps(record, indent=2).encode())
+  vocabulary_files.write(path, content)
+
+
+def add_markers(
+  source: str | os.PathLike[str],
+  path: str | os.PathLike[str],
+  markers: Sequence[str],
+) -> list[str]:
+  """Writes a copy of a vocabulary that knows our markers, behind its own tokens.
+
+  A token for masking that is there, such as BERT's `[MASK]`, is kept. Every token
+  keeps its id, and every text without a marker its tokens.
 
   Args:
-    words: distinct, most frequent first, of letters alone.
-    path: file to write; it appears whole or not at all.
+    source: a SentencePiece model or `tokenizer.json`; it stays as it is.
+    path: file to write; a record goes beside it (`record_path`).
     markers: tokens that are never to be cut, among them `<mask>`.
 
+  Returns:
+    The markers that were not there before.
+
   Raises:
-    UserError: if the file cannot be written.
+    UserError: if the vocabulary cannot be read or take them, or the file be written.
   """
-  proto = _model_proto()
-
-  check_writable(path)
-  model = proto.ModelProto()
-  kind = proto.ModelProto.SentencePiece
-  pieces = [
-    ("<pad>", kind.CONTROL),
-    ("</s>", kind.CONTROL),
-    ("<unk>", kind.UNKNOWN),
-    *((marker, kind.USER_DEFINED) for marker in markers),
-    # Without it, the space in front of a marker would be an unknown character.
-    (WORD_START, kind.NORMAL),
-    *((WORD_START + word, kind.NORMAL) for word in words),
-  ]
-  for piece, type_ in pieces:
-    model.pieces.add(piece=piece, type=type_, score=0.0)
-  model.trainer_spec.model_type = proto.TrainerSpec.UNIGRAM
-  model.trainer_spec.vocab_size = len(pieces)
-  model.trainer_spec.pad_id = PAD_ID
-  model.trainer_spec.eos_id = EOS_ID
-  model.trainer_spec.unk_id = UNK_ID
-  model.trainer_spec.bos_id = -1
-  model.trainer_spec.user_defined_symbols.extend(markers)
-  model.normalizer_spec.name = "identity"
-  model.normalizer_spec.add_dummy_prefix = True
-  model.normalizer_spec.remove_extra_whitespaces = True
-  model.normalizer_spec.escape_whitespaces = True
-  _write(path, model.SerializeToString(deterministic=True))
+  path = pathlib.Path(path)
+  vocabulary_files.check_writable(path)
+  content = vocabulary_files.read(source)
+  before = open_encoder(content, source)
+  add = (
+    hf_vocabulary.add_markers
+    if _is_json(content)
+    else sentencepiece_vocabulary.add_markers
+  )
+  try:
+    extended, added = add(content, markers)
+  except UserError as error:
+    raise UserError(f"{os.fspath(source)}: {error}") from None
+  after = open_encoder(extended, source, markers)
+  _check_unchanged(before, after, source)
+  _check_markers(after, markers, source)
+  record = {
+    "from": os.fspath(source),
+    "from_fingerprint": vocabulary_files.content_hash(content),
+    "size": after.size,
+    "markers": list(markers),
+    "added": added,
+  }
+  _write_with_record(path, extended, record)
+  return added
 
 
-def check_writable(path: pathlib.Path) -> None:
-  """Makes the file's folder; fails now rather than after the work.
+def _check_unchanged(
+  before: Encoder, after: Encoder, source: str | os.PathLike[str]
+) -> None:
+  """Raises UserError unless the old tokens, and what they encode, are as before."""
+  pieces = [before.id_to_piece(i) for i in range(before.size)]
+  same = pieces == [after.id_to_piece(i) for i in range(before.size)]
+  if same:
+    probes = [before.decode([i]) for i in range(before.size)]
+    marked = [after.id_to_piece(int(i)) for i in np.flatnonzero(after.is_marker)]
+    probes = [text for text in probes if not any(m in text for m in marked)]
+    same = np.array_equal(before.encode(probes).ids, after.encode(probes).ids)
+  if not same:
+    raise UserError(
+      f"{os.fspath(source)}: markers would change the ids of its own tokens; train a"
+      " vocabulary with `commentree vocab --input=TREES` instead"
+    )
+
+
+def open_encoder(
+  content: bytes, where: str | os.PathLike[str], markers: Sequence[str] = ()
+) -> Encoder:
+  """Opens a vocabulary by its content.
+
+  Args:
+    content: of the file.
+    where: its name, for errors.
+    markers: tokens that are markers, whatever the file says of them.
 
   Raises:
-    UserError: if the file cannot be written.
+    UserError: if it is of no kind that we know.
   """
   try:
-    if path.is_dir():
-      raise IsADirectoryError(None, "is a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
-      pass
-  except OSError as error:
+    if _is_json(content):
+      return hf_vocabulary.HfEncoder(content, markers)
+    return sentencepiece_vocabulary.SentencePieceEncoder(content)
+  except ValueError as error:
     raise UserError(
-      f"{path}: cannot write a vocabulary there ({error.strerror}); give another place"
+      f"{os.fspath(where)}: is not a SentencePiece model or tokenizer.json; make one"
+      " with `commentree vocab`"
     ) from error
 
 
-def _write(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file that appears whole or not at all."""
-  try:
-    with tempfile.NamedTemporaryFile(
-      dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as draft:
-      try:
-        draft.write(content)
-        draft.flush()
-        os.fsync(draft.fileno())
-        # Temporary files are for their owner alone; vocabularies are shared.
-        os.chmod(draft.name, 0o644)
-        os.replace(draft.name, path)
-      except BaseException:
-        os.unlink(draft.name)
-        raise
-  except OSError as error:
-    raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+def is_tokenizer_json(path: str | os.PathLike[str]) -> bool:
+  """Whether a vocabulary's file is a `tokenizer.json`, by its content."""
+  return _is_json(vocabulary_files.read(path))
 
 
-def load_vocabulary(path: str | os.PathLike[str]) -> seqio.SentencePieceVocabulary:
+def _is_json(content: bytes) -> bool:
+  return content[:64].lstrip().startswith(b"{")
+
+
+def _check_markers(
+  encoder: Encoder, markers: Sequence[str], where: str | os.PathLike[str]
+) -> None:
+  """Raises UserError for a marker that is not there, or is cut somewhere."""
+  missing = [m for m in markers if m != MASK and encoder.piece_to_id(m) is None]
+  if encoder.mask_id is None:
+    missing.insert(0, MASK)
+  if missing:
+    raise UserError(
+      f"{os.fspath(where)}: lacks {len(missing)} marker tokens, the first"
+      f" {missing[0]}; add them with `commentree vocab --from={os.fspath(where)}"
+      " --output=PATH`"
+    )
+  told = [m for m in markers if m != MASK]
+  probes = [f"a{marker}a {marker} a" for marker in told]
+  for marker, ids in zip(told, _split(_drop_spaces(encoder, encoder.encode(probes)))):
+    token = encoder.piece_to_id(marker)
+    places = np.flatnonzero(ids == token)
+    if len(places) != 2 or not encoder.is_marker[token]:
+      raise UserError(
+        f"{os.fspath(where)}: would cut the marker {marker} instead of taking it as"
+        " one token; add it with `commentree vocab"
+        f" --from={os.fspath(where)} --output=PATH`"
+      )
+
+
+def _drop_spaces(encoder: Encoder, encoded: Encoded) -> Encoded:
+  """Leaves out the token of a lone space in front of a marker.
+
+  It says nothing and would be masked like a word.
+  """
+  ids, lengths, offsets = encoded
+  if encoder.space_id is None:
+    return encoded
+  kept = np.ones(len(ids), bool)
+  # Across the end of a text nothing goes wrong: no text ends in a lone space.
+  kept[:-1] = ~(encoder.is_marker[ids[1:]] & (ids[:-1] == encoder.space_id))
+  ends = np.cumsum(lengths)
+  kept_ends = np.concatenate([[0], np.cumsum(kept)])[np.concatenate([[0], ends])]
+  return Encoded(
+    ids[kept], np.diff(kept_ends), None if offsets is None else offsets[kept]
+  )
+
+
+def _split(encoded: Encoded) -> list[np.ndarray]:
+  ends = np.concatenate([[0], np.cumsum(encoded.lengths)]).tolist()
+  return [encoded.ids[i:j] for i, j in itertools.pairwise(ends)]
+
+
+def load_vocabulary(path: str | os.PathLike[str]) -> LazyVocabulary:
   """Opens a vocabulary as SeqIO knows them.
 
   Raises:
@@ -284,25 +316,6 @@ def load_vocabulary(path: str | os.PathLike[str]) -> seqio.SentencePieceVocabula
   tokenizer = Tokenizer(lambda: path)
   tokenizer.check()
   return tokenizer.vocabulary
-
-
-def mask_id(vocabulary: seqio.SentencePieceVocabulary) -> int:
-  """Id of `<mask>`."""
-  return vocabulary.tokenizer.piece_to_id(MASK)
-
-
-def unmaskable_ids(vocabulary: seqio.SentencePieceVocabulary) -> np.ndarray:
-  """Ids neither masked nor drawn as random replacements, int32, ascending.
-
-  They are padding, end, unknown and all markers.
-  """
-  proto = _model_proto()
-
-  kind = proto.ModelProto.SentencePiece
-  special = (kind.CONTROL, kind.UNKNOWN, kind.USER_DEFINED, kind.UNUSED)
-  model = proto.ModelProto.FromString(vocabulary.sp_model)
-  ids = [i for i, piece in enumerate(model.pieces) if piece.type in special]
-  return np.array(ids, np.int32)
 
 
 class Tokenizer:
@@ -314,99 +327,145 @@ class Tokenizer:
     """Looks at nothing yet.
 
     Args:
-      find: returns the path of the SentencePiece model; called once.
-      markers: tokens that the vocabulary must know, beside `<mask>`.
+      find: returns the path of the vocabulary; called once.
+      markers: tokens that the vocabulary must know, beside one for masking.
     """
     self._find = find
-    self._markers = (MASK, *markers)
+    self._markers = tuple(markers)
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Copies go by the file; neither functions nor the libraries' objects pickle well.
+    return {"path": self.path, "_markers": self._markers}
 
   @functools.cached_property
-  def vocabulary(self) -> seqio.SentencePieceVocabulary:
-    """The vocabulary as SeqIO knows them; reading it is put off until it is used."""
-    from .lazy_vocabulary import LazyVocabulary
-
-    return LazyVocabulary(self._find)
+  def path(self) -> str:
+    """The vocabulary's file."""
+    return os.fspath(self._find())
 
   @functools.cached_property
-  def mask_id(self) -> int:
-    """Id of `<mask>`."""
-    self.check()
-    return mask_id(self.vocabulary)
+  def _content(self) -> bytes:
+    return vocabulary_files.read(self.path)
 
   @functools.cached_property
-  def maskable(self) -> np.ndarray:
-    """Whether a token may be masked, bool [vocabulary size], by id."""
-    self.check()
-    maskable = np.ones(self.vocabulary.vocab_size, bool)
-    maskable[unmaskable_ids(self.vocabulary)] = False
-    return maskable
-
-  @property
-  def vocab_size(self) -> int:
-    """Rows of the embedding table that the vocabulary needs."""
-    return len(self.maskable)
-
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """Names the vocabulary's contents: equal fingerprints, equal token ids."""
-    self.check()
-    return content_hash(self.vocabulary.sp_model)
+  def _encoder(self) -> Encoder:
+    encoder = open_encoder(self._content, self.path, self._markers)
+    _check_markers(encoder, self._markers, self.path)
+    return encoder
 
   def check(self) -> None:
     """Reads the vocabulary.
 
     Raises:
-      UserError: if there is none, its special ids are not T5's, or it lacks markers.
+      UserError: if there is none, it is of no kind that we know, or it lacks markers.
     """
-    processor = self.vocabulary.tokenizer
-    where = self.vocabulary.sentencepiece_model_file
-    ids = (processor.pad_id(), processor.eos_id(), processor.unk_id())
-    if ids != (PAD_ID, EOS_ID, UNK_ID):
-      raise UserError(
-        f"{where}: padding, end and unknown have the ids {ids}, not"
-        f" {(PAD_ID, EOS_ID, UNK_ID)}; make a vocabulary with `commentree vocab`"
-      )
-    missing = [m for m in self._markers if processor.piece_to_id(m) == UNK_ID]
-    if missing:
-      raise UserError(
-        f"{where}: lacks {len(missing)} marker tokens, the first {missing[0]}; make a"
-        " vocabulary for these settings with `commentree vocab`"
-      )
+    _ = self._encoder
+
+  @functools.cached_property
+  def vocabulary(self) -> LazyVocabulary:
+    """The vocabulary as SeqIO knows them; reading it is put off until it is used."""
+    from .lazy_vocabulary import LazyVocabulary
+
+    return LazyVocabulary(self)
+
+  @property
+  def library(self) -> Any:
+    """The object of SentencePiece or tokenizers that does the work."""
+    return self._encoder.library
+
+  @property
+  def pad_id(self) -> int:
+    """Id of padding; 0 if the vocabulary has none, for nothing ever reads it."""
+    return self._encoder.pad_id
+
+  @property
+  def eos_id(self) -> int | None:
+    """Id of the end of a sequence, if there is one."""
+    return self._encoder.eos_id
+
+  @property
+  def bos_id(self) -> int | None:
+    """Id of the beginning of a sequence, if there is one."""
+    return self._encoder.bos_id
+
+  @property
+  def unk_id(self) -> int | None:
+    """Id of the unknown, if there is one."""
+    return self._encoder.unk_id
+
+  @property
+  def mask_id(self) -> int:
+    """Id of `<mask>`, or of what the vocabulary has for it."""
+    mask_id = self._encoder.mask_id
+    assert mask_id is not None  # else the vocabulary was refused
+    return mask_id
+
+  @property
+  def maskable(self) -> np.ndarray:
+    """Whether a token may be masked, bool [vocabulary size], by id.
+
+    Padding, beginning, end, unknown, markers and tokens held in reserve may not.
+    """
+    return self._encoder.maskable
+
+  @property
+  def vocab_size(self) -> int:
+    """Rows of the embedding table that the vocabulary needs."""
+    return self._encoder.size
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Names the vocabulary's contents: equal fingerprints, equal token ids."""
+    self.check()
+    return vocabulary_files.content_hash(self._content)
+
+  def id_to_piece(self, token_id: int) -> str:
+    """Returns a token as a person reads it, the space before it as `▁`."""
+    return self._encoder.id_to_piece(token_id)
+
+  def piece_to_id(self, piece: str) -> int | None:
+    """Returns a token's id by the vocabulary's own spelling; None if there is none."""
+    return self._encoder.piece_to_id(piece)
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the token ids of each text, int32.
 
-    SentencePiece makes a token of the space in front of a marker; it is left out,
-    for it says nothing and would be masked like a word.
+    A space in front of a marker is no token.
 
     Args:
       texts: cleaned texts; markers in them become one token each.
     """
-    encoded = self.vocabulary.tokenizer.encode(list(texts), num_threads=1)
-    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-    total = int(lengths.sum())
-    flat = np.fromiter(itertools.chain.from_iterable(encoded), np.int32, total)
-    ends = np.cumsum(lengths)
-    before_marker = np.zeros(total, bool)
-    # Across the end of a text nothing goes wrong: no text ends in a lone space.
-    before_marker[:-1] = self._is_marker[flat[1:]]
-    kept = ~(before_marker & (flat == self._space_id))
-    kept_ends = np.concatenate([[0], np.cumsum(kept)])[np.concatenate([[0], ends])]
-    flat = flat[kept]
-    return [flat[i:j] for i, j in itertools.pairwise(kept_ends.tolist())]
+    encoder = self._encoder
+    return _split(_drop_spaces(encoder, encoder.encode(texts)))
 
-  @functools.cached_property
-  def _space_id(self) -> int:
-    return self.vocabulary.tokenizer.piece_to_id(WORD_START)
+  def encode_batch_with_offsets(
+    self, texts: Sequence[str]
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns each text's token ids, as `encode_batch`, and where the tokens stand.
 
-  @functools.cached_property
-  def _is_marker(self) -> np.ndarray:
-    """Whether a token is a marker, bool [vocabulary size], by id."""
-    is_marker = ~self.maskable
-    is_marker[[PAD_ID, EOS_ID, UNK_ID]] = False
-    return is_marker
+    Offsets are half-open and count code points of the text as given, int32 [n, 2].
+    White space in front of a token is none of it, so a token of white space alone is
+    empty. Tokens that share a character, such as its bytes, all have it.
+    """
+    encoder = self._encoder
+    encoded = _drop_spaces(encoder, encoder.encode(texts, offsets=True))
+    assert encoded.offsets is not None
+    results = []
+    ends = np.concatenate([[0], np.cumsum(encoded.lengths)]).tolist()
+    for text, (i, j) in zip(texts, itertools.pairwise(ends)):
+      offsets = encoded.offsets[i:j]
+      results.append((encoded.ids[i:j], _without_spaces(text, offsets)))
+    return results
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of tokens, in which padding, end and beginning are nothing."""
+    return self._encoder.decode(ids)
 
 
-def content_hash(model: bytes) -> str:
-  """A short name for the bytes of a model."""
-  return hashlib.blake2b(model, digest_size=8).hexdigest()
+def _without_spaces(text: str, offsets: np.ndarray) -> np.ndarray:
+  """Moves the start of each token behind the white space at its front."""
+  starts = offsets[:, 0].tolist()
+  for place, (start, end) in enumerate(offsets.tolist()):
+    while start < end and text[start].isspace():
+      start += 1
+    starts[place] = start
+  return np.stack([np.array(starts, np.int32), offsets[:, 1]], axis=1)

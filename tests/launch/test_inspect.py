@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from commentree.launch.main import main
-from commentree.tasks import markers, vocabularies
+from commentree.tasks import markers, sentencepiece_vocabulary
 from commentree.tasks.config import MarkersConfig
 
 SMALL = ["--decoder_length=32", "--encoder_length=32", "--decoder_rows=16"]
@@ -30,7 +30,7 @@ def files(tmp_path_factory):
   tree = {"title": "a post", "author": "ann", "comments": replies}
   lines = [json.dumps({**tree, "id": "t"}), "no JSON", json.dumps({**tree, "id": "u"})]
   (folder / "trees.jsonl").write_text("\n".join(lines))
-  vocabularies.write_word_vocabulary(
+  sentencepiece_vocabulary.write_word_vocabulary(
     ["word", "a", "post"],
     folder / "words.model",
     markers.all_markers(MarkersConfig()),

@@ -329,7 +329,7 @@ def tokenizer(tmp_path_factory):
 
 
 def test_every_word_is_one_token_of_its_own_group(trees, tokenizer):
-  groups = generated.token_groups(DEFAULTS, tokenizer.vocabulary)
+  groups = generated.token_groups(DEFAULTS, tokenizer)
   members = generated.words(DEFAULTS).groups()
   assert list(groups) == list(members)
   for name, words in members.items():

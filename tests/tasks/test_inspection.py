@@ -19,6 +19,7 @@ from commentree.tasks import (
   inspection_html,
   inspection_terminal,
   markers,
+  sentencepiece_vocabulary,
   vocabularies,
 )
 from commentree.tasks.config import MarkersConfig
@@ -57,7 +58,7 @@ class ListSource(TreeSource):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
   path = tmp_path_factory.mktemp("vocabulary") / "words.model"
-  vocabularies.write_word_vocabulary(
+  sentencepiece_vocabulary.write_word_vocabulary(
     WORDS, path, markers.all_markers(MarkersConfig(max_users=8))
   )
   return vocabularies.Tokenizer(lambda: path)

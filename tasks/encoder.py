@@ -1,0 +1,89 @@
+"""What a vocabulary of any kind can do; `sentencepiece_vocabulary` and
+`hf_vocabulary` each do it with their library.
+"""
+
+from __future__ import annotations
+
+import abc
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Stands for the space in front of a word.
+WORD_START = "▁"
+# What vocabularies call the token that hides another.
+MASK_NAMES = ("<mask>", "[MASK]")
+
+# Uncuttable tokens that look like this are markers: a space before one says nothing.
+MARKER_SHAPE = re.compile(r"<\S+>|\[\S+\]")
+
+
+class Encoded(NamedTuple):
+  """Token ids of several texts, end to end.
+
+  Attributes:
+    ids: int32 [tokens of all texts].
+    lengths: tokens of each text. [texts]
+    offsets: first code point of each token in its text, and the one behind its last,
+      int32 [tokens, 2]; None if they were not asked for.
+  """
+
+  ids: np.ndarray
+  lengths: np.ndarray
+  offsets: np.ndarray | None
+
+
+class Encoder(abc.ABC):
+  """A vocabulary in memory.
+
+  Attributes:
+    library: the object that does the work, a `sentencepiece.SentencePieceProcessor`
+      or a `tokenizers.Tokenizer`.
+    size: rows of the embedding table that it needs.
+    pad_id: padding; 0 if the vocabulary has none, for nothing ever reads it.
+    eos_id: end of sequence; None if there is none, as below.
+    bos_id: beginning of sequence.
+    unk_id: what stands for the unknown.
+    mask_id: what hides a token that is to be predicted.
+    space_id: the token of a lone space.
+    maskable: whether a token may be masked or put in at random, bool [size].
+    is_marker: whether a token is a marker, bool [size].
+  """
+
+  library: Any
+  size: int
+  pad_id: int
+  eos_id: int | None
+  bos_id: int | None
+  unk_id: int | None
+  mask_id: int | None
+  space_id: int | None
+  maskable: np.ndarray
+  is_marker: np.ndarray
+
+  @abc.abstractmethod
+  def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
+    """Returns the library's tokens of each text, no beginning or end added."""
+
+  @abc.abstractmethod
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of tokens, in which padding, end and beginning are nothing."""
+
+  @abc.abstractmethod
+  def id_to_piece(self, token_id: int) -> str:
+    """Returns a token as a person reads it, the space before it as `▁`."""
+
+  @abc.abstractmethod
+  def piece_to_id(self, piece: str) -> int | None:
+    """Returns a token's id by the vocabulary's own spelling; None if there is none."""
+
+
+def first_known(encoder: Encoder, names: Sequence[str]) -> int | None:
+  """Id of the first of `names` that the vocabulary has."""
+  for name in names:
+    token_id = encoder.piece_to_id(name)
+    if token_id is not None:
+      return token_id
+  return None

@@ -1,0 +1,312 @@
+"""Vocabularies of Hugging Face's `tokenizers`: training, opening, adding markers.
+
+Those trained here are byte-level BPE or WordPiece, with T5's ids: padding 0, end of
+sequence 1, unknown 2, then the markers. Any other `tokenizer.json` opens as well;
+its special tokens go by their usual names.
+
+In a `tokenizer.json`, a token that is `special` is never found in text here, so that
+no user can write `[MASK]` or `</s>`; markers are added tokens that are not special.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import os
+import re
+import string
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+# Trees are too small to be worth threads, which a forked process could not use.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from ..errors import UserError
+from .encoder import (
+  MARKER_SHAPE,
+  MASK_NAMES,
+  WORD_START,
+  Encoded,
+  Encoder,
+  first_known,
+)
+
+PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
+
+_CONTINUES = "##"
+# Rarer characters are unknown to WordPiece.
+_MAX_ALPHABET = 1000
+_ASCII = string.ascii_letters + string.digits + string.punctuation
+_BYTE_LEVEL_SPACE = "Ġ"
+
+# By role, what vocabularies call their special tokens, the most telling first.
+_PAD_NAMES = (PAD, "[PAD]", "<|padding|>", "<|pad|>")
+_EOS_NAMES = (EOS, "[SEP]", "<eos>", "<|endoftext|>")
+_BOS_NAMES = ("<s>", "[CLS]", "<bos>")
+_UNK_NAMES = (UNK, "[UNK]")
+# Rows that a vocabulary keeps free; no text holds them.
+_RESERVED = re.compile(r"\[unused\d+\]|<extra_id_\d+>|madeupword\d+")
+
+
+def train(
+  texts: Iterable[str],
+  *,
+  model_type: Literal["byte_bpe", "wordpiece"],
+  size: int,
+  markers: Sequence[str],
+) -> bytes:
+  """Trains a vocabulary; equal arguments give equal bytes.
+
+  Args:
+    texts: consumed once, and held by 'wordpiece'.
+    model_type: 'byte_bpe' or 'wordpiece'.
+    size: tokens, specials and markers included.
+    markers: tokens that are never to be cut, among them `<mask>`.
+
+  Returns:
+    The content of a `tokenizer.json`.
+
+  Raises:
+    UserError: if the text does not suit the size.
+  """
+  specials = [PAD, EOS, UNK, *markers]
+  parts = _without_markers(texts, markers)
+  trainer: trainers.Trainer
+  helpers: list[str] = []
+  if model_type == "byte_bpe":
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+      vocab_size=size,
+      show_progress=False,
+      special_tokens=specials,
+      initial_alphabet=alphabet,
+    )
+    # As behind an author's marker.
+    parts = (f" {part.lstrip()}" for part in parts)
+  else:
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+      lowercase=False, strip_accents=False
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUES)
+    held = list(parts)
+    alphabet = _alphabet(tokenizer.normalizer, held)
+    # The trainer numbers characters inside words in the order of a hash map, unless
+    # it knows them before: ties would fall differently each time.
+    helpers = [_CONTINUES + character for character in alphabet]
+    trainer = trainers.WordPieceTrainer(
+      vocab_size=size,
+      show_progress=False,
+      special_tokens=[*specials, *helpers],
+      initial_alphabet=alphabet,
+      limit_alphabet=len(alphabet),
+      continuing_subword_prefix=_CONTINUES,
+    )
+    parts = iter(held)
+  least = len(specials) + len(helpers) + len(alphabet)
+  if size < least:
+    raise UserError(
+      f"vocabulary size {size}: too small for the markers and characters; ask for at"
+      f" least {least}, or fewer user markers"
+    )
+  tokenizer.train_from_iterator(parts, trainer)
+  reached = tokenizer.get_vocab_size()
+  if reached < size:
+    raise UserError(
+      f"vocabulary size {size}: too large for the text; ask for at most {reached}, or"
+      " give more trees"
+    )
+  document = json.loads(tokenizer.to_str())
+  document["added_tokens"] = [
+    _added_token(i, token, special=token in (PAD, EOS, UNK, *MASK_NAMES))
+    for i, token in enumerate(specials)
+  ]
+  return _write(document)
+
+
+def _without_markers(texts: Iterable[str], markers: Sequence[str]) -> Iterator[str]:
+  """Yields what stands between markers, which the trainers would take for words."""
+  if not markers:
+    yield from texts
+    return
+  any_marker = re.compile("|".join(map(re.escape, markers)))
+  for text in texts:
+    for part in any_marker.split(text):
+      if part.strip():
+        yield part
+
+
+def _alphabet(normalizer: Any, texts: Sequence[str]) -> list[str]:
+  """ASCII, then the most frequent other characters, in an order that is always so."""
+  counts: collections.Counter[str] = collections.Counter()
+  for text in texts:
+    counts.update(normalizer.normalize_str(text))
+  others = sorted(
+    (c for c in counts if c not in _ASCII and not c.isspace()),
+    key=lambda c: (-counts[c], c),
+  )
+  return [*_ASCII, *others[: _MAX_ALPHABET - len(_ASCII)]]
+
+
+def _added_token(token_id: int, content: str, special: bool) -> dict[str, Any]:
+  """An entry of `added_tokens`; a space in front of it belongs to it."""
+  return {
+    "id": token_id,
+    "content": content,
+    "single_word": False,
+    "lstrip": not special or content in MASK_NAMES,
+    "rstrip": False,
+    "normalized": False,
+    "special": special,
+  }
+
+
+def _write(document: dict[str, Any]) -> bytes:
+  return json.dumps(document, ensure_ascii=False, indent=2).encode()
+
+
+def add_markers(content: bytes, markers: Sequence[str]) -> tuple[bytes, list[str]]:
+  """Appends those markers that a `tokenizer.json` lacks, behind all of its tokens.
+
+  `<mask>` is only sought: a vocabulary's own `[MASK]` serves.
+
+  Args:
+    content: the file's.
+    markers: tokens that are never to be cut.
+
+  Returns:
+    (the new file's content, the markers added).
+
+  Raises:
+    UserError: if its ids have gaps, where new tokens would land.
+  """
+  document = json.loads(content)
+  ids = tokenizers.Tokenizer.from_str(content.decode()).get_vocab()
+  if set(ids.values()) != set(range(len(ids))):
+    raise UserError(
+      f"the ids of its {len(ids):,} tokens have gaps, which markers would fill; number"
+      " them without"
+    )
+  listed = document.setdefault("added_tokens", [])
+  already = {token["content"] for token in listed}
+  added = []
+  for marker in markers:
+    if marker in already:
+      continue
+    if marker == MASK_NAMES[0] and any(name in ids for name in MASK_NAMES):
+      continue
+    token_id = ids.get(marker)
+    if token_id is None:
+      token_id = ids[marker] = len(ids)
+      added.append(marker)
+    listed.append(_added_token(token_id, marker, special=marker in MASK_NAMES))
+  listed.sort(key=lambda token: token["id"])
+  return _write(document), added
+
+
+class HfEncoder(Encoder):
+  """A `tokenizer.json`."""
+
+  def __init__(self, content: bytes, markers: Sequence[str] = ()):
+    """Opens a vocabulary.
+
+    Args:
+      content: of a `tokenizer.json`.
+      markers: added tokens that are markers, whatever the file says of them.
+
+    Raises:
+      ValueError: if it is not one.
+    """
+    try:
+      document = json.loads(content)
+      added = document.get("added_tokens") or []
+      for token in added:
+        if token["content"] in markers:
+          token.update(_added_token(token["id"], token["content"], special=False))
+          token["lstrip"] = True
+      # It adds tokens, which we do not want, and trims offsets, which we do.
+      document["post_processor"] = None
+      self.library = tokenizers.Tokenizer.from_str(json.dumps(document))
+    except Exception as error:  # tokenizers raises bare ones
+      raise ValueError(str(error)) from error
+    self.library.no_truncation()
+    self.library.no_padding()
+    # Special tokens are what users may not write.
+    self.library.encode_special_tokens = True
+    ids = self.library.get_vocab()
+    self.size = 1 + max(ids.values(), default=-1)
+    special = {token["content"] for token in added if token["special"]}
+    found = [token["content"] for token in added if not token["special"]]
+
+    self.unk_id = first_known(self, (*_unknown_names(document), *_UNK_NAMES))
+    self.eos_id = first_known(self, _EOS_NAMES)
+    self.bos_id = first_known(self, _BOS_NAMES)
+    pad_id = first_known(self, _PAD_NAMES)
+    self.pad_id = 0 if pad_id is None else pad_id
+    self.mask_id = first_known(self, MASK_NAMES)
+    roles = (self.unk_id, self.eos_id, self.bos_id, pad_id, self.mask_id)
+    self.is_marker = np.zeros(self.size, bool)
+    self.is_marker[[ids[t] for t in found if MARKER_SHAPE.fullmatch(t)]] = True
+    self.maskable = np.zeros(self.size, bool)
+    self.maskable[[i for t, i in ids.items() if not _RESERVED.fullmatch(t)]] = True
+    self.maskable[[ids[token] for token in special]] = False
+    self.maskable[[i for i in roles if i is not None]] = False
+    self.maskable &= ~self.is_marker
+    self._silent = {i for i in (self.eos_id, self.bos_id, pad_id) if i is not None}
+    self._byte_level = '"ByteLevel"' in json.dumps(document.get("pre_tokenizer"))
+    self.space_id = first_known(
+      self, (_BYTE_LEVEL_SPACE if self._byte_level else WORD_START,)
+    )
+
+  def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
+    """Returns the tokens of each text; see `Encoder`."""
+    if offsets:
+      encode = self.library.encode_batch
+    else:
+      encode = self.library.encode_batch_fast  # knows no offsets
+    encodings = encode(list(texts), add_special_tokens=False)
+    per_text = [encoding.ids for encoding in encodings]
+    lengths = np.fromiter(map(len, per_text), np.int64, len(per_text))
+    flat = itertools.chain.from_iterable(per_text)
+    ids = np.fromiter(flat, np.int32, int(lengths.sum()))
+    if not offsets:
+      return Encoded(ids, lengths, None)
+    spans = [span for encoding in encodings for span in encoding.offsets]
+    return Encoded(ids, lengths, np.array(spans, np.int32).reshape(-1, 2))
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of tokens; see `Encoder`."""
+    kept = [int(i) for i in ids if int(i) not in self._silent]
+    return self.library.decode(kept, skip_special_tokens=False)
+
+  def id_to_piece(self, token_id: int) -> str:
+    """Returns a token as a person reads it; see `Encoder`."""
+    piece = self.library.id_to_token(int(token_id)) or ""
+    if self._byte_level and not self.is_marker[token_id]:
+      shown = self.library.decode([int(token_id)], skip_special_tokens=False)
+      if "\ufffd" not in shown:  # a part of a character stays as it is spelled
+        return shown.replace(" ", WORD_START)
+    return piece
+
+  def piece_to_id(self, piece: str) -> int | None:
+    """Returns a token's id, or None; see `Encoder`."""
+    return self.library.token_to_id(piece)
+
+
+def _unknown_names(document: dict[str, Any]) -> list[str]:
+  """The unknown token that a model itself names."""
+  model = document.get("model") or {}
+  name = model.get("unk_token")
+  if isinstance(model.get("unk_id"), int):
+    name = model["vocab"][model["unk_id"]][0]
+  return [name] if name else []

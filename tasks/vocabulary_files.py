@@ -1,0 +1,78 @@
+"""Files of vocabularies: read as bytes, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import tempfile
+
+from etils import epath
+
+from ..errors import UserError
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+  """Returns a vocabulary file's content, of this machine or in a bucket.
+
+  Raises:
+    UserError: if there is no such file, or it cannot be read.
+  """
+  try:
+    return epath.Path(path).read_bytes()
+  except FileNotFoundError:
+    raise UserError(
+      f"{os.fspath(path)}: no such vocabulary; make one with `commentree vocab"
+      f" --input=TREES --output={os.fspath(path)}`"
+    ) from None
+  except Exception as error:  # buckets' clients have their own
+    raise UserError(
+      f"{os.fspath(path)}: the vocabulary cannot be read ({error})"
+    ) from error
+
+
+def check_writable(path: pathlib.Path) -> None:
+  """Makes the file's folder; fails now rather than after the work.
+
+  Raises:
+    UserError: if the file cannot be written.
+  """
+  try:
+    if path.is_dir():
+      raise IsADirectoryError(None, "is a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+      pass
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot write a vocabulary there ({error.strerror}); give another place"
+    ) from error
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file that appears whole or not at all.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  try:
+    with tempfile.NamedTemporaryFile(
+      dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as draft:
+      try:
+        draft.write(content)
+        draft.flush()
+        os.fsync(draft.fileno())
+        # Temporary files are for their owner alone; vocabularies are shared.
+        os.chmod(draft.name, 0o644)
+        os.replace(draft.name, path)
+      except BaseException:
+        os.unlink(draft.name)
+        raise
+  except OSError as error:
+    raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def content_hash(content: bytes) -> str:
+  """A short name for the bytes of a vocabulary."""
+  return hashlib.blake2b(content, digest_size=8).hexdigest()
