@@ -10,6 +10,10 @@ empty string, a missing time -1 and a missing score -2**31. Of the S labelled sp
   span_comments  int32 [S]   the comment's row
   span_starts    int32 [S]   span_ends  int32 [S]   in code points of its text
   span_labels    string [S]
+
+Sources add the tree's place among all of its split:
+
+  tree_index   int64 []
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
   "span_ends": ("int32", 1),
   "span_labels": ("str", 1),
 }
+TREE_INDEX = "tree_index"
 NO_TIME = -1
 NO_SCORE = -(2**31)
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 
-from . import forest_layout, packing, records, registry, streams
-from .cache import cache_root
+from . import (
+  built_dataset,
+  cached_pieces,
+  forest_layout,
+  packing,
+  preparation,
+  records,
+  registry,
+  streams,
+)
 from .data_config import DataConfig
 from .forest_layout import ForestShape
-from .pieces import Piece, PieceCounts
 from .registry import CommentTreeTask
 
-_PROGRESS_SECONDS = 10.0
+Pieces = records.PieceRecords | cached_pieces.CachedPieces
+
+_DEFAULT_SHARE = DataConfig.held_out_share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +35,13 @@ class RunData:
     task: the SeqIO task.
     shape: what a forest holds.
     config: the settings it came from.
-    splits: prepared pieces of 'train' and 'validation'.
+    splits: pieces of 'train' and 'validation', prepared or cached.
   """
 
   task: CommentTreeTask
   shape: ForestShape
   config: DataConfig
-  splits: Mapping[str, records.PieceRecords]
+  splits: Mapping[str, Pieces]
 
   def train_batches(
     self, batch_size: int, seed: int, host: int = 0, num_hosts: int = 1
@@ -76,7 +84,10 @@ class RunData:
       "vocabulary": self.task.tokenizer.fingerprint,
       **{f"forest.{k}": v for k, v in dataclasses.asdict(self.shape).items()},
       "pieces": records.jsonable(self.task.preprocessing),
-      **{f"{name}_counts": split.meta["counts"] for name, split in self.splits.items()},
+      **{
+        f"{name}_pieces": f"{len(split):,}, of digest {split.totals.digest:016x}"
+        for name, split in self.splits.items()
+      },
     }
 
 
@@ -108,7 +119,7 @@ def open_data(
   console: Console | None = None,
   splits: tuple[str, ...] = ("train", "validation"),
 ) -> RunData:
-  """Prepares what is not prepared yet, and chooses the forest's shape.
+  """Prepares what is neither prepared nor cached, and chooses the forest's shape.
 
   Args:
     config: the settings.
@@ -121,8 +132,15 @@ def open_data(
   console = console or Console(quiet=True)
   register_tasks(config)
   task = registry.get_task(config.mixture_or_task_name)
-  prepared = {
-    split: prepare(task, split, config.cache_dir, console) for split in splits
+  if built_dataset.find(config.files or ()) and config.held_out_share != _DEFAULT_SHARE:
+    console.print(
+      f"HELD_OUT_SHARE = {config.held_out_share} does not apply: {config.files} has"
+      " splits of its own",
+      soft_wrap=True,
+    )
+  open_split = preparation.open_cached if config.use_cached else preparation.prepare
+  prepared: dict[str, Pieces] = {
+    split: open_split(task, split, config, console) for split in splits
   }
   lengths = forest_layout.row_lengths(config.task_feature_lengths)
   totals = streams.sample_totals(
@@ -130,50 +148,3 @@ def open_data(
   )
   shape = forest_layout.resolve(config.layout, config.task_feature_lengths, totals)
   return RunData(task, shape, config, prepared)
-
-
-def prepare(
-  task: CommentTreeTask, split: str, cache_dir: str | None, console: Console
-) -> records.PieceRecords:
-  """Opens a split's pieces, writing them first if this is their first use."""
-  builder = task.piece_builder()
-  signature = {
-    "source": task.tree_source.signature(split),
-    "vocabulary": task.tokenizer.fingerprint,
-    "cleaning": records.jsonable(builder.cleaning),
-    "markers": records.jsonable(builder.markers),
-    "pieces": records.jsonable(builder.pieces),
-    "target_post": builder.trees.target_post,
-  }
-  key = records.fingerprint(signature)
-  folder = cache_root(cache_dir) / "pieces" / f"{task.name}-{split}-{key}"
-  meta: dict[str, Any] = {"key": key, "signature": signature}
-
-  def pieces() -> Iterator[Piece]:
-    started = told = time.monotonic()
-    for tree in task.tree_source.trees(split):
-      yield from builder(tree)
-      if time.monotonic() - told > _PROGRESS_SECONDS:
-        told = time.monotonic()
-        rate = builder.counts.comments / (told - started)
-        console.print(
-          f"preparing {split}: {builder.counts.comments:,} comments ({rate:,.0f}/s)"
-        )
-    meta["counts"] = dataclasses.asdict(builder.counts)
-
-  # Processes of one machine need it at the same moment: one prepares, the others wait.
-  with records.locked(folder):
-    if folder.exists():
-      return records.PieceRecords(folder)
-    written = records.write(folder, pieces(), meta)
-  report(console, split, task, builder.counts)
-  return written
-
-
-def report(
-  console: Console, split: str, task: CommentTreeTask, counts: PieceCounts
-) -> None:
-  """Says what became of every comment read."""
-  console.print(f"prepared {split}: {counts.report()}")
-  if task.tree_source.fates.total():
-    console.print(task.tree_source.fates.table())

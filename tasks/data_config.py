@@ -26,10 +26,15 @@ class DataConfig:
     mixture_or_task_name: a task registered with SeqIO; 'commentree_files' takes
       `files` and `vocabulary` from here.
     task_feature_lengths: tokens per row, {'encoder': 128, 'decoder': 128}.
-    files: tree files: one, a glob, a folder, or several.
+    files: tree files: one, a glob, a folder, or several; or the folder of a dataset
+      made by `commentree build`.
     vocabulary: SentencePiece model for `files`, from `commentree vocab`.
-    held_out_share: share of the trees in `files` held out for evaluation.
+    held_out_share: share of the trees in `files` held out for evaluation; a dataset
+      made by `commentree build` has splits of its own.
     cache_dir: where prepared data lies; None for the user's cache folder.
+    use_cached: whether to read pieces from a SeqIO cache instead of preparing them.
+    seqio_additional_cache_dirs: folders that SeqIO seeks cached tasks in.
+    prepare_processes: processes that prepare a built dataset; None for as many as pay.
     eval_seed: seed of the masks in evaluation.
   """
 
@@ -39,6 +44,9 @@ class DataConfig:
   vocabulary: str | None = None
   held_out_share: float = 0.1
   cache_dir: str | None = None
+  use_cached: bool = False
+  seqio_additional_cache_dirs: str | Sequence[str] = ()
+  prepare_processes: int | None = None
   eval_seed: int = 0
   layout: ForestLayout = ForestLayout()
   trees: TreeConfig = TreeConfig()
@@ -52,6 +60,12 @@ class DataConfig:
     row_lengths(self.task_feature_lengths)
     check_range("DataConfig", "held_out_share", self.held_out_share, 0, 1)
     check_range("DataConfig", "eval_seed", self.eval_seed, 0, whole=True)
+    if self.prepare_processes is not None:
+      check_range(
+        "DataConfig", "prepare_processes", self.prepare_processes, 1, whole=True
+      )
+    if not isinstance(self.use_cached, bool):
+      raise UserError(f"USE_CACHED_TASKS = {self.use_cached!r}: must be True or False")
     if not isinstance(self.mixture_or_task_name, str):
       raise UserError(
         f"MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r}: give a task's name in"

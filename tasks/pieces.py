@@ -77,6 +77,12 @@ class PieceCounts:
   tokens: int = 0
   tokens_cut: int = 0
 
+  def add(self, other: PieceCounts) -> None:
+    """Adds another's counts to these."""
+    for field in dataclasses.fields(self):
+      total = getattr(self, field.name) + getattr(other, field.name)
+      setattr(self, field.name, total)
+
   def report(self) -> str:
     """One line: pieces, context encoded twice, share of tokens cut off."""
     copied = self.context_copies / max(1, self.nodes)

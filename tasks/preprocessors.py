@@ -7,9 +7,13 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
-from .columns import from_columns
+from .columns import TREE_INDEX, from_columns
 from .masking import MASKING_FEATURES, Masker
 from .pieces import NODE_FEATURES, PIECE_FEATURES, PieceBuilder
+
+# The place of a tree in its source and of a piece in its tree: whatever order a cache
+# has its pieces in, these two bring them back into that of the source.
+PLACE_FEATURES = (TREE_INDEX, "piece_index")
 
 _PIECE_SIGNATURE = {
   **{name: tf.TensorSpec([None], tf.int32) for name in PIECE_FEATURES},
@@ -18,13 +22,26 @@ _PIECE_SIGNATURE = {
 
 
 def trees_to_pieces(ds: tf.data.Dataset, builder: PieceBuilder) -> tf.data.Dataset:
-  """Cleans, tokenises and splits trees; one example per piece."""
+  """Cleans, tokenises and splits trees; one example per piece.
+
+  Args:
+    ds: trees as `columns`. Pieces have the features of `PLACE_FEATURES` if trees have
+      a `TREE_INDEX`: those of our sources do, those of `seqio.TfdsDataSource` do not.
+    builder: does the work.
+  """
+  placed = TREE_INDEX in ds.element_spec
 
   def pieces():
     for columns in ds.as_numpy_iterator():
-      yield from builder(from_columns(columns))
+      for number, piece in enumerate(builder(from_columns(columns))):
+        if placed:
+          piece.update(zip(PLACE_FEATURES, (columns[TREE_INDEX], number)))
+        yield piece
 
-  return tf.data.Dataset.from_generator(pieces, output_signature=_PIECE_SIGNATURE)
+  signature = dict(_PIECE_SIGNATURE)
+  if placed:
+    signature |= {name: tf.TensorSpec([], tf.int64) for name in PLACE_FEATURES}
+  return tf.data.Dataset.from_generator(pieces, output_signature=signature)
 
 
 def mask_pieces(

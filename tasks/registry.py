@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import seqio
 
 from ..errors import UserError
-from . import generated, preprocessors, vocabularies
+from . import built_dataset, generated, preprocessors, vocabularies
 from .config import CleaningConfig, MarkersConfig, TreeConfig
 from .generated_config import GeneratedTreesConfig
 from .markers import all_markers
 from .masking import Masker, MaskingConfig
 from .pieces import PieceBuilder, PiecesConfig
-from .sources import GeneratedTreesSource, TreeFilesSource, TreeSource
+from .sources import BuiltTreesSource, GeneratedTreesSource, TreeFilesSource, TreeSource
 
 GENERATED = "commentree_generated"
 FILES = "commentree_files"
@@ -122,12 +122,18 @@ def add_files_task(
 
   Args:
     name: what SeqIO is to know it by.
-    files: a file, a glob, a folder, or several of those.
+    files: a file, a glob, a folder, or several of those; or the folder of a dataset
+      made by `commentree build`, which has splits of its own.
     vocabulary: a SentencePiece model made by `commentree vocab`.
     held_out_share: share of the trees in the 'validation' split.
     preprocessing: how trees become masked pieces.
   """
-  source = TreeFilesSource(files, held_out_share, preprocessing.trees)
+  built = built_dataset.find(files)
+  source: TreeSource = (
+    TreeFilesSource(files, held_out_share, preprocessing.trees)
+    if built is None
+    else BuiltTreesSource(built)
+  )
   tokenizer = vocabularies.Tokenizer(
     lambda: vocabulary, all_markers(preprocessing.markers)
   )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ import seqio
 import tensorflow as tf
 
 from . import generated, readers, records
-from .columns import COLUMNS, to_columns
+from .built_dataset import BuiltDataset
+from .columns import COLUMNS, TREE_INDEX, to_columns
 from .config import TreeConfig
 from .generated_config import GeneratedTreesConfig
 from .trees import CommentTree, Fates
@@ -20,7 +22,7 @@ SPLITS = ("train", "validation")
 
 _SIGNATURE = {
   name: tf.TensorSpec([None] * rank, tf.string if kind == "str" else tf.as_dtype(kind))
-  for name, (kind, rank) in COLUMNS.items()
+  for name, (kind, rank) in {**COLUMNS, TREE_INDEX: ("int64", 0)}.items()
 }
 
 
@@ -31,9 +33,10 @@ class TreeSource(seqio.DataSource):
     fates: what became of the comments read since the last split was started.
   """
 
-  def __init__(self):
+  def __init__(self, splits: Sequence[str] = SPLITS):
+    """Names the splits there are."""
     self.fates = Fates()
-    super().__init__(splits=SPLITS)
+    super().__init__(splits=splits)
 
   @abc.abstractmethod
   def trees(self, split: str) -> Iterator[CommentTree]:
@@ -43,22 +46,44 @@ class TreeSource(seqio.DataSource):
   def signature(self, split: str) -> dict[str, Any]:
     """JSON-able facts that differ whenever the split's trees may differ."""
 
+  def shard_trees(self, split: str, shard: int) -> Iterator[tuple[int, CommentTree]]:
+    """Yields the trees of one of `list_shards`, each with its place in the split."""
+    del shard
+    return enumerate(self.trees(split))
+
   @property
   def supports_arbitrary_sharding(self) -> bool:
-    """No: a source streams its files as one shard."""
+    """No: a source has the shards that it has."""
     return False
 
   def list_shards(self, split: str) -> Sequence[str]:
-    """A source streams its files as one shard."""
+    """Names of what can be read side by side; one, unless a subclass knows better."""
     return [split]
 
   def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None):
-    """Returns a `tf.data.Dataset` of trees; `shuffle` is left to what is prepared."""
-    if shard_info and shard_info.num_shards > 1:
-      raise ValueError("TreeSource is one shard; use tf.data.Dataset.shard")
-    return tf.data.Dataset.from_generator(
-      lambda: map(to_columns, self.trees(split)), output_signature=_SIGNATURE
-    )
+    """Returns a `tf.data.Dataset` of trees; `shuffle` is left to what is prepared.
+
+    Args:
+      split: one of `splits`.
+      shuffle: changes nothing.
+      seed: changes nothing.
+      shard_info: of n shards asked for, the i-th is every n-th of ours from the i-th.
+    """
+    shards = range(len(self.list_shards(split)))
+    if shard_info:
+      if shard_info.num_shards > len(shards):
+        raise ValueError(
+          f"split {split!r} has {len(shards)} shards, not {shard_info.num_shards}; use"
+          " tf.data.Dataset.shard"
+        )
+      shards = shards[shard_info.index :: shard_info.num_shards]
+
+    def examples():
+      for shard in shards:
+        for index, tree in self.shard_trees(split, shard):
+          yield {**to_columns(tree), TREE_INDEX: index}
+
+    return tf.data.Dataset.from_generator(examples, output_signature=_SIGNATURE)
 
 
 class GeneratedTreesSource(TreeSource):
@@ -116,6 +141,42 @@ class TreeFilesSource(TreeSource):
       "trees": records.jsonable(self.config),
       "split": split,
     }
+
+
+class BuiltTreesSource(TreeSource):
+  """Trees of a dataset made by `commentree build`, with its own splits and shards."""
+
+  def __init__(self, folder: str | os.PathLike[str]):
+    """Looks whether all that belongs to the dataset is there.
+
+    Args:
+      folder: holds a `dataset_info.json`.
+
+    Raises:
+      UserError: if something is missing or damaged.
+    """
+    self.dataset = BuiltDataset(folder)
+    super().__init__(splits=tuple(self.dataset.splits))
+
+  def trees(self, split: str) -> Iterator[CommentTree]:
+    """Yields the split's trees, shard by shard."""
+    return self.dataset.trees(split)
+
+  def signature(self, split: str) -> dict[str, Any]:
+    """The dataset's identity, wherever it lies."""
+    return {"built": self.dataset.identity, "split": split}
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    """Names of the split's files."""
+    return [file.name for file in self.dataset.split(split).files]
+
+  def shard_trees(self, split: str, shard: int) -> Iterator[tuple[int, CommentTree]]:
+    """Yields the trees in one file, each with its place in the split."""
+    return self.dataset.shard_trees(split, shard)
+
+  def num_input_examples(self, split: str) -> int:
+    """Trees in a split."""
+    return sum(self.dataset.split(split).lengths)
 
 
 def id_fraction(tree_id: str) -> float:
