@@ -1,22 +1,22 @@
-"""Files as streams of lines: globs and folders, plain, gzip and zstd.
+"""Files as streams of lines: globs and folders, plain and compressed.
 
 What a file holds is told from its first bytes, not its name. A file that is cut off
-or damaged yields what comes before; `Fates` and the log say so.
+yields what comes before, one that is damaged what can be read of it; `Fates` and the
+log say so.
 """
 
 from __future__ import annotations
 
 import glob
-import gzip
 import logging
 import os
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import IO, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 from ...errors import UserError
 from ..trees import Fates
+from . import compression
 
 READ = "read"
 EMPTY = "read: empty"
@@ -26,44 +26,36 @@ UNREADABLE = "not read: cannot be opened"
 LINE_TOO_LONG = "skipped: line too long"
 DROPPED_LINE_TOO_LONG = "dropped: line too long"
 
-COMPRESSIONS = (".gz", ".zst")
-
-_BLOCK_BYTES = 2**18
-# Compressed zstd is fed in small bites: a bite's output comes all at once, 128 KiB
-# for every 4 bytes of it at worst.
-_ZSTD_BITE_BYTES = 2**12
-_ZSTD_MAX_WINDOW_BYTES = 2**31  # dumps are made with `--long=31`
-_GZIP_MAGIC = b"\x1f\x8b"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_SKIPPABLE_MAGIC = b"\x2a\x4d\x18"  # behind a byte from 0x50 to 0x5f
-
 _log = logging.getLogger(__name__)
 
 
-class _CutOffError(Exception):
-  """Compressed data ends before it should."""
-
-
-class _DamagedError(Exception):
-  """Compressed data is not what it should be."""
-
-
-def expand(patterns: str | Sequence[str], suffixes: Sequence[str]) -> list[str]:
+def expand(
+  patterns: str | Sequence[str],
+  suffixes: Sequence[str],
+  aside: Callable[[str], bool] = lambda path: False,
+) -> list[str]:
   """Lists the files that patterns stand for, each once, in order of name.
 
   Args:
     patterns: files, globs (`**` for any depth) and folders.
-    suffixes: of a folder, files with one of these, compressed or not, are taken; a
-      file named, or matched by a glob, is taken whatever its name.
+    suffixes: of a folder, files with one of these, compressed or not, are taken, and
+      compressed ones without any other, as dumps are named (`RC_2005-12.zst`); a file
+      named, or matched by a glob, is taken whatever its name.
+    aside: which files of a folder are not taken all the same, by their path.
 
   Raises:
     UserError: if a pattern matches nothing that can be read.
   """
   if isinstance(patterns, (str, os.PathLike)):
     patterns = [patterns]
-  endings = tuple(
-    suffix + compression for suffix in suffixes for compression in ("", *COMPRESSIONS)
-  )
+
+  def wanted(path: str) -> bool:
+    name = os.path.basename(path).lower()
+    stem, last = os.path.splitext(name)
+    compressed = last in compression.SUFFIXES
+    fits = (stem if compressed else name).endswith(tuple(suffixes))
+    return (fits or (compressed and "." not in stem)) and not aside(path)
+
   found: set[str] = set()
   for pattern in map(os.fspath, patterns):
     path = os.path.expanduser(pattern)
@@ -72,16 +64,19 @@ def expand(patterns: str | Sequence[str], suffixes: Sequence[str]) -> list[str]:
         os.path.join(folder, name)
         for folder, _, names in os.walk(path)
         for name in names
-        if name.lower().endswith(endings) and not name.startswith(".")
+        if wanted(os.path.join(folder, name)) and not name.startswith(".")
       }
-      wanted = f"no file ending in {', '.join(suffixes)} (.gz, .zst) in this folder"
+      missing = (
+        f"no file ending in {', '.join(suffixes)}, compressed"
+        f" ({', '.join(compression.SUFFIXES)}) or not, in this folder"
+      )
     else:
       # A name may hold characters that a glob would read otherwise.
       matches = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
       names = {match for match in matches if not os.path.isdir(match)}
-      wanted = "no such file, and no file matches it; check the path"
+      missing = "no such file, and no file matches it; check the path"
     if not names:
-      raise UserError(f"{pattern}: {wanted}")
+      raise UserError(f"{pattern}: {missing}")
     for name in sorted(names):
       if not os.access(name, os.R_OK):
         raise UserError(f"{name}: cannot be read; check its permissions")
@@ -110,21 +105,22 @@ def lines(
     if holds == "trees"
     else (fates.comments, DROPPED_LINE_TOO_LONG)
   )
+  damage: list[str] = []
   try:
     with open(path, "rb") as file:
-      blocks = _blocks(file)
+      blocks = compression.blocks(file, damage)
       yield from _split(blocks, max_line_bytes, too_long)
       if file.tell() == 0:
         fate = EMPTY
-  except _CutOffError as error:
+  except compression.CutOffError as error:
     fate = TRUNCATED
     _log.warning("%s: is cut off (%s); what comes before was read", path, error)
-  except _DamagedError as error:
-    fate = DAMAGED
-    _log.warning("%s: is damaged (%s); what comes before was read", path, error)
   except OSError as error:
     fate = UNREADABLE
     _log.warning("%s: cannot be read (%s)", path, error)
+  if damage:
+    fate = DAMAGED
+    _log.warning("%s: is damaged (%s); the rest was read", path, damage[0])
   fates.files[fate] += 1
 
 
@@ -163,7 +159,7 @@ def _split(
         parts.append(rest)
       else:
         parts.clear()
-  except (_CutOffError, _DamagedError, OSError) as error:
+  except (compression.CutOffError, OSError) as error:
     failure = error
   if held and (line := take()) is not None:
     yield line
@@ -171,64 +167,15 @@ def _split(
     raise failure
 
 
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-  """The file's contents, uncompressed, a block at a time."""
-  start = file.read(4)
-  file.seek(0)
-  if start.startswith(_GZIP_MAGIC):
-    return _gzip_blocks(file)
-  if start == _ZSTD_MAGIC or start[1:] == _ZSTD_SKIPPABLE_MAGIC:
-    return _zstd_blocks(file)
-  return iter(lambda: file.read(_BLOCK_BYTES), b"")
-
-
-def _gzip_blocks(file: IO[bytes]) -> Iterator[bytes]:
-  with gzip.GzipFile(fileobj=file) as stream:
-    while True:
-      try:
-        block = stream.read1(_BLOCK_BYTES)
-      except EOFError as error:
-        raise _CutOffError(error) from error
-      except (gzip.BadGzipFile, zlib.error) as error:
-        raise _DamagedError(error) from error
-      if not block:
-        return
-      yield block
-
-
-def _zstd_blocks(file: IO[bytes]) -> Iterator[bytes]:
-  import zstandard  # here, because settings are checked without it
-
-  decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW_BYTES)
-  frame = decompressor.decompressobj()
-  bite = file.read(_ZSTD_BITE_BYTES)
-  fed = False  # whether the frame has begun
-  while bite:
-    try:
-      block = frame.decompress(bite)
-    except zstandard.ZstdError as error:
-      raise _DamagedError(error) from error
-    if block:
-      yield block
-    if frame.eof:
-      bite, fed = frame.unused_data, False
-      frame = decompressor.decompressobj()
-    else:
-      bite, fed = b"", True
-    bite = bite or file.read(_ZSTD_BITE_BYTES)
-  if fed:
-    raise _CutOffError("the last zstd frame is not whole")
-
-
 def head(path: str, size: int = 2**16) -> bytes:
   """The first bytes of a file, uncompressed; empty if there are none to be had."""
   found = b""
   try:
     with open(path, "rb") as file:
-      for block in _blocks(file):
+      for block in compression.blocks(file, []):
         found += block
         if len(found) >= size:
           break
-  except (_CutOffError, _DamagedError, OSError):
+  except (compression.CutOffError, OSError):
     pass  # whoever reads the file counts and tells that
   return found[:size]

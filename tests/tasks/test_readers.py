@@ -1,6 +1,8 @@
+import bz2
 import gzip
 import json
 import logging
+import lzma
 import pathlib
 import random
 import subprocess
@@ -52,6 +54,8 @@ WRAPPERS = {
   "plain": bytes,
   "gzip": gzip.compress,
   "two gzip members": lambda data: gzip.compress(data[:99]) + gzip.compress(data[99:]),
+  "bzip2": bz2.compress,
+  "xz": lzma.compress,
   "zstd": zstandard.ZstdCompressor().compress,
   "zstd frames": zstd_multi_frame,
   "zstd with a long window": zstd_long,
@@ -86,9 +90,11 @@ def test_files_globs_and_folders_are_read_once_each_in_order_of_name(tmp_path):
   write(tmp_path, "b.jsonl", lines(2))
   write(tmp_path, "a.jsonl.gz", gzip.compress(lines(1)))
   write(tmp_path, "sub/c.ndjson.zst", zstandard.ZstdCompressor().compress(lines(3)))
+  write(tmp_path, "RC_2005-12.xz", lzma.compress(lines(0)))
   write(tmp_path, "README.md", b"not a tree")
+  write(tmp_path, "notes.tar.gz", b"not a tree")
   write(tmp_path, ".hidden.jsonl", lines(9))
-  assert read(str(tmp_path))[0] == ["1", "2", "3"]
+  assert read(str(tmp_path))[0] == ["0", "1", "2", "3"]
   assert read(str(tmp_path / "*.jsonl*"))[0] == ["1", "2"]
   assert read(str(tmp_path / "**" / "*.ndjson.zst"))[0] == ["3"]
   both = [str(tmp_path / "b.jsonl"), str(tmp_path / "*.gz"), str(tmp_path / "b.jsonl")]
