@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .config import TreeConfig
@@ -193,7 +193,10 @@ def is_deleted(text: str) -> bool:
 
 
 def assemble(
-  rows: Iterable[Row], fates: Fates, config: TreeConfig
+  rows: Iterable[Row],
+  fates: Fates,
+  config: TreeConfig,
+  unwanted: Callable[[Row], str | None] | None = None,
 ) -> CommentTree | None:
   """Builds a tree from its rows, whatever they hold.
 
@@ -206,6 +209,8 @@ def assemble(
       ids counts, and between siblings of the same age.
     fates: gets this tree's counts added to it.
     config: the choices there are.
+    unwanted: tells the fate of a comment that is to be spliced out though nothing is
+      odd about it; None for one that is wanted.
 
   Returns:
     The tree, or None if there is nothing in it to learn from.
@@ -220,7 +225,7 @@ def assemble(
     else:
       fates.trees[TREE_DUPLICATE] += 1
   post = _post(post_row, comment_rows, config)
-  candidates = _candidates(comment_rows, fates, config)
+  candidates = _candidates(comment_rows, fates, config, unwanted)
   comments = _arrange(post, candidates, fates, config)
   missing = post_row is None
   if len(comments) == 1 and not (config.target_post and post.text):
@@ -256,7 +261,10 @@ class _Candidate:
 
 
 def _candidates(
-  rows: Sequence[Row], fates: Fates, config: TreeConfig
+  rows: Sequence[Row],
+  fates: Fates,
+  config: TreeConfig,
+  unwanted: Callable[[Row], str | None] | None,
 ) -> dict[str, _Candidate]:
   """The comments that have an id of their own, by that id without its prefix."""
   candidates: dict[str, _Candidate] = {}
@@ -276,7 +284,7 @@ def _candidates(
     elif is_deleted(text):
       fate = SPLICED_DELETED if config.deleted == "splice" else KEPT_DELETED
     else:
-      fate = KEPT
+      fate = unwanted and unwanted(row) or KEPT
     candidates[key] = _Candidate(row, fate)
   return candidates
 
