@@ -62,8 +62,9 @@ class LazyVocabulary(seqio.Vocabulary):
     return self._tokenizer.decode(ids)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    def encode(text: bytes) -> np.ndarray:
-      return self._tokenizer.encode_batch([text.decode("utf-8", "replace")])[0]
+    def encode(text: bytes | np.ndarray) -> np.ndarray:
+      raw: bytes = np.asarray(text, object).item()  # eagerly, an array of rank 0
+      return self._tokenizer.encode_batch([raw.decode("utf-8", "replace")])[0]
 
     ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
     ids.set_shape([None])

@@ -96,18 +96,18 @@ def train_vocabulary(
   else:
     library = {"tokenizers": tokenizers.__version__}
     train = hf_vocabulary.train  # type: ignore[assignment]
-  try:
-    content = train(
-      feed, model_type=config.model_type, size=config.size, markers=markers
-    )
-  except (RuntimeError, UserError):
-    if feed.failed or feed.texts:
-      raise
-    content = b""
-  if not feed.texts:
+  held = iter(feed)
+  first = next(held, None)
+  if first is None:
     raise UserError(
       "no text to train a vocabulary on: every comment is empty or was skipped"
     )
+  content = train(
+    itertools.chain([first], held),
+    model_type=config.model_type,
+    size=config.size,
+    markers=markers,
+  )
   _write_with_record(
     path,
     content,
@@ -129,18 +129,13 @@ class _Counted:
     self._texts = texts
     self.texts = 0
     self.characters = 0
-    self.failed = False
 
   def __iter__(self) -> Iterator[str]:
-    try:
-      for text in self._texts:
-        if text.strip():
-          self.texts += 1
-          self.characters += len(text)
-          yield text
-    except Exception:
-      self.failed = True
-      raise
+    for text in self._texts:
+      if text.strip():
+        self.texts += 1
+        self.characters += len(text)
+        yield text
 
 
 def record_path(path: pathlib.Path) -> pathlib.Path:

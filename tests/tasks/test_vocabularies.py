@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-import random
 import string
 import subprocess
 import sys
@@ -18,16 +17,10 @@ from commentree.errors import UserError
 from commentree.tasks import sentencepiece_vocabulary, vocabularies
 from commentree.tasks.vocabularies import Tokenizer, VocabularyConfig
 
+from .vocabulary_fixture import some_texts
+
 MARKERS = ("<mask>", "<unu>", "<user_0>", "<user_1>", "<url>", "<startq>", "<endq>")
 SMALL = VocabularyConfig(size=200)
-
-
-def some_texts(number=400, seed=0):
-  """Sentences of made-up words, the same for the same seed."""
-  rng = random.Random(seed)
-  syllables = [c + v for c in "bdfgklmnprst" for v in "aeiou"]
-  words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(300)]
-  return [" ".join(rng.choices(words, k=rng.randint(3, 25))) for _ in range(number)]
 
 
 @pytest.fixture(scope="module")
