@@ -49,6 +49,7 @@ DROPPED_CYCLE = "dropped: in or below a cycle of parents"
 DROPPED_ORPHAN = "dropped: parent missing, or below such a comment"
 DROPPED_WITH_TREE = "dropped: its tree has no id"
 DROPPED_NO_TREE = "dropped: id of its post missing or of a wrong type"
+DROPPED_NEITHER = "dropped: neither a comment nor a post"
 # ...and of a tree; a line that is none counts here too.
 TREE_NO_ID = "skipped: id missing or of a wrong type"
 TREE_NO_LIST = "skipped: no list of comments"
@@ -139,12 +140,14 @@ class Fates:
     comments: each comment read, exactly once.
     trees: each tree, and each line that was none, exactly once.
     mended: repairs; a comment may have several or none.
+    missing: what the source says that it leaves out; in no other count.
     files: each file, exactly once.
   """
 
   comments: collections.Counter[str] = dataclasses.field(default_factory=_counter)
   trees: collections.Counter[str] = dataclasses.field(default_factory=_counter)
   mended: collections.Counter[str] = dataclasses.field(default_factory=_counter)
+  missing: collections.Counter[str] = dataclasses.field(default_factory=_counter)
   files: collections.Counter[str] = dataclasses.field(default_factory=_counter)
 
   def __iadd__(self, other: Fates) -> Fates:
@@ -178,7 +181,8 @@ class Fates:
     for field in dataclasses.fields(self):
       counts = getattr(self, field.name)
       for fate, number in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        share = "" if field.name == "mended" else f"{number / counts.total():.2%}"
+        shared = field.name not in ("mended", "missing")
+        share = f"{number / counts.total():.2%}" if shared else ""
         table.add_row(field.name, fate, f"{number:,}", share)
     return table
 
@@ -284,7 +288,7 @@ def _candidates(
     elif is_deleted(text):
       fate = SPLICED_DELETED if config.deleted == "splice" else KEPT_DELETED
     else:
-      fate = unwanted and unwanted(row) or KEPT
+      fate = (unwanted and unwanted(row)) or KEPT
     candidates[key] = _Candidate(row, fate)
   return candidates
 

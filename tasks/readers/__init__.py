@@ -14,11 +14,26 @@ from ...errors import UserError
 from .. import trees
 from ..config import TreeConfig
 from ..trees import CommentTree, Fates
-from . import files, pushshift, tree_jsonl
+from . import (
+  cmv_modes,
+  convokit,
+  files,
+  hacker_news,
+  pushshift,
+  reddit_api,
+  tree_jsonl,
+)
 from .rows import Format, Row
 
 # The first that a file looks like reads it; the last if it looks like none.
-FORMATS = (pushshift.FORMAT, tree_jsonl.FORMAT)
+FORMATS = (
+  reddit_api.FORMAT,
+  cmv_modes.FORMAT,
+  convokit.FORMAT,
+  pushshift.FORMAT,
+  hacker_news.FORMAT,
+  tree_jsonl.FORMAT,
+)
 
 # Files of comments apart from their posts are grouped in memory up to this size.
 _MAX_GROUPED_BYTES = 256 * 2**20
@@ -31,7 +46,11 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     UserError: if a pattern matches nothing that can be read.
   """
   suffixes = dict.fromkeys(s for format_ in FORMATS for s in format_.suffixes)
-  return files.expand(patterns, list(suffixes))
+  return files.expand(
+    patterns,
+    list(suffixes),
+    lambda path: any(format_.aside(path) for format_ in FORMATS),
+  )
 
 
 def format_of(path: str, name: str | None = None) -> Format:
@@ -57,6 +76,30 @@ def format_of(path: str, name: str | None = None) -> Format:
   return FORMATS[-1]
 
 
+def formats_of(
+  patterns: str | Sequence[str], config: TreeConfig, name: str | None = None
+) -> dict[str, Format]:
+  """The files that patterns stand for, in order, each with the format that reads it.
+
+  All that one job reads should be asked for at once: comments of one file may be known
+  by what another holds. Formats can be pickled.
+
+  Args:
+    patterns: a file, a glob, a folder, or several of those.
+    config: what to do with what is odd.
+    name: the format of all files; None to tell it from each.
+
+  Raises:
+    UserError: if a pattern matches nothing, or there is no format of that name.
+  """
+  formats = {path: format_of(path, name) for path in expand(patterns)}
+  for format_ in FORMATS:
+    paths = [path for path, own in formats.items() if own is format_]
+    if paths and format_.prepare is not None:
+      formats.update(dict.fromkeys(paths, format_.prepare(paths, config)))
+  return formats
+
+
 def iter_trees(
   patterns: str | Sequence[str],
   config: TreeConfig,
@@ -75,7 +118,7 @@ def iter_trees(
     UserError: before anything is read, if a pattern matches nothing, or the files hold
       comments apart from their posts and are too large to be grouped in memory.
   """
-  formats = {path: format_of(path, format_name) for path in expand(patterns)}
+  formats = formats_of(patterns, config, format_name)
   scattered = [path for path, format_ in formats.items() if not format_.contiguous]
   size = sum(map(os.path.getsize, scattered))
   if size > _MAX_GROUPED_BYTES:

@@ -24,6 +24,7 @@ TRUNCATED = "read in part: cut off"
 DAMAGED = "read in part: damaged"
 UNREADABLE = "not read: cannot be opened"
 LINE_TOO_LONG = "skipped: line too long"
+FILE_TOO_LONG = "skipped: file too long for one tree"
 DROPPED_LINE_TOO_LONG = "dropped: line too long"
 
 _log = logging.getLogger(__name__)
@@ -122,6 +123,28 @@ def lines(
     fate = DAMAGED
     _log.warning("%s: is damaged (%s); the rest was read", path, damage[0])
   fates.files[fate] += 1
+
+
+def whole(path: str, max_bytes: int, fates: Fates) -> bytes | None:
+  """Returns a file's contents, uncompressed; None if they are longer than `max_bytes`.
+
+  Args:
+    path: the file; whatever is wrong with it, nothing is raised.
+    max_bytes: of the contents.
+    fates: the file's fate is counted here, and a tree skipped if it is too long.
+  """
+  parts: list[bytes] = []
+  size = 0
+  for line in lines(path, max_bytes, fates):
+    size += len(line) + 1
+    if size <= max_bytes:
+      parts.append(line)
+    else:
+      parts.clear()
+  if size > max_bytes:
+    fates.trees[FILE_TOO_LONG] += 1
+    return None
+  return b"\n".join(parts)
 
 
 def _split(

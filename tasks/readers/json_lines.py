@@ -20,8 +20,12 @@ BAD = object()
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LINES_LOOKED_AT = 50
-# A string, behind which a colon may stand, or a bracket.
-_TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
+_WHITE_SPACE = " \t\r\n"
+_DEEP_TOKEN = re.compile(
+  r'[ \t\r\n]*("(?:[^"\\]|\\.)*"|[^\s\[\]{},:"]+|[\[\]{},:])', re.DOTALL
+)
+# A string, closed or not, behind which a colon may stand, or a bracket.
+_TOKEN = re.compile(rb'"((?:[^"\\]+|\\.)*)"?(\s*:)?|[\[\]{}]', re.DOTALL)
 _decode = msgspec.json.Decoder().decode
 
 
@@ -48,9 +52,70 @@ def _parse_leniently(line: bytes, fates: Fates) -> Any:
     fates.mended[MENDED_UTF8] += 1
   try:
     return json.loads(content, strict=False)
-  except (ValueError, RecursionError):
-    # ValueError: also for numbers of too many digits.
+  except ValueError:  # also for numbers of too many digits
     return BAD
+  except RecursionError:
+    try:
+      return _parse_deep(content)
+    except (ValueError, IndexError):
+      return BAD
+
+
+def _parse_deep(content: str) -> Any:
+  """Parses what is nested more deeply than Python's stack, a value at a time.
+
+  Raises:
+    ValueError, IndexError: if it is no JSON.
+  """
+  top: list[Any] = []
+  containers: list[Any] = [top]  # that are open, outer first
+  keys: list[Any] = [None]  # of each, the key that a value is to come for
+  before = ","  # the token before; a value may stand behind `,`, `:`, `[` and `{`
+  place = 0
+  for match in _DEEP_TOKEN.finditer(content):
+    token, start = match[1], match.start()
+    if start != place or (len(containers) == 1 and top):
+      raise ValueError("something that is no token, or behind the end")
+    place = match.end()
+    into = containers[-1]
+    in_object = isinstance(into, dict)
+    if token in ("}", "]"):
+      if len(containers) == 1 or in_object != (token == "}") or keys[-1] is not None:
+        raise ValueError("a bracket that closes none")
+      if before == ",":
+        raise ValueError("a comma without a value")
+      containers.pop()
+      keys.pop()
+    elif token in (",", ":"):
+      after_key = in_object and keys[-1] is not None and before == "key"
+      if (token == ":") != after_key or before in (",", ":", "[", "{"):
+        raise ValueError("a sign where a value should be")
+    elif in_object and keys[-1] is None:
+      if before not in (",", "{"):
+        raise ValueError("a key without a comma")
+      key = json.loads(token, strict=False) if token[0] == '"' else None
+      if not isinstance(key, str):
+        raise ValueError("a key that is no string")
+      keys[-1], token = key, "key"
+    else:
+      if before not in (",", ":", "["):
+        raise ValueError("a value without a comma")
+      value: Any = {"{": {}, "[": []}.get(token)
+      if value is None:
+        value = json.loads(token, strict=False)
+      if in_object:
+        into[keys[-1]], keys[-1] = value, None
+      else:
+        into.append(value)
+      if token in ("{", "["):
+        containers.append(value)
+        keys.append(None)
+      else:
+        token = "value"
+    before = token
+  if place != len(content.rstrip(_WHITE_SPACE)) or len(containers) > 1:
+    raise ValueError("not whole")
+  return top[0]
 
 
 def keys_of_lines(head: bytes) -> Iterator[frozenset[str]]:

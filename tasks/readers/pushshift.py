@@ -23,8 +23,6 @@ from ..trees import Fates
 from . import files, json_lines
 from .rows import POST_PREFIX, Format, Row, identifier, seconds, text, votes
 
-DROPPED_NEITHER = "dropped: neither a comment nor a post"
-
 
 class _Line(msgspec.Struct, gc=False):
   """What is read of a line; other fields are passed over without being decoded."""
@@ -103,7 +101,7 @@ def _comment(fields: _Line, fates: Fates) -> Row | None:
 def _post(fields: _Line, fates: Fates) -> Row | None:
   if fields.title is None and fields.selftext is None:
     a_comment = fields.body is not None or fields.parent_id is not None
-    fates.comments[trees.DROPPED_NO_TREE if a_comment else DROPPED_NEITHER] += 1
+    fates.comments[trees.DROPPED_NO_TREE if a_comment else trees.DROPPED_NEITHER] += 1
     return None
   ident = identifier(fields.id, fates)
   tree_id = ident and ident.removeprefix(POST_PREFIX)

@@ -9,7 +9,7 @@ groups them: in memory (`readers.iter_trees`), out of core or on a cluster (`bui
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ..config import TreeConfig
@@ -55,6 +55,11 @@ class Row(NamedTuple):
   spans: tuple[Span, ...] = ()
 
 
+def _never(path: str) -> bool:
+  del path
+  return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Format:
   """A source format; `readers.FORMATS` holds one for each.
@@ -68,6 +73,9 @@ class Format:
     rows: reads a file; whatever is wrong with it is counted in the `Fates`.
     contiguous: whether the rows of a tree follow each other, the post's first, even if
       nothing is known of the post. Otherwise they may lie anywhere in any file.
+    aside: whether a file in a folder is there for another one's sake, by its path.
+    prepare: where a row's tree is not told beside it: reads all files of a job, given
+      in order, and returns the format whose `rows` know. `readers.formats_of` does it.
   """
 
   name: str
@@ -75,6 +83,8 @@ class Format:
   matches: Callable[[str, bytes], bool]
   rows: Callable[[str, TreeConfig, Fates], Iterator[Row]]
   contiguous: bool
+  aside: Callable[[str], bool] = _never
+  prepare: Callable[[Sequence[str], TreeConfig], Format] | None = None
 
 
 def text(value: object, fates: Fates) -> str | None:

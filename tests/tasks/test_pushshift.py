@@ -4,7 +4,7 @@ import pytest
 
 from commentree.tasks import readers, trees
 from commentree.tasks.config import TreeConfig
-from commentree.tasks.readers import files, json_lines, pushshift
+from commentree.tasks.readers import files, json_lines
 from commentree.tasks.trees import Fates
 
 
@@ -115,8 +115,8 @@ def test_a_post_and_a_comment_of_the_same_id_are_told_apart(tmp_path):
     (b'{"id": "a", "link_id": "t3_p", "bo', json_lines.DROPPED_BAD_JSON),
     (b"[1, 2]", trees.DROPPED_NOT_OBJECT),
     (b"null", trees.DROPPED_NOT_OBJECT),
-    ({}, pushshift.DROPPED_NEITHER),
-    ({"id": "z"}, pushshift.DROPPED_NEITHER),
+    ({}, trees.DROPPED_NEITHER),
+    ({"id": "z"}, trees.DROPPED_NEITHER),
     ({"id": "z", "body": "lost"}, trees.DROPPED_NO_TREE),
     (comment("z", "t3_p", None), trees.DROPPED_NO_TREE),
     (comment("z", "t3_p", ["t3_p"]), trees.DROPPED_NO_TREE),
