@@ -15,6 +15,7 @@ VERBS = {
   "eval": "evaluate a checkpoint: does context help?",
   "inspect": "show trees as the model sees them, on the terminal or as a page",
   "vocab": "train a vocabulary on comment trees, or add markers to one",
+  "cache": "tokenise a run's trees once, into a SeqIO cache, with Apache Beam",
   "compile": "what a run takes on a TPU slice, asked of the TPU compiler; needs no TPU",
   "launch": "bring a run up on many hosts: this machine, TPU VMs, GKE",
 }

@@ -1,0 +1,116 @@
+"""`commentree cache`: a run's pieces, tokenised once by SeqIO's job on Beam."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from ..errors import UserError
+from . import flags, gin_cli, quiet
+
+_EPILOG = """\
+Takes the gin flags of a run, so that its command needs one word changed and a folder
+named. The cache is SeqIO's, as `seqio_cache_tasks` writes it: T5X's tools read it with
+--seqio_additional_cache_dirs, runs of commentree with USE_CACHED_TASKS.
+
+examples:
+  the pieces of a run, on this machine:
+    commentree cache --output_cache_dir=cached --gin_file=runs/pretrain.gin \\
+      --gin.MODEL_DIR='"runs/mine"' --gin.MIXTURE_OR_TASK_NAME='"commentree_files"' \\
+      --gin.FILES='"built/reddit"' --gin.VOCABULARY='"trees.model"' \\
+      --gin.TRAIN_STEPS=10000
+
+  then train from it: the same command with `train`, without --output_cache_dir, and
+    --gin.USE_CACHED_TASKS=True --gin.SEQIO_ADDITIONAL_CACHE_DIRS='"cached"'
+
+  in several processes of this machine; options behind `--` are Beam's:
+    commentree cache --output_cache_dir=cached --gin_file=... -- \\
+      --direct_running_mode=multi_processing --direct_num_workers=8
+
+  on Dataflow:
+    commentree cache --output_cache_dir=gs://bucket/cached --gin_file=... \\
+      --runner=DataflowRunner -- --project=... --region=... \\
+      --temp_location=gs://bucket/tmp --sdk_container_image=...
+
+exit codes: 0 done, 2 a mistake of the user's.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+  """Caches a task; returns the exit code.
+
+  Raises:
+    UserError: for anything the user can mend.
+  """
+  parser = argparse.ArgumentParser(
+    prog="commentree cache",
+    description="Tokenise a run's trees once, with Apache Beam, into a SeqIO cache.",
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--output_cache_dir", required=True, metavar="DIR", help="the SeqIO cache"
+  )
+  parser.add_argument(
+    "--runner",
+    default="DirectRunner",
+    help="Beam's (default %(default)s: this machine)",
+  )
+  flags.add_number(parser, "--min_shards", 64, "least number of files of a split")
+  parser.add_argument(
+    "--overwrite", action="store_true", help="cache again what is cached already"
+  )
+  gin_cli.add_gin_flags(parser)
+  own, options = split_options(argv)
+  parsed = gin_cli.parse(parser, own)
+  arguments = parsed.arguments
+  if arguments.min_shards < 1:
+    raise UserError(f"--min_shards={arguments.min_shards}: must be at least 1")
+  require_beam("commentree cache")
+
+  quiet.load_tensorflow()
+  # Beam remarks on libraries of clouds that nobody asked for, and on SeqIO's code.
+  logging.disable(logging.WARNING)
+  from ..tasks import cache_job
+
+  job = cache_job.CacheJob(
+    parsed.run.data,
+    arguments.output_cache_dir,
+    [f"--runner={arguments.runner}", *options],
+    arguments.min_shards,
+    arguments.overwrite,
+  )
+  console = Console(stderr=True, highlight=False)
+  print(cache_job.run(job, console))
+  return 0
+
+
+def split_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Returns (our own flags, those behind `--`, which are Beam's)."""
+  own = list(argv)
+  if "--" not in own:
+    return own, []
+  at = own.index("--")
+  return own[:at], own[at + 1 :]
+
+
+def require_beam(what: str) -> None:
+  """Raises UserError, naming the extra, if Apache Beam is not installed."""
+  if importlib.util.find_spec("apache_beam") is None:
+    raise UserError(
+      f"{what} needs Apache Beam: pip install 'commentree[beam]' (from a checkout,"
+      " pip install -e '.[beam]')"
+    )
+
+
+if __name__ == "__main__":
+  import sys
+
+  from .main import run_verb
+
+  sys.exit(run_verb(main, sys.argv[1:]))
