@@ -84,7 +84,9 @@ setuptools.setup(
   python_requires=">=3.11",
   package_dir={"commentree": "."},
   packages=["commentree", *(f"commentree.{name}" for name in SUBPACKAGES)],
-  package_data={"commentree": ["gin/**/*.gin", "py.typed"]},
+  package_data={
+    "commentree": ["gin/**/*.gin", "py.typed", "tasks/discourse_markers.txt"]
+  },
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS,
   entry_points={"console_scripts": ["commentree = commentree.launch.main:main"]},

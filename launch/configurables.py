@@ -8,7 +8,13 @@ import functools
 import gin
 
 from ..models.config import ModelConfig
-from ..tasks.config import CleaningConfig, MarkersConfig, TreeConfig
+from ..tasks.config import (
+  CleaningConfig,
+  DiscourseMarkersConfig,
+  LabelsConfig,
+  MarkersConfig,
+  TreeConfig,
+)
 from ..tasks.data_config import DataConfig
 from ..tasks.forest_layout import ForestLayout
 from ..tasks.generated_config import GeneratedTreesConfig
@@ -47,6 +53,8 @@ def register() -> tuple[type, ...]:
     TreeConfig,
     CleaningConfig,
     MarkersConfig,
+    LabelsConfig,
+    DiscourseMarkersConfig,
     GeneratedTreesConfig,
     TrainConfig,
     OptimizerConfig,

@@ -27,7 +27,7 @@ from ..errors import StorageError, UserError
 from . import records
 from .building import tfrecord
 from .building.tree_record import Example
-from .pieces import PIECE_FEATURES, Piece
+from .pieces import ANNOTATIONS, PIECE_FEATURES, Piece
 from .preprocessors import PLACE_FEATURES
 
 # What our job notes of the settings, beside SeqIO's COMPLETED.
@@ -169,8 +169,9 @@ def _unframe(framed: bytes, length: int) -> bytes:
 def decode(record: bytes) -> Piece:
   """A piece from its serialised example."""
   features = Example.FromString(record).features.feature
+  names = (*PIECE_FEATURES, *(name for name in ANNOTATIONS if name in features))
   piece: Piece = {
-    name: np.array(features[name].int64_list.value, np.int32) for name in PIECE_FEATURES
+    name: np.array(features[name].int64_list.value, np.int32) for name in names
   }
   piece["tree_id"] = features["tree_id"].bytes_list.value[0]
   return piece

@@ -1,4 +1,4 @@
-"""Settings of reading and cleaning trees: plain data, importable in milliseconds."""
+"""Settings of reading, cleaning and annotating trees: plain data, importable fast."""
 
 from __future__ import annotations
 
@@ -78,3 +78,48 @@ class MarkersConfig:
   def __post_init__(self):
     check_range("MarkersConfig", "max_users", self.max_users, 0, 10_000, whole=True)
     _check_switches(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelsConfig:
+  """Which labelled spans of comments become labels of their tokens.
+
+  Attributes:
+    names: labels to keep, such as ('claim', 'premise'); of their k-th, the first token
+      is labelled 2k + 1 and the others 2k + 2, and 0 is what is outside. None by
+      default, and then pieces have no labels.
+  """
+
+  names: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    names = (self.names,) if isinstance(self.names, str) else tuple(self.names)
+    # gin hands over lists; a frozen configuration must be hashable.
+    object.__setattr__(self, "names", names)
+    if not all(isinstance(name, str) and name for name in names):
+      raise UserError(f"LabelsConfig.names = {names!r}: must be names in quotes")
+    if len(set(names)) < len(names):
+      raise UserError(f"LabelsConfig.names = {names!r}: must name each label once")
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscourseMarkersConfig:
+  """Masking that prefers words by which texts hang together, such as `however`.
+
+  Attributes:
+    file: phrases, one a line; 'english' for the list that comes with commentree; None
+      to treat all words alike.
+    share: share of the masked tokens that come from such phrases where a comment has
+      enough of them.
+  """
+
+  file: str | None = None
+  share: float = 0.5
+
+  def __post_init__(self):
+    check_range("DiscourseMarkersConfig", "share", self.share, 0, 1)
+    if self.file is not None and not (isinstance(self.file, str) and self.file):
+      raise UserError(
+        f"DiscourseMarkersConfig.file = {self.file!r}: must be a file's name or"
+        " 'english', in quotes"
+      )

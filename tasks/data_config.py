@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..models.config import check_range
-from .config import CleaningConfig, MarkersConfig, TreeConfig
+from .config import (
+  CleaningConfig,
+  DiscourseMarkersConfig,
+  LabelsConfig,
+  MarkersConfig,
+  TreeConfig,
+)
 from .forest_layout import ForestLayout, row_lengths
 from .generated_config import GeneratedTreesConfig
 from .masking import MaskingConfig
@@ -28,7 +34,8 @@ class DataConfig:
     task_feature_lengths: tokens per row, {'encoder': 128, 'decoder': 128}.
     files: tree files: one, a glob, a folder, or several; or the folder of a dataset
       made by `commentree build`.
-    vocabulary: SentencePiece model for `files`, from `commentree vocab`.
+    vocabulary: SentencePiece model or tokenizer.json for `files`, from `commentree
+      vocab`.
     held_out_share: share of the trees in `files` held out for evaluation; a dataset
       made by `commentree build` has splits of its own.
     cache_dir: where prepared data lies; None for the user's cache folder.
@@ -54,6 +61,8 @@ class DataConfig:
   markers: MarkersConfig = MarkersConfig()
   pieces: PiecesConfig = PiecesConfig()
   masking: MaskingConfig = MaskingConfig()
+  labels: LabelsConfig = LabelsConfig()
+  discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
   generated: GeneratedTreesConfig = GeneratedTreesConfig()
 
   def __post_init__(self):
@@ -87,5 +96,11 @@ class DataConfig:
     from .registry import Preprocessing
 
     return Preprocessing(
-      self.trees, self.cleaning, self.markers, self.pieces, self.masking
+      self.trees,
+      self.cleaning,
+      self.markers,
+      self.pieces,
+      self.masking,
+      self.labels,
+      self.discourse,
     )

@@ -4,6 +4,9 @@ Source: Devlin et al., "BERT" (2019), section 3.1: of the chosen tokens 80% beco
 `<mask>`, 10% a random token and 10% stay. Here the number chosen in each comment is
 exact rather than an expectation, so a comment always has a token to predict, and the
 result is a pure function of (seed, epoch, example).
+
+Where pieces name the discourse markers in them (`pieces.PHRASES`), a share of the
+tokens chosen comes from those, each chosen whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..models.config import check_range
-from .pieces import Piece, target_lengths
+from .pieces import PHRASES, Piece, target_lengths
 
 MASKING_FEATURES = ("input_tokens", "is_masked")
 
@@ -55,11 +58,14 @@ class Masker:
     mask_id: id of `<mask>`.
     maskable: bool [vocabulary size]; False for padding, specials and markers, which
       are neither masked nor put in as random tokens.
+    phrase_share: share of a comment's chosen tokens that come from discourse markers,
+      where there are enough of them.
   """
 
   config: MaskingConfig
   mask_id: int
   maskable: np.ndarray
+  phrase_share: float = 0.0
 
   @functools.cached_property
   def _replacements(self) -> np.ndarray:
@@ -71,7 +77,8 @@ class Masker:
     """Returns the piece with `input_tokens` and `is_masked`, both [sum(lengths)].
 
     Args:
-      piece: features of `pieces.PIECE_FEATURES`.
+      piece: features of `pieces.PIECE_FEATURES`, and `pieces.PHRASES` if discourse
+        markers are to be preferred.
       max_length: tokens of a target that a decoder row shows; none beyond is masked.
       seed: seed of the run.
       epoch: pass over the data; another epoch draws other masks.
@@ -86,8 +93,14 @@ class Masker:
     candidates = np.flatnonzero(
       (column < target_lengths(piece, max_length)[node_of]) & self.maskable[tokens]
     )
-    chosen = self._choose(node_of[candidates], len(lengths), rng)
-    positions = candidates[chosen]
+    available = np.bincount(node_of[candidates], minlength=len(lengths))
+    budget = masked_counts(available, self.config.rate)
+    if PHRASES in piece and piece[PHRASES].any():
+      positions = self._choose_with_phrases(
+        candidates, node_of, piece[PHRASES], budget, rng
+      )
+    else:
+      positions = candidates[_choose(node_of[candidates], budget, rng)]
 
     # A shuffled order cut at exact shares: the 80/10/10 of this piece.
     shuffled = rng.permutation(positions)
@@ -103,16 +116,86 @@ class Masker:
     is_masked[positions] = 1
     return {**piece, "input_tokens": input_tokens, "is_masked": is_masked}
 
-  def _choose(
-    self, node_of: np.ndarray, nodes: int, rng: np.random.Generator
+  def _choose_with_phrases(
+    self,
+    candidates: np.ndarray,
+    node_of: np.ndarray,
+    phrases: np.ndarray,
+    budget: np.ndarray,
+    rng: np.random.Generator,
   ) -> np.ndarray:
-    """Indices of exactly `masked_count(n)` of each node's n candidates."""
-    available = np.bincount(node_of, minlength=nodes)
-    order = np.lexsort((rng.random(len(node_of)), node_of))
-    rank = np.arange(len(node_of)) - np.repeat(
-      np.cumsum(available) - available, available
-    )
-    return order[rank < masked_counts(available, self.config.rate)[node_of]]
+    """Positions of at most `budget` of each node's candidates, phrases preferred.
+
+    Fewer than the budget only where the node has too few tokens outside of phrases.
+    """
+    # A group is a phrase in a node; one with a token that is no candidate is none.
+    width = int(phrases.max()) + 1
+    group_of = np.where(phrases > 0, node_of * width + phrases, 0)
+    sizes = np.bincount(group_of, minlength=len(budget) * width)
+    whole = np.bincount(group_of[candidates], minlength=len(sizes)) == sizes
+    whole[::width] = False
+    in_phrase = whole[group_of[candidates]]
+    others = np.bincount(node_of[candidates[~in_phrase]], minlength=len(budget))
+
+    groups = np.flatnonzero(whole & (sizes > 0))
+    chosen = self._choose_groups(groups // width, sizes[groups], budget, others, rng)
+    taken = np.zeros(len(sizes), bool)
+    taken[groups[chosen]] = True
+    preferred = candidates[taken[group_of[candidates]]]
+    left = budget - np.bincount(node_of[preferred], minlength=len(budget))
+    # A node of phrases alone, all too long for its budget: better in parts than none.
+    stuck = (others == 0) & (left == budget)
+    rest = candidates[~in_phrase | stuck[node_of[candidates]]]
+    return np.concatenate([preferred, rest[_choose(node_of[rest], left, rng)]])
+
+  def _choose_groups(
+    self,
+    nodes: np.ndarray,
+    sizes: np.ndarray,
+    budget: np.ndarray,
+    others: np.ndarray,
+    rng: np.random.Generator,
+  ) -> np.ndarray:
+    """Whether each phrase is chosen whole.
+
+    Phrases are taken in a random order until they have their share of the budget. The
+    last one often is too long for that: it is taken with such a probability that the
+    share is right on average.
+
+    Args:
+      nodes: of each phrase.
+      sizes: tokens of each phrase.
+      budget: tokens to choose in each node.
+      others: candidates of each node outside of phrases.
+      rng: draws.
+    """
+    chosen = np.zeros(len(nodes), bool)
+    taken = [0] * len(budget)
+    wanted = np.where(others > 0, self.phrase_share * budget, budget).tolist()
+    luck = rng.random(len(nodes)).tolist()
+    for group in rng.permutation(len(nodes)).tolist():
+      node, size = int(nodes[group]), int(sizes[group])
+      missing = wanted[node] - taken[node]
+      if missing <= 0 or taken[node] + size > budget[node]:
+        continue
+      if size > missing and luck[group] * size >= missing:
+        wanted[node] = 0.0
+        continue
+      chosen[group] = True
+      taken[node] += size
+    return chosen
+
+
+def _choose(
+  node_of: np.ndarray, budget: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+  """Indices of exactly `budget` of each node's candidates, or of all there are."""
+  available = np.bincount(node_of, minlength=len(budget))
+  order = np.lexsort((rng.random(len(node_of)), node_of))
+  rank = np.arange(len(node_of)) - np.repeat(
+    np.cumsum(available) - available, available
+  )
+  return order[rank < budget[node_of]]
 
 
 def masked_counts(available: np.ndarray, rate: float) -> np.ndarray:

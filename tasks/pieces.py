@@ -9,6 +9,7 @@ be cached offline.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,11 +17,17 @@ import numpy as np
 
 from ..errors import UserError
 from ..models.config import check_choice, check_range
-from . import cleaning, markers, splitting
-from .config import CleaningConfig, MarkersConfig, TreeConfig
+from . import cleaning, discourse, markers, spans, splitting
+from .config import (
+  CleaningConfig,
+  DiscourseMarkersConfig,
+  LabelsConfig,
+  MarkersConfig,
+  TreeConfig,
+)
 
 if TYPE_CHECKING:
-  from .trees import CommentTree
+  from .trees import CommentTree, Span
   from .vocabularies import Tokenizer
 
 LongComments = Literal["truncate", "chunk"]
@@ -28,6 +35,11 @@ LongComments = Literal["truncate", "chunk"]
 # Features of a piece, all int32 and of rank 1; `tree_id` (bytes, rank 0) comes along.
 NODE_FEATURES = ("lengths", "parents", "depths", "is_target", "node_ids")
 PIECE_FEATURES = ("tokens", *NODE_FEATURES)
+# Those of them that settings ask for come along, int32 [sum(lengths)] as the tokens:
+# `config.LabelsConfig`'s labels, and which occurrence of a discourse marker in its
+# comment a token is part of, from 1 on, 0 for none.
+LABELS, PHRASES = "token_labels", "phrases"
+ANNOTATIONS = (LABELS, PHRASES)
 
 # Arrays by feature, and the tree's id as bytes.
 Piece = dict[str, Any]
@@ -76,6 +88,8 @@ class PieceCounts:
   context_copies: int = 0
   tokens: int = 0
   tokens_cut: int = 0
+  spans: int = 0
+  spans_lost: int = 0
 
   def add(self, other: PieceCounts) -> None:
     """Adds another's counts to these."""
@@ -84,14 +98,19 @@ class PieceCounts:
       setattr(self, field.name, total)
 
   def report(self) -> str:
-    """One line: pieces, context encoded twice, share of tokens cut off."""
+    """One line: pieces, context encoded twice, share of tokens cut off, of labels."""
     copied = self.context_copies / max(1, self.nodes)
     cut = self.tokens_cut / max(1, self.tokens)
     return (
       f"{self.trees:,} trees, {self.comments:,} comments, {self.tokens:,} tokens"
       f" ({cut:.1%} cut off) in {self.pieces:,} pieces"
       f" ({copied:.1%} of their nodes are context copies)"
-    )
+    ) + self._report_spans()
+
+  def _report_spans(self) -> str:
+    if not self.spans:
+      return ""
+    return f"; {self.spans:,} labelled spans ({self.spans_lost:,} lost in cleaning)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,21 +123,49 @@ class PieceBuilder:
   markers: MarkersConfig = MarkersConfig()
   pieces: PiecesConfig = PiecesConfig()
   counts: PieceCounts = dataclasses.field(default_factory=PieceCounts)
+  labels: LabelsConfig = LabelsConfig()
+  discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
+
+  @property
+  def annotations(self) -> tuple[str, ...]:
+    """Those of `ANNOTATIONS` that the pieces have."""
+    asked = (bool(self.labels.names), self.discourse.file is not None)
+    return tuple(name for name, there in zip(ANNOTATIONS, asked) if there)
+
+  @functools.cached_property
+  def phrases(self) -> tuple[str, ...]:
+    """The discourse markers sought; none if they are switched off."""
+    file = self.discourse.file
+    return () if file is None else discourse.read_phrases(file)
+
+  @functools.cached_property
+  def _find_phrases(self) -> discourse.PhraseFinder:
+    return discourse.PhraseFinder(self.phrases)
 
   def texts(self, tree: CommentTree) -> list[str]:
     """Cleaned text of each comment, its author's marker token in front."""
-    texts = [cleaning.clean_text(c.text, self.cleaning) for c in tree.comments]
+    return self._texts(tree, self._clean(tree))
+
+  def _clean(self, tree: CommentTree) -> list[str]:
+    return [cleaning.clean_text(c.text, self.cleaning) for c in tree.comments]
+
+  def _texts(self, tree: CommentTree, clean: Sequence[str]) -> list[str]:
     authors = markers.author_markers(tree, self.markers)
     return [
       f"{author} {text}".strip() if text or index else ""
-      for index, (author, text) in enumerate(zip(authors, texts))
+      for index, (author, text) in enumerate(zip(authors, clean))
     ]
 
   def __call__(self, tree: CommentTree) -> Iterator[Piece]:
     """Yields the pieces of a tree, in which each comment is a target exactly once."""
-    encoded = self.tokenizer.encode_batch(self.texts(tree))
+    clean = self._clean(tree)
+    texts = self._texts(tree, clean)
+    encoded = self.tokenizer.encode_batch(texts)
     parents = np.fromiter((c.parent for c in tree.comments), np.int32, len(encoded))
     whole = self._nodes(encoded, parents, np.asarray(tree.depths(), np.int32))
+    per_token = ["tokens", *self.annotations]
+    for name, values in self._annotate(tree, clean, texts, encoded).items():
+      whole[name] = self._flat(values)
     starts = np.concatenate([[0], np.cumsum(whole["lengths"])])
     tree_id = tree.id.encode("utf-8", "replace")
     self.counts.trees += 1
@@ -134,8 +181,9 @@ class PieceBuilder:
     self.counts.context_copies += splitting.count_copies(splits)
     for split in splits:
       nodes = split.nodes
+      tokens = ranges(starts[nodes], whole["lengths"][nodes])
       yield {
-        "tokens": whole["tokens"][ranges(starts[nodes], whole["lengths"][nodes])],
+        **{name: whole[name][tokens] for name in per_token},
         "lengths": whole["lengths"][nodes],
         "parents": splitting.extract_parents(nodes, whole["parents"]),
         "depths": whole["depths"][nodes],
@@ -154,10 +202,9 @@ class PieceBuilder:
     if self.pieces.long_comments == "truncate":
       self.counts.tokens_cut += int(np.maximum(full - limit, 0).sum())
       chunks = np.ones_like(full)
-      encoded = [tokens[:limit] for tokens in encoded]
     else:
       chunks = np.maximum(1, -(-full // limit))
-    node_ids = np.repeat(np.arange(len(encoded), dtype=np.int32), chunks)
+    node_ids = np.repeat(np.arange(len(full), dtype=np.int32), chunks)
     last_node = np.cumsum(chunks, dtype=np.int32) - 1
     first_node = last_node - chunks + 1
     chunk = np.arange(len(node_ids), dtype=np.int32) - first_node[node_ids]
@@ -167,7 +214,7 @@ class PieceBuilder:
     if not self.trees.target_post:
       is_target[node_ids == 0] = 0
     return {
-      "tokens": np.concatenate([np.empty(0, np.int32), *encoded], dtype=np.int32),
+      "tokens": self._flat(encoded),
       "lengths": lengths,
       "parents": np.where(
         chunk > 0, np.arange(len(node_ids), dtype=np.int32) - 1, parent_node
@@ -176,6 +223,74 @@ class PieceBuilder:
       "is_target": is_target,
       "node_ids": node_ids,
     }
+
+  def _flat(self, comments: Sequence[np.ndarray]) -> np.ndarray:
+    """One value a token, of the tokens of each comment that there is room for."""
+    if self.pieces.long_comments == "truncate":
+      limit = self.pieces.max_comment_tokens
+      comments = [values[:limit] for values in comments]
+    return np.concatenate([np.empty(0, np.int32), *comments], dtype=np.int32)
+
+  def _annotate(
+    self,
+    tree: CommentTree,
+    clean: Sequence[str],
+    texts: Sequence[str],
+    encoded: Sequence[np.ndarray],
+  ) -> dict[str, list[np.ndarray]]:
+    """Annotations of each comment's tokens, by feature."""
+    annotations = {
+      name: [np.zeros(len(tokens), np.int32) for tokens in encoded]
+      for name in self.annotations
+    }
+    if not annotations:
+      return {}
+    labelled = self._labelled_spans(tree, clean) if LABELS in annotations else {}
+    phrases = {}
+    if PHRASES in annotations:
+      found = ((i, self._find_phrases(text)) for i, text in enumerate(clean))
+      phrases = {i: places for i, places in found if places}
+    # Offsets take longer than tokens: only where there is something to find by them.
+    chosen = sorted({*labelled, *phrases})
+    with_offsets = self.tokenizer.encode_batch_with_offsets([texts[i] for i in chosen])
+    for comment, (_, offsets) in zip(chosen, with_offsets):
+      # `texts` has the author's marker in front, and no white space at its ends.
+      left_out = len(clean[comment]) - len(clean[comment].lstrip())
+      offsets = offsets - (len(texts[comment]) - len(clean[comment].strip()) - left_out)
+      if comment in labelled:
+        annotations[LABELS][comment] = spans.label_tokens(
+          offsets, labelled[comment], self.labels.names
+        )
+      if comment in phrases:
+        annotations[PHRASES][comment] = self._number_phrases(offsets, phrases[comment])
+    return annotations
+
+  def _labelled_spans(
+    self, tree: CommentTree, clean: Sequence[str]
+  ) -> dict[int, list[Span]]:
+    """Labelled spans of the cleaned texts that have any, by comment."""
+    labelled = {}
+    for index, comment in enumerate(tree.comments):
+      wanted = [span for span in comment.spans if span.label in self.labels.names]
+      if not wanted:
+        continue
+      found = spans.through_cleaning(comment.text, clean[index], wanted, self.cleaning)
+      self.counts.spans += len(wanted)
+      self.counts.spans_lost += len(wanted) - len(found)
+      if found:
+        labelled[index] = found
+    return labelled
+
+  def _number_phrases(
+    self, offsets: np.ndarray, places: Sequence[tuple[int, int]]
+  ) -> np.ndarray:
+    """Numbers of the phrases that tokens are in, of those that no node cuts."""
+    numbers = spans.owners(offsets, places) + 1
+    limit = self.pieces.max_comment_tokens
+    for cut in range(limit, len(numbers), limit):
+      if numbers[cut] and numbers[cut] == numbers[cut - 1]:
+        numbers[numbers == numbers[cut]] = 0
+    return numbers
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

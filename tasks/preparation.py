@@ -17,7 +17,7 @@ from etils import epath
 from rich.console import Console
 
 from ..errors import UserError
-from . import cached_pieces, records, registry
+from . import cached_pieces, discourse, records, registry
 from .cache import cache_root
 from .data_config import DataConfig
 from .pieces import Piece, PieceCounts
@@ -41,6 +41,8 @@ def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
     "markers": records.jsonable(builder.markers),
     "pieces": records.jsonable(builder.pieces),
     "target_post": builder.trees.target_post,
+    "labels": list(builder.labels.names),
+    "phrases": discourse.fingerprint(builder.phrases),
   }
 
 

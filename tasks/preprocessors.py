@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import seqio
 import tensorflow as tf
 
 from .columns import TREE_INDEX, from_columns
 from .masking import MASKING_FEATURES, Masker
-from .pieces import NODE_FEATURES, PIECE_FEATURES, PieceBuilder
+from .pieces import NODE_FEATURES, PHRASES, PIECE_FEATURES, PieceBuilder
 
 # The place of a tree in its source and of a piece in its tree: whatever order a cache
 # has its pieces in, these two bring them back into that of the source.
@@ -39,6 +39,7 @@ def trees_to_pieces(ds: tf.data.Dataset, builder: PieceBuilder) -> tf.data.Datas
         yield piece
 
   signature = dict(_PIECE_SIGNATURE)
+  signature |= {name: tf.TensorSpec([None], tf.int32) for name in builder.annotations}
   if placed:
     signature |= {name: tf.TensorSpec([], tf.int64) for name in PLACE_FEATURES}
   return tf.data.Dataset.from_generator(pieces, output_signature=signature)
@@ -59,9 +60,10 @@ def mask_pieces(
     max_comment_tokens: the bound when SeqIO gives none.
   """
   max_length = (sequence_length or {}).get("decoder") or max_comment_tokens
+  read = (*PIECE_FEATURES, *(name for name in [PHRASES] if name in ds.element_spec))
 
   def draw(seed, *features):
-    piece = dict(zip(PIECE_FEATURES, features))
+    piece = dict(zip(read, features))
     masked = masker(piece, max_length, int(seed[0]) & 0x7FFFFFFF, 0, int(seed[1]))
     return [masked[name] for name in MASKING_FEATURES]
 
@@ -69,7 +71,7 @@ def mask_pieces(
   def mask(piece, seed):
     outputs = tf.numpy_function(
       draw,
-      [seed, *(piece[name] for name in PIECE_FEATURES)],
+      [seed, *(piece[name] for name in read)],
       [tf.int32] * len(MASKING_FEATURES),
     )
     for output in outputs:
@@ -79,8 +81,15 @@ def mask_pieces(
   return mask(ds)
 
 
-def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
-  """The features of a masked piece, as SeqIO describes features."""
+def output_features(
+  vocabulary: seqio.Vocabulary, annotations: Sequence[str] = ()
+) -> dict[str, seqio.Feature]:
+  """The features of a masked piece, as SeqIO describes features.
+
+  Args:
+    vocabulary: of its tokens.
+    annotations: those of `pieces.ANNOTATIONS` that it has.
+  """
   numbers = seqio.PassThroughVocabulary(size=0)
 
   def feature(name: str) -> seqio.Feature:
@@ -89,5 +98,5 @@ def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
       vocabulary=vocabulary if text else numbers, add_eos=False, dtype=tf.int32
     )
 
-  names = ("tokens", "input_tokens", "is_masked", *NODE_FEATURES)
+  names = ("tokens", "input_tokens", "is_masked", *NODE_FEATURES, *annotations)
   return {name: feature(name) for name in names}

@@ -28,7 +28,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from ..errors import UserError
-from .pieces import PIECE_FEATURES, Piece
+from .pieces import ANNOTATIONS, PIECE_FEATURES, Piece
 
 # Raise when the bytes of a record, or what a fingerprint leaves out, change.
 FORMAT_VERSION = 2
@@ -37,9 +37,10 @@ _META = "META.json"
 
 
 def encode(piece: Piece) -> bytes:
-  """Serialises the features of `PIECE_FEATURES` and the tree's id."""
+  """Serialises the features of `PIECE_FEATURES`, annotations and the tree's id."""
+  names = (*PIECE_FEATURES, *(name for name in ANNOTATIONS if name in piece))
   fields: dict[str, bytes] = {
-    name: piece[name].astype("<i4").tobytes() for name in PIECE_FEATURES
+    name: piece[name].astype("<i4").tobytes() for name in names
   }
   return msgpack.packb({**fields, "tree_id": piece["tree_id"]})
 

@@ -15,7 +15,13 @@ import seqio
 
 from ..errors import UserError
 from . import built_dataset, generated, preprocessors, vocabularies
-from .config import CleaningConfig, MarkersConfig, TreeConfig
+from .config import (
+  CleaningConfig,
+  DiscourseMarkersConfig,
+  LabelsConfig,
+  MarkersConfig,
+  TreeConfig,
+)
 from .generated_config import GeneratedTreesConfig
 from .markers import all_markers
 from .masking import Masker, MaskingConfig
@@ -35,6 +41,8 @@ class Preprocessing:
   markers: MarkersConfig = MarkersConfig()
   pieces: PiecesConfig = PiecesConfig()
   masking: MaskingConfig = MaskingConfig()
+  labels: LabelsConfig = LabelsConfig()
+  discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
 
 
 class CommentTreeTask(seqio.Task):
@@ -65,20 +73,32 @@ class CommentTreeTask(seqio.Task):
         seqio.CacheDatasetPlaceholder(),
         self._mask,
       ],
-      output_features=preprocessors.output_features(tokenizer.vocabulary),
+      output_features=preprocessors.output_features(
+        tokenizer.vocabulary, self.piece_builder().annotations
+      ),
     )
 
   def piece_builder(self) -> PieceBuilder:
     """A fresh builder, its counts at zero."""
     config = self.preprocessing
     return PieceBuilder(
-      self.tokenizer, config.trees, config.cleaning, config.markers, config.pieces
+      self.tokenizer,
+      config.trees,
+      config.cleaning,
+      config.markers,
+      config.pieces,
+      labels=config.labels,
+      discourse=config.discourse,
     )
 
   def masker(self) -> Masker:
     """Draws masks over this task's vocabulary."""
+    discourse = self.preprocessing.discourse
     return Masker(
-      self.preprocessing.masking, self.tokenizer.mask_id, self.tokenizer.maskable
+      self.preprocessing.masking,
+      self.tokenizer.mask_id,
+      self.tokenizer.maskable,
+      0.0 if discourse.file is None else discourse.share,
     )
 
   def _to_pieces(self, ds):
@@ -124,7 +144,7 @@ def add_files_task(
     name: what SeqIO is to know it by.
     files: a file, a glob, a folder, or several of those; or the folder of a dataset
       made by `commentree build`, which has splits of its own.
-    vocabulary: a SentencePiece model made by `commentree vocab`.
+    vocabulary: a SentencePiece model or tokenizer.json, from `commentree vocab`.
     held_out_share: share of the trees in the 'validation' split.
     preprocessing: how trees become masked pieces.
   """

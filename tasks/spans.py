@@ -1,0 +1,161 @@
+"""Parts of texts, by code points: through cleaning, and on to tokens.
+
+A span's boundaries are marked in the text as written, by characters that mean
+nothing, and sought again in the text as cleaned. Only the characters in front of each
+are counted there, white space aside, so the cleaned text is the same with spans or
+without. A boundary inside of what cleaning replaces, such as an address, cannot be
+found again; its span is given up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import cleaning
+from .config import CleaningConfig
+from .trees import Span
+
+# Supplementary private use: in no alphabet, and no pattern of `cleaning` looks for it.
+_FIRST_SENTINEL, _SENTINELS = 0xF0000, 0xFFFE
+_SENTINEL = re.compile("([\U000f0000-\U000ffffd])")
+# What `cleaning` takes off a quoted line.
+_QUOTE_SIGNS = re.compile(r"(?:[ \t]*+(?:>|&gt;)(?!!))++[ \t]*+")
+
+
+def through_cleaning(
+  text: str, clean: str, spans: Sequence[Span], config: CleaningConfig
+) -> list[Span]:
+  """Returns the spans of a text as spans of that text cleaned.
+
+  Args:
+    text: as written.
+    clean: `cleaning.clean_text(text, config)`.
+    spans: of `text`; may overlap.
+    config: the steps of cleaning.
+
+  Returns:
+    Spans of `clean`, in the order given; those that cleaning cut or took away are
+    missing.
+  """
+  if not spans or max(text, default="") >= chr(_FIRST_SENTINEL):
+    return []
+  found = _carry(text, clean, spans, config)
+  if found is None and len(spans) > 1:
+    # One boundary at a bad place must not cost the comment all of its spans.
+    found = [s for span in spans for s in _carry(text, clean, [span], config) or ()]
+  return found or []
+
+
+def _carry(
+  text: str, clean: str, spans: Sequence[Span], config: CleaningConfig
+) -> list[Span] | None:
+  """`through_cleaning` for all spans or none."""
+  trimmed = [_trim(text, span) for span in spans]
+  places = [place for start, end in trimmed for place in (start, end)]
+  if len(places) > _SENTINELS:
+    return None
+  # Apart from what is beside it, a sentinel can be taken for part of a word, which an
+  # address would swallow; as a word of its own, it can part what belongs together.
+  for around in (" ", ""):
+    marked = cleaning.clean_text(_insert(text, places, around), config)
+    if counted := _count(marked, clean, len(places)):
+      break
+  else:
+    return None
+  visible = [i for i, character in enumerate(clean) if not character.isspace()]
+  carried = []
+  for span, first, behind in zip(spans, counted[::2], counted[1::2]):
+    if first < behind:
+      carried.append(Span(visible[first], visible[behind - 1] + 1, span.label))
+  return carried
+
+
+def _trim(text: str, span: Span) -> tuple[int, int]:
+  """Start and end without white space or quotation signs around."""
+  start, end = max(0, span.start), min(len(text), span.end)
+  while start < end and text[start].isspace():
+    start += 1
+  while start < end and text[end - 1].isspace():
+    end -= 1
+  signs = _QUOTE_SIGNS.match(text, text.rfind("\n", 0, start) + 1)
+  if signs is not None and start < signs.end() <= end:
+    start = signs.end()
+  return start, max(start, end)
+
+
+def _insert(text: str, places: Sequence[int], around: str) -> str:
+  """Puts the k-th sentinel in front of the character at the k-th place."""
+  parts = []
+  done = 0
+  for number in sorted(range(len(places)), key=places.__getitem__):
+    parts += [
+      text[done : places[number]],
+      around,
+      chr(_FIRST_SENTINEL + number),
+      around,
+    ]
+    done = places[number]
+  return "".join([*parts, text[done:]])
+
+
+def _count(marked: str, clean: str, sentinels: int) -> list[int] | None:
+  """Visible characters in front of each sentinel.
+
+  None if one is lost, or the characters are not those of `clean`.
+  """
+  parts = _SENTINEL.split("".join(marked.split()))
+  if "".join(parts[::2]) != "".join(clean.split()):
+    return None
+  counts = [-1] * sentinels
+  before = 0
+  for part, sentinel in zip(parts[::2], parts[1::2]):
+    before += len(part)
+    number = ord(sentinel) - _FIRST_SENTINEL
+    if number >= sentinels or counts[number] >= 0:
+      return None
+    counts[number] = before
+  return None if -1 in counts else counts
+
+
+def owners(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+  """Which span each token is in: its index, or -1, int32 [n].
+
+  A token is in a span if they share a character. Where spans overlap, the shorter one
+  has the token, so that of nested ones the innermost does.
+
+  Args:
+    offsets: first code point of each token and the one behind its last. [n, 2]
+    spans: likewise.
+  """
+  owner = np.full(len(offsets), -1, np.int32)
+  starts, ends = offsets[:, 0], offsets[:, 1]
+  order = sorted(range(len(spans)), key=lambda i: spans[i][0] - spans[i][1])
+  for number in order:
+    start, end = spans[number]
+    owner[(starts < end) & (ends > start)] = number
+  return owner
+
+
+def label_tokens(
+  offsets: np.ndarray, spans: Sequence[Span], names: Sequence[str]
+) -> np.ndarray:
+  """Labels of tokens, int32 [n]: see `config.LabelsConfig`.
+
+  The first token that a span has, though an inner span may have those before it, is
+  its beginning.
+
+  Args:
+    offsets: first code point of each token and the one behind its last. [n, 2]
+    spans: of the same text.
+    names: labels kept; spans with others count as if they were not there.
+  """
+  kept = [span for span in spans if span.label in names]
+  owner = owners(offsets, [(span.start, span.end) for span in kept])
+  numbers = np.array([names.index(span.label) for span in kept] + [0], np.int32)
+  labels = np.where(owner >= 0, 2 * numbers[owner] + 2, 0).astype(np.int32)
+  labelled, first = np.unique(owner, return_index=True)
+  labels[first[labelled >= 0]] -= 1
+  return labels
