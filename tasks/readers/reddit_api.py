@@ -69,9 +69,9 @@ def _documents(path: str, config: TreeConfig, fates: Fates) -> Iterator[Any]:
   """Yields the JSON values of a file: of each line, or of all lines together."""
   begun: list[bytes] = []  # lines, as long as they may be parts of one document
   size = 0
-  by_line = False
+  by_line = too_long = False
   for line in files.lines(path, config.max_line_bytes, fates):
-    if not line or line.isspace():
+    if too_long or not line or line.isspace():
       continue
     if not by_line:
       document = json_lines.parse(line, Fates()) if _closed(line) else json_lines.BAD
@@ -81,8 +81,9 @@ def _documents(path: str, config: TreeConfig, fates: Fates) -> Iterator[Any]:
         size += len(line)
         begun.append(line)
         if size > config.max_line_bytes:
+          too_long = True
+          begun.clear()
           fates.trees[files.FILE_TOO_LONG] += 1
-          return
         continue
       for earlier in begun:
         yield from _parsed(earlier, fates)
