@@ -14,6 +14,7 @@ VERBS = {
   "train": "train a model; resumes by itself what was interrupted",
   "eval": "evaluate a checkpoint: does context help?",
   "inspect": "show trees as the model sees them, on the terminal or as a page",
+  "build": "make a dataset of trees from dumps and corpora of any size",
   "vocab": "train a vocabulary on comment trees, or add markers to one",
   "cache": "tokenise a run's trees once, into a SeqIO cache, with Apache Beam",
   "compile": "what a run takes on a TPU slice, asked of the TPU compiler; needs no TPU",

@@ -7,6 +7,7 @@ and TFDS generated for them takes hundreds of megabytes to import.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -69,9 +70,14 @@ Example = _example_class()
 
 def encode(tree: CommentTree) -> bytes:
   """Serialises a tree; equal trees give equal bytes."""
+  return encode_columns(to_columns(tree))
+
+
+def encode_columns(columns: Mapping[str, Any]) -> bytes:
+  """Serialises a tree that `columns.to_columns` made columns of."""
   example = Example()
   features = example.features.feature
-  for name, value in to_columns(tree).items():
+  for name, value in columns.items():
     kind, rank = COLUMNS[name]
     if kind == "str":
       held = features[name].bytes_list

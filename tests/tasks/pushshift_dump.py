@@ -6,7 +6,7 @@ Comments lie in random order in RC files and posts in RS files. There are posts 
 orphans, deleted, removed and empty bodies, comments seen twice, cycles of parents,
 lines that are no JSON, no object or of no tree, a last line cut off in every file, and
 a file with a damaged zstd frame in its middle. The same arguments give the same bytes.
-Beside the files goes `TRUTH.json`: the fates of everything under `TreeConfig()`.
+Beside the files goes `TRUTH`: the fates of everything under `TreeConfig()`.
 """
 
 import argparse
@@ -159,7 +159,7 @@ class Dump:
     return fates
 
   def write(self, folder: pathlib.Path) -> trees.Fates:
-    """Writes the files and returns the truth, which goes to `TRUTH.json`, too."""
+    """Writes the files and returns the truth, which goes to `TRUTH`, too."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(self.config.seed + 1)
     n = self.config.comments
@@ -187,7 +187,7 @@ class Dump:
       self._write_file(folder / f"RS_{2015 + number}.zst", self._post_lines(some))
     self._write_damaged(folder / "RC_damaged.zst")
     truth = self.truth()
-    (folder / "TRUTH.json").write_text(json.dumps(truth.as_dict(), indent=2))
+    (folder / "TRUTH").write_text(json.dumps(truth.as_dict(), indent=2))
     return truth
 
   def _write_file(self, path, lines):

@@ -1,0 +1,404 @@
+"""How a build goes: plan, parts, shards, dataset; and on again where it was stopped.
+
+    DIR/.build/plan.json   settings and input; a build with others is refused
+    DIR/.build/parts/      stage 1: each file's rows, sorted; see `parts`
+    DIR/.build/shards/     stage 2: records; see `shards`
+    DIR/.build/version/    stage 3: the dataset, before it is moved
+    DIR/1.0.0/             the dataset; appears at once, when whole
+
+The same input, settings and seed give the same bytes, whatever the workers, the memory,
+the kills and the order of the paths. The input is the same if its files, in order of
+name (then of path), have the same names and contents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from ...errors import UserError
+from .. import readers
+from ..trees import Fates
+from . import filters, manifest, parts, shards, storage
+from .config import BuildConfig
+from .parts import Part, Source
+from .statistics import Statistics
+
+WORK = ".build"
+LOCK = ".build.lock"
+
+# Raise when parts, shards or records get another form: what was begun before is then
+# refused, and not gone on with.
+FORMAT_VERSION = 1
+
+# One sort reads all row groups that its range of keys touches, of every part; with
+# many more sorts than a part has row groups, each would read much in vain.
+_LEAST_SORTS = 16
+# Of a worker's share: the rows of a part, which are there twice, and as Parquet; and
+# what DuckDB may take, beside a tree in memory and the records not written yet.
+_PART_SHARE, _SORT_SHARE = 0.15, 0.6
+_MAX_PART_BYTES = 2**29
+# Room that parts and records take, as a multiple of the input.
+_ROOM_FOR_PACKED, _ROOM_FOR_PLAIN = 4.0, 1.0
+
+
+class Pool(Protocol):
+  """What does work, as `workers.Workers`."""
+
+  peak_bytes: int
+
+  def run(self, work: Any, tasks: Iterable[tuple[Any, ...]]) -> None:
+    """Has `work(*task, report=...)` done for each task."""
+
+
+class Progress(Protocol):
+  """What is told how far a build is."""
+
+  def stage(self, name: str, unit: str, total: int, done: int) -> None:
+    """A stage begins: `done` of `total` are done already."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+  """A finished dataset.
+
+  Attributes:
+    folder: its files'.
+    stats: what its `STATS.json` says.
+    already: whether it was there before.
+  """
+
+  folder: pathlib.Path
+  stats: dict[str, Any]
+  already: bool
+
+
+def list_sources(patterns: str | Sequence[str], config: BuildConfig) -> list[Source]:
+  """The files to read, numbered in their order.
+
+  Raises:
+    UserError: if a pattern matches nothing, or there is no such format.
+  """
+  paths = {os.path.realpath(path): path for path in readers.expand(patterns)}
+  ordered = sorted(paths.values(), key=lambda path: (os.path.basename(path), path))
+  return [
+    Source(number, path, readers.format_of(path, config.format).name)
+    for number, path in enumerate(ordered)
+  ]
+
+
+def build(
+  sources: Sequence[Source],
+  out: pathlib.Path,
+  config: BuildConfig,
+  pool: Pool,
+  share_mb: int,
+  progress: Progress,
+) -> Built:
+  """Makes a dataset, or goes on with making it.
+
+  Args:
+    sources: what to read.
+    out: the dataset's folder, whose name becomes its own.
+    config: what decides what it holds.
+    pool: does the work.
+    share_mb: memory for the work of each of the pool's workers.
+    progress: is told of stages.
+
+  Raises:
+    UserError: if the folder holds or is becoming another dataset, another build is at
+      work in it, the disk is full, or no tree is left.
+  """
+  name = manifest.check_name(out)
+  with storage.storage_errors(out):
+    out.mkdir(parents=True, exist_ok=True)
+  refusal = f"{out}: another build is at work in this folder; wait for it to end"
+  with storage.locked(out / LOCK, refusal):
+    plan = _plan(sources, config)
+    version = out / manifest.VERSION
+    if version.exists():
+      return Built(version, _same_dataset(version, plan), already=True)
+    work = out / WORK
+    _begin(work, plan)
+    folder = work / "parts"
+    _make_parts(sources, folder, config, pool, share_mb, progress)
+    found = parts.list_parts(folder)
+    num_shards = _number_of_shards(found, config)
+    _make_shards(found, num_shards, work / "shards", config, pool, share_mb, progress)
+    draft = work / "version"
+    stats = _make_dataset(draft, name, sources, work, num_shards, config, plan)
+    with storage.storage_errors(out):
+      draft.rename(version)
+      storage.sync(out)
+      shutil.rmtree(work)
+  with contextlib.suppress(OSError):
+    (out / LOCK).unlink()
+  return Built(version, stats, already=False)
+
+
+def room_needed(sources: Sequence[Source]) -> int:
+  """About how many bytes of disk a build takes at most."""
+  needed = 0.0
+  for source in sources:
+    size = os.path.getsize(source.path)
+    packed = not source.path.endswith((".jsonl", ".ndjson", ".json", ".xml"))
+    needed += size * (_ROOM_FOR_PACKED if packed else _ROOM_FOR_PLAIN)
+  return int(needed)
+
+
+def _plan(sources: Sequence[Source], config: BuildConfig) -> dict[str, Any]:
+  """All that decides what comes out, for comparing; times tell a file that changed."""
+  stats = [os.stat(source.path) for source in sources]
+  return {
+    "building_format": FORMAT_VERSION,
+    "settings": config.as_dict(),
+    "input": [
+      {
+        "name": os.path.basename(source.path),
+        "format": source.format,
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+      }
+      for source, stat in zip(sources, stats)
+    ],
+  }
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+  """What the first difference between two plans is, in words; None if there is none."""
+  if old.get("building_format") != new["building_format"]:
+    return "was made by another version of commentree"
+  settings = {"was": old["settings"], "is": new["settings"]}
+  for name in sorted(settings["was"].keys() | settings["is"].keys()):
+    was, now = settings["was"].get(name), settings["is"].get(name)
+    if isinstance(was, dict) and isinstance(now, dict):
+      inner = [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]
+      if inner:
+        name, was, now = inner[0], was.get(inner[0]), now.get(inner[0])
+    if was != now:
+      return f"has {name} = {was!r}, not {now!r}"
+  files = {"was": old["input"], "is": new["input"]}
+  names = {when: [file["name"] for file in listed] for when, listed in files.items()}
+  if names["was"] != names["is"]:
+    odd = sorted(set(names["was"]) ^ set(names["is"])) or names["is"]
+    return f"is of other files ({odd[0]})"
+  for was, now in zip(files["was"], files["is"]):
+    if any(was[key] != now[key] for key in was):
+      return f"is of another {now['name']}: the file has changed"
+  return None
+
+
+def _begin(work: pathlib.Path, plan: dict[str, Any]) -> None:
+  """Makes the work folder, or checks that it is of the same build."""
+  path = work / "plan.json"
+  if path.exists():
+    difference = _difference(json.loads(path.read_text("utf-8")), plan)
+    if difference:
+      raise UserError(
+        f"{work.parent}: a build begun here {difference}; give the same, or another"
+        f" --out, or delete {work}"
+      )
+    return
+  with storage.storage_errors(work.parent):
+    shutil.rmtree(work, ignore_errors=True)
+    for folder in (work / "parts", work / "shards"):
+      folder.mkdir(parents=True)
+  storage.write_json(path, plan)
+
+
+def _same_dataset(version: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any]:
+  """The statistics of a dataset that is there, if it is what is asked for."""
+  try:
+    stats = json.loads((version / manifest.STATS).read_text("utf-8"))
+    difference = _difference(stats["made_from"], _without_times(plan))
+  except (OSError, ValueError, KeyError) as error:
+    raise UserError(
+      f"{version}: is no dataset made by `commentree build`; give another --out"
+    ) from error
+  if difference:
+    raise UserError(
+      f"{version}: the dataset here {difference}; give another --out, or delete it"
+    )
+  return stats
+
+
+def _without_times(plan: dict[str, Any]) -> dict[str, Any]:
+  files = [
+    {name: fact for name, fact in file.items() if name != "mtime_ns"}
+    for file in plan["input"]
+  ]
+  return {**plan, "input": files}
+
+
+def _make_parts(
+  sources: Sequence[Source],
+  folder: pathlib.Path,
+  config: BuildConfig,
+  pool: Pool,
+  share_mb: int,
+  progress: Progress,
+) -> None:
+  waiting = [source for source in sources if not parts.is_done(folder, source)]
+  sizes = {source.number: os.path.getsize(source.path) for source in sources}
+  total = sum(sizes.values())
+  done = total - sum(sizes[source.number] for source in waiting)
+  progress.stage("reading", "B", total, done)
+  # The largest first, so that none is begun when all others are done.
+  waiting.sort(key=lambda source: (-sizes[source.number], source.number))
+  part_bytes = min(int(share_mb * _PART_SHARE * 2**20), _MAX_PART_BYTES)
+  pool.run(
+    parts.write_parts, [(source, folder, config, part_bytes) for source in waiting]
+  )
+
+
+def _number_of_shards(found: Sequence[Part], config: BuildConfig) -> int:
+  """A power of two, which many numbers of hosts divide."""
+  text = sum(map(parts.text_bytes, found))
+  wanted = -(-text // (config.shard_mb * 2**20))
+  return 1 << max(0, wanted - 1).bit_length()
+
+
+def _make_shards(
+  found: Sequence[Part],
+  num_shards: int,
+  folder: pathlib.Path,
+  config: BuildConfig,
+  pool: Pool,
+  share_mb: int,
+  progress: Progress,
+) -> None:
+  rows = sum(part.end - part.first for part in found)
+  waiting = [shard for shard in range(num_shards) if not shards.is_done(folder, shard)]
+  done = rows * (num_shards - len(waiting)) // num_shards
+  progress.stage("grouping", "rows", rows, done)
+  part_bytes = share_mb * _PART_SHARE * 2**20
+  sorts = max(_LEAST_SORTS, int(part_bytes / parts.ROW_GROUP_BYTES))
+  runs = _runs(waiting, -(-num_shards // sorts))
+  memory_mb = int(share_mb * _SORT_SHARE)
+  pool.run(
+    shards.make_shards,
+    [(run, num_shards, found, folder, config, memory_mb) for run in runs],
+  )
+
+
+def _runs(numbers: Sequence[int], longest: int) -> list[range]:
+  """Cuts ascending numbers into ranges without gaps, of a length at most."""
+  runs: list[range] = []
+  for number in numbers:
+    if runs and runs[-1].stop == number and len(runs[-1]) < longest:
+      runs[-1] = range(runs[-1].start, number + 1)
+    else:
+      runs.append(range(number, number + 1))
+  return runs
+
+
+def _make_dataset(
+  draft: pathlib.Path,
+  name: str,
+  sources: Sequence[Source],
+  work: pathlib.Path,
+  num_shards: int,
+  config: BuildConfig,
+  plan: dict[str, Any],
+) -> dict[str, Any]:
+  """Puts the dataset's files into a folder; returns its statistics."""
+  with storage.storage_errors(work):
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+  fates, statistics = Fates(), Statistics()
+  for source in sources:
+    fates += parts.read_fates(work / "parts", source)
+  by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in config.splits()}
+  nothing = {"records": 0, "record_bytes": 0, "bytes": 0}
+  for shard in range(num_shards):
+    facts = shards.read_facts(work / "shards", shard)
+    fates += facts["fates"]
+    statistics += facts["statistics"]
+    for split, of_split in by_split.items():
+      of_split.append(facts["splits"].get(split, nothing))
+  splits: dict[str, dict[str, Any]] = {}
+  known: dict[str, dict[str, Any]] = {}
+  for split, of_shards in by_split.items():
+    if any(facts["records"] for facts in of_shards):
+      splits[split], files = _place_split(
+        draft, name, split, work / "shards", of_shards, config
+      )
+      known.update(files)
+  if not splits:
+    told = "; ".join(f"{n:,} {fate}" for fate, n in fates.trees.most_common(3))
+    raise UserError(
+      f"no tree is left of {len(sources):,} files ({told or 'they hold none'}); see"
+      " that format and filters are right, or look with `commentree inspect`"
+    )
+  stats = {
+    "made_from": _without_times(plan),
+    "splits": {split: _split_facts(splits.get(split)) for split in by_split},
+    "fates": {kind: dict(sorted(n.items())) for kind, n in fates.as_dict().items()},
+    "comments": fates.comments.total(),
+    "comments_kept": fates.kept,
+    "posts": fates.trees.total() - filters.posts_missing(fates),
+    "posts_missing": filters.posts_missing(fates),
+    **statistics.summary(),
+  }
+  manifest.write_metadata(draft, name, splits)
+  storage.write_json(draft / manifest.STATS, stats)
+  manifest.write_checksums(draft, known)
+  with storage.storage_errors(draft):
+    for path in draft.iterdir():
+      storage.sync(path)
+    storage.sync(draft)
+  return stats
+
+
+def _split_facts(split: dict[str, Any] | None) -> dict[str, int]:
+  if split is None:
+    return {"trees": 0, "shards": 0, "record_bytes": 0}
+  return {
+    "trees": sum(split["shard_lengths"]),
+    "shards": len(split["shard_lengths"]),
+    "record_bytes": split["record_bytes"],
+  }
+
+
+def _place_split(
+  draft: pathlib.Path,
+  name: str,
+  split: str,
+  folder: pathlib.Path,
+  of_shards: Sequence[dict[str, Any]],
+  config: BuildConfig,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+  """Puts a split's files of records into the dataset; small ones are joined.
+
+  Returns:
+    What TFDS is told of the split; and by file, what `CHECKSUMS.json` says of it.
+  """
+  record_bytes = sum(facts["record_bytes"] for facts in of_shards)
+  number = len(of_shards)
+  while number > 1 and record_bytes / number < config.shard_mb * 2**20 / 8:
+    number //= 2
+  together = len(of_shards) // number
+  lengths, files = [], {}
+  for shard in range(number):
+    members = range(shard * together, (shard + 1) * together)
+    paths = [
+      shards.records_path(folder, member, split)
+      for member in members
+      if of_shards[member]["records"]
+    ]
+    file_name = manifest.shard_name(name, split, shard, number)
+    if together == 1 and paths:
+      manifest.link_file(paths[0], draft / file_name)
+      of_file = {key: of_shards[shard][key] for key in ("bytes", "sha256")}
+    else:
+      of_file = manifest.join_files(paths, draft / file_name)
+    records = sum(of_shards[member]["records"] for member in members)
+    files[file_name] = {**of_file, "records": records}
+    lengths.append(records)
+  return {"shard_lengths": lengths, "record_bytes": record_bytes}, files

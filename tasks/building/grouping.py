@@ -1,0 +1,83 @@
+"""From parts to the rows of one tree after the other, in order of the key.
+
+DuckDB sorts: it reads only the row groups of the parts that a range of keys touches,
+and what does not fit its share of memory goes to disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import operator
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import duckdb
+import pyarrow as pa
+
+from ..readers.rows import Row
+from .parts import COLUMNS, Part, decode_spans
+from .storage import StorageError
+
+# Whoever puts rows into trees in another way must keep to this order.
+ORDER = ("key", "tree_id", "is_post DESC", "file", "place")
+
+_ROWS_AT_ONCE = 4_096
+
+
+@contextlib.contextmanager
+def trees_of_rows(
+  parts: Sequence[Part],
+  first_key: int,
+  last_key: int,
+  memory_mb: int,
+  spill: pathlib.Path,
+) -> Iterator[Iterator[tuple[str, Iterator[Row]]]]:
+  """Gives an iterator over trees: id and rows, the post's first.
+
+  Of each tree's rows, posts come first, and then earlier files and earlier places.
+
+  Args:
+    parts: all there are.
+    first_key: the lowest shuffle key wanted.
+    last_key: the highest.
+    memory_mb: what DuckDB may take.
+    spill: a folder for what does not fit; made if need be.
+
+  Raises:
+    StorageError: if there is no room to spill to.
+  """
+  config = {
+    "memory_limit": f"{memory_mb}MB",
+    "threads": 1,
+    "temp_directory": str(spill),
+  }
+  query = (
+    f"SELECT {', '.join(COLUMNS)} FROM read_parquet(?)"
+    f" WHERE key BETWEEN {first_key}::UBIGINT AND {last_key}::UBIGINT"
+    f" ORDER BY {', '.join(ORDER)}"
+  )
+  with duckdb.connect(":memory:", config=config) as connection:
+    try:
+      if not parts:
+        yield iter(())
+        return
+      relation = connection.sql(query, params=[[str(part.path) for part in parts]])
+      batches = relation.to_arrow_reader(_ROWS_AT_ONCE)
+      rows = itertools.chain.from_iterable(map(_rows, batches))
+      yield itertools.groupby(rows, operator.itemgetter(0))
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+      raise StorageError(
+        f"{spill}: sorting {memory_mb} MB at a time failed"
+        f" ({str(error).splitlines()[0]}); free some room on this disk, or raise"
+        " --memory, and start again: finished work is kept"
+      ) from error
+
+
+def _rows(batch: pa.RecordBatch) -> Iterable[Row]:
+  *columns, spans = batch.columns
+  if spans.null_count == len(spans):
+    decoded = [()] * len(spans)
+  else:
+    decoded = list(map(decode_spans, spans.to_pylist()))
+  return map(Row, *(column.to_pylist() for column in columns), decoded)

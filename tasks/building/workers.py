@@ -1,0 +1,158 @@
+"""Processes that share the work and the memory, and tell how far they are."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from typing import Any
+
+from ...errors import UserError
+
+# Measured on x86-64 Linux: what the command's own process takes; and a worker's, with
+# its libraries, before it is given anything to do.
+_MAIN_MB = 100
+_WORKER_MB = 110
+_LEAST_SHARE_MB = 60
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_SECONDS_BETWEEN_SAMPLES = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+  """How memory is divided.
+
+  Attributes:
+    workers: processes.
+    share_mb: what each may take for its work, beyond what it takes idle.
+  """
+
+  workers: int
+  share_mb: int
+
+
+def divide(memory_mb: int, workers: int) -> Division:
+  """Divides memory among as many of the workers as it is enough for.
+
+  Raises:
+    UserError: if it is not enough for one.
+  """
+  least = _MAIN_MB + _WORKER_MB + _LEAST_SHARE_MB
+  if memory_mb < least:
+    raise UserError(f"--memory={memory_mb}MB: is too little; give at least {least}MB")
+  possible = (memory_mb - _MAIN_MB) // (_WORKER_MB + _LEAST_SHARE_MB)
+  workers = max(1, min(workers, possible))
+  return Division(workers, (memory_mb - _MAIN_MB) // workers - _WORKER_MB)
+
+
+class Workers:
+  """A pool of processes; a context.
+
+  Attributes:
+    peak_bytes: the most that this process and the workers held at once, in samples;
+      pages that they share count for each. 0 where the system does not tell.
+  """
+
+  def __init__(self, number: int, on_report: Callable[[int, int], None]):
+    """Starts nothing yet.
+
+    Args:
+      number: of processes.
+      on_report: called, in a thread of its own, with what workers report.
+    """
+    # Started afresh: they hold nothing of this process, and no thread or lock of it.
+    context = multiprocessing.get_context("spawn")
+    self._reports = context.SimpleQueue()
+    self._on_report = on_report
+    self._pool = concurrent.futures.ProcessPoolExecutor(
+      number, context, _start_worker, (self._reports,)
+    )
+    self._over = threading.Event()
+    self._threads = [
+      threading.Thread(target=self._pass_on_reports, daemon=True),
+      threading.Thread(target=self._sample_memory, daemon=True),
+    ]
+    self.peak_bytes = 0
+
+  def __enter__(self) -> Workers:
+    for thread in self._threads:
+      thread.start()
+    return self
+
+  def __exit__(self, kind: Any, *_: Any) -> None:
+    if kind is not None:
+      for process in self._processes():
+        process.kill()
+    self._pool.shutdown(cancel_futures=True)
+    self._over.set()
+    if kind is None:  # a process that was killed may have held the queue's lock
+      self._reports.put(None)
+      for thread in self._threads:
+        thread.join()
+
+  def run(self, work: Callable[..., None], tasks: Iterable[tuple[Any, ...]]) -> None:
+    """Has `work(*task, report)` done for each task, in any order.
+
+    Raises:
+      UserError: if a worker was killed; and whatever `work` raises.
+    """
+    futures = [self._pool.submit(_do, work, task) for task in tasks]
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        future.result()
+    except BrokenProcessPool as error:
+      raise UserError(
+        "a worker process was killed, as the system does when memory runs out; give"
+        " less to --memory or --workers and start again: finished work is kept"
+      ) from error
+
+  def _processes(self) -> list[Any]:
+    return list((self._pool._processes or {}).values())
+
+  def _pass_on_reports(self) -> None:
+    while (report := self._reports.get()) is not None:
+      self._on_report(*report)
+
+  def _sample_memory(self) -> None:
+    while not self._over.wait(_SECONDS_BETWEEN_SAMPLES):
+      pids = [os.getpid(), *(process.pid for process in self._processes())]
+      self.peak_bytes = max(self.peak_bytes, sum(map(_resident_bytes, pids)))
+
+
+def _resident_bytes(pid: int) -> int:
+  with contextlib.suppress(OSError), open(f"/proc/{pid}/statm") as file:
+    return int(file.read().split()[1]) * _PAGE_BYTES
+  return 0
+
+
+_reports: Any = None  # of a worker: where its reports go
+
+
+def _start_worker(reports: Any) -> None:
+  global _reports
+  _reports = reports
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's own process sees to it
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+  import pyarrow as pa
+
+  # Gives memory back to the system, unlike the pools that Arrow takes by itself.
+  pa.set_memory_pool(pa.system_memory_pool())
+
+
+def _end_with_parent() -> None:
+  """Ends this process when the command's ends, however that ends."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  connection.wait([parent.sentinel])
+  os._exit(1)
+
+
+def _do(work: Callable[..., None], task: tuple[Any, ...]) -> None:
+  work(*task, report=lambda rows, size: _reports.put((rows, size)))
