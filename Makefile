@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/demo
 
-.PHONY: help train test slow lint format bench aot clean
+.PHONY: help train test slow lint format bench feed aot clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -ts:
@@ -32,6 +32,9 @@ format: $(VENV)/.installed-test  ## format in place
 
 bench: $(VENV)/.installed  ## throughput against padded rows and concatenated threads
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m commentree.launch.bench $(BENCH_FLAGS)
+
+feed: $(VENV)/.installed  ## how fast one core masks, packs and tokenises, against what a TPU chip takes
+	$(BIN)/python -m commentree.launch.bench_input $(FEED_FLAGS)
 
 aot: $(VENV)/.installed-test  ## docs/aot.md: every size on TPU slices, by the TPU compiler; goes on where it stopped
 	$(BIN)/python -m commentree.launch.aot_table $(AOT_FLAGS)

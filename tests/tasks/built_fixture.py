@@ -1,14 +1,11 @@
-"""A small built dataset, its metadata written by TFDS itself."""
+"""A small built dataset."""
 
 import itertools
-import json
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from commentree.tasks import generated
-from commentree.tasks.building import tfrecord, tree_record
-from commentree.tasks.columns import COLUMNS
+from commentree.tasks.building import manifest, tfrecord, tree_record
 from commentree.tasks.generated_config import GeneratedTreesConfig
 
 NAME = "small_forum"
@@ -22,43 +19,24 @@ def trees(first=0, count=60):
   ]
 
 
-def features():
-  kinds = {"str": tfds.features.Text(), "int32": np.int32, "int64": np.int64}
-  return tfds.features.FeaturesDict(
-    {
-      name: tfds.features.Sequence(kinds[kind]) if rank else kinds[kind]
-      for name, (kind, rank) in COLUMNS.items()
-    }
-  )
-
-
 def write(parent, splits, shards=3, checksums=True):
   """Writes `parent`/NAME/1.0.0 of trees by split; returns the folder of NAME."""
   folder = parent / NAME / "1.0.0"
   folder.mkdir(parents=True)
-  infos, noted = [], {}
+  infos = {}
   for split, wanted in splits.items():
     bounds = np.linspace(0, len(wanted), shards + 1).astype(int)
+    records = [tree_record.encode(tree) for tree in wanted]
     for shard, (start, end) in enumerate(itertools.pairwise(bounds)):
-      records = [tree_record.encode(tree) for tree in wanted[start:end]]
-      path = folder / f"{NAME}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
-      path.write_bytes(b"".join(map(tfrecord.frame, records)))
-      noted[path.name] = {"bytes": path.stat().st_size}
-    infos.append(
-      tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=np.diff(bounds).tolist(),
-        num_bytes=sum(len(tree_record.encode(tree)) for tree in wanted),
-      )
-    )
-  tfds.folder_dataset.write_metadata(
-    data_dir=folder,
-    features=features(),
-    split_infos=infos,
-    filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-  )
+      path = folder / manifest.shard_name(NAME, split, shard, shards)
+      path.write_bytes(b"".join(map(tfrecord.frame, records[start:end])))
+    infos[split] = {
+      "shard_lengths": np.diff(bounds).tolist(),
+      "record_bytes": sum(map(len, records)),
+    }
+  manifest.write_metadata(folder, NAME, infos)
   if checksums:
-    (folder / "CHECKSUMS.json").write_text(json.dumps({"files": noted}))
+    manifest.write_checksums(folder, {})
   return folder.parent
 
 
