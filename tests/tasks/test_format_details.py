@@ -1,0 +1,382 @@
+"""What is peculiar to a format: stubs, keys of old versions, marked text, HTML."""
+
+import json
+
+import pytest
+
+from commentree.tasks import readers, trees
+from commentree.tasks.config import TreeConfig
+from commentree.tasks.readers import (
+  cmv_modes,
+  convokit,
+  hacker_news,
+  json_lines,
+  reddit_api,
+)
+from commentree.tasks.trees import Fates
+
+
+def read(folder, config=TreeConfig(), **contents):
+  """Trees by id of files of these contents (`__` in a name is a dot), and the fates."""
+  paths = []
+  for name, content in contents.items():
+    path = folder / name.replace("__", ".")
+    path.write_text(content)
+    paths.append(str(path))
+  fates = Fates()
+  found = {t.id: t for t in readers.iter_trees(paths, config, fates)}
+  return found, fates
+
+
+def shape(tree):
+  return {c.id: tree.comments[c.parent].id for c in tree.comments[1:]}
+
+
+def listing(*things):
+  return {"kind": "Listing", "data": {"children": list(things)}}
+
+
+def t1(ident, replies="", **data):
+  body = f"body of {ident}"
+  return {"kind": "t1", "data": {"id": ident, "body": body, "replies": replies, **data}}
+
+
+def t3(ident, **data):
+  return {"kind": "t3", "data": {"id": ident, "title": f"post {ident}", **data}}
+
+
+def more(*ids, count=0):
+  return {"kind": "more", "data": {"children": list(ids), "count": count}}
+
+
+def test_stubs_are_counted_as_missing_and_as_nothing_else(tmp_path):
+  nested = t1("a", listing(t1("b"), more("x", "y", count=5)))
+  document = [listing(t3("p")), listing(nested, t1("c", None), more(count=0))]
+  found, fates = read(tmp_path, a__json=json.dumps(document))
+  assert shape(found["p"]) == {"a": "p", "b": "a", "c": "p"}
+  assert fates.comments == {trees.KEPT: 3}
+  assert fates.trees == {trees.KEPT: 1}
+  assert fates.missing == {
+    reddit_api.MORE_STUBS: 2,
+    reddit_api.MORE_IDS: 2,
+    reddit_api.MORE_COUNT: 5,
+  }
+  assert "missing" in fates.as_dict()
+
+
+def test_what_a_comment_says_of_its_place_counts_before_where_it_is_nested(tmp_path):
+  moved = t1("b", parent_id="t3_p", link_id="t3_p")
+  document = [listing(t3("p")), listing(t1("a", listing(moved)))]
+  found, _ = read(tmp_path, a__json=json.dumps(document))
+  assert shape(found["p"]) == {"a": "p", "b": "p"}
+
+
+def test_parts_of_a_thread_in_several_files_become_one_tree(tmp_path):
+  known = {"link_id": "t3_p"}
+  first = [listing(t3("p")), listing(t1("a", parent_id="t3_p", **known), more("b"))]
+  rest = listing(t1("b", parent_id="t1_a", **known), t1("a", parent_id="t3_p", **known))
+  found, fates = read(tmp_path, a__json=json.dumps(first), b__json=json.dumps(rest))
+  assert shape(found["p"]) == {"a": "p", "b": "a"}
+  assert fates.comments == {trees.KEPT: 2, trees.DROPPED_DUPLICATE: 1}
+
+
+@pytest.mark.parametrize("bad", ["", "[", "{no\n", '{"kind": "Listing"}\n'])
+def test_a_file_may_hold_a_document_a_line(tmp_path, bad):
+  documents = [[listing(t3(p)), listing(t1(f"{p}c"))] for p in "pq"]
+  content = bad + "\n" + "\n\n".join(map(json.dumps, documents)) + "\n"
+  found, fates = read(tmp_path, a__json=content)
+  if bad:
+    path = tmp_path / "a.json"
+    fates = Fates()
+    rows = list(
+      readers.format_of(str(path), "reddit_api").rows(str(path), TreeConfig(), fates)
+    )
+    assert len(rows) == 4
+    fate = reddit_api.NO_LISTING if "kind" in bad else json_lines.BAD_JSON
+    assert fates.trees == {fate: 1}
+  else:
+    assert [shape(found[p]) for p in "pq"] == [{"pc": "p"}, {"qc": "q"}]
+
+
+def test_posts_alone_comments_alone_and_single_things_are_read(tmp_path):
+  posts = listing(t3("p"), t3("q"))
+  comments = listing(t1("a", link_id="t3_p", parent_id="t3_p"), t1("lost"))
+  single = t1("b", link_id="t3_q", parent_id="t3_q")
+  values = {"a__json": posts, "b__json": comments, "c__json": single}
+  found, fates = read(tmp_path, **{k: json.dumps(v) for k, v in values.items()})
+  assert {k: shape(t) for k, t in found.items()} == {"p": {"a": "p"}, "q": {"b": "q"}}
+  assert fates.comments == {trees.KEPT: 2, trees.DROPPED_NO_TREE: 1}
+
+
+def test_replies_that_are_no_listing_are_passed_over(tmp_path):
+  document = [listing(t3("p")), listing(t1("a", 5), t1("b", {"kind": "x"}))]
+  found, fates = read(tmp_path, a__json=json.dumps(document))
+  assert shape(found["p"]) == {"a": "p", "b": "p"}
+  assert fates.mended == {reddit_api.REPLIES_PASSED_OVER: 2}
+
+
+UTTERANCE_KEYS = {
+  "v1": ("root", "user", "reply_to"),
+  "v2": ("conversation_id", "speaker", "reply-to"),
+  "v3": ("conversation_id", "speaker", "reply_to"),
+}
+
+
+@pytest.mark.parametrize("version", UTTERANCE_KEYS)
+def test_corpora_of_every_version_are_read(tmp_path, version):
+  conversation, speaker, reply_to = UTTERANCE_KEYS[version]
+
+  def utterance(ident, answers, text, **meta):
+    known = {conversation: "p", speaker: f"by {ident}", reply_to: answers}
+    return json.dumps(
+      {"id": ident, "text": text, "timestamp": 9, "meta": meta, **known}
+    )
+
+  about = {"title": "title", "subreddit": "here"}
+  lines = [
+    utterance("b", "a", "second"),
+    utterance("a", "p", "first", score=4),
+    utterance("p", None, "self", score=7),
+  ]
+  (tmp_path / "conversations.json").write_text(
+    json.dumps({"p": about if version == "v1" else {"meta": about, "vectors": []}})
+  )
+  found, fates = read(tmp_path, utterances__jsonl="\n".join(lines))
+  tree = found["p"]
+  assert shape(tree) == {"a": "p", "b": "a"}
+  assert [c.author for c in tree.comments] == ["by p", "by a", "by b"]
+  assert [c.score for c in tree.comments] == [7, 4, None]
+  assert tree.comments[0].text == "title\n\nself"
+  assert tree.subreddit == "here"
+  assert fates.trees == {trees.KEPT: 1}
+
+
+@pytest.mark.parametrize("about", ["{no json", "[]", '{"p": 5}', '{"p": {"meta": 5}}'])
+def test_a_corpus_without_readable_titles_is_read_without_titles(tmp_path, about):
+  (tmp_path / "conversations.json").write_text(about)
+  lines = [
+    {
+      "id": "p",
+      "conversation_id": "p",
+      "speaker": "x",
+      "text": "self",
+      "reply_to": None,
+    },
+    {
+      "id": "a",
+      "conversation_id": "p",
+      "speaker": "x",
+      "text": "text",
+      "reply_to": "p",
+    },
+  ]
+  found, fates = read(tmp_path, utterances__jsonl="\n".join(map(json.dumps, lines)))
+  assert found["p"].comments[0].text == "self"
+  unreadable = not about.startswith('{"p"')
+  assert fates.files[convokit.TITLES_UNREADABLE] == unreadable
+
+
+def thread(body, title="<claim>CMV: x</claim>", ident="p"):
+  return f'<?xml version="1.0"?>\n<thread ID="{ident}"><title>{title}</title>{body}'
+
+
+def marked(comment):
+  return [(comment.text[s.start : s.end], s.label) for s in comment.spans]
+
+
+OP = '<OP author="ann">\n\n<premise>so &amp; so</premise> rest\n</OP>'
+
+
+def test_replies_answer_the_one_before_and_keep_what_is_marked(tmp_path):
+  body = (
+    f'{OP}<reply id="a" author="bob">\n <claim type="x" id = "1" > out '
+    "<premise>in</premise> &#8710;</claim>,<claim> </claim></reply>"
+    '<reply id="b" author="ann"><premise>\u201cyes\u201d</premise></reply></thread>'
+  )
+  found, fates = read(tmp_path, a__xml=thread(body))
+  post, first, second = found["p"].comments
+  assert shape(found["p"]) == {"a": "p", "b": "a"}
+  assert post.text == "CMV: x\n\nso & so rest"
+  assert marked(post) == [("CMV: x", "claim"), ("so & so", "premise")]
+  assert first.text == "out in \u2206,"
+  assert marked(first) == [("out in \u2206", "claim"), ("in", "premise")]
+  assert marked(second) == [("\u201cyes\u201d", "premise")]
+  assert [c.author for c in (post, first, second)] == ["ann", "bob", "ann"]
+  assert fates.mended == {}
+
+
+@pytest.mark.parametrize(
+  ("title", "op", "text", "spans"),
+  [
+    ("", OP, "so & so rest", ["so & so"]),
+    ("[deleted]", OP, "so & so rest", ["so & so"]),
+    (" <claim>t</claim> ", "<OP>[removed]</OP>", "t", ["t"]),
+    (" <claim>t</claim> ", "", "t", ["t"]),
+    ("<claim>[deleted]</claim>", "<OP/>", "", []),
+  ],
+)
+def test_marks_of_a_post_fit_its_text_whatever_is_deleted(
+  tmp_path, title, op, text, spans
+):
+  content = thread(op + "<reply id='a'>text</reply></thread>", title)
+  found, _ = read(tmp_path, a__xml=content)
+  post = found["p"].comments[0]
+  assert post.text == text
+  assert [t for t, _ in marked(post)] == spans
+  config = TreeConfig(deleted="keep", target_post=True)
+  for tree in read(tmp_path, config, a__xml=content)[0].values():
+    for span in tree.comments[0].spans:
+      assert tree.comments[0].text[span.start : span.end] in spans
+
+
+@pytest.mark.parametrize(
+  ("body", "expected", "mended"),
+  [
+    # A reply that does not end, and one inside it that does.
+    ("<reply id='a'>x<claim>y</claim><reply id='b'>z</reply>", [["y"], []], (1, 0)),
+    # A claim that does not end, ends with its reply.
+    ("<reply id='a'>x<claim>y</reply><reply id='b'>z</reply>", [["y"], []], (1, 0)),
+    # Crossed tags: the inner one ends with the outer one.
+    (
+      "<reply id='a'><claim>x<premise>y</claim>z</premise></reply>"
+      "<reply id='b'>z</reply>",
+      [["xy", "y"], []],
+      (1, 1),
+    ),
+    # Ends of what never began, in and between replies.
+    (
+      "</OP><reply id='a'>x</claim></reply></reply><reply id='b'>z</reply>",
+      [[], []],
+      (0, 3),
+    ),
+    # The file ends in the middle of a reply.
+    ("<reply id='a'>x</reply><reply id='b'><claim>z", [[], ["z"]], (3, 0)),
+  ],
+)
+def test_files_that_are_not_well_formed_are_mended(tmp_path, body, expected, mended):
+  end = "" if body.endswith("z") else "</thread>"
+  found, fates = read(tmp_path, a__xml=thread("<OP>op</OP>" + body + end))
+  comments = found["p"].comments[1:]
+  assert shape(found["p"]) == {"a": "p", "b": "a"}
+  assert [[text for text, _ in marked(c)] for c in comments] == expected
+  closed = fates.mended[cmv_modes.MENDED_NOT_CLOSED]
+  assert (closed, fates.mended[cmv_modes.MENDED_NOT_OPENED]) == mended
+
+
+def test_threads_that_begin_with_the_same_post_become_one_tree(tmp_path):
+  first = thread(OP + "<reply id='a'>x</reply><reply id='b'>y</reply></thread>")
+  second = thread(OP + "<reply id='a'>x</reply><reply id='c'>z</reply></thread>")
+  found, fates = read(tmp_path, a__xml=first, b__xml=second)
+  assert shape(found["p"]) == {"a": "p", "b": "a", "c": "a"}
+  assert fates.trees == {trees.KEPT: 1, trees.TREE_DUPLICATE: 1}
+
+
+@pytest.mark.parametrize(
+  ("content", "tree_fates", "comment_fates"),
+  [
+    ("<html>nothing</html>", {cmv_modes.NO_THREAD: 1}, {}),
+    (
+      "<thread><reply id='a'>x</reply></thread>",
+      {trees.TREE_NO_ID: 1},
+      {trees.DROPPED_WITH_TREE: 1},
+    ),
+    ("<thread ID='p'></thread>", {trees.TREE_EMPTY: 1}, {}),
+    (
+      "<thread ID='p'><reply>x</reply></thread>",
+      {trees.TREE_EMPTY: 1},
+      {trees.DROPPED_NO_ID: 1},
+    ),
+  ],
+)
+def test_xml_without_a_thread_or_ids_is_skipped(
+  tmp_path, content, tree_fates, comment_fates
+):
+  path = tmp_path / "a.xml"
+  path.write_text(content)
+  fates = Fates()
+  found = list(readers.iter_trees(str(path), TreeConfig(), fates, "cmv_modes"))
+  assert found == []
+  assert fates.trees == tree_fates
+  assert fates.comments == comment_fates
+
+
+def test_comments_markup_and_sections_are_told_from_text(tmp_path):
+  body = (
+    "<OP>a<!-- <claim>no</claim> -->b<![CDATA[<claim>&amp;]]>c<br/>&copy;&lt;</OP>"
+    "<!--> <reply id='no'>no</reply> </!--><reply id='a'>x < y > z</reply></thread>"
+  )
+  found, fates = read(tmp_path, a__xml=thread(body, title=""))
+  assert [c.text for c in found["p"].comments] == [
+    "ab<claim>&amp;c<br/>&copy;<",
+    "x < y > z",
+  ]
+  assert fates.mended == {}
+
+
+def items(*values):
+  return "\n".join(map(json.dumps, values))
+
+
+def test_items_find_their_story_across_files(tmp_path):
+  story = {
+    "id": 1,
+    "type": "story",
+    "title": "A &amp; B",
+    "by": "op",
+    "time": 5,
+    "score": 9,
+  }
+  low = {"id": 4, "type": "comment", "parent": 3, "text": "low", "by": "x"}
+  gone = {"id": 3, "type": "comment", "parent": 2, "deleted": True}
+  top = {"id": "2", "type": "comment", "parent": "1", "text": "top<p>more", "by": "y"}
+  apart = {"id": 9, "type": "comment", "parent": 8, "text": "apart"}
+  found, fates = read(
+    tmp_path,
+    a__jsonl=items(low, apart),
+    b__jsonl=items(top, story),
+    c__jsonl=items(gone),
+  )
+  assert shape(found["1"]) == {"2": "1", "4": "2"}
+  assert shape(found["8"]) == {"9": "8"}
+  assert found["1"].comments[0].text == "A & B"
+  assert found["1"].comments[1].text == "top\n\nmore"
+  assert fates.comments == {trees.KEPT: 3, trees.SPLICED_DELETED: 1}
+  assert fates.trees == {trees.KEPT: 1, trees.KEPT_NO_POST: 1}
+
+
+@pytest.mark.parametrize(
+  ("item", "fate"),
+  [
+    (
+      {"id": 2, "type": "comment", "parent": 1, "text": "x", "dead": True},
+      trees.SPLICED_DELETED,
+    ),
+    ({"id": 2, "deleted": True, "parent": 1}, trees.SPLICED_DELETED),
+    (
+      {"id": 2, "type": "pollopt", "parent": 1, "text": "x"},
+      hacker_news.DROPPED_POLL_OPTION,
+    ),
+    ({"id": 2, "type": "comment", "text": "x"}, trees.DROPPED_NO_TREE),
+    ({"id": -2, "type": "comment", "parent": 1, "text": "x"}, trees.DROPPED_NO_ID),
+    ({"id": 2**40, "type": "comment", "parent": 1, "text": "x"}, trees.DROPPED_NO_ID),
+    ({"id": 2, "type": "comment", "parent": 2, "text": "x"}, trees.DROPPED_SELF_PARENT),
+    ({"id": 2, "type": "fish"}, trees.DROPPED_NEITHER),
+    (None, trees.DROPPED_NOT_OBJECT),
+  ],
+)
+def test_an_item_that_is_no_living_comment_has_a_fate(tmp_path, item, fate):
+  story = {"id": 1, "type": "poll", "title": "t", "parts": [2]}
+  good = {"id": 7, "type": "comment", "parent": 1, "text": "good"}
+  found, fates = read(tmp_path, a__jsonl=items(story, good, item))
+  assert shape(found["1"]) == {"7": "1"}
+  assert fates.comments == {trees.KEPT: 1, fate: 1}
+
+
+def test_items_in_a_cycle_are_dropped_with_what_hangs_below(tmp_path):
+  values = [
+    {"id": a, "type": "comment", "parent": b, "text": "x"}
+    for a, b in [(1, 2), (2, 1), (3, 2)]
+  ]
+  found, fates = read(tmp_path, a__jsonl=items(*values))
+  assert found == {}
+  assert fates.comments == {trees.DROPPED_CYCLE: 3}
