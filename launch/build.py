@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ..errors import UserError
 from ..tasks.config import Deleted, Orphans, TreeConfig
-from . import build_report, flags
+from . import beam_flags, build_report, flags
 
 _EPILOG = """\
 examples:
@@ -31,6 +31,10 @@ examples:
   trees of at least 5 comments of at least 3 words, in 4 GB of memory:
     commentree build --source 'dumps/*.zst' --out data/talk --memory=4GB \\
       --min_comments=5 --min_words=3
+
+  the same as an Apache Beam pipeline, in 8 processes; options behind `--` are Beam's:
+    commentree build --source dumps/ --out data/all --runner=DirectRunner -- \\
+      --direct_running_mode=multi_processing --direct_num_workers=8
 
   is what was copied whole?
     commentree build --check data/january
@@ -78,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   machine.add_argument(
     "--workers", type=_positive, metavar="N", help="processes (default one a core)"
+  )
+  machine.add_argument(
+    "--runner",
+    metavar="NAME",
+    help="build with Apache Beam on this runner, such as DirectRunner; all its workers"
+    " must see the sources and --out under the same paths",
   )
   splits = parser.add_argument_group("splits")
   for split, share in (
@@ -169,7 +179,12 @@ def main(argv: Sequence[str]) -> int:
   Raises:
     UserError: for anything the user can mend.
   """
-  arguments = _parser().parse_args(argv)
+  own, beam_options = beam_flags.split(argv)
+  arguments = _parser().parse_args(own)
+  if beam_options and not arguments.runner:
+    raise UserError(
+      f"{beam_options[0]}: options behind `--` are for --runner; give one"
+    )
   console = Console(stderr=True, highlight=False)
   if arguments.check:
     return _check(pathlib.Path(arguments.check))
@@ -182,6 +197,8 @@ def main(argv: Sequence[str]) -> int:
   config = _config(arguments)
   out = pathlib.Path(os.path.abspath(os.path.expanduser(arguments.out)))
   sources = building.list_sources(arguments.source, config)
+  if arguments.runner:
+    return _build_with_beam(sources, out, config, arguments, beam_options, console)
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
   division = workers.divide(
     arguments.memory or _half_of_free_memory_mb(),
@@ -204,6 +221,36 @@ def main(argv: Sequence[str]) -> int:
     build_report.show(
       built.stats, time.perf_counter() - started, pool.peak_bytes, console
     )
+  print(built.folder)
+  return 0
+
+
+def _build_with_beam(
+  sources: Sequence[Any],
+  out: pathlib.Path,
+  config: Any,
+  arguments: argparse.Namespace,
+  options: Sequence[str],
+  console: Console,
+) -> int:
+  for flag in ("memory", "workers"):
+    if getattr(arguments, flag):
+      raise UserError(f"--{flag}: is not for --runner; give Beam's own behind `--`")
+  beam_flags.require("commentree build --runner")
+  from ..tasks.building import beam_pipeline
+
+  started = time.perf_counter()
+  with (
+    beam_flags.errors_in_one_line(),
+    console.status(f"building with Apache Beam's {arguments.runner}"),
+  ):
+    built = beam_pipeline.build(
+      sources, out, config, [f"--runner={arguments.runner}", *options]
+    )
+  if built.already:
+    console.print("this dataset is built already", soft_wrap=True)
+  else:
+    build_report.show(built.stats, time.perf_counter() - started, 0, console)
   print(built.folder)
   return 0
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import logging
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from ..errors import UserError
-from . import flags, gin_cli, quiet
+from . import beam_flags, flags, gin_cli, quiet
 
 _EPILOG = """\
 Takes the gin flags of a run, so that its command needs one word changed and a folder
@@ -66,16 +64,14 @@ def main(argv: Sequence[str]) -> int:
     "--overwrite", action="store_true", help="cache again what is cached already"
   )
   gin_cli.add_gin_flags(parser)
-  own, options = split_options(argv)
+  own, options = beam_flags.split(argv)
   parsed = gin_cli.parse(parser, own)
   arguments = parsed.arguments
   if arguments.min_shards < 1:
     raise UserError(f"--min_shards={arguments.min_shards}: must be at least 1")
-  require_beam("commentree cache")
+  beam_flags.require("commentree cache")
 
   quiet.load_tensorflow()
-  # Beam remarks on libraries of clouds that nobody asked for, and on SeqIO's code.
-  logging.disable(logging.WARNING)
   from ..tasks import cache_job
 
   job = cache_job.CacheJob(
@@ -86,26 +82,9 @@ def main(argv: Sequence[str]) -> int:
     arguments.overwrite,
   )
   console = Console(stderr=True, highlight=False)
-  print(cache_job.run(job, console))
+  with beam_flags.errors_in_one_line():
+    print(cache_job.run(job, console))
   return 0
-
-
-def split_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Returns (our own flags, those behind `--`, which are Beam's)."""
-  own = list(argv)
-  if "--" not in own:
-    return own, []
-  at = own.index("--")
-  return own[:at], own[at + 1 :]
-
-
-def require_beam(what: str) -> None:
-  """Raises UserError, naming the extra, if Apache Beam is not installed."""
-  if importlib.util.find_spec("apache_beam") is None:
-    raise UserError(
-      f"{what} needs Apache Beam: pip install 'commentree[beam]' (from a checkout,"
-      " pip install -e '.[beam]')"
-    )
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from ..errors import StorageError, UserError
-from .building import tfrecord, tree_record
-from .columns import COLUMNS, from_columns
+from .building import manifest, tfrecord, tree_record
+from .columns import COLUMNS
 from .trees import CommentTree
 
-_INFO, _FEATURES, _CHECKSUMS = "dataset_info.json", "features.json", "CHECKSUMS.json"
+_INFO, _FEATURES = "dataset_info.json", "features.json"
+_CHECKSUMS = manifest.CHECKSUMS
 _MEND = "build the dataset again with `commentree build`, or copy it again"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
@@ -206,7 +206,7 @@ class BuiltDataset:
     try:
       with file.open("rb") as stream:
         for record in tfrecord.read(stream):  # type: ignore[arg-type]
-          yield first + count, decode(record)
+          yield first + count, tree_record.decode(record)
           count += 1
     except tfrecord.DamagedError as error:
       raise UserError(f"{file}: {error}; {_MEND}") from error
@@ -220,16 +220,3 @@ class BuiltDataset:
     for shard in range(len(self.split(name).files)):
       for _, tree in self.shard_trees(name, shard):
         yield tree
-
-
-def decode(record: bytes) -> CommentTree:
-  """The inverse of `tree_record.encode`."""
-  features = tree_record.Example.FromString(record).features.feature
-  columns: dict[str, Any] = {}
-  for name, (kind, rank) in COLUMNS.items():
-    if kind == "str":
-      values = features[name].bytes_list.value
-      columns[name] = values if rank else values[0]
-    else:
-      columns[name] = np.array(features[name].int64_list.value, kind)
-  return from_columns(columns)

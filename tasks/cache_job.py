@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 import seqio
-from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
 from rich.console import Console
 from seqio import beam_utils
 
 from ..errors import UserError
 from . import cached_pieces, data, preparation, registry
+from .building import beam_pipeline
 from .cache import cache_root
 from .data_config import DataConfig
 from .registry import CommentTreeTask
@@ -56,7 +56,7 @@ def run(job: CacheJob, console: Console) -> epath.Path:
   task = registry.get_task(job.config.mixture_or_task_name)
   folder = _empty_folder(job, task)
   note = preparation.note(task)  # reads the vocabulary: a missing one is told now
-  pipeline = beam.Pipeline(options=_options(job.pipeline_options))
+  pipeline = beam.Pipeline(options=beam_pipeline.options_of(job.pipeline_options))
   for split in task.splits:
     _add_split(pipeline, task, split, folder, job)
   with console.status(f"caching {task.name}: {', '.join(task.splits)}"):
@@ -92,16 +92,6 @@ def _empty_folder(job: CacheJob, task: CommentTreeTask) -> epath.Path:
   except OSError as error:
     raise UserError(f"--output_cache_dir: cannot be written ({error})") from error
   return folder
-
-
-def _options(flags: Sequence[str]) -> PipelineOptions:
-  options = PipelineOptions(list(flags))
-  known = options.get_all_options(drop_default=True, retain_unknown_options=False)
-  for flag in flags:
-    name = flag.removeprefix("--").removeprefix("no_").partition("=")[0]
-    if flag.startswith("--") and name not in known:
-      raise UserError(f"{flag}: Beam knows no such option")
-  return options
 
 
 def _add_split(

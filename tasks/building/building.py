@@ -19,7 +19,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from ...errors import UserError
@@ -115,6 +115,33 @@ def build(
     UserError: if the folder holds or is becoming another dataset, another build is at
       work in it, the disk is full, or no tree is left.
   """
+
+  def make_shards(work: pathlib.Path) -> tuple[pathlib.Path, int]:
+    folder = work / "parts"
+    _make_parts(sources, folder, config, pool, share_mb, progress)
+    found = parts.list_parts(folder)
+    number = shards_for(sum(map(parts.text_bytes, found)), config)
+    _make_shards(found, number, work / "shards", config, pool, share_mb, progress)
+    return work, number
+
+  return build_with(make_shards, sources, out, config)
+
+
+def build_with(
+  make_shards: Callable[[pathlib.Path], tuple[pathlib.Path, int]],
+  sources: Sequence[Source],
+  out: pathlib.Path,
+  config: BuildConfig,
+) -> Built:
+  """Makes a dataset, its shards by whatever engine; see `build`.
+
+  Args:
+    make_shards: given the folder to work in, returns the one, there or below, in whose
+      `parts` each file's fates are and in whose `shards` all shards, and their number.
+    sources: what to read.
+    out: the dataset's folder.
+    config: what decides what it holds.
+  """
   name = manifest.check_name(out)
   with storage.storage_errors(out):
     out.mkdir(parents=True, exist_ok=True)
@@ -126,13 +153,9 @@ def build(
       return Built(version, _same_dataset(version, plan), already=True)
     work = out / WORK
     _begin(work, plan)
-    folder = work / "parts"
-    _make_parts(sources, folder, config, pool, share_mb, progress)
-    found = parts.list_parts(folder)
-    num_shards = _number_of_shards(found, config)
-    _make_shards(found, num_shards, work / "shards", config, pool, share_mb, progress)
+    made, num_shards = make_shards(work)
     draft = work / "version"
-    stats = _make_dataset(draft, name, sources, work, num_shards, config, plan)
+    stats = _make_dataset(draft, name, sources, made, num_shards, config, plan)
     with storage.storage_errors(out):
       draft.rename(version)
       storage.sync(out)
@@ -257,10 +280,9 @@ def _make_parts(
   )
 
 
-def _number_of_shards(found: Sequence[Part], config: BuildConfig) -> int:
-  """A power of two, which many numbers of hosts divide."""
-  text = sum(map(parts.text_bytes, found))
-  wanted = -(-text // (config.shard_mb * 2**20))
+def shards_for(text_bytes: int, config: BuildConfig) -> int:
+  """How many shards so much text takes: a power of two, so that hosts divide it."""
+  wanted = -(-text_bytes // (config.shard_mb * 2**20))
   return 1 << max(0, wanted - 1).bit_length()
 
 

@@ -132,10 +132,7 @@ def write_parts(
     report: gets the number of rows and of the file's bytes read since the last call.
   """
   fates = Fates()
-  format_ = readers.format_of(source.path, source.format)
-  rows = format_.rows(source.path, config.trees, fates)
-  if config.subreddits or config.exclude_subreddits:
-    rows = filters.of_wanted_subreddits(rows, config, fates)
+  rows = wanted_rows(source, config, fates)
   rows = _reported(rows, source.path, report)
   place = _skip_finished(rows, list_parts(folder, source.number))
   buffer: list[pa.RecordBatch] = []
@@ -149,9 +146,22 @@ def write_parts(
       buffer, first, held = [], place, 0
   if buffer:
     _write_part(buffer, folder, source.number, first, place)
-  storage.write_json(
-    _done_path(folder, source.number), {"fates": fates.as_dict(), "rows": place}
-  )
+  write_fates(folder, source, fates, place)
+
+
+def wanted_rows(source: Source, config: BuildConfig, fates: Fates) -> Iterator[Row]:
+  """The rows of a file, without those of subreddits that are not wanted."""
+  format_ = readers.format_of(source.path, source.format)
+  rows = format_.rows(source.path, config.trees, fates)
+  if config.subreddits or config.exclude_subreddits:
+    return filters.of_wanted_subreddits(rows, config, fates)
+  return rows
+
+
+def write_fates(folder: pathlib.Path, source: Source, fates: Fates, rows: int) -> None:
+  """Notes that a whole file was read: its rows' number, and what made no row."""
+  facts = {"fates": fates.as_dict(), "rows": rows}
+  storage.write_json(_done_path(folder, source.number), facts)
 
 
 def _skip_finished(rows: Iterator[Row], finished: Sequence[Part]) -> int:

@@ -87,7 +87,7 @@ def make_shards(
     ahead = itertools.chain(grouped, [(None, iter(()))])
     tree_id, rows = next(ahead)
     for shard in shards:
-      writer = _ShardWriter(folder, shard)
+      writer = ShardWriter(folder, shard)
       done = 0
       while (
         tree_id is not None
@@ -105,7 +105,7 @@ def make_shards(
       report(done, 0)
 
 
-class _ShardWriter:
+class ShardWriter:
   """Writes a shard: drafts until `finish`."""
 
   def __init__(self, folder: pathlib.Path, shard: int):

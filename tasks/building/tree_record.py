@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from ..columns import COLUMNS, to_columns
+from ..columns import COLUMNS, from_columns, to_columns
 from ..trees import CommentTree
 
 _Field = descriptor_pb2.FieldDescriptorProto
@@ -88,3 +89,16 @@ def encode_columns(columns: Mapping[str, Any]) -> bytes:
     if not held.value:
       held.SetInParent()  # an empty list, where TFDS would not take a missing one
   return example.SerializeToString(deterministic=True)
+
+
+def decode(record: bytes) -> CommentTree:
+  """The inverse of `encode`."""
+  features = Example.FromString(record).features.feature
+  columns: dict[str, Any] = {}
+  for name, (kind, rank) in COLUMNS.items():
+    if kind == "str":
+      values = features[name].bytes_list.value
+      columns[name] = values if rank else values[0]
+    else:
+      columns[name] = np.array(features[name].int64_list.value, kind)
+  return from_columns(columns)

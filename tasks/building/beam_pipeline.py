@@ -1,0 +1,174 @@
+"""A build as an Apache Beam pipeline: the same trees, and the same bytes in a shard.
+
+    sources > rows > rows of a tree > records > records of a shard > files
+
+Beam groups rows by tree, and records by shard; of either, a worker holds one group in
+memory. Everything else is as without Beam: which rows, comments and trees are wanted,
+how shards are written, and how they become a dataset. Whether two builds cut the same
+number of shards is left open: the text is counted there, and estimated here.
+
+Workers read sources and write below the dataset's folder by the same paths, so all must
+have them: a disk that they share, if they run on more than one machine.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from ...errors import UserError
+from ..readers.rows import Row
+from ..trees import Fates
+from . import building, filters, parts, shards, storage, tree_record
+from .config import BuildConfig
+from .order import shard_of, shuffle_key
+from .parts import Source
+from .tree_builder import TreeBuilder
+
+# Of a row: is it a comment, its file, its place there; then the row, without its spans'
+# types. Rows of a tree are in the order of `grouping.ORDER` when sorted by the first.
+_Placed = tuple[tuple[bool, int, int], tuple[Any, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+  """What became of a tree's rows: a record and its split, or none; and the fates."""
+
+  tree_id: str
+  split: str | None
+  record: bytes | None
+  fates: dict[str, dict[str, int]]
+
+
+def build(
+  sources: Sequence[Source],
+  out: pathlib.Path,
+  config: BuildConfig,
+  pipeline_options: Sequence[str],
+) -> building.Built:
+  """Makes a dataset on a Beam runner.
+
+  Args:
+    sources: what to read.
+    out: the dataset's folder, whose name becomes its own.
+    config: what decides what it holds.
+    pipeline_options: Beam's flags, the runner among them.
+
+  Raises:
+    UserError: as `building.build`; and for an option that Beam does not know.
+  """
+  options = options_of(pipeline_options)
+
+  def make_shards(work: pathlib.Path) -> tuple[pathlib.Path, int]:
+    # A folder of its own, since DuckDB may have begun with shards of other ranges; what
+    # a pipeline that was stopped left is made again.
+    folder = work / "beam"
+    with storage.storage_errors(work):
+      shutil.rmtree(folder, ignore_errors=True)
+      for name in ("parts", "shards"):
+        (folder / name).mkdir(parents=True)
+    number = building.shards_for(building.room_needed(sources), config)
+    with beam.Pipeline(options=options) as pipeline:
+      _assemble(pipeline, sources, folder, config, number)
+    return folder, number
+
+  return building.build_with(make_shards, sources, out, config)
+
+
+def options_of(flags: Sequence[str]) -> PipelineOptions:
+  """Beam's options from flags.
+
+  Raises:
+    UserError: naming a flag that Beam does not know.
+  """
+  options = PipelineOptions(list(flags))
+  everything = options.get_all_options(retain_unknown_options=True)
+  for name in everything.keys() - options.get_all_options().keys():
+    raise UserError(f"--{name}: Apache Beam knows no such option")
+  return options
+
+
+def _assemble(
+  pipeline: beam.Pipeline,
+  sources: Sequence[Source],
+  folder: pathlib.Path,
+  config: BuildConfig,
+  num_shards: int,
+) -> None:
+  """Adds all steps to a pipeline."""
+  # Of a shard without trees, too, there is something to write.
+  every_shard = pipeline | "shards" >> beam.Create(
+    [(shard, None) for shard in range(num_shards)]
+  )
+  made = (
+    pipeline
+    | "sources" >> beam.Create(list(sources))
+    | "spread sources" >> beam.Reshuffle()
+    | "read" >> beam.FlatMap(_read, folder / "parts", config)
+    | "rows of a tree" >> beam.GroupByKey()
+    | "trees" >> beam.Map(_make, config)
+    | "by shard" >> beam.Map(functools.partial(_by_shard, config.seed, num_shards))
+  )
+  _ = (
+    (every_shard, made)
+    | "with empty shards" >> beam.Flatten()
+    | "records of a shard" >> beam.GroupByKey()
+    | "write" >> beam.Map(_write, folder / "shards", config.seed)
+  )
+
+
+def _read(
+  source: Source, folder: pathlib.Path, config: BuildConfig
+) -> Iterator[tuple[str, _Placed]]:
+  """Yields a file's rows by tree; notes the fates of what is no row."""
+  fates = Fates()
+  place = 0
+  for place, row in enumerate(parts.wanted_rows(source, config, fates), 1):
+    *values, spans = row
+    place_of_row = (not row.is_post, source.number, place)
+    yield row.tree_id, (place_of_row, (*values, parts.encode_spans(spans)))
+  parts.write_fates(folder, source, fates, place)
+
+
+def _make(tree: tuple[str, Iterable[_Placed]], config: BuildConfig) -> _Made:
+  """Builds a tree of its rows."""
+  tree_id, placed = tree
+  rows = (
+    Row(*values, parts.decode_spans(spans)) for _, (*values, spans) in sorted(placed)
+  )
+  builder = TreeBuilder(config)
+  made, _ = builder.build(rows)
+  fates = builder.take_fates().as_dict()
+  if made is None:
+    return _Made(tree_id, None, None, fates)
+  split = filters.split_of(tree_id, made, config)
+  return _Made(tree_id, split, tree_record.encode(made), fates)
+
+
+def _by_shard(seed: int, num_shards: int, made: _Made) -> tuple[int, _Made]:
+  return shard_of(shuffle_key(seed, made.tree_id), num_shards), made
+
+
+def _write(
+  shard: tuple[int, Iterable[_Made | None]], folder: pathlib.Path, seed: int
+) -> None:
+  """Writes a shard, its records in order of the shuffle key."""
+  number, found = shard
+  writer = shards.ShardWriter(folder, number)
+  fates = Fates()
+  for made in sorted(
+    (made for made in found if made is not None),
+    key=lambda made: (shuffle_key(seed, made.tree_id), made.tree_id),
+  ):
+    fates += Fates(**{k: collections.Counter(v) for k, v in made.fates.items()})
+    if made.record is not None and made.split is not None:
+      writer.write(made.split, tree_record.decode(made.record))
+  writer.finish(fates)

@@ -1,0 +1,146 @@
+import importlib.util
+import json
+
+import pytest
+
+from commentree.errors import UserError
+from commentree.launch import build as build_verb
+from commentree.tasks import built_dataset
+from commentree.tasks.building import beam_pipeline, building
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.trees import Fates
+
+from . import pushshift_dump
+
+RUNNER = ["--runner=DirectRunner"]
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("dump")
+  config = pushshift_dump.DumpConfig(comments=3_000, files=3)
+  pushshift_dump.Dump(config).write(folder)
+  return folder
+
+
+class Here:
+  """Does a build's work in this process; knows nothing of progress."""
+
+  peak_bytes = 0
+
+  def run(self, work, tasks):
+    for task in tasks:
+      work(*task, report=lambda rows, size: None)
+
+  def stage(self, *facts):
+    pass
+
+
+def with_duckdb(dump, out, config):
+  here = Here()
+  sources = building.list_sources(str(dump), config)
+  return building.build(sources, out, config, here, 200, here)
+
+
+def with_beam(dump, out, config, options=RUNNER):
+  sources = building.list_sources(str(dump), config)
+  return beam_pipeline.build(sources, out, config, options)
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+  "config",
+  [
+    BuildConfig(validation_share=0.2, test_share=0.1),
+    BuildConfig(
+      validation_after=pushshift_dump.START_UTC + pushshift_dump.SECONDS // 2,
+      exclude_subreddits=("askreddit",),
+      min_words=5,
+      min_comments=3,
+      max_tree_comments=100,
+      seed=3,
+    ),
+  ],
+)
+def test_beam_builds_the_bytes_that_duckdb_builds(dump, tmp_path, config):
+  one = with_duckdb(dump, tmp_path / "duckdb" / "forum", config)
+  other = with_beam(dump, tmp_path / "beam" / "forum", config)
+  assert len(one.stats["splits"]) >= 2
+  assert contents(other.folder) == contents(one.folder)
+
+
+def test_in_several_shards_there_are_the_same_trees_and_fates(
+  dump, tmp_path, monkeypatch
+):
+  config = BuildConfig(validation_share=0.2, shard_mb=1)
+  one = with_duckdb(dump, tmp_path / "duckdb" / "forum", config)
+  monkeypatch.setattr(building, "shards_for", lambda text_bytes, config: 16)
+  other = with_beam(dump, tmp_path / "beam" / "forum", config)
+  for split in ("train", "validation"):
+    trees = [
+      list(built_dataset.BuiltDataset(built.folder).trees(split))
+      for built in (one, other)
+    ]
+    assert trees[0] == trees[1]
+  shards = [built.stats["splits"]["train"]["shards"] for built in (one, other)]
+  assert shards[1] > shards[0]
+  assert other.stats["fates"] == one.stats["fates"]
+  assert other.stats["distributions"] == one.stats["distributions"]
+
+
+def test_every_comment_is_accounted_for(dump, tmp_path):
+  built = with_beam(dump, tmp_path / "forum", BuildConfig())
+  truth = json.loads((dump / "TRUTH").read_text())
+  assert built.stats["fates"] == {
+    kind: dict(sorted(n.items())) for kind, n in truth.items()
+  }
+  assert set(truth) == set(Fates().as_dict())
+
+
+def test_what_a_stopped_pipeline_left_is_not_taken_for_shards(dump, tmp_path):
+  config = BuildConfig()
+  whole = with_duckdb(dump, tmp_path / "duckdb" / "forum", config)
+  out = tmp_path / "stopped" / "forum"
+  sources = building.list_sources(str(dump), config)
+
+  def stop(work):
+    for name in ("parts", "shards"):
+      (work / "beam" / name).mkdir(parents=True)
+    (work / "beam" / "shards" / "000000.json").write_text("{}")
+    raise KeyboardInterrupt
+
+  for engine in (with_beam, with_duckdb):
+    with pytest.raises(KeyboardInterrupt):
+      building.build_with(stop, sources, out, config)
+    built = engine(dump, out, config)
+    assert not built.already
+    assert contents(built.folder) == contents(whole.folder)
+    out = tmp_path / "again" / "forum"
+
+
+def test_an_option_that_beam_does_not_know_is_told(dump, tmp_path):
+  with pytest.raises(UserError, match="--direct_num_wrokers: Apache Beam knows no"):
+    with_beam(dump, tmp_path / "forum", BuildConfig(), ["--direct_num_wrokers=2"])
+
+
+def test_a_missing_beam_is_told_with_the_extra(dump, tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  flags = [f"--source={dump}", f"--out={tmp_path / 'forum'}", *RUNNER]
+  with pytest.raises(UserError, match=r"pip install 'commentree\[beam\]'"):
+    build_verb.main(flags)
+
+
+@pytest.mark.parametrize("flags", [["--memory=1GB"], ["--workers=2"]])
+def test_flags_of_the_other_engine_are_refused(dump, tmp_path, flags):
+  flags = [f"--source={dump}", f"--out={tmp_path / 'forum'}", *RUNNER, *flags]
+  with pytest.raises(UserError, match="is not for --runner"):
+    build_verb.main(flags)
+
+
+def test_beams_options_without_a_runner_are_refused(dump, tmp_path):
+  flags = [f"--source={dump}", f"--out={tmp_path / 'forum'}", "--", "--streaming"]
+  with pytest.raises(UserError, match="are for --runner"):
+    build_verb.main(flags)
