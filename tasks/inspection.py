@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from . import cleaning, forest_layout, markers, packing
+from . import cleaning, forest_layout, inspection_labels, markers, packing
 from .forest_layout import ForestShape, PieceTotals
 from .inspection_views import (
   AncestorView,
@@ -428,6 +428,7 @@ def _tree_view(
         tokens_cut=len(encoded) - kept,
         context=reader.tokens(np.full(len(context), -1), context),
         parts=parts,
+        labelled=inspection_labels.cut(comment.text, comment.spans, _MAX_CHARACTERS),
       )
     )
   return TreeView(

@@ -149,6 +149,18 @@ summary:focus-visible { outline: 2px solid var(--pick); outline-offset: 2px; }
   color: var(--kept); text-decoration: none; border-radius: 3px; padding: 0 0.15em;
   background: color-mix(in srgb, var(--kept) 16%, transparent);
 }
+.labelled {
+  white-space: pre-wrap; overflow-wrap: anywhere; color: var(--ink); margin: 0.4rem 0;
+  max-height: 22rem; overflow: auto; font: 0.95rem/1.75 var(--serif);
+}
+.labelled mark {
+  color: inherit; border-radius: 3px; padding: 0.08em 0.15em;
+  background: oklch(var(--light) var(--chroma) var(--hue) / 0.16);
+  border-bottom: 2px solid oklch(var(--light) var(--chroma) var(--hue));
+}
+.labelled b {
+  font: 600 0.72em/1 var(--sans); letter-spacing: 0.02em; color: var(--soft);
+}
 .more { color: var(--soft); font-style: italic; padding: 0.6rem 0.7rem; }
 
 .rows {

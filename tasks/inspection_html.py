@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 
 from ..errors import UserError
@@ -294,7 +295,7 @@ def _comment(number: int, comment: CommentView) -> str:
     f'<header><button type="button" class="pick" aria-pressed="false">{name}</button>'
     f'<span class="who">{escape(author)}</span>'
     f"<span>depth {comment.depth}</span>{_notes(comment)}</header>"
-    f"{_said(number, comment)}{_changes(comment)}</article></li>\n"
+    f"{_labels(comment)}{_said(number, comment)}{_changes(comment)}</article></li>\n"
   )
 
 
@@ -307,6 +308,29 @@ def _notes(comment: CommentView) -> str:
   if comment.tokens_cut:
     notes.append(f"{count(comment.tokens_cut, 'token')} cut off")
   return "".join(f'<span class="note">{note}</span>' for note in notes)
+
+
+def _labels(comment: CommentView) -> str:
+  """The text as written, with its labels around what they are on."""
+  if not comment.labelled:
+    return ""
+  pieces: list[str] = []
+  opened: list[str] = []
+  for stretch in comment.labelled:
+    for name, goes_on in stretch.opened:
+      hue = zlib.crc32(name.encode("utf-8", "replace")) % 360  # on every page the same
+      shown = "…" if goes_on else escape(name)
+      pieces.append(f'<mark style="--hue: {hue}"><b>{shown}</b> ')
+      opened.append(name)
+    pieces.append(escape(stretch.text))
+    for _ in range(stretch.closed):
+      ended = escape(opened.pop())
+      pieces.append(f'<span class="hidden"> (end of {ended})</span></mark>')
+  number = sum(not label.goes_on for s in comment.labelled for label in s.opened)
+  return (
+    f"<details open><summary>{count(number, 'label')}</summary>"
+    f'<p class="labelled">{"".join(pieces)}</p></details>'
+  )
 
 
 def _said(number: int, comment: CommentView) -> str:
@@ -483,6 +507,8 @@ def _figures(inspection: Inspection) -> str:
   if inspection.ran_out:
     layout.append(("the data ended before the rows were full", "a run begins it anew"))
   tables = [("A forest, one example of a batch", layout)]
+  if labels := inspection.labels():
+    tables.append(("Labels shown", [(x, f"{n:,}") for x, n in sorted(labels.items())]))
   if inspection.cleaned:
     cleaned = [(kind, f"{number:,}") for kind, number in inspection.cleaned.items()]
     tables.append(("Cleaned in the comments shown", cleaned))

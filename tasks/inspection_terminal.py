@@ -15,6 +15,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from .inspection_labels import LabelledText
 from .inspection_views import (
   BlockView,
   CommentView,
@@ -30,7 +31,9 @@ from .inspection_views import (
 
 _TREE_COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _INDENTED_DEPTHS = 10
+_LABEL_COLORS = ("yellow", "cyan", "magenta", "green", "blue", "red")
 _TOKEN_LINES = 3
+_LABEL_LINES = 6
 _CHANGE_LINES = 2
 _ROWS = 12
 _FORESTS = 2
@@ -57,10 +60,11 @@ def render(inspection: Inspection, console: Console) -> None:
     )
   )
   console.print(_legend())
+  names = sorted(inspection.labels())
   for number, tree in enumerate(inspection.trees):
     console.print()
     console.print(_tree_title(number, tree))
-    for line in _tree_lines(tree, number, console.width):
+    for line in _tree_lines(tree, number, console.width, names):
       console.print(line)
   for number, forest in enumerate(inspection.forests[:_FORESTS]):
     console.print()
@@ -96,12 +100,16 @@ def summary(inspection: Inspection) -> RenderableType:
     )
   if inspection.ran_out:
     table.add_row("", "the data ended before the rows were full; a run begins it anew")
+  if labels := inspection.labels():
+    table.add_row(
+      "labels", ", ".join(f"{printable(x)} {n:,}" for x, n in labels.items())
+    )
   if inspection.cleaned:
     replaced = (f"{kind} {number:,}" for kind, number in inspection.cleaned.items())
     table.add_row("cleaned", ", ".join(replaced))
   for what, fates in itertools.groupby(inspection.fates, lambda fate: fate[0]):
     counts = ", ".join(f"{number:,} {fate}" for _, fate, number in fates)
-    table.add_row(f"{what} read", counts)
+    table.add_row(what if what in ("mended", "missing") else f"{what} read", counts)
   return table
 
 
@@ -137,8 +145,10 @@ def _tree_title(number: int, tree: TreeView) -> RenderableType:
   return Rule(Text(facts, style=f"bold {_style(number)}"), align="left", style="dim")
 
 
-def _tree_lines(tree: TreeView, number: int, width: int) -> Iterator[Text]:
-  """The lines of a drawn tree, each comment below its parent."""
+def _tree_lines(
+  tree: TreeView, number: int, width: int, names: Sequence[str]
+) -> Iterator[Text]:
+  """The lines of a drawn tree, each comment below its parent; `names` of labels."""
   name = letter(number)
   below = {-1: ""}  # what stands in front of a comment's children
   for comment in tree.comments:
@@ -155,7 +165,7 @@ def _tree_lines(tree: TreeView, number: int, width: int) -> Iterator[Text]:
     body += "│ " if comment.replies and deeper else "  "
     room = max(_MIN_TEXT_WIDTH, width - len(body))
     yield Text.assemble((head, "dim"), _head(comment, name, number, width - len(head)))
-    for line in _body(comment, tree, name, room):
+    for line in _body(comment, tree, name, room, names):
       yield Text.assemble((body, "dim"), line)
   hidden = tree.size - len(tree.comments)
   if hidden:
@@ -181,7 +191,7 @@ def _head(comment: CommentView, name: str, number: int, width: int) -> Text:
 
 
 def _body(
-  comment: CommentView, tree: TreeView, name: str, width: int
+  comment: CommentView, tree: TreeView, name: str, width: int, names: Sequence[str]
 ) -> Iterator[Text]:
   if comment.changes:
     changes = Text("cleaned: ", "dim")
@@ -195,6 +205,8 @@ def _body(
         changes.append(text)
       changes.append(" ")
     yield from _wrap(changes, width, _CHANGE_LINES)
+  if comment.labelled:
+    yield from _wrap(_labelled(comment.labelled, names), width, _LABEL_LINES)
   for number, part in enumerate(comment.parts, 1):
     if len(comment.parts) > 1:
       yield Text(f"part {number} of {len(comment.parts)}", "dim italic")
@@ -203,6 +215,22 @@ def _body(
   yield from _wrap(_tokens(comment.context), width, _TOKEN_LINES)
   if comment.tokens_cut:
     yield Text(f"{count(comment.tokens_cut, 'token')} cut off", "dim italic")
+
+
+def _labelled(stretches: Sequence[LabelledText], names: Sequence[str]) -> Text:
+  """Text with its labels around what they are on: `claim‹so, premise‹as it is››`."""
+  shown = Text("labels: ", "dim")
+  styles: list[str] = []
+  for stretch in stretches:
+    for name, goes_on in stretch.opened:
+      styles.append(_LABEL_COLORS[names.index(name) % len(_LABEL_COLORS)])
+      shown.append(f"{'…' if goes_on else ''}{printable(name)}‹", f"bold {styles[-1]}")
+    # A space at either end is what parts words.
+    text = printable(f"|{stretch.text}|")[1:-1]
+    shown.append(text, f"underline {styles[-1]}" if styles else "")
+    for _ in range(stretch.closed):
+      shown.append("›", f"bold {styles.pop()}")
+  return shown
 
 
 def _around_changes(

@@ -11,6 +11,7 @@ from typing import Literal
 from ..models.config import check_range
 from . import forest_layout
 from .forest_layout import ForestLayout, ForestShape
+from .inspection_labels import LabelledText
 from .packing import Fill
 
 TokenKind = Literal["plain", "marker", "masked", "random", "kept"]
@@ -135,6 +136,7 @@ class CommentView:
     tokens_cut: tokens beyond what a run would read.
     context: tokens as context, if it is no target.
     parts: it as a target, one for each chunk; empty for context only.
+    labelled: the raw text cut where labels begin and end; empty if it has none.
   """
 
   index: int
@@ -151,6 +153,7 @@ class CommentView:
   tokens_cut: int
   context: tuple[TokenView, ...]
   parts: tuple[PartView, ...]
+  labelled: tuple[LabelledText, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +244,17 @@ class Inspection:
   ran_out: bool
   cleaned: Mapping[str, int]
   fates: tuple[tuple[str, str, int], ...]
+
+  def labels(self) -> collections.Counter[str]:
+    """Number of labels shown, by name."""
+    return collections.Counter(
+      label.name
+      for tree in self.trees
+      for comment in tree.comments
+      for stretch in comment.labelled
+      for label in stretch.opened
+      if not label.goes_on
+    )
 
   def tokens(self) -> collections.Counter[str]:
     """Number of tokens shown in targets, by kind."""

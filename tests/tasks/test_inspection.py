@@ -1,6 +1,7 @@
 """What an inspection shows is what a run would read, and shows it safely."""
 
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import io
@@ -17,6 +18,7 @@ from commentree.tasks import (
   inspection,
   inspection_assets,
   inspection_html,
+  inspection_labels,
   inspection_terminal,
   markers,
   sentencepiece_vocabulary,
@@ -28,7 +30,7 @@ from commentree.tasks.inspection_views import InspectionConfig
 from commentree.tasks.pieces import PiecesConfig
 from commentree.tasks.registry import CommentTreeTask, Preprocessing
 from commentree.tasks.sources import TreeSource
-from commentree.tasks.trees import Comment, CommentTree
+from commentree.tasks.trees import Comment, CommentTree, Span
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrs"]
 LENGTHS = {"encoder": 32, "decoder": 32}
@@ -402,3 +404,69 @@ def test_a_page_that_cannot_be_written_is_a_users_error(view, tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="--html="):
     inspection_html.write(view, tmp_path / "file" / "page.html")
+
+
+SPANS = st.lists(
+  st.tuples(st.integers(0, 40), st.integers(0, 40), st.sampled_from("abc")),
+  max_size=6,
+).map(lambda spans: [Span(*span) for span in spans])
+
+
+@given(st.text(max_size=30), SPANS, st.integers(1, 40))
+def test_labels_stand_around_what_they_are_on_and_nothing_else_is_changed(
+  text, spans, limit
+):
+  stretches = inspection_labels.cut(text, spans, limit)
+  text = text[:limit]
+  inside = [s for s in spans if s.start < min(s.end, len(text))]
+  assert "".join(s.text for s in stretches) == (text if inside else "")
+  assert all(stretch.text for stretch in stretches)
+  over = [[] for _ in text]  # names open at each character
+  opened, place, begun = [], 0, 0
+  for stretch in stretches:
+    opened += [label.name for label in stretch.opened]
+    begun += sum(not label.goes_on for label in stretch.opened)
+    for _ in stretch.text:
+      over[place] = sorted(opened)
+      place += 1
+    del opened[len(opened) - stretch.closed :]
+  assert opened == []
+  assert begun == len(inside)
+  for place, names in enumerate(over):
+    assert names == sorted(s.label for s in inside if s.start <= place < s.end)
+
+
+@pytest.fixture
+def labelled_view(make_task):
+  words = " ".join(WORDS[:6])
+  bounds = [len(" ".join(WORDS[:i])) for i in range(7)]
+  spans = (
+    Span(0, bounds[4], "claim"),
+    Span(bounds[1] + 1, bounds[3], "premise"),
+    Span(bounds[4] + 1, bounds[5], EVIL),
+  )
+  tree = make_tree([-1, 0, 1])
+  tree.comments[1] = dataclasses.replace(tree.comments[1], text=words, spans=spans)
+  return inspect(make_task([tree]))
+
+
+def test_labels_are_named_on_the_terminal_with_and_without_colours(labelled_view):
+  plain = printed(labelled_view, width=200)
+  first, second, third, fourth, fifth, sixth = WORDS[:6]
+  shown = f"claim‹{first} premise‹{second} {third}› {fourth}›"
+  assert f"labels: {shown} " in plain
+  assert f"{fifth}› {sixth}" in plain
+  assert "claim 1, premise 1" in plain
+  colored = printed(labelled_view, width=200, color="standard")
+  assert "\x1b" not in plain
+  assert "\x1b[31m\u202e" not in colored
+  assert plain.count("labels") == 2  # comments without any have no such line
+
+
+def test_labels_are_named_on_the_page_for_eyes_and_for_ears(labelled_view):
+  page = inspection_html.page(labelled_view)
+  assert page.count("<mark ") == page.count("</mark>") == 3
+  assert f"<b>claim</b> {WORDS[0]} <mark" in page
+  assert "(end of premise)</span></mark>" in page
+  assert "<script>alert" not in page
+  assert "<summary>3 labels</summary>" in page
