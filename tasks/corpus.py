@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import cleaning, readers
+from . import built_dataset, cleaning, readers, trees
 from .config import CleaningConfig, TreeConfig
 from .trees import Fates
 
@@ -27,12 +27,21 @@ def iter_texts(
   """Yields the cleaned text of every comment that has one, without its author.
 
   Args:
-    files: a file, a glob, a folder, or several of those.
+    files: a file, a glob, a folder, or several of those; or the folder of a dataset
+      made by `commentree build`, of which the train split is read.
     tree_config: what to do with deleted comments and the like.
     cleaning_config: what to clean.
     fates: counts what became of every comment.
   """
-  for tree in readers.iter_trees(files, tree_config, fates):
+  folder = built_dataset.find(files)
+  if folder is None:
+    found = readers.iter_trees(files, tree_config, fates)
+  else:
+    found = built_dataset.BuiltDataset(folder).trees("train")
+  for tree in found:
+    if folder is not None:  # where all is kept that was
+      fates.trees[trees.KEPT] += 1
+      fates.comments[trees.KEPT] += len(tree.comments) - 1
     for comment in tree.comments:
       if text := cleaning.clean_text(comment.text, cleaning_config):
         yield text

@@ -11,13 +11,15 @@ from commentree.errors import UserError
 from commentree.tasks import (
   built_dataset,
   columns,
+  corpus,
   data,
   generated,
   preprocessors,
   registry,
   sources,
+  trees,
 )
-from commentree.tasks.config import MarkersConfig
+from commentree.tasks.config import CleaningConfig, MarkersConfig, TreeConfig
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.pieces import PIECE_FEATURES
 
@@ -139,6 +141,15 @@ def test_a_task_over_tfds_source_gives_the_same_pieces(built, vocabulary):
       np.testing.assert_array_equal(one[feature], other[feature])
 
 
+def test_a_vocabulary_is_trained_on_the_train_split_alone(built):
+  fates = trees.Fates()
+  texts = corpus.iter_texts(str(built), TreeConfig(), CleaningConfig(), fates)
+  assert list(texts) == [
+    comment.text for tree in built_fixture.trees() for comment in tree.comments
+  ]
+  assert fates.trees == {trees.KEPT: 60}
+
+
 def test_a_missing_shard_is_refused_at_start_by_its_name(built, vocabulary):
   shard(built, 1).unlink()
   with pytest.raises(UserError, match=r"train.tfrecord-00001-of-00003: is missing"):
@@ -164,8 +175,8 @@ def test_a_flipped_byte_is_found_wherever_it_is_and_named(built):
 
 
 def test_records_that_were_not_noted_are_counted_as_they_are_read(tmp_path):
-  trees = built_fixture.trees(0, 6)
-  built = built_fixture.write(tmp_path, {"train": trees}, checksums=False)
+  few = built_fixture.trees(0, 6)
+  built = built_fixture.write(tmp_path, {"train": few}, checksums=False)
   shard(built, 0).write_bytes(shard(built, 1).read_bytes()[:0])
   dataset = built_dataset.BuiltDataset(built / "1.0.0")
   with pytest.raises(UserError, match="00000-of-00003: holds 0 records, not 2"):
