@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     metavar="TREES",
     help="files of trees to train on: files, globs or folders",
   )
+  parser.add_argument(
+    "--format",
+    metavar="NAME",
+    help="of all --input; told from each if left out (see docs/data.md)",
+  )
   source.add_argument(
     "--from",
     dest="source",
@@ -172,7 +177,9 @@ def _train(
 
   started = time.perf_counter()
   fates = Fates()
-  stream = corpus.iter_texts(arguments.input, TreeConfig(), CleaningConfig(), fates)
+  stream = corpus.iter_texts(
+    arguments.input, TreeConfig(), CleaningConfig(), fates, arguments.format
+  )
   texts, seen = corpus.sample(
     _with_progress(stream, console), arguments.max_comments, arguments.seed
   )
@@ -188,6 +195,7 @@ def _train(
   trained = time.perf_counter()
 
   tokenizer = vocabularies.Tokenizer(lambda: path)
+  tokenizer.check()
   every = -(-len(texts) // _MEASURED_COMMENTS)
   measured = corpus.coverage(tokenizer, texts[::every])
   console.print(

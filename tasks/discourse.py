@@ -73,14 +73,16 @@ class PhraseFinder:
     """Returns start and end of each occurrence, in order; none overlap."""
     found = []
     behind = 0
-    for word in _WORD.finditer(text):
-      start = word.start()
-      pattern = self._patterns.get(word[0].lower())
-      if start < behind or pattern is None:
+    lower = text.lower()
+    if len(lower) != len(text):  # a letter that has no one lower-case letter
+      lower = "".join(c if len(c.lower()) > 1 else c.lower() for c in text)
+    for word in _WORD.finditer(lower):
+      pattern = self._patterns.get(word[0])
+      if pattern is None or word.start() < behind:
         continue
-      if phrase := pattern.match(text, start):
+      if phrase := pattern.match(lower, word.start()):
         behind = phrase.end()
-        found.append((start, behind))
+        found.append(phrase.span())
     return found
 
 
@@ -94,4 +96,4 @@ def _any_of(phrases: Sequence[str]) -> re.Pattern[str]:
     + (r"(?!\w)" if phrase[-1].isalnum() else "")
     for phrase in sorted(phrases, key=len, reverse=True)
   ]
-  return re.compile("|".join(spelled), re.IGNORECASE)
+  return re.compile("|".join(spelled))

@@ -158,14 +158,11 @@ class PieceBuilder:
 
   def __call__(self, tree: CommentTree) -> Iterator[Piece]:
     """Yields the pieces of a tree, in which each comment is a target exactly once."""
-    clean = self._clean(tree)
-    texts = self._texts(tree, clean)
-    encoded = self.tokenizer.encode_batch(texts)
+    encoded, annotations = self._encode(tree)
     parents = np.fromiter((c.parent for c in tree.comments), np.int32, len(encoded))
     whole = self._nodes(encoded, parents, np.asarray(tree.depths(), np.int32))
-    per_token = ["tokens", *self.annotations]
-    for name, values in self._annotate(tree, clean, texts, encoded).items():
-      whole[name] = self._flat(values)
+    per_token = ["tokens", *annotations]
+    whole |= {name: self._flat(values) for name, values in annotations.items()}
     starts = np.concatenate([[0], np.cumsum(whole["lengths"])])
     tree_id = tree.id.encode("utf-8", "replace")
     self.counts.trees += 1
@@ -231,28 +228,32 @@ class PieceBuilder:
       comments = [values[:limit] for values in comments]
     return np.concatenate([np.empty(0, np.int32), *comments], dtype=np.int32)
 
-  def _annotate(
-    self,
-    tree: CommentTree,
-    clean: Sequence[str],
-    texts: Sequence[str],
-    encoded: Sequence[np.ndarray],
-  ) -> dict[str, list[np.ndarray]]:
-    """Annotations of each comment's tokens, by feature."""
-    annotations = {
-      name: [np.zeros(len(tokens), np.int32) for tokens in encoded]
-      for name in self.annotations
-    }
-    if not annotations:
-      return {}
-    labelled = self._labelled_spans(tree, clean) if LABELS in annotations else {}
+  def _encode(
+    self, tree: CommentTree
+  ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+    """Tokens of each comment, and annotations of those by feature."""
+    clean = self._clean(tree)
+    texts = self._texts(tree, clean)
+    if not self.annotations:
+      return self.tokenizer.encode_batch(texts), {}
+    labelled = self._labelled_spans(tree, clean) if self.labels.names else {}
     phrases = {}
-    if PHRASES in annotations:
+    if self.phrases:
       found = ((i, self._find_phrases(text)) for i, text in enumerate(clean))
       phrases = {i: places for i, places in found if places}
     # Offsets take longer than tokens: only where there is something to find by them.
     chosen = sorted({*labelled, *phrases})
     with_offsets = self.tokenizer.encode_batch_with_offsets([texts[i] for i in chosen])
+    others = [i for i in range(len(texts)) if i not in labelled and i not in phrases]
+    without = self.tokenizer.encode_batch([texts[i] for i in others])
+    tokens = dict(zip(others, without)) | {
+      i: ids for i, (ids, _) in zip(chosen, with_offsets)
+    }
+    encoded = [tokens[i] for i in range(len(texts))]
+    annotations = {
+      name: [np.zeros(len(ids), np.int32) for ids in encoded]
+      for name in self.annotations
+    }
     for comment, (_, offsets) in zip(chosen, with_offsets):
       # `texts` has the author's marker in front, and no white space at its ends.
       left_out = len(clean[comment]) - len(clean[comment].lstrip())
@@ -263,7 +264,7 @@ class PieceBuilder:
         )
       if comment in phrases:
         annotations[PHRASES][comment] = self._number_phrases(offsets, phrases[comment])
-    return annotations
+    return encoded, annotations
 
   def _labelled_spans(
     self, tree: CommentTree, clean: Sequence[str]

@@ -292,21 +292,18 @@ class SentencePieceEncoder(Encoder):
       list(texts), out_type="serialized_proto", num_threads=1
     )
     parse = _text_proto().SentencePieceText.FromString
-    ids: list[int] = []
+    ids = [np.zeros(0, np.int32)]
     spans = [np.zeros((0, 2), np.int32)]
-    lengths = []
     for text, raw in zip(texts, serialized):
       pieces = parse(raw).pieces
-      ids += [piece.id for piece in pieces]
-      lengths.append(len(pieces))
-      in_bytes = np.array(
-        [(piece.begin, piece.end) for piece in pieces], np.int64
-      ).reshape(-1, 2)
-      lone_space = np.array([piece.id == self.space_id for piece in pieces], bool)
-      spans.append(_to_characters(text, in_bytes, lone_space))
-    return Encoded(
-      np.array(ids, np.int32), np.array(lengths, np.int64), np.concatenate(spans)
-    )
+      ids.append(np.array([piece.id for piece in pieces], np.int32))
+      # Each begins where the one before ends; reading `begin` takes a third longer.
+      first = pieces[0].begin if pieces else 0
+      bounds = np.array([first, *(piece.end for piece in pieces)], np.int64)
+      lone_space = ids[-1] == self.space_id
+      spans.append(_to_characters(text, bounds[:-1], bounds[1:], lone_space))
+    lengths = np.array([len(tokens) for tokens in ids[1:]], np.int64)
+    return Encoded(np.concatenate(ids), lengths, np.concatenate(spans))
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of tokens; see `Encoder`."""
@@ -321,16 +318,18 @@ class SentencePieceEncoder(Encoder):
     return self._ids.get(piece)
 
 
-def _to_characters(text: str, spans: np.ndarray, lone_space: np.ndarray) -> np.ndarray:
+def _to_characters(
+  text: str, starts: np.ndarray, ends: np.ndarray, lone_space: np.ndarray
+) -> np.ndarray:
   """Turns SentencePiece's byte offsets of one text into our offsets, int32 [n, 2].
 
   Of the tokens that share a character (bytes of it, or what normalisation made of
   it), SentencePiece gives it to the last; here they all have it. The space that it
   puts in front of a text is nowhere in it.
   """
-  starts, ends = spans[:, 0], spans[:, 1].copy()
-  for i in range(len(spans) - 2, -1, -1):
-    if ends[i] == starts[i] == starts[i + 1] and not lone_space[i]:
+  ends = ends.copy()
+  for i in np.flatnonzero((starts == ends) & ~lone_space)[::-1].tolist():
+    if i + 1 < len(starts) and starts[i] == starts[i + 1]:
       ends[i] = ends[i + 1]
   if not text.isascii():
     raw = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -458,9 +459,15 @@ class Tokenizer:
 
 def _without_spaces(text: str, offsets: np.ndarray) -> np.ndarray:
   """Moves the start of each token behind the white space at its front."""
-  starts = offsets[:, 0].tolist()
-  for place, (start, end) in enumerate(offsets.tolist()):
-    while start < end and text[start].isspace():
-      start += 1
-    starts[place] = start
-  return np.stack([np.array(starts, np.int32), offsets[:, 1]], axis=1)
+  characters = np.frombuffer(f"{text}|".encode("utf-32-le", "surrogatepass"), "<u4")
+  is_space = _is_white_space()
+  starts, ends = offsets[:, 0].copy(), offsets[:, 1]
+  while (at_space := (starts < ends) & is_space[characters[starts]]).any():
+    starts += at_space
+  return np.stack([starts, ends], axis=1)
+
+
+@functools.cache
+def _is_white_space() -> np.ndarray:
+  """Whether a code point is white space, bool [code points]."""
+  return np.array([chr(i).isspace() for i in range(sys.maxunicode + 1)])
