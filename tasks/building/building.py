@@ -118,7 +118,12 @@ def build(
 
   def make_shards(work: pathlib.Path) -> tuple[pathlib.Path, int]:
     folder = work / "parts"
-    _make_parts(sources, folder, config, pool, share_mb, progress)
+    ready, tasks = parts.with_prepared(sources, work)
+    if tasks:
+      size = sum(os.path.getsize(path) for *_, paths in tasks for path in paths)
+      progress.stage("finding posts", "B", size, 0)
+      pool.run(parts.prepare_format, [(*task, config) for task in tasks])
+    _make_parts(ready, folder, config, pool, share_mb, progress)
     found = parts.list_parts(folder)
     number = shards_for(sum(map(parts.text_bytes, found)), config)
     _make_shards(found, number, work / "shards", config, pool, share_mb, progress)

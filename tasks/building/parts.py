@@ -10,10 +10,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import pathlib
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -59,11 +61,14 @@ class Source:
     number: its place among all files, by which earlier rows are told from later ones.
     path: the file.
     format: its format's name.
+    prepared: a file with the format as made ready for all files; None if that is not
+      needed.
   """
 
   number: int
   path: str
   format: str
+  prepared: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +79,53 @@ class Part:
   file: int
   first: int
   end: int
+
+
+def with_prepared(
+  sources: Sequence[Source], folder: pathlib.Path
+) -> tuple[list[Source], list[tuple[Any, ...]]]:
+  """Says which formats must be made ready, since a file's rows depend on other files.
+
+  Args:
+    sources: all files.
+    folder: where such a format goes.
+
+  Returns:
+    The sources, which know where their formats will be; and for each that is not there
+    yet, the first arguments of `prepare_format`.
+  """
+  ready, tasks = [], []
+  for source in sources:
+    if readers.format_of(source.path, source.format).prepare is None:
+      ready.append(source)
+      continue
+    path = folder / f"{source.format}.format"
+    if not path.exists() and all(path != task[0] for task in tasks):
+      paths = [other.path for other in sources if other.format == source.format]
+      tasks.append((path, source.format, paths))
+    ready.append(dataclasses.replace(source, prepared=str(path)))
+  return ready, tasks
+
+
+def prepare_format(
+  path: pathlib.Path,
+  name: str,
+  files: Sequence[str],
+  config: BuildConfig,
+  report: Report,
+) -> None:
+  """Makes a format ready for files, by reading them all, and writes it to `path`."""
+  format_ = readers.format_of(files[0], name)
+  assert format_.prepare is not None
+  prepared = format_.prepare(files, config.trees)
+  with storage.draft(path) as draft:
+    draft.write_bytes(pickle.dumps(prepared))
+  report(0, 0)
+
+
+@functools.lru_cache(1)
+def _load_format(path: str) -> readers.Format:
+  return pickle.loads(pathlib.Path(path).read_bytes())
 
 
 def encode_spans(spans: Sequence[Span]) -> str | None:
@@ -151,7 +203,10 @@ def write_parts(
 
 def wanted_rows(source: Source, config: BuildConfig, fates: Fates) -> Iterator[Row]:
   """The rows of a file, without those of subreddits that are not wanted."""
-  format_ = readers.format_of(source.path, source.format)
+  if source.prepared is None:
+    format_ = readers.format_of(source.path, source.format)
+  else:
+    format_ = _load_format(source.prepared)
   rows = format_.rows(source.path, config.trees, fates)
   if config.subreddits or config.exclude_subreddits:
     return filters.of_wanted_subreddits(rows, config, fates)

@@ -212,11 +212,10 @@ def _count_words(texts: Sequence[bytes]) -> np.ndarray:
   # Every text begins behind a space, so that no word spans two.
   together = np.frombuffer(b"".join(b" " + text for text in texts), np.uint8)
   is_space = _IS_SPACE[together]
-  begins = is_space[:-1] & ~is_space[1:]
+  begins = np.flatnonzero(is_space[:-1] & ~is_space[1:])
   lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + 1
   ends = np.cumsum(lengths)
-  before = np.concatenate([[0], np.cumsum(begins)])
-  return before[ends - 1] - before[ends - lengths]
+  return np.searchsorted(begins, ends - 1) - np.searchsorted(begins, ends - lengths)
 
 
 def _count_years(times: np.ndarray) -> dict[str, int]:

@@ -42,8 +42,11 @@ class TreeBuilder:
     """
     limit = self._config.max_tree_comments
     held = list(itertools.islice(rows, limit + 1))
-    if len(held) > limit and not (len(held) == limit + 1 and held[0].is_post):
-      return None, self._leave_out_large(held, rows)
+    if len(held) > limit:
+      posts = sum(row.is_post for row in held)
+      held += itertools.islice(rows, posts)
+      if len(held) - posts > limit:
+        return None, self._leave_out_large(held, rows)
     fates = Fates() if self._filters_trees else self._fates
     tree = trees.assemble(held, fates, self._config.trees, self._judge)
     if self._filters_trees:

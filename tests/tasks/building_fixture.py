@@ -1,0 +1,40 @@
+"""Builds in this process, and what is in what they build."""
+
+import pathlib
+
+from commentree.tasks.building import building, tfrecord, tree_record
+
+
+class Here:
+  """Does a build's work in this process; knows nothing of progress."""
+
+  peak_bytes = 0
+
+  def __init__(self):
+    self.done = []
+
+  def run(self, work, tasks):
+    for task in tasks:
+      work(*task, report=lambda rows, size: None)
+      self.done.append(work.__name__)
+
+  def stage(self, *facts):
+    pass
+
+
+def build(patterns, out, config, share_mb=200, pool=None):
+  sources = building.list_sources([str(p) for p in patterns], config)
+  pool = pool or Here()
+  return building.build(sources, pathlib.Path(out), config, pool, share_mb, Here())
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
+
+def trees(folder, split="*"):
+  """Yields the trees of a built dataset, in order."""
+  for path in sorted(pathlib.Path(folder).glob(f"*-{split}.tfrecord-*")):
+    with open(path, "rb") as file:
+      for record in tfrecord.read(file):
+        yield tree_record.decode(record)

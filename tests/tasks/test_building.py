@@ -1,0 +1,587 @@
+"""What is built, of any source: the trees of a slow reader, each comment counted."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from commentree.errors import UserError
+from commentree.tasks import trees
+from commentree.tasks.building import (
+  building,
+  filters,
+  grouping,
+  manifest,
+  parts,
+  storage,
+)
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.config import TreeConfig
+
+from . import building_fixture, pushshift_dump, slow_reading, written_threads
+from .test_formats import DATA, REAL, summary
+
+DEFAULT = BuildConfig()
+# Shards and parts so small that there are some of a small dump.
+SMALL = BuildConfig(validation_share=0.2, test_share=0.1, shard_mb=1)
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("dump")
+  config = pushshift_dump.DumpConfig(comments=8_000, files=4)
+  pushshift_dump.Dump(config).write(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def built(dump, tmp_path_factory):
+  out = tmp_path_factory.mktemp("built") / "forum"
+  return building_fixture.build([dump / "*.zst"], out, SMALL)
+
+
+def truth_of(dump):
+  facts = json.loads((dump / "TRUTH").read_text())
+  return {kind: dict(sorted(counts.items())) for kind, counts in facts.items()}
+
+
+def test_what_becomes_of_a_dump_is_what_its_maker_says(dump, built):
+  assert built.stats["fates"] == truth_of(dump)
+  kept = sum(len(tree.comments) - 1 for tree in building_fixture.trees(built.folder))
+  assert built.stats["comments_kept"] == kept
+
+
+def test_every_line_is_counted_once(dump, built):
+  lines = sum(
+    len([line for line in slow_reading.contents(path).split(b"\n") if line.strip()])
+    for path in dump.glob("R*_2*.zst")
+  )
+  of_damaged_file = 60
+  assert built.stats["comments"] + built.stats["posts"] == lines + of_damaged_file
+
+
+def test_comments_of_a_dump_find_their_post_wherever_they_lie(dump, built):
+  lines = [
+    json.loads(line)
+    for path in sorted(dump.glob("RC_2*.zst"))
+    for line in slow_reading.contents(path).split(b"\n")[:-1]
+    if line.startswith(b'{"archived"')
+  ]
+  of_tree = {}
+  for line in lines:
+    if line["body"].strip() and line["body"] not in ("[deleted]", "[removed]"):
+      of_tree.setdefault(line["link_id"][3:], {})[line["id"]] = line["body"]
+  found = {
+    tree.id: {comment.id: comment.text for comment in tree.comments[1:]}
+    for tree in building_fixture.trees(built.folder)
+    if not tree.id.startswith("q")  # of the damaged file
+  }
+  assert found == of_tree
+
+
+@pytest.mark.parametrize("name", written_threads.WRITERS)
+def test_made_up_threads_are_built_as_a_slow_reader_reads_them(tmp_path, name):
+  paths = written_threads.write(name, tmp_path, 7, count=20)
+  same_as_slow(name, paths, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_are_built_as_a_slow_reader_reads_them(tmp_path, name):
+  """The shared files where they are; made-up ones elsewhere."""
+  paths = [str(p) for pattern in REAL[name] for p in sorted(DATA.glob(pattern))]
+  paths = paths or written_threads.write(name, tmp_path, 98, count=60)
+  same_as_slow(name, paths, tmp_path / "out")
+
+
+def same_as_slow(name, paths, out):
+  made = building_fixture.build(paths, out, DEFAULT)
+  in_order = [source.path for source in building.list_sources(paths, DEFAULT)]
+  threads = slow_reading.READERS[name](in_order)
+  assert summary(building_fixture.trees(made.folder)) == slow_reading.trees(threads)
+  comments = sum(len(thread.comments) for thread in threads.values())
+  posts = sum(thread.post_seen for thread in threads.values())
+  repeated = made.stats["fates"]["trees"].get(trees.TREE_DUPLICATE, 0)
+  assert made.stats["comments"] == comments
+  assert made.stats["posts"] == posts + repeated
+
+
+def test_the_same_bytes_come_out_of_other_memory_order_and_place(
+  dump, built, tmp_path, monkeypatch
+):
+  wanted = building_fixture.contents(built.folder)
+  assert len([name for name in wanted if "-train." in name]) > 1
+  moved = tmp_path / "elsewhere"
+  moved.mkdir()
+  for path in dump.glob("*.zst"):
+    (moved / path.name).write_bytes(path.read_bytes())
+  paths = sorted(moved.glob("*.zst"), reverse=True)
+  monkeypatch.setattr(parts, "_ROWS_AT_ONCE", 100)
+  monkeypatch.setattr(building, "_LEAST_SORTS", 1)
+
+  class Reversed(building_fixture.Here):
+    def run(self, work, tasks):
+      super().run(work, reversed(list(tasks)))
+
+  out = tmp_path / "forum"
+  made = building_fixture.build(paths, out, SMALL, share_mb=40, pool=Reversed())
+  assert building_fixture.contents(made.folder) == wanted
+
+
+def test_another_seed_gives_another_order_of_the_same_trees_and_splits(
+  dump, built, tmp_path
+):
+  config = dataclasses.replace(SMALL, seed=1)
+  other = building_fixture.build([dump / "*.zst"], tmp_path / "forum", config)
+  for split in ("train", "validation", "test"):
+    one, two = (
+      [tree.id for tree in building_fixture.trees(made.folder, split)]
+      for made in (built, other)
+    )
+    assert one != two
+    assert sorted(one) == sorted(two) != one
+
+
+def test_no_tree_is_in_two_splits_and_shares_are_as_asked(built):
+  ids = {
+    split: {tree.id for tree in building_fixture.trees(built.folder, split)}
+    for split in ("train", "validation", "test")
+  }
+  total = sum(map(len, ids.values()))
+  assert len(set.union(*ids.values())) == total
+  assert len(ids["validation"]) / total == pytest.approx(0.2, abs=0.05)
+  assert len(ids["test"]) / total == pytest.approx(0.1, abs=0.04)
+
+
+def comment(ident, parent, body="some words here", score=1, created=10, **fields):
+  return {
+    "id": ident,
+    "parent_id": parent,
+    "author": "ann",
+    "body": body,
+    "score": score,
+    "created_utc": created,
+    **fields,
+  }
+
+
+def write_trees(folder, *records):
+  """Tree JSONL; returns its path."""
+  folder.mkdir(exist_ok=True)
+  path = folder / "trees.jsonl"
+  path.write_text("".join(json.dumps(record) + "\n" for record in records))
+  return path
+
+
+def record(ident, *comments, **fields):
+  return {"id": ident, "title": "title", "comments": comments, **fields}
+
+
+def made_of(tmp_path, config, *records):
+  path = write_trees(tmp_path, *records)
+  made = building_fixture.build([path], tmp_path / "out", config)
+  return {tree.id: tree for tree in building_fixture.trees(made.folder)}, made.stats
+
+
+@pytest.mark.parametrize(
+  ("settings", "odd", "fate"),
+  [
+    ({"min_score": 0}, {"score": -1}, filters.SPLICED_SCORE),
+    ({"min_words": 2}, {"body": "word"}, filters.SPLICED_SHORT),
+    ({"max_words": 3}, {"body": "more words than those"}, filters.SPLICED_LONG),
+    ({"min_chars": 5}, {"body": "word"}, filters.SPLICED_SHORT),
+    ({"max_chars": 15}, {"body": "more words than those"}, filters.SPLICED_LONG),
+  ],
+)
+def test_replies_to_filtered_comments_hang_under_the_nearest_that_is_left(
+  tmp_path, settings, odd, fate
+):
+  config = BuildConfig(**settings)
+  comments = comment("a", "p"), comment("b", "a", **odd), comment("c", "b", score=None)
+  found, stats = made_of(tmp_path, config, record("p", *comments))
+  assert [c.id for c in found["p"].comments] == ["p", "a", "c"]
+  assert found["p"].comments[2].parent == 1
+  assert stats["fates"]["comments"] == {fate: 1, trees.KEPT: 2}
+
+
+@pytest.mark.parametrize(
+  ("settings", "fate"),
+  [
+    ({"after": 100}, filters.TREE_TIME),
+    ({"before": 100}, filters.TREE_TIME),
+    ({"min_comments": 3}, filters.TREE_FEW),
+    ({"max_comments": 1}, filters.TREE_MANY),
+    ({"max_tree_comments": 1}, filters.TREE_LARGE),
+    ({"subreddits": ("cats",)}, filters.TREE_SUBREDDIT),
+    ({"exclude_subreddits": ("dogs",)}, filters.TREE_SUBREDDIT),
+  ],
+)
+def test_trees_that_are_not_wanted_are_counted_with_their_comments(
+  tmp_path, settings, fate
+):
+  time = 200 if "before" in settings else 50
+  two = comment("a", "x", created=time), comment("b", "a", created=time)
+  number = {"min_comments": 3}.get(next(iter(settings)), 1)
+  wanted = [comment(str(i), "good", created=150 - time // 2) for i in range(number)]
+  found, stats = made_of(
+    tmp_path,
+    BuildConfig(**settings),
+    record("x", *two, subreddit="Dogs"),
+    record("good", *wanted, subreddit="Cats"),
+  )
+  assert list(found) == ["good"]
+  assert stats["fates"]["trees"] == {fate: 1, trees.KEPT: 1}
+  assert stats["comments"] == 2 + number
+  assert stats["comments_kept"] == number
+  assert stats["posts"] == 2
+
+
+def test_trees_without_a_post_are_left_out_as_such(tmp_path):
+  lines = [
+    {"id": str(i), "link_id": "t3_p", "parent_id": "t3_p", "body": "text"}
+    for i in range(3)
+  ] + [{"id": "z", "link_id": "t3_q", "parent_id": "t3_q", "body": "text"}]
+  path = tmp_path / "RC.jsonl"
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  for number, settings in enumerate(({"max_comments": 2}, {"max_tree_comments": 2})):
+    out = tmp_path / f"out{number}"
+    stats = building_fixture.build([path], out, BuildConfig(**settings)).stats
+    assert stats["posts"] == 0
+    assert stats["posts_missing"] == 2
+    assert stats["comments"] == 4
+
+
+def test_a_tree_as_large_as_allowed_is_built_whatever_its_post(tmp_path):
+  config = BuildConfig(max_tree_comments=2)
+  found, _ = made_of(
+    tmp_path, config, record("p", comment("a", "p"), comment("b", "p"))
+  )
+  assert len(found["p"].comments) == 3
+
+
+def test_splits_by_time_go_by_the_post_and_else_by_the_earliest_comment(tmp_path):
+  config = BuildConfig(validation_after=100, test_after=200)
+  path = write_trees(
+    tmp_path,
+    record("early", comment("a", "early", created=150), created_utc=50),
+    record("later", comment("b", "later", created=150), comment("c", "b", created=350)),
+    record("last", comment("d", "last", created=250)),
+    record("undated", comment("e", "undated", created=None)),
+  )
+  made = building_fixture.build([path], tmp_path / "out", config)
+  splits = {
+    split: sorted(tree.id for tree in building_fixture.trees(made.folder, split))
+    for split in ("train", "validation", "test")
+  }
+  assert splits == {
+    "train": ["early", "undated"],
+    "validation": ["later"],
+    "test": ["last"],
+  }
+
+
+def test_of_a_tree_in_several_files_rows_come_together_and_the_first_post_counts(
+  tmp_path,
+):
+  one = write_trees(tmp_path / "1", record("p", comment("a", "p", "first")))
+  two = write_trees(
+    tmp_path / "2",
+    record("p", comment("a", "p", "again"), comment("b", "a"), title="other"),
+  )
+  made = building_fixture.build([two, one], tmp_path / "out", DEFAULT)
+  (tree,) = building_fixture.trees(made.folder)
+  assert [c.text for c in tree.comments] == ["title", "first", "some words here"]
+  assert made.stats["fates"]["comments"] == {trees.KEPT: 2, trees.DROPPED_DUPLICATE: 1}
+  assert made.stats["fates"]["trees"] == {trees.KEPT: 1, trees.TREE_DUPLICATE: 1}
+
+
+def test_settings_of_trees_count(tmp_path):
+  config = BuildConfig(trees=TreeConfig("keep", "drop", target_post=True))
+  found, _ = made_of(
+    tmp_path,
+    config,
+    record("p", comment("a", "p", "[deleted]"), comment("b", "gone")),
+    record("alone"),
+  )
+  assert [c.id for c in found["p"].comments] == ["p", "a"]
+  assert len(found["alone"].comments) == 1
+
+
+def test_one_file_given_twice_is_read_once(tmp_path):
+  path = write_trees(tmp_path, record("p", comment("a", "p")))
+  (tmp_path / "link.jsonl").symlink_to(path)
+  sources = building.list_sources(
+    [str(path), str(tmp_path / "*.jsonl"), f"{tmp_path}/./trees.jsonl"], DEFAULT
+  )
+  assert len(sources) == 1
+
+
+def test_what_is_finished_is_not_done_again(dump, built, tmp_path):
+  class Stopping(building_fixture.Here):
+    """Stops behind some tasks."""
+
+    def __init__(self, left):
+      super().__init__()
+      self.left = left
+
+    def run(self, work, tasks):
+      for task in tasks:
+        if not self.left:
+          raise KeyboardInterrupt
+        super().run(work, [task])
+        self.left -= 1
+
+  done = []
+  out = tmp_path / "forum"
+  while not done or done[-1] == 2:
+    pool = Stopping(2)
+    with contextlib.suppress(KeyboardInterrupt):
+      made = building_fixture.build([dump / "*.zst"], out, SMALL, pool=pool)
+    done.append(len(pool.done))
+    assert len(done) < 30
+  shards = made.stats["splits"]["train"]["shards"]
+  assert sum(done) == len(list(dump.glob("*.zst"))) + shards
+  assert building_fixture.contents(made.folder) == building_fixture.contents(
+    built.folder
+  )
+
+
+def test_of_a_file_that_was_stopped_in_finished_parts_stay(dump, tmp_path, monkeypatch):
+  (source, *_) = building.list_sources(str(dump / "RC_2015-01.zst"), DEFAULT)
+  monkeypatch.setattr(parts, "_ROWS_AT_ONCE", 100)
+
+  def write(folder, stop_after):
+    left = iter(range(stop_after))
+    whole = parts._write_part
+
+    def stop(*arguments):
+      if next(left, None) is None:
+        raise KeyboardInterrupt
+      whole(*arguments)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(parts, "_write_part", stop)
+      parts.write_parts(source, folder, DEFAULT, 2**17, lambda rows, size: None)
+
+  whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+  for folder in (whole, stopped):
+    folder.mkdir()
+  write(whole, 1000)
+  with pytest.raises(KeyboardInterrupt):
+    write(stopped, 2)
+  before = {path: path.stat().st_ino for path in stopped.glob("*.parquet")}
+  assert len(before) == 2
+  assert not parts.is_done(stopped, source)
+  write(stopped, 1000)
+  assert all(path.stat().st_ino == inode for path, inode in before.items())
+  names = [sorted(path.name for path in f.iterdir()) for f in (whole, stopped)]
+  assert names[0] == names[1]
+  assert len(names[0]) > 4
+  assert parts.read_fates(whole, source) == parts.read_fates(stopped, source)
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"seed": 1}, "has seed = 0, not 1"),
+    ({"trees": TreeConfig("keep")}, "has deleted = 'splice', not 'keep'"),
+    ({"subreddits": ("a",)}, r"has subreddits = \[\], not \['a'\]"),
+  ],
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_folder_of_another_build_is_refused_by_what_differs(
+  tmp_path, change, words, finished
+):
+  path = write_trees(tmp_path, record("p", comment("a", "p"), subreddit="a"))
+  out = tmp_path / "forum"
+  begin(path, out, finished)
+  with pytest.raises(UserError, match=words):
+    building_fixture.build([path], out, BuildConfig(**change))
+  again = building_fixture.build([path], out, DEFAULT)
+  assert again.already == finished
+
+
+def begin(path, out, finished):
+  class Stopped(building_fixture.Here):
+    def run(self, work, tasks):
+      raise KeyboardInterrupt
+
+  if finished:
+    building_fixture.build([path], out, DEFAULT)
+    return
+  with pytest.raises(KeyboardInterrupt):
+    building_fixture.build([path], out, DEFAULT, pool=Stopped())
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_input_is_refused_by_the_files_name(tmp_path, finished):
+  path = write_trees(tmp_path, record("p", comment("a", "p")))
+  out = tmp_path / "forum"
+  begin(path, out, finished)
+  other = write_trees(tmp_path / "more", record("p", comment("a", "p")))
+  other = other.rename(other.with_name("more.jsonl"))
+  with pytest.raises(UserError, match=r"is of other files \(more.jsonl\)"):
+    building_fixture.build([path, other], out, DEFAULT)
+  write_trees(tmp_path, record("p", comment("a", "p", "something else")))
+  with pytest.raises(UserError, match=r"trees.jsonl: the file has changed"):
+    building_fixture.build([path], out, DEFAULT)
+
+
+def test_two_builds_in_one_folder_at_once_are_refused(tmp_path):
+  path = write_trees(tmp_path, record("p", comment("a", "p")))
+  out = tmp_path / "forum"
+
+  class Meanwhile(building_fixture.Here):
+    def run(self, work, tasks):
+      with pytest.raises(UserError, match="another build is at work"):
+        building_fixture.build([path], out, DEFAULT)
+      super().run(work, tasks)
+
+  assert building_fixture.build([path], out, DEFAULT, pool=Meanwhile()).stats
+
+
+def test_a_full_disk_is_told_in_one_line_and_work_goes_on_when_there_is_room(
+  tmp_path, monkeypatch
+):
+  path = write_trees(tmp_path, record("p", comment("a", "p")))
+  out = tmp_path / "forum"
+
+  def full(path):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(storage, "sync", full)
+    with pytest.raises(storage.StorageError, match="the disk is full; free some room"):
+      building_fixture.build([path], out, DEFAULT)
+  assert not (out / manifest.VERSION).exists()
+  assert not building_fixture.build([path], out, DEFAULT).already
+
+
+def test_a_sort_that_fits_neither_memory_nor_disk_is_told_in_one_line(
+  dump, tmp_path, monkeypatch
+):
+  for source in building.list_sources(str(dump / "*.zst"), DEFAULT):
+    parts.write_parts(source, tmp_path, DEFAULT, 2**22, lambda rows, size: None)
+  nowhere = tmp_path / "file"
+  nowhere.write_text("")
+  found = parts.list_parts(tmp_path)
+
+  def sort():
+    with grouping.trees_of_rows(found, 0, 2**64 - 1, 3, nowhere / "spill") as grouped:
+      for _, rows in grouped:
+        list(rows)
+
+  with pytest.raises(storage.StorageError, match="raise --memory"):
+    sort()
+
+
+def test_a_build_of_which_nothing_is_left_says_what_became_of_all(tmp_path):
+  path = write_trees(tmp_path, record("p", comment("a", "p", "[deleted]")))
+  with pytest.raises(UserError, match=r"no tree is left of 1 files .*no comments left"):
+    building_fixture.build([path], tmp_path / "forum", DEFAULT)
+  assert not (tmp_path / "forum" / manifest.VERSION).exists()
+
+
+def test_an_unknown_format_is_told_with_those_there_are(tmp_path):
+  path = write_trees(tmp_path, record("p", comment("a", "p")))
+  with pytest.raises(UserError, match="format 'x': is not known; there are"):
+    building.list_sources([str(path)], BuildConfig(format="x"))
+
+
+@pytest.mark.parametrize("bad", ["My-Forum", "2015", "forum.v2", "__"])
+def test_a_folder_that_is_no_name_of_a_dataset_is_refused_with_a_better_one(bad):
+  with pytest.raises(UserError, match=r"try /data/[a-z][a-z0-9_]*$"):
+    manifest.check_name(pathlib.Path("/data") / bad)
+
+
+@pytest.mark.parametrize(
+  ("settings", "words"),
+  [
+    ({"validation_share": 0.6, "test_share": 0.6}, "more than 1 together"),
+    ({"validation_share": 1.5}, "validation_share"),
+    ({"test_after": 5}, "give both"),
+    ({"after": 5, "before": 4}, "nothing between"),
+    ({"min_words": 5, "max_words": 4}, "nothing between"),
+    ({"max_tree_comments": 0}, "max_tree_comments"),
+  ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(settings, words):
+  with pytest.raises(UserError, match=words):
+    BuildConfig(**settings)
+
+
+def test_checksums_tell_a_flipped_bit_a_missing_and_an_added_file(tmp_path):
+  path = write_trees(tmp_path, *(record(str(i), comment("a", "p")) for i in range(9)))
+  made = building_fixture.build([path], tmp_path / "forum", DEFAULT)
+  found = manifest.check(made.folder.parent)
+  assert found["records"] == 9
+  shard = next(made.folder.glob("*.tfrecord-*"))
+  data = shard.read_bytes()
+  for change, words in [
+    (data[:50] + bytes([data[50] ^ 1]) + data[51:], "is damaged: its SHA-256"),
+    (data[:-1], f"has {len(data) - 1:,} bytes, not {len(data):,}"),
+    (None, "is missing"),
+  ]:
+    shard.unlink()
+    if change is not None:
+      shard.write_bytes(change)
+    with pytest.raises(UserError, match=f"{shard.name} {words}"):
+      manifest.check(made.folder)
+  shard.write_bytes(data)
+  (made.folder / "stray").touch()
+  with pytest.raises(UserError, match="stray does not belong here"):
+    manifest.check(made.folder)
+  with pytest.raises(UserError, match="is no dataset made by"):
+    manifest.check(tmp_path)
+
+
+def test_tfds_reads_what_was_built(built):
+  import tensorflow_datasets as tfds
+
+  from commentree.tasks import columns
+
+  folder = built.folder.parent
+  one_file_at_a_time = tfds.ReadConfig(interleave_cycle_length=1)
+  loaded = tfds.load(
+    folder.name,
+    data_dir=folder.parent,
+    split="validation",
+    read_config=one_file_at_a_time,
+  )
+  read = [columns.from_columns(row) for row in tfds.as_numpy(loaded)]
+  assert read == list(building_fixture.trees(built.folder, "validation"))
+  builder = tfds.builder(folder.name, data_dir=folder.parent)
+  for split, facts in built.stats["splits"].items():
+    assert builder.info.splits[split].num_examples == facts["trees"]
+
+
+def test_statistics_are_those_of_the_trees(built):
+  found = list(building_fixture.trees(built.folder))
+  comments = [(tree, i) for tree in found for i in range(1, len(tree.comments))]
+  wanted = {
+    "tree_comments": [len(tree.comments) - 1 for tree in found],
+    "tree_depth": [max(tree.depths()) for tree in found],
+    "comment_words": [len(t.comments[i].text.encode().split()) for t, i in comments],
+    "comment_chars": [len(t.comments[i].text) for t, i in comments],
+    "comment_depth": [d for tree in found for d in tree.depths()[1:]],
+    "comment_replies": [len(r) for tree in found for r in tree.children()[1:]],
+  }
+  for name, numbers in wanted.items():
+    facts = built.stats["distributions"][name]
+    assert facts["number"] == len(numbers)
+    assert facts["mean"] == pytest.approx(np.mean(numbers), abs=1e-3)
+    assert facts["max"] == max(numbers)
+    for p in (50, 90, 99):
+      at = np.percentile(numbers, p, method="inverted_cdf")
+      assert facts[f"p{p}"] == at
+    assert sum(facts["histogram"].values()) == len(numbers)
+    for key, count in facts["histogram"].items():
+      low, _, high = key.partition("-")
+      assert count == sum(int(low) <= n <= int(high or low) for n in numbers)
+  assert sum(built.stats["comments_by_year"].values()) == len(comments)
+  subreddits = {tree.subreddit for tree in found}
+  assert built.stats["subreddits"] == len(subreddits)
+  for name, facts in built.stats["top_subreddits"].items():
+    assert facts["trees"] == sum(tree.subreddit == name for tree in found)
