@@ -75,9 +75,12 @@ def build(
       shutil.rmtree(folder, ignore_errors=True)
       for name in ("parts", "shards"):
         (folder / name).mkdir(parents=True)
+    ready, tasks = parts.with_prepared(sources, folder)
+    for task in tasks:
+      parts.prepare_format(*task, config, report=lambda rows, size: None)
     number = building.shards_for(building.room_needed(sources), config)
     with beam.Pipeline(options=options) as pipeline:
-      _assemble(pipeline, sources, folder, config, number)
+      _assemble(pipeline, ready, folder, config, number)
     return folder, number
 
   return building.build_with(make_shards, sources, out, config)

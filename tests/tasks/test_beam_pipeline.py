@@ -10,7 +10,7 @@ from commentree.tasks.building import beam_pipeline, building
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.trees import Fates
 
-from . import pushshift_dump
+from . import building_fixture, pushshift_dump
 
 RUNNER = ["--runner=DirectRunner"]
 
@@ -144,3 +144,16 @@ def test_beams_options_without_a_runner_are_refused(dump, tmp_path):
   flags = [f"--source={dump}", f"--out={tmp_path / 'forum'}", "--", "--streaming"]
   with pytest.raises(UserError, match="are for --runner"):
     build_verb.main(flags)
+
+
+def test_comments_whose_story_is_in_another_file_find_it(tmp_path):
+  for name, item in (
+    ("1.jsonl", {"id": 1, "type": "story", "title": "t", "by": "ann"}),
+    ("2.jsonl", {"id": 2, "type": "comment", "parent": 1, "by": "b", "text": "x"}),
+    ("3.jsonl", {"id": 3, "type": "comment", "parent": 2, "by": "c", "text": "y"}),
+  ):
+    (tmp_path / name).write_text(json.dumps(item))
+  for number, engine in enumerate((with_beam, with_duckdb)):
+    built = engine(tmp_path, tmp_path / f"forum_{number}", BuildConfig())
+    (tree,) = building_fixture.trees(built.folder)
+    assert [comment.parent for comment in tree.comments] == [-1, 0, 1]
