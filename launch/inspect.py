@@ -70,7 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     "--files",
     nargs="+",
     metavar="TREES",
-    help="tree JSONL, plain, .gz or .zst: files, globs or folders",
+    help="files of trees, globs or folders; or what `commentree build` made",
+  )
+  which.add_argument(
+    "--format",
+    metavar="NAME",
+    help="of all --files; told from each if left out (see docs/data.md)",
   )
   which.add_argument(
     "--vocabulary", metavar="MODEL", help="for --files, made by `commentree vocab`"
@@ -182,6 +187,8 @@ def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfi
     raise UserError(
       f"--files and --vocabulary are for the task {_FILES!r}, not {task!r}"
     )
+  if arguments.format and not arguments.files:
+    raise UserError("--format is for --files, which is missing")
   if arguments.files and not arguments.vocabulary:
     raise UserError(
       "--vocabulary is missing: make one for your files with `commentree vocab"
@@ -195,6 +202,7 @@ def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfi
     mixture_or_task_name=task,
     task_feature_lengths=lengths,
     files=arguments.files,
+    files_format=arguments.format,
     vocabulary=arguments.vocabulary,
     held_out_share=arguments.held_out_share,
     cache_dir=arguments.cache_dir,

@@ -23,6 +23,7 @@ def iter_texts(
   tree_config: TreeConfig,
   cleaning_config: CleaningConfig,
   fates: Fates,
+  format_name: str | None = None,
 ) -> Iterator[str]:
   """Yields the cleaned text of every comment that has one, without its author.
 
@@ -32,10 +33,11 @@ def iter_texts(
     tree_config: what to do with deleted comments and the like.
     cleaning_config: what to clean.
     fates: counts what became of every comment.
+    format_name: of the files; None to tell it from each.
   """
   folder = built_dataset.find(files)
   if folder is None:
-    found = readers.iter_trees(files, tree_config, fates)
+    found = readers.iter_trees(files, tree_config, fates, format_name)
   else:
     found = built_dataset.BuiltDataset(folder).trees("train")
   for tree in found:

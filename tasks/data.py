@@ -111,6 +111,7 @@ def register_tasks(config: DataConfig) -> None:
       config.vocabulary,
       config.held_out_share,
       preprocessing,
+      config.files_format,
     )
 
 

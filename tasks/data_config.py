@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..models.config import check_range
+from . import readers
 from .config import (
   CleaningConfig,
   DiscourseMarkersConfig,
@@ -34,6 +35,7 @@ class DataConfig:
     task_feature_lengths: tokens per row, {'encoder': 128, 'decoder': 128}.
     files: tree files: one, a glob, a folder, or several; or the folder of a dataset
       made by `commentree build`.
+    files_format: of `files`, as in `readers.FORMATS`; None to tell it from each.
     vocabulary: SentencePiece model or tokenizer.json for `files`, from `commentree
       vocab`.
     held_out_share: share of the trees in `files` held out for evaluation; a dataset
@@ -48,6 +50,7 @@ class DataConfig:
   mixture_or_task_name: str
   task_feature_lengths: Mapping[str, int]
   files: str | Sequence[str] | None = None
+  files_format: str | None = None
   vocabulary: str | None = None
   held_out_share: float = 0.1
   cache_dir: str | None = None
@@ -73,6 +76,8 @@ class DataConfig:
       check_range(
         "DataConfig", "prepare_processes", self.prepare_processes, 1, whole=True
       )
+    if self.files_format is not None:
+      readers.check_name(self.files_format)
     if not isinstance(self.use_cached, bool):
       raise UserError(f"USE_CACHED_TASKS = {self.use_cached!r}: must be True or False")
     if not isinstance(self.mixture_or_task_name, str):

@@ -137,6 +137,7 @@ def add_files_task(
   vocabulary: str,
   held_out_share: float = 0.1,
   preprocessing: Preprocessing = Preprocessing(),
+  files_format: str | None = None,
 ) -> CommentTreeTask:
   """Registers (or replaces) a task of trees in files.
 
@@ -147,10 +148,11 @@ def add_files_task(
     vocabulary: a SentencePiece model or tokenizer.json, from `commentree vocab`.
     held_out_share: share of the trees in the 'validation' split.
     preprocessing: how trees become masked pieces.
+    files_format: of the files, as in `readers.FORMATS`; None to tell it from each.
   """
   built = built_dataset.find(files)
   source: TreeSource = (
-    TreeFilesSource(files, held_out_share, preprocessing.trees)
+    TreeFilesSource(files, held_out_share, preprocessing.trees, files_format)
     if built is None
     else BuiltTreesSource(built)
   )

@@ -112,7 +112,11 @@ class TreeFilesSource(TreeSource):
   """Trees in files, held out by a hash of their ids."""
 
   def __init__(
-    self, files: str | Sequence[str], held_out_share: float, config: TreeConfig
+    self,
+    files: str | Sequence[str],
+    held_out_share: float,
+    config: TreeConfig,
+    format_name: str | None = None,
   ):
     """Opens nothing yet.
 
@@ -120,8 +124,10 @@ class TreeFilesSource(TreeSource):
       files: a file, a glob, a folder, or several of those.
       held_out_share: share of trees in the 'validation' split.
       config: what to do with deleted comments and the like.
+      format_name: of the files; None to tell it from each.
     """
     self.files = files
+    self.format_name = format_name
     self.held_out_share = held_out_share
     self.config = config
     super().__init__()
@@ -129,14 +135,16 @@ class TreeFilesSource(TreeSource):
   def trees(self, split: str) -> Iterator[CommentTree]:
     """Yields the trees whose id hashes into the split."""
     self.fates = Fates()
-    for tree in readers.iter_trees(self.files, self.config, self.fates):
+    found = readers.iter_trees(self.files, self.config, self.fates, self.format_name)
+    for tree in found:
       if (id_fraction(tree.id) < self.held_out_share) == (split == "validation"):
         yield tree
 
   def signature(self, split: str) -> dict[str, Any]:
     """The files' names, sizes and times, and the settings."""
     return {
-      "files": records.file_signature(readers.expand(self.files)),
+      "files": records.file_signature(readers.inputs(self.files, self.format_name)),
+      "format": self.format_name,
       "held_out_share": self.held_out_share,
       "trees": records.jsonable(self.config),
       "split": split,

@@ -53,6 +53,34 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
   )
 
 
+def inputs(patterns: str | Sequence[str], name: str | None = None) -> list[str]:
+  """All files that are read for patterns: those, and what lies beside them.
+
+  Args:
+    patterns: a file, a glob, a folder, or several of those.
+    name: the format of all files; None to tell it from each.
+
+  Raises:
+    UserError: if a pattern matches nothing, or there is no format of that name.
+  """
+  paths = expand(patterns)
+  more = {other for path in paths for other in format_of(path, name).beside(path)}
+  return sorted(more.union(paths))
+
+
+def check_name(name: str) -> Format:
+  """Returns the format of a name.
+
+  Raises:
+    UserError: if there is none.
+  """
+  for format_ in FORMATS:
+    if format_.name == name:
+      return format_
+  known = ", ".join(format_.name for format_ in FORMATS)
+  raise UserError(f"format {name!r}: is not known; there are {known}")
+
+
 def format_of(path: str, name: str | None = None) -> Format:
   """The format of a file, by its name and what it begins with.
 
@@ -64,11 +92,7 @@ def format_of(path: str, name: str | None = None) -> Format:
     UserError: if there is no format of that name.
   """
   if name is not None:
-    for format_ in FORMATS:
-      if format_.name == name:
-        return format_
-    known = ", ".join(format_.name for format_ in FORMATS)
-    raise UserError(f"format {name!r}: is not known; there are {known}")
+    return check_name(name)
   head = files.head(path)
   for format_ in FORMATS:
     if format_.matches(path, head):

@@ -74,6 +74,11 @@ def _aside(path: str) -> bool:
   )
 
 
+def _beside(path: str) -> list[str]:
+  found = os.path.join(os.path.dirname(path), _CONVERSATIONS)
+  return [found] if os.path.exists(found) else []
+
+
 def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
   conversations = _conversations(path, fates)
   for line in files.lines(path, config.max_line_bytes, fates, "comments"):
@@ -99,7 +104,13 @@ def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
 
 
 FORMAT = Format(
-  "convokit", (".jsonl",), _matches, _rows, contiguous=False, aside=_aside
+  "convokit",
+  (".jsonl",),
+  _matches,
+  _rows,
+  contiguous=False,
+  aside=_aside,
+  beside=_beside,
 )
 
 
@@ -147,16 +158,14 @@ def _meta_of(conversation: Any) -> Mapping[str, Any]:
 
 def _conversations(path: str, fates: Fates) -> Mapping[str, Any]:
   """The contents of `conversations.json` beside a file; empty if there are none."""
-  beside = os.path.join(os.path.dirname(path), _CONVERSATIONS)
-  try:
-    with open(beside, "rb") as file:
-      found = json_lines.parse(file.read(), fates)
-  except FileNotFoundError:
-    return {}
-  except OSError:
-    found = json_lines.BAD
-  if isinstance(found, Mapping):
-    return found
-  fates.files[TITLES_UNREADABLE] += 1
-  _log.warning("%s: cannot be read; posts are without their titles", beside)
+  for beside in _beside(path):
+    try:
+      with open(beside, "rb") as file:
+        found = json_lines.parse(file.read(), fates)
+    except OSError:
+      found = json_lines.BAD
+    if isinstance(found, Mapping):
+      return found
+    fates.files[TITLES_UNREADABLE] += 1
+    _log.warning("%s: cannot be read; posts are without their titles", beside)
   return {}

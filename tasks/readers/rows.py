@@ -60,6 +60,11 @@ def _never(path: str) -> bool:
   return False
 
 
+def _nothing(path: str) -> list[str]:
+  del path
+  return []
+
+
 @dataclasses.dataclass(frozen=True)
 class Format:
   """A source format; `readers.FORMATS` holds one for each.
@@ -74,6 +79,7 @@ class Format:
     contiguous: whether the rows of a tree follow each other, the post's first, even if
       nothing is known of the post. Otherwise they may lie anywhere in any file.
     aside: whether a file in a folder is there for another one's sake, by its path.
+    beside: which files are read along with one, by its path.
     prepare: where a row's tree is not told beside it: reads all files of a job, given
       in order, and returns the format whose `rows` know. `readers.formats_of` does it.
   """
@@ -84,6 +90,7 @@ class Format:
   rows: Callable[[str, TreeConfig, Fates], Iterator[Row]]
   contiguous: bool
   aside: Callable[[str], bool] = _never
+  beside: Callable[[str], list[str]] = _nothing
   prepare: Callable[[Sequence[str], TreeConfig], Format] | None = None
 
 

@@ -11,6 +11,8 @@ from commentree.launch.main import main
 from commentree.tasks import markers, sentencepiece_vocabulary
 from commentree.tasks.config import MarkersConfig
 
+from ..tasks import written_threads
+
 SMALL = ["--decoder_length=32", "--encoder_length=32", "--decoder_rows=16"]
 
 
@@ -75,6 +77,11 @@ def test_a_page_is_written_and_named(files, tmp_path, capsys):
     (["--task=commentree_files"], "--files is missing"),
     (["--task=commentree_generated", "--files=x"], "are for the task"),
     (["--max_ancestors=64"], "PiecesConfig.max_tree_size = 64: must exceed"),
+    (["--format=x"], "--format is for --files"),
+    (
+      ["--files=x.jsonl", "--format=x", "--vocabulary=y"],
+      "format 'x': is not known; there are reddit_api, ",
+    ),
     (["--count=0"], "count = 0: must be a whole number of at least 1"),
     (["--decoder_length=4"], "TASK_FEATURE_LENGTHS.decoder = 4"),
     (["--task=nobodys"], "no such task"),
@@ -103,3 +110,31 @@ def test_help_has_examples_and_loads_nothing_heavy():
   assert done.returncode == 0, done.stderr
   assert "examples:" in done.stdout
   assert "--html=trees.html" in done.stdout
+
+
+@pytest.mark.parametrize("name", written_threads.WRITERS)
+def test_files_of_every_format_are_shown_told_or_not(files, tmp_path, name, capsys):
+  """Also those whose comments lie apart from their posts."""
+  paths = written_threads.write(name, tmp_path, 1, count=4)
+  flags = ["--files", *paths, *files[1:], *SMALL]
+  shown = []
+  for told in ([], [f"--format={name}"]):
+    assert main(["inspect", *flags, *told]) == 0
+    shown.append(capsys.readouterr().out)
+  assert shown[0] == shown[1]
+  assert "tree A · " in shown[0]
+  assert ("labels: " in shown[0]) == (name == "cmv_modes")
+
+
+def test_labels_of_annotated_files_are_on_the_page(files, tmp_path):
+  paths = written_threads.write("cmv_modes", tmp_path, 1, count=4)
+  page = tmp_path / "page.html"
+  assert main(["inspect", "--files", *paths, *files[1:], *SMALL, f"--html={page}"]) == 0
+  assert "<b>claim</b>" in page.read_text()
+
+
+def test_a_vocabulary_is_trained_on_any_format(tmp_path, capsys):
+  paths = written_threads.write("hacker_news", tmp_path, 2, count=30)
+  flags = ["--size=120", "--format=hacker_news", f"--output={tmp_path / 'v'}"]
+  assert main(["vocab", "--input", *paths, *flags, "--max_users=4"]) == 0
+  assert "kept: post missing" in capsys.readouterr().err
