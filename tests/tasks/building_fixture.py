@@ -34,7 +34,12 @@ def contents(folder):
 
 def trees(folder, split="*"):
   """Yields the trees of a built dataset, in order."""
-  for path in sorted(pathlib.Path(folder).glob(f"*-{split}.tfrecord-*")):
+  return trees_of_files(sorted(pathlib.Path(folder).glob(f"*-{split}.tfrecord-*")))
+
+
+def trees_of_files(paths):
+  """Yields the trees in files of records."""
+  for path in paths:
     with open(path, "rb") as file:
       for record in tfrecord.read(file):
         yield tree_record.decode(record)
