@@ -57,13 +57,9 @@ def _carry(
   places = [place for start, end in trimmed for place in (start, end)]
   if len(places) > _SENTINELS:
     return None
-  # Apart from what is beside it, a sentinel can be taken for part of a word, which an
-  # address would swallow; as a word of its own, it can part what belongs together.
-  for around in (" ", ""):
-    marked = cleaning.clean_text(_insert(text, places, around), config)
-    if counted := _count(marked, clean, len(places)):
-      break
-  else:
+  marked = cleaning.clean_text(_insert(text, places), config)
+  counted = _count(marked, clean, len(places))
+  if counted is None:
     return None
   visible = [i for i, character in enumerate(clean) if not character.isspace()]
   carried = []
@@ -86,17 +82,15 @@ def _trim(text: str, span: Span) -> tuple[int, int]:
   return start, max(start, end)
 
 
-def _insert(text: str, places: Sequence[int], around: str) -> str:
-  """Puts the k-th sentinel in front of the character at the k-th place."""
+def _insert(text: str, places: Sequence[int]) -> str:
+  """Puts the k-th sentinel in front of the character at the k-th place.
+
+  Each is a word of its own: an address would swallow it otherwise.
+  """
   parts = []
   done = 0
   for number in sorted(range(len(places)), key=places.__getitem__):
-    parts += [
-      text[done : places[number]],
-      around,
-      chr(_FIRST_SENTINEL + number),
-      around,
-    ]
+    parts += [text[done : places[number]], f" {chr(_FIRST_SENTINEL + number)} "]
     done = places[number]
   return "".join([*parts, text[done:]])
 

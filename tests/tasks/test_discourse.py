@@ -174,8 +174,7 @@ def test_a_phrase_that_the_row_cuts_off_or_that_holds_an_unmaskable_token_is_non
   drawn = [masker(1.0, rate=0.5)(one, 8, 0, 0, i)["is_masked"] == 1 for i in range(50)]
   for begin in (2, 6):
     inside = [d[start + begin : start + begin + 3].sum() for d in drawn]
-    assert 0 < np.mean(inside) < 3
-    assert set(inside) & {1, 2}
+    assert {0, 1} <= set(inside)
 
 
 def test_masks_are_a_function_of_seed_epoch_and_example():
