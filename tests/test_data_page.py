@@ -1,0 +1,101 @@
+"""docs/data.md: what it shows to copy works, and what it shows to come out does."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from commentree.tasks import readers, trees
+from commentree.tasks.config import TreeConfig
+from commentree.tasks.readers import (
+  cmv_modes,
+  convokit,
+  files,
+  hacker_news,
+  json_lines,
+  reddit_api,
+)
+from commentree.tasks.trees import Fates
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "data.md"
+EXAMPLES = re.findall(
+  r"^## ([^\n]+)\n\n```sh\n(.*?)^```\n\n```text\n(.*?)^```\n",
+  PAGE.read_text(),
+  re.DOTALL | re.MULTILINE,
+)
+
+
+def words(line):
+  """Of a line of a table, whatever the width of its columns."""
+  return " ".join(re.sub(r"[│├└]", " ", line).split())
+
+
+def test_every_format_has_an_example_and_a_row():
+  page = PAGE.read_text()
+  assert len(EXAMPLES) == page.count("```sh") == len(readers.FORMATS)
+  for format_ in readers.FORMATS:
+    assert f"| `{format_.name}` |" in page
+
+
+@pytest.mark.parametrize(
+  ("command", "shown"), [e[1:] for e in EXAMPLES], ids=[e[0] for e in EXAMPLES]
+)
+def test_an_example_gives_what_the_page_shows(tmp_path, command, shown):
+  bin_folder = pathlib.Path(sys.executable).parent
+  path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+  done = subprocess.run(
+    ["bash", "-e", "-c", command],
+    cwd=tmp_path,
+    env={**os.environ, "PATH": path, "COLUMNS": "160"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout
+  printed = {words(line) for line in done.stdout.splitlines()}
+  for line in shown.splitlines():
+    assert words(line) in printed, done.stdout
+
+
+def test_every_fate_is_explained():
+  page = PAGE.read_text()
+  fates = {
+    value
+    for module in (
+      trees,
+      files,
+      json_lines,
+      cmv_modes,
+      convokit,
+      hacker_news,
+      reddit_api,
+    )
+    for name, value in vars(module).items()
+    if name.isupper() and not name.startswith(("_", "MENDED", "MORE", "REPLIES"))
+    if isinstance(value, str) and name not in ("POST_PREFIX", "COMMENT_PREFIX")
+  }
+  assert len(fates) > 30
+  assert [fate for fate in sorted(fates) if f"| `{fate}` |" not in page] == []
+
+
+def test_the_format_made_up_on_the_page_reads(tmp_path, monkeypatch):
+  (source,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.M)
+  module: dict = {}
+  exec(source, module)
+  monkeypatch.setattr(readers, "FORMATS", (module["FORMAT"], *readers.FORMATS))
+  path = tmp_path / "forum.tsv"
+  path.write_text(
+    "thread\tid\tparent\tauthor\ttext\n"
+    "1\tb\ta\tbob\tBecause of the ads.\n"
+    "1\ta\t\tann\tWhy is it so slow?\n"
+    "1\tc\n"
+  )
+  fates = Fates()
+  (tree,) = readers.iter_trees(str(tmp_path), TreeConfig(), fates)
+  assert [(c.id, c.parent) for c in tree.comments] == [("1", -1), ("a", 0), ("b", 1)]
+  assert fates.comments == {trees.KEPT: 2, trees.DROPPED_NOT_OBJECT: 1}
