@@ -317,7 +317,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--files", help="tree files; generated trees without")
-  parser.add_argument("--vocabulary", help="SentencePiece model for --files")
+  parser.add_argument(
+    "--vocabulary", help="SentencePiece model or tokenizer.json for --files"
+  )
   parser.add_argument("--seconds", type=float, default=60.0, help="time to spend")
   parser.add_argument("--dtype", default="float32", help="compute dtype")
   parser.add_argument("--json", action="store_true", help="print JSON, not a table")

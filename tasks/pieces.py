@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..models.config import check_choice, check_range
-from . import cleaning, discourse, markers, spans, splitting
+from . import cleaning, markers, spans, splitting
 from .config import (
   CleaningConfig,
   DiscourseMarkersConfig,
@@ -25,6 +25,7 @@ from .config import (
   MarkersConfig,
   TreeConfig,
 )
+from .discourse import PhraseFinder, read_phrases
 
 if TYPE_CHECKING:
   from .trees import CommentTree, Span
@@ -136,11 +137,11 @@ class PieceBuilder:
   def phrases(self) -> tuple[str, ...]:
     """The discourse markers sought; none if they are switched off."""
     file = self.discourse.file
-    return () if file is None else discourse.read_phrases(file)
+    return () if file is None else read_phrases(file)
 
   @functools.cached_property
-  def _find_phrases(self) -> discourse.PhraseFinder:
-    return discourse.PhraseFinder(self.phrases)
+  def _find_phrases(self) -> PhraseFinder:
+    return PhraseFinder(self.phrases)
 
   def texts(self, tree: CommentTree) -> list[str]:
     """Cleaned text of each comment, its author's marker token in front."""
