@@ -3,9 +3,10 @@
     python tests/tasks/pushshift_dump.py FOLDER --comments=5000000
 
 Comments lie in random order in RC files and posts in RS files. There are posts missing,
-orphans, deleted, removed and empty bodies, comments seen twice, cycles of parents,
-lines that are no JSON, no object or of no tree, a last line cut off in every file, and
-a file with a damaged zstd frame in its middle. The same arguments give the same bytes.
+orphans, deleted, removed and empty bodies, comments seen twice, with another text,
+cycles of parents, lines that are no JSON, no object or of no tree, a last line cut off
+in every file, and a file with a damaged zstd frame in its middle. The same arguments
+give the same bytes.
 Beside the files goes `TRUTH`: the fates of everything under `TreeConfig()`.
 """
 
@@ -167,7 +168,7 @@ class Dump:
       np.stack([np.full(count, kind), numbers])
       for kind, numbers, count in (
         (0, np.arange(n), n),
-        (0, self.twice, len(self.twice)),
+        (5, self.twice, len(self.twice)),
         (1, np.repeat(self.in_cycle, 3), 3 * len(self.in_cycle)),
         (2, np.arange(self.odd), self.odd),
         (3, np.arange(self.odd), self.odd),
@@ -211,10 +212,12 @@ class Dump:
         yield b'{"id": "bad%d", "body": no json' % number
       elif kind == 3:
         yield b'["not", "an", "object"]'
+      elif kind == 5:
+        yield self._comment(number, 7)
       else:
         yield b'{"id": "lost%d", "body": "of no tree", "parent_id": "t1_x"}' % number
 
-  def _comment(self, i):
+  def _comment(self, i, words_on=0):
     tree = int(self.tree[i])
     parent = int(self.parent[i])
     if self.orphan[i]:
@@ -228,7 +231,7 @@ class Dump:
     score = self.score[i]
     return COMMENT % (
       author,
-      self._body(i, gone),
+      self._body(i, gone, words_on),
       created % self.created[i],
       b"c%x" % i,
       b"p%x" % tree,
@@ -239,10 +242,10 @@ class Dump:
       score,
     )
 
-  def _body(self, i, gone):
+  def _body(self, i, gone, words_on):
     if gone:
       return (b"", b"[deleted]", b"[removed]", b" ")[gone]
-    first = self.first_word[i]
+    first = self.first_word[i] + words_on
     start, end = self.word_starts[first], self.word_starts[first + self.words[i]]
     return self.corpus[start : end - 1]
 

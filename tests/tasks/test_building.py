@@ -73,7 +73,8 @@ def test_comments_of_a_dump_find_their_post_wherever_they_lie(dump, built):
   of_tree = {}
   for line in lines:
     if line["body"].strip() and line["body"] not in ("[deleted]", "[removed]"):
-      of_tree.setdefault(line["link_id"][3:], {})[line["id"]] = line["body"]
+      # Of those with one id the first counts.
+      of_tree.setdefault(line["link_id"][3:], {}).setdefault(line["id"], line["body"])
   found = {
     tree.id: {comment.id: comment.text for comment in tree.comments[1:]}
     for tree in building_fixture.trees(built.folder)
