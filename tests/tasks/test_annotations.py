@@ -59,13 +59,21 @@ class TwentyTrees(TreeSource):
     return {}
 
 
-@pytest.fixture(scope="module", params=["unigram", "byte_bpe", "wordpiece"])
-def tokenizer(request, tmp_path_factory):
-  path = tmp_path_factory.mktemp("v") / "vocabulary"
+def train(path, kind):
   texts = [*some_texts(), "see on the other hand but (), goma."] * 2
-  config = VocabularyConfig({"unigram": 250}.get(request.param, 450), request.param)
+  config = VocabularyConfig({"unigram": 250}.get(kind, 450), kind)
   vocabularies.train_vocabulary(texts, path, config, MARKERS)
   return Tokenizer(lambda: path, MARKERS)
+
+
+@pytest.fixture(scope="module", params=["unigram", "byte_bpe", "wordpiece"])
+def tokenizer(request, tmp_path_factory):
+  return train(tmp_path_factory.mktemp("v") / "vocabulary", request.param)
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+  return train(tmp_path_factory.mktemp("v") / "vocabulary", "byte_bpe")
 
 
 @pytest.fixture
@@ -175,11 +183,11 @@ def test_annotations_come_back_from_disk(tokenizer, phrases):
     np.testing.assert_array_equal(again[name], piece[name])
 
 
-def test_seqio_examples_hold_annotations_and_prefer_phrases(tokenizer, phrases):
+def test_seqio_examples_hold_annotations_and_prefer_phrases(byte_level, phrases):
   def examples(share, labels=LABELS):
     config = DiscourseMarkersConfig(phrases.file, share)
     preprocessing = Preprocessing(labels=labels, discourse=config)
-    task = CommentTreeTask("annotated", TwentyTrees(), tokenizer, preprocessing)
+    task = CommentTreeTask("annotated", TwentyTrees(), byte_level, preprocessing)
     seqio.TaskRegistry.reset()
     seqio.TaskRegistry.add_provider("annotated", task)
     lengths = {"encoder": 64, "decoder": 64}
@@ -249,9 +257,9 @@ def test_a_list_that_is_not_there_is_said_before_anything_is_read(tmp_path, toke
 
 
 def test_prepared_pieces_and_batches_hold_what_settings_ask_for(
-  tmp_path, tokenizer, phrases
+  tmp_path, byte_level, phrases
 ):
-  opened = data.open_data(files_config(tmp_path, tokenizer, discourse=phrases))
+  opened = data.open_data(files_config(tmp_path, byte_level, discourse=phrases))
   assert opened.splits["train"][0]["phrases"].any()
   batch = next(iter(opened.train_batches(2, seed=0)))
   assert batch["decoder_loss_weights"].sum() > 0
