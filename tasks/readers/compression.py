@@ -19,7 +19,6 @@ from typing import IO, Protocol
 _BITE_BYTES = 2**12
 _PLAIN_BLOCK_BYTES = 2**18
 _MAX_WINDOW_BYTES = 2**31  # zstd dumps are made with `--long=31`
-_MAX_ZSTD_BLOCK_BYTES = 2**17
 # Damage is noticed so many bytes behind it at most (a block of bzip2 is the longest),
 # or by the checksum at the frame's end.
 _NOTICED_WITHIN_BYTES = 2**20
@@ -270,13 +269,9 @@ def _plausible_zstd(start: bytes) -> bool:
 
   try:
     parameters = zstandard.get_frame_parameters(start)
-    end = zstandard.frame_header_size(start)
   except zstandard.ZstdError:
     return False
-  if parameters.window_size > _MAX_WINDOW_BYTES or parameters.dict_id:
-    return False
-  block = int.from_bytes(start[end : end + 3], "little")
-  return block >> 1 & 3 != 3 and block >> 3 <= _MAX_ZSTD_BLOCK_BYTES
+  return parameters.window_size <= _MAX_WINDOW_BYTES and not parameters.dict_id
 
 
 def _zstd_decoder() -> _Decoder:

@@ -137,6 +137,15 @@ def test_what_looks_like_a_frame_but_is_none_is_passed_over(tmp_path):
   assert fates.files == {files.DAMAGED: 1}
 
 
+def test_a_header_that_no_compressor_writes_is_none(tmp_path):
+  decoy = bytearray(gzip.compress(b"decoy\n"))
+  decoy[9] = 77  # an operating system that nobody has
+  good = gzip.compress(b"good\n")
+  content = gzip.compress(b"first\n") + b"\xff" * 50 + decoy + b"\xff" * 50 + good
+  found, _ = read(tmp_path / "a", content)
+  assert [line for line in found if line] == [b"first", b"good"]
+
+
 @given(
   st.sampled_from(sorted(COMPRESS)),
   st.lists(st.integers(0, 80), min_size=1, max_size=3),

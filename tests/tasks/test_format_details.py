@@ -54,6 +54,7 @@ def test_stubs_are_counted_as_missing_and_as_nothing_else(tmp_path):
   document = [listing(t3("p")), listing(nested, t1("c", None), more(count=0))]
   found, fates = read(tmp_path, a__json=json.dumps(document))
   assert shape(found["p"]) == {"a": "p", "b": "a", "c": "p"}
+  assert [c.id for c in found["p"].comments] == ["p", "a", "b", "c"]
   assert fates.comments == {trees.KEPT: 3}
   assert fates.trees == {trees.KEPT: 1}
   assert fates.missing == {
