@@ -334,6 +334,26 @@ def test_what_is_nested_too_deeply_for_python_is_parsed_as_python_would(value, d
   assert found == expected
 
 
+@pytest.mark.parametrize(
+  "written",
+  [
+    *("[,]", "{,}", "[1,]", '{"a":1,}', "", "  ", "[1 2]", '{"a" 1}', "[[]", "[]]"),
+    *("[] []", '{"a":{}}', "[1,,2]", '{"a"::1}', "[:]", '{"a":}', "1 ", "[1]x", "[1"),
+    *('{"a":1 "b":2}', "{1:2}", "[{}{}]", "[{},{}]", '{"a"}', '{"a":1}}', "[}", "{]"),
+    *('{"a":[1}', '["a":1]', '"a', "nul", "[tru]", "{[]:1}", ",", "]", '{"a","b"}'),
+  ],
+)
+def test_what_is_no_json_is_none_however_deep(written):
+  try:
+    expected = json.loads(written)
+  except ValueError:
+    expected = "none"
+  try:
+    assert json_lines._parse_deep(written) == expected
+  except (ValueError, IndexError):
+    assert expected == "none"
+
+
 @given(st.binary(max_size=400) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_any_beginning_is_looked_at(head):
   for format_ in readers.FORMATS:
