@@ -16,6 +16,7 @@ SUBPACKAGES = [
   "tasks.building",
   "tasks.readers",
   "training",
+  "training.warm_starts",
   "launch",
 ]
 

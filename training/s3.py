@@ -25,7 +25,7 @@ def teach_orbax() -> None:
     return directory.startswith(("gs://", _PREFIX))
 
   def spec(path: str) -> dict[str, Any]:
-    return _spec(path) if path.startswith(_PREFIX) else gcs_spec(path)
+    return kvstore_spec(path) if path.startswith(_PREFIX) else gcs_spec(path)
 
   tensorstore_utils._normalize_path = normalize_path
   tensorstore_utils._use_gcs_driver = is_in_bucket
@@ -33,7 +33,7 @@ def teach_orbax() -> None:
   tensorstore_utils._knows_s3 = True
 
 
-def _spec(path: str) -> dict[str, Any]:
+def kvstore_spec(path: str) -> dict[str, Any]:
   """Returns TensorStore's; region and endpoint as the environment says, as s3fs."""
   bucket, _, key = path.removeprefix(_PREFIX).partition("/")
   spec = {"driver": "s3", "bucket": bucket, "path": key}

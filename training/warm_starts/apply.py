@@ -1,0 +1,133 @@
+"""Parameters filled as a plan says, each host reading what its devices hold."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import partitioning
+from .rules import Line, Piece, Plan
+from .sources import ArraySource, ArraySpec, Index, concrete, extent
+
+PyTree = Any
+Draw = Callable[[Sequence[str]], Mapping[str, jax.Array]]
+"""Draws the parameters of some names as a new run would, where they are to lie."""
+
+_THREADS = 4
+
+
+def specs_of(params: PyTree) -> dict[str, ArraySpec]:
+  """Returns what parameters are, by dotted name."""
+  return {
+    name: ArraySpec(tuple(leaf.shape), np.dtype(leaf.dtype))
+    for name, leaf in partitioning.flatten_names(params).items()
+  }
+
+
+def fill(plan: Plan, source: ArraySource, like: PyTree, draw: Draw) -> PyTree:
+  """Returns the parameters.
+
+  Args:
+    plan: made for `source` and `like`.
+    source: the arrays.
+    like: the abstract parameters, with shardings.
+    draw: makes those that are fresh.
+
+  Raises:
+    UserError: if the files do not hold what they claim.
+  """
+  leaves = partitioning.flatten_names(like)
+
+  def load(line: Line) -> jax.Array:
+    return _load(line, source, leaves[line.parameter])
+
+  lines = plan.of("loaded", "grown")
+  # Reading waits for the storage; what is in flight is a part of a few arrays.
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    loaded = dict(zip([line.parameter for line in lines], pool.map(load, lines)))
+  fresh = [line.parameter for line in plan.of("fresh")]
+  drawn = draw(fresh) if fresh else {}
+  arrays = {name: loaded[name] if name in loaded else drawn[name] for name in leaves}
+  return flax.traverse_util.unflatten_dict(arrays, sep=".")
+
+
+def _load(line: Line, source: ArraySource, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  @functools.cache
+  def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+    index = tuple(slice(*bound) for bound in bounds)
+    return read_part(line, source, index)
+
+  def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
+    # Devices that hold copies of one part share what was read.
+    assert index is not None
+    return part(tuple((s.start, s.stop) for s in concrete(index, leaf.shape)))
+
+  array = jax.make_array_from_callback(leaf.shape, leaf.sharding, of_device)
+  if line.fate != "grown":
+    return array
+  axis, length = _growth(line)
+  grow = functools.partial(_with_mean, axis=axis, length=length)
+  return jax.jit(grow, out_shardings=leaf.sharding, donate_argnums=0)(array)
+
+
+def read_part(line: Line, source: ArraySource, index: Index) -> np.ndarray:
+  """Returns a part of a parameter, of its type; where it is grown, 0.
+
+  Args:
+    line: of a plan.
+    source: the arrays.
+    index: which part.
+  """
+  dtype = line.spec.dtype
+  if line.stacked:
+    layers = line.pieces[index[0].start : index[0].stop]
+    stack = np.empty(extent(index), dtype)
+    for slot, piece in zip(stack, layers):
+      slot[...] = _read_piece(piece, source, index[1:])
+    return stack
+  (piece,) = line.pieces
+  if line.fate != "grown":
+    return _read_piece(piece, source, index).astype(dtype, copy=False)
+  axis, length = _growth(line)
+  there = slice(index[axis].start, min(index[axis].stop, length))
+  padded = np.zeros(extent(index), dtype)
+  if there.start < there.stop:
+    wanted = (*index[:axis], there, *index[axis + 1 :])
+    into = (*[slice(None)] * axis, slice(0, there.stop - there.start))
+    padded[into] = _read_piece(piece, source, wanted)
+  return padded
+
+
+def _growth(line: Line) -> tuple[int, int]:
+  """Returns along which axis a parameter is grown, and from which length."""
+  axis, length = line.pieces[0].chain.grow, line.length
+  assert axis is not None
+  assert length is not None
+  return axis, length
+
+
+def _read_piece(piece: Piece, source: ArraySource, index: Index) -> np.ndarray:
+  return piece.chain.read(
+    functools.partial(source.read, piece.source),
+    index,
+    source.arrays[piece.source].shape,
+  )
+
+
+def _with_mean(array: jax.Array, axis: int, length: int) -> jax.Array:
+  """Returns an array whose entries from `length` on are the mean of those before.
+
+  A new row of an embedding table starts amid the others, and a new column of logits
+  as likely as a token is on average (Hewitt 2021): one drawn anew would outdo all
+  tokens that a trained model holds for unlikely.
+  """
+  mean = jnp.sum(array, axis, keepdims=True) / length
+  is_new = jax.lax.broadcasted_iota(jnp.int32, array.shape, axis) >= length
+  return jnp.where(is_new, mean, array)

@@ -1,0 +1,98 @@
+"""The rules for a source: by the names that it has, and the user's before them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ...errors import UserError
+from .rules import OPTIMIZER_PREFIX, Assignment, Plan, Rule, plan
+from .sources import ArraySource, ArraySpec, Unstacked, open_source
+
+Mapped = tuple[ArraySource, Assignment]
+
+_PARAMETERS = ("target.", "params.params.", "params.", "")
+_OURS = re.compile(r"(.*\.)?layers\.(?!\d)(.+)")
+# T5X's scalable_t5 names the stack twice, and runs over layers along axis 1.
+_SCALABLE = re.compile(r"(target\.(encoder|decoder))\.\2\.(.+)")
+
+
+def plan_for(
+  path: str, target: Mapping[str, ArraySpec], own: Iterable[Sequence[Any]] = ()
+) -> tuple[ArraySource, Plan]:
+  """Opens files and works out where every parameter comes from.
+
+  Args:
+    path: what `open_source` opens.
+    target: the parameters.
+    own: the user's rules, as `TrainConfig.warm_start_rules` has them.
+
+  Raises:
+    UserError: if they cannot be read or do not fit; see `rules.plan`.
+  """
+  source, assignment = assign(open_source(path), target)
+  return source, plan(target, source, assignment, [Rule(*rule) for rule in own])
+
+
+def assign(source: ArraySource, target: Mapping[str, ArraySpec]) -> Mapped:
+  """Returns the source, its layers apart, and the rules for it.
+
+  Args:
+    source: as opened.
+    target: the parameters, by which sizes are known.
+  """
+  if source.kind == "safetensors":
+    from . import hugging_face
+
+    return hugging_face.assign(source, target)
+  source = Unstacked(source, _layer_of)
+  return source, t5x_rules(source)
+
+
+def t5x_rules(source: ArraySource) -> list[Rule]:
+  """Returns the rules for arrays that are named as T5X names them, ours among them.
+
+  A T5's parts must all be there, so that a part that is missing is told; what T5 does
+  not have is fresh where it is not there.
+  """
+  prefix = next(p for p in _PARAMETERS if any(n.startswith(p) for n in source.arrays))
+  if prefix == "" and any(n.startswith(OPTIMIZER_PREFIX) for n in source.arrays):
+    raise UserError(f"{source.path} holds no parameters under 'target'")
+  same = f"{prefix}\\g<0>"
+  embedding = source.arrays.get(f"{prefix}token_embedder.embedding")
+  rules = [Rule(r"token_embedder\.embedding", same, "grow:0")]
+  logits = f"{prefix}decoder.logits_dense.kernel"
+  if logits not in source.arrays and embedding is not None:
+    # T5 1.0 has one table for both, and divides the logits by the width's root.
+    scale = 1 / math.sqrt(embedding.shape[-1])
+    rules.append(
+      Rule(
+        r"decoder\.logits_dense\.kernel",
+        f"{prefix}token_embedder.embedding",
+        f"transpose, scale:{scale!r}, grow:1",
+      )
+    )
+  return [
+    *rules,
+    Rule(r"decoder\.logits_dense\.kernel", same, "grow:1"),
+    Rule(r"decoder\.logits_dense\.bias", same, "grow:0"),
+    Rule(r"(token_embedder|encoder|decoder)\..*", same),
+    Rule(r".*", f"{same}?"),
+  ]
+
+
+def _layer_of(name: str) -> tuple[str, int] | None:
+  """Returns the template of a stack's layers, and the axis that runs over them."""
+  if name.startswith(OPTIMIZER_PREFIX):
+    return None
+  if match := _SCALABLE.fullmatch(name):
+    return f"{_literal(match[1])}.layers_{{}}.{_literal(match[3])}", 1
+  if match := _OURS.fullmatch(name):
+    return f"{_literal(match[1] or '')}layers_{{}}.{_literal(match[2])}", 0
+  return None
+
+
+def _literal(text: str) -> str:
+  return text.replace("{", "{{").replace("}", "}}")

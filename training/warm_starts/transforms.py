@@ -1,0 +1,267 @@
+"""What may lie between an array in a file and a parameter: a few operations by name.
+
+Each knows the shape that it makes, and which part of the array a part of the result
+comes from, so that a host reads what it holds and no more. As text, operations are
+joined by commas and applied from left to right:
+
+    transpose     the two axes of a matrix change places
+    reshape       to the parameter's shape; the order of the numbers stays
+    rows:2:       rows from the third on (`rows:2:514` up to the 514th)
+    part:0/3      the first third along axis 0; `part:1:0/3` along axis 1
+    scale:0.125   every number times a factor
+    grow:0        last: the parameter may be longer along axis 0, by rows (columns for
+                  `grow:1`) that the file does not have; they become the mean of those
+                  that it has
+    cut:0         last: the parameter may be shorter along axis 0; it takes the first
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from .sources import Index, extent, whole
+
+Shape = tuple[int, ...]
+Finish = Callable[[np.ndarray], np.ndarray]
+
+
+class Transform(Protocol):
+  """An operation on arrays, known by what it does to shapes and to parts."""
+
+  def shape(self, source: Shape) -> Shape:
+    """Returns the shape of the result.
+
+    Raises:
+      ValueError: saying why an array of that shape cannot be taken.
+    """
+
+  def back(self, index: Index, source: Shape) -> tuple[Index, Finish]:
+    """Returns which part of the array a part of the result comes from.
+
+    Args:
+      index: part of the result.
+      source: the array's shape.
+
+    Returns:
+      The array's part, and what makes the result's part of it.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Transpose:
+  """Exchanges the two axes of a matrix."""
+
+  def shape(self, source: Shape) -> Shape:
+    """As `Transform.shape`."""
+    if len(source) != 2:
+      raise ValueError("is no matrix to transpose")
+    return source[::-1]
+
+  def back(self, index: Index, source: Shape) -> tuple[Index, Finish]:
+    """As `Transform.back`."""
+    return index[::-1], np.transpose
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Some of the rows, `start` to `stop`; to the last if None."""
+
+  start: int
+  stop: int | None = None
+
+  def shape(self, source: Shape) -> Shape:
+    """As `Transform.shape`."""
+    stop = (source or (0,))[0] if self.stop is None else self.stop
+    if not source or not self.start <= stop <= source[0]:
+      raise ValueError(f"has no rows {self.start} to {stop}")
+    return (stop - self.start, *source[1:])
+
+  def back(self, index: Index, source: Shape) -> tuple[Index, Finish]:
+    """As `Transform.back`."""
+    return _shifted(index, 0, self.start), _as_it_is
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One of equal parts along an axis."""
+
+  axis: int
+  part: int
+  parts: int
+
+  def shape(self, source: Shape) -> Shape:
+    """As `Transform.shape`."""
+    if len(source) <= self.axis or source[self.axis] % self.parts:
+      raise ValueError(f"cannot be cut into {self.parts} along axis {self.axis}")
+    size = source[self.axis] // self.parts
+    return (*source[: self.axis], size, *source[self.axis + 1 :])
+
+  def back(self, index: Index, source: Shape) -> tuple[Index, Finish]:
+    """As `Transform.back`."""
+    start = self.part * (source[self.axis] // self.parts)
+    return _shifted(index, self.axis, start), _as_it_is
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """Multiplies by a factor, in float32 or wider."""
+
+  factor: float
+
+  def shape(self, source: Shape) -> Shape:
+    """As `Transform.shape`."""
+    return source
+
+  def back(self, index: Index, source: Shape) -> tuple[Index, Finish]:
+    """As `Transform.back`."""
+
+    def scaled(array: np.ndarray) -> np.ndarray:
+      wide = array if array.dtype == np.float64 else array.astype(np.float32)
+      return wide * wide.dtype.type(self.factor)
+
+    return index, scaled
+
+
+@dataclasses.dataclass(frozen=True)
+class Reshape:
+  """Another shape for the same numbers in the same order."""
+
+  to: Shape
+
+  def shape(self, source: Shape) -> Shape:
+    """As `Transform.shape`."""
+    if math.prod(source) != math.prod(self.to):
+      raise ValueError(f"cannot be reshaped to {self.to}")
+    return self.to
+
+  def back(self, index: Index, source: Shape) -> tuple[Index, Finish]:
+    """As `Transform.back`."""
+    if not math.prod(source):
+      return whole(source), lambda array: array.reshape(extent(index))
+    # Numbers are in order, so those wanted lie between the first and the last of them;
+    # of the array, the fewest rows that hold these.
+    strides = np.cumprod((1, *self.to[:0:-1]))[::-1]
+    first = sum(int(n) * s.start for n, s in zip(strides, index))
+    last = sum(int(n) * (s.stop - 1) for n, s in zip(strides, index))
+    row = math.prod(source[1:])
+    start, stop = first // row, last // row + 1
+    part = (slice(start, stop), *whole(source[1:])) if source else ()
+
+    def picked(array: np.ndarray) -> np.ndarray:
+      axes = np.ogrid[index] if index else []
+      flat = sum((int(n) * axis for n, axis in zip(strides, axes)), np.int64(0))
+      return array.reshape(-1)[flat - start * row]
+
+    return part, picked
+
+
+def _shifted(index: Index, axis: int, by: int) -> Index:
+  moved = slice(index[axis].start + by, index[axis].stop + by)
+  return (*index[:axis], moved, *index[axis + 1 :])
+
+
+def _as_it_is(array: np.ndarray) -> np.ndarray:
+  return array
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+  """Operations one after another, and whether the parameter may differ in length.
+
+  Attributes:
+    transforms: the operations.
+    grow: axis along which the parameter may be longer, or None.
+    cut: axis along which it may be shorter, or None.
+  """
+
+  transforms: tuple[Transform, ...] = ()
+  grow: int | None = None
+  cut: int | None = None
+
+  def shape(self, source: Shape) -> Shape:
+    """Returns the shape of the result, as `Transform.shape`."""
+    for transform in self.transforms:
+      source = transform.shape(source)
+    return source
+
+  def read(
+    self, read: Callable[[Index], np.ndarray], index: Index, source: Shape
+  ) -> np.ndarray:
+    """Returns a part of the result.
+
+    Args:
+      read: reads a part of the array.
+      index: part of the result.
+      source: the array's shape.
+    """
+    shapes = [source]
+    for transform in self.transforms[:-1]:
+      shapes.append(transform.shape(shapes[-1]))
+    finishes = []
+    for transform, shape in zip(self.transforms[::-1], shapes[::-1]):
+      index, finish = transform.back(index, shape)
+      finishes.append(finish)
+    array = read(index)
+    for finish in finishes[::-1]:
+      array = finish(array)
+    return array
+
+
+def parse(text: str, wanted: Shape) -> Chain:
+  """Returns the operations that a text names.
+
+  Args:
+    text: as at the head of this file; empty for none.
+    wanted: the parameter's shape.
+
+  Raises:
+    ValueError: naming what is none of them.
+  """
+  words = [word.strip() for word in text.split(",") if word.strip()]
+  chain = Chain()
+  for word, is_last in zip(words, [*itertools.repeat(False, len(words) - 1), True]):
+    if chain.grow is not None or chain.cut is not None:
+      raise ValueError(f"{words[-2]!r} must come last")
+    name, _, argument = word.partition(":")
+    try:
+      if name == "grow":
+        chain = dataclasses.replace(chain, grow=int(argument))
+        continue
+      if name == "cut":
+        chain = dataclasses.replace(chain, cut=int(argument))
+        continue
+      transform = _transform(name, argument, wanted)
+    except (ValueError, TypeError):
+      raise ValueError(
+        f"{word!r} is none of transpose, reshape, rows:START:STOP, part:AXIS:I/N,"
+        " scale:FACTOR, grow:AXIS, cut:AXIS"
+      ) from None
+    if isinstance(transform, Reshape) and not is_last:
+      raise ValueError("'reshape' must come last")
+    chain = dataclasses.replace(chain, transforms=(*chain.transforms, transform))
+  return chain
+
+
+def _transform(name: str, argument: str, wanted: Shape) -> Transform:
+  if name == "transpose" and not argument:
+    return Transpose()
+  if name == "reshape" and not argument:
+    return Reshape(wanted)
+  if name == "scale":
+    return Scale(float(argument))
+  if name == "rows":
+    start, colon, stop = argument.partition(":")
+    if colon and int(start or 0) >= 0:
+      return Rows(int(start or 0), int(stop) if stop else None)
+  if name == "part":
+    *axis, share = argument.split(":")
+    part, parts = map(int, share.split("/"))
+    if len(axis) <= 1 and 0 <= part < parts:
+      return Part(int(axis[0]) if axis else 0, part, parts)
+  raise ValueError(name)
