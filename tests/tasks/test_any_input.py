@@ -5,7 +5,7 @@ import math
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from commentree.tasks import readers, trees
@@ -361,12 +361,19 @@ def test_any_beginning_is_looked_at(head):
 
 
 @given(VALUES)
+@example(math.inf)
+@example(1e300)
+@example(10**400)
+@example("9" * 20)
+@example("inf")
 def test_any_value_is_normalised(value):
   fates = Fates()
   assert isinstance(rows.identifier(value, fates), (str, type(None)))
   assert isinstance(rows.text(value, fates), (str, type(None)))
   assert isinstance(rows.seconds(value), (int, type(None)))
   assert isinstance(rows.votes(value), (int, type(None)))
+  assert 0 <= (rows.seconds(value) or 0) < 2**63
+  assert abs(rows.votes(value) or 0) < 2**31
   assert isinstance(hacker_news.plain(value, fates), (str, type(None)))
 
 

@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -407,12 +407,13 @@ def test_a_page_that_cannot_be_written_is_a_users_error(view, tmp_path):
 
 
 SPANS = st.lists(
-  st.tuples(st.integers(0, 40), st.integers(0, 40), st.sampled_from("abc")),
+  st.tuples(st.integers(0, 12), st.integers(0, 12), st.sampled_from("abc")),
   max_size=6,
 ).map(lambda spans: [Span(*span) for span in spans])
 
 
-@given(st.text(max_size=30), SPANS, st.integers(1, 40))
+@given(st.text(max_size=10), SPANS, st.sampled_from([1, 5, 99]))
+@example("abcdefgh", [Span(0, 4, "a"), Span(2, 6, "b"), Span(3, 8, "c")], 99)
 def test_labels_stand_around_what_they_are_on_and_nothing_else_is_changed(
   text, spans, limit
 ):
@@ -438,12 +439,13 @@ def test_labels_stand_around_what_they_are_on_and_nothing_else_is_changed(
 
 @pytest.fixture
 def labelled_view(make_task):
-  words = " ".join(WORDS[:6])
+  words = " ".join(WORDS[:6]) + EVIL
   bounds = [len(" ".join(WORDS[:i])) for i in range(7)]
   spans = (
     Span(0, bounds[4], "claim"),
     Span(bounds[1] + 1, bounds[3], "premise"),
     Span(bounds[4] + 1, bounds[5], EVIL),
+    Span(bounds[6], len(words), "evil"),
   )
   tree = make_tree([-1, 0, 1])
   tree.comments[1] = dataclasses.replace(tree.comments[1], text=words, spans=spans)
@@ -455,18 +457,20 @@ def test_labels_are_named_on_the_terminal_with_and_without_colours(labelled_view
   first, second, third, fourth, fifth, sixth = WORDS[:6]
   shown = f"claim‹{first} premise‹{second} {third}› {fourth}›"
   assert f"labels: {shown} " in plain
-  assert f"{fifth}› {sixth}" in plain
+  assert f"{fifth}› {sixth}evil‹" in plain
   assert "claim 1, premise 1" in plain
   colored = printed(labelled_view, width=200, color="standard")
   assert "\x1b" not in plain
+  assert "\u202e" not in plain
   assert "\x1b[31m\u202e" not in colored
   assert plain.count("labels") == 2  # comments without any have no such line
 
 
 def test_labels_are_named_on_the_page_for_eyes_and_for_ears(labelled_view):
   page = inspection_html.page(labelled_view)
-  assert page.count("<mark ") == page.count("</mark>") == 3
+  assert page.count("<mark ") == page.count("</mark>") == 4
   assert f"<b>claim</b> {WORDS[0]} <mark" in page
   assert "(end of premise)</span></mark>" in page
   assert "<script>alert" not in page
-  assert "<summary>3 labels</summary>" in page
+  assert "<img" not in page
+  assert "<summary>4 labels</summary>" in page
