@@ -289,8 +289,12 @@ class TrainConfig:
     gradient_accumulation_steps: microbatches that a batch is cut into.
     stop_on_nonfinite: stop at a loss or gradient that is not finite; if False such
       a step changes no parameter and is counted.
-    initial_checkpoint_path: a `checkpoint_<step>` folder whose parameters a new run
-      starts from; its optimizer state and step are left behind.
+    initial_checkpoint_path: a checkpoint whose parameters a new run starts from: of
+      commentree or T5X, or a folder of safetensors; see docs/warm_starts.md. Its
+      optimizer state and step are left behind.
+    warm_start_rules: triples (regular expression over a parameter's name, name of the
+      array it comes from or None for a fresh one, what is done to that), which come
+      before those that the kind of checkpoint has; see `warm_starts.rules.Rule`.
     tensorboard: whether to write TensorBoard files (needs TensorFlow).
     wandb_project: Weights & Biases project to report to as well; None for none.
     compile_cache_dir: folder of compiled programs, shared by runs; the user's cache
@@ -313,6 +317,7 @@ class TrainConfig:
   gradient_accumulation_steps: int = 1
   stop_on_nonfinite: bool = True
   initial_checkpoint_path: str | None = None
+  warm_start_rules: tuple[tuple[str, str | None, str], ...] = ()
   tensorboard: bool = True
   wandb_project: str | None = None
   compile_cache_dir: str | None = None
@@ -335,6 +340,13 @@ class TrainConfig:
     check_range("TrainConfig", "console_seconds", self.console_seconds, 0)
     if self.eval_batches is not None:
       check_range("TrainConfig", "eval_batches", self.eval_batches, 1, whole=True)
+    rules = tuple(map(self._warm_start_rule, self.warm_start_rules))
+    object.__setattr__(self, "warm_start_rules", rules)
+    if rules and self.initial_checkpoint_path is None:
+      raise UserError(
+        "TrainConfig.warm_start_rules: there is no initial_checkpoint_path to apply"
+        " them to"
+      )
     if not self.model_dir or not isinstance(self.model_dir, str):
       raise UserError(f"TrainConfig.model_dir = {self.model_dir!r}: must name a folder")
     if self.batch_size % self.gradient_accumulation_steps:
@@ -348,3 +360,16 @@ class TrainConfig:
         f"CheckpointConfig.best_metric = {self.checkpoint.best_metric!r}:"
         f" EvalConfig.conditions = {self.evaluation.conditions} lacks {metric!r}"
       )
+
+  @staticmethod
+  def _warm_start_rule(rule: Any) -> tuple[str, str | None, str]:
+    """Checks a rule; gin hands over lists, and the third may be left out."""
+    if isinstance(rule, (list, tuple)) and len(rule) in (2, 3):
+      parameter, source, transform = (*rule, "")[:3]
+      texts = (parameter, source or "", transform)
+      if all(isinstance(text, str) for text in texts):
+        return parameter, source, transform
+    raise UserError(
+      f"TrainConfig.warm_start_rules has {rule!r}: each must be (regular expression,"
+      " name of an array or None, what is done to it)"
+    )

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 from jax._src import distributed
@@ -136,6 +136,30 @@ def chief_decides(name: str, decide: Callable[[], T]) -> T:
     raise
   hear_chief(name, json.dumps({"result": result}))
   return result
+
+
+def all_or_none(name: str, act: Callable[[], T]) -> T:
+  """Returns on every host what `act` returned there, if it did so on all.
+
+  Args:
+    name: what it is about.
+    act: called on every host; may end at different times.
+
+  Raises:
+    UserError: on every host, if `act` raised it on one.
+  """
+  result, error = None, None
+  try:
+    result = act()
+  except UserError as raised:
+    error = raised
+  if error is not None and jax.process_count() == 1:
+    raise error
+  mine = error and {"kind": type(error).__name__, "message": str(error)}
+  for said in map(json.loads, share(name, json.dumps(mine))):
+    if said is not None:
+      _open(said)
+  return cast(T, result)
 
 
 def _open(answer: dict[str, Any]) -> Any:

@@ -16,12 +16,15 @@ from . import state as state_lib
 from .config import TrainConfig
 from .optimizers import make_optimizer
 from .state import TrainState
+from .warm_starts import apply, assignments
 
 PyTree = Any
 
 
 def describe(config: TrainConfig, model: Model, console: Console) -> None:
-  """Prints how the state would lie on the devices there are; trains nothing.
+  """Prints how the state would lie on the devices there are, and where it would start.
+
+  Trains nothing.
 
   Args:
     config: the settings.
@@ -29,7 +32,8 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
     console: for people.
 
   Raises:
-    UserError: if a parameter cannot be placed on the mesh.
+    UserError: if a parameter cannot be placed on the mesh, or the initial checkpoint
+      does not fit.
   """
   runtime.set_flags(config.compile_cache_dir)
   mesh = partitioning.make_mesh(config.partitioning)
@@ -39,7 +43,13 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
   params = state_lib.abstract_params(model, batch, mesh, config.partitioning)
   like = state_lib.abstract_state(params, optimizer, mesh)
   console.print(table(like, state_lib.parameter_axes(model, batch), mesh))
-  for line in partitioning.left_whole(params, mesh, config.partitioning):
+  lines = partitioning.left_whole(params, mesh, config.partitioning)
+  if (source := config.initial_checkpoint_path) is not None:
+    specs = apply.specs_of(params)
+    _, plan = assignments.plan_for(source, specs, config.warm_start_rules)
+    lines += [f"a new MODEL_DIR would start from {source}, a {plan.kind}:"]
+    lines += [*plan.report(), plan.summary()]
+  for line in lines:
     console.print(line, highlight=False, soft_wrap=True)
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 
 from ..models.interface import Model
-from . import checkpoints, hosts, run_record, storage
+from . import hosts, run_record, storage
 from . import state as state_lib
 from .checkpoints import Checkpoints
 from .config import TrainConfig
-from .state import TrainState
+from .state import PyTree, TrainState
+from .warm_starts import apply, assignments
+from .warm_starts.rules import Plan
+from .warm_starts.sources import ArraySource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +28,14 @@ class Start:
     state: the training state.
     data_state: where the data stood; None for its beginning.
     step: updates done already.
+    warm_start: what the run's record keeps of where parameters came from; None if this
+      start took none from elsewhere.
   """
 
   state: TrainState
   data_state: dict[str, Any] | None
   step: int
+  warm_start: dict[str, Any] | None = None
 
 
 def first_state(
@@ -68,22 +74,27 @@ def first_state(
       f"restored step {step:,} from {restored.path}"
       " (rule 1: the newest checkpoint in MODEL_DIR)"
     )
-    return Start(restored.state, restored.data_state, step)
+    return Start(restored.state, restored.data_state or None, step)
 
-  # 2. The initial checkpoint: its parameters alone; step 0, data from its beginning.
+  # 2. INITIAL_CHECKPOINT_PATH: parameters as its plan says; a new optimizer, step 0,
+  #    data from its beginning.
   source = config.initial_checkpoint_path
   if source is not None:
     path = storage.as_path(source)
     hosts.chief_decides(
       "vocabulary", lambda: run_record.check_vocabulary(path, facts, say)
     )
-    params = checkpoints.restore_params(path, like.params)
+
+    def draw(names: Sequence[str]) -> dict[str, jax.Array]:
+      return state_lib.draw_params(model, example, like.params, key, names)
+
+    params, plan = warm_start(config, source, like.params, draw, say)
     say(
       f"took parameters from {source} (rule 2: initial_checkpoint_path, as MODEL_DIR"
-      " holds no checkpoint)"
+      f" holds no checkpoint); {plan.summary()}"
     )
     state = state_lib.initial_state(model, optimizer, example, like, key, params)
-    return Start(state, None, 0)
+    return Start(state, None, 0, plan.to_json())
 
   # 3. Parameters drawn from the seed.
   say(
@@ -91,3 +102,55 @@ def first_state(
     " checkpoint)"
   )
   return Start(state_lib.initial_state(model, optimizer, example, like, key), None, 0)
+
+
+def warm_start(
+  config: TrainConfig,
+  path: str,
+  like: PyTree,
+  draw: apply.Draw,
+  say: Callable[[str], None],
+) -> tuple[PyTree, Plan]:
+  """Takes parameters from files of another program, or of ours; reports on each.
+
+  Args:
+    config: the settings.
+    path: what `sources.open_source` opens.
+    like: the abstract parameters, with shardings.
+    draw: makes those that are new.
+    say: tells the user a line.
+
+  Returns:
+    The parameters, and where each came from.
+
+  Raises:
+    UserError: on every host, if the files cannot be read or do not fit.
+  """
+  specs = apply.specs_of(like)
+  opened: list[tuple[ArraySource, Plan]] = []
+
+  def open_and_plan() -> None:
+    opened.append(
+      storage.retried(
+        f"{path} cannot be read",
+        lambda: assignments.plan_for(path, specs, config.warm_start_rules),
+        config.checkpoint.save_attempts,
+        say,
+      )
+    )
+
+  # Host 0 first, so that what does not fit is told once.
+  hosts.chief_decides("plan of the warm start", open_and_plan)
+  if not opened:
+    open_and_plan()
+  source, plan = opened[0]
+  for line in plan.report():
+    say(line)
+
+  def read() -> tuple[dict[str, jax.Array], list[str]]:
+    return apply.load(plan, source, like), source.check()
+
+  loaded, odd = hosts.all_or_none("read the warm start", read)
+  for line in odd:
+    say(line)
+  return apply.complete(plan, loaded, like, draw), plan

@@ -151,6 +151,7 @@ def write(
   facts: Mapping[str, Any],
   step: int,
   say: Say = storage.print_line,
+  warm_start: Mapping[str, Any] | None = None,
 ) -> None:
   """Notes a start of the run.
 
@@ -160,6 +161,7 @@ def write(
     facts: the caller's and the trainer's.
     step: the step this start continues from, 0 if new.
     say: tells the user a line.
+    warm_start: where parameters were taken from, if they were.
 
   Raises:
     StorageError: if it cannot be written.
@@ -170,12 +172,14 @@ def write(
     return config_file.read_text() if config_file.exists() else None
 
   before = storage.retried(f"{config_file} cannot be read", read_before, _ATTEMPTS, say)
-  start = {
+  start: dict[str, Any] = {
     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     "step": step,
     "command": record.command,
     "versions": versions(),
   }
+  if warm_start is not None:
+    start["warm_start"] = dict(warm_start)
   if before is not None and before != record.config_text:
     start["config_before"] = before
   starts = [*_read(model_dir, say).get("starts", []), start]

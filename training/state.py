@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
@@ -140,7 +140,7 @@ def initial_state(
     batch: a batch, for its shapes.
     like: the abstract state.
     key: draws the parameters.
-    params: parameters to start from; drawn if None.
+    params: parameters to start from, of no use afterwards; drawn if None.
   """
   shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
 
@@ -148,12 +148,39 @@ def initial_state(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
   if params is not None:
-    return jax.jit(with_optimizer, out_shardings=shardings)(params)
+    initial = jax.jit(with_optimizer, out_shardings=shardings, donate_argnums=0)
+    return initial(params)
 
   def draw(key: jax.Array) -> TrainState:
     params = _variables(model, batch, key)["params"]
     return with_optimizer(flax.core.unfreeze(params))
 
+  return jax.jit(draw, out_shardings=shardings)(key)
+
+
+def draw_params(
+  model: Model,
+  batch: Mapping[str, Any],
+  like: PyTree,
+  key: jax.Array,
+  names: Sequence[str],
+) -> dict[str, jax.Array]:
+  """Draws some parameters as `initial_state` does, and no others.
+
+  Args:
+    model: the model.
+    batch: a batch, for its shapes.
+    like: the abstract parameters, with shardings.
+    key: draws the parameters.
+    names: which, by dotted path.
+  """
+  leaves = partitioning.flatten_names(like)
+
+  def draw(key: jax.Array) -> dict[str, jax.Array]:
+    params = partitioning.flatten_names(_variables(model, batch, key)["params"])
+    return {name: params[name] for name in names}
+
+  shardings = {name: leaves[name].sharding for name in names}
   return jax.jit(draw, out_shardings=shardings)(key)
 
 

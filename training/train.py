@@ -136,7 +136,7 @@ def train(
     # ---- Reports ----------------------------------------------------------------
     log, sinks = None, []
     if runtime.is_chief():
-      run_record.write(model_dir, record, facts, step, say)
+      run_record.write(model_dir, record, facts, step, say, start.warm_start)
       log = MetricsLog(model_dir / "metrics.jsonl", step, say)
       sinks = writers.open_writers(config, model_dir, facts, say)
     report = Reporter(

@@ -43,19 +43,59 @@ def fill(plan: Plan, source: ArraySource, like: PyTree, draw: Draw) -> PyTree:
   Raises:
     UserError: if the files do not hold what they claim.
   """
+  loaded = load(plan, source, like)
+  return complete(plan, loaded, like, draw)
+
+
+def load(plan: Plan, source: ArraySource, like: PyTree) -> dict[str, jax.Array]:
+  """Reads what this host's devices hold; hosts need not do so together.
+
+  Args:
+    plan: made for `source` and `like`.
+    source: the arrays.
+    like: the abstract parameters, with shardings.
+
+  Returns:
+    Arrays by name; those that are grown hold 0 where they are new.
+
+  Raises:
+    UserError: if the files do not hold what they claim.
+  """
   leaves = partitioning.flatten_names(like)
 
-  def load(line: Line) -> jax.Array:
+  def load_line(line: Line) -> jax.Array:
     return _load(line, source, leaves[line.parameter])
 
   lines = plan.of("loaded", "grown")
   # Reading waits for the storage; what is in flight is a part of a few arrays.
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    loaded = dict(zip([line.parameter for line in lines], pool.map(load, lines)))
+    arrays = list(pool.map(load_line, lines))
+  return dict(zip([line.parameter for line in lines], arrays))
+
+
+def complete(
+  plan: Plan, loaded: Mapping[str, jax.Array], like: PyTree, draw: Draw
+) -> PyTree:
+  """Returns the parameters, grown and with fresh ones; all hosts do so together.
+
+  Args:
+    plan: the plan.
+    loaded: what `load` returned; of no use afterwards.
+    like: the abstract parameters, with shardings.
+    draw: makes those that are fresh.
+  """
+  leaves = partitioning.flatten_names(like)
+  arrays = dict(loaded)
+  for line in plan.of("grown"):
+    axis, length = _growth(line)
+    grow = functools.partial(_with_mean, axis=axis, length=length)
+    sharding = leaves[line.parameter].sharding
+    jitted = jax.jit(grow, out_shardings=sharding, donate_argnums=0)
+    arrays[line.parameter] = jitted(arrays[line.parameter])
   fresh = [line.parameter for line in plan.of("fresh")]
-  drawn = draw(fresh) if fresh else {}
-  arrays = {name: loaded[name] if name in loaded else drawn[name] for name in leaves}
-  return flax.traverse_util.unflatten_dict(arrays, sep=".")
+  if fresh:
+    arrays |= draw(fresh)
+  return flax.traverse_util.unflatten_dict({n: arrays[n] for n in leaves}, sep=".")
 
 
 def _load(line: Line, source: ArraySource, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -69,12 +109,7 @@ def _load(line: Line, source: ArraySource, leaf: jax.ShapeDtypeStruct) -> jax.Ar
     assert index is not None
     return part(tuple((s.start, s.stop) for s in concrete(index, leaf.shape)))
 
-  array = jax.make_array_from_callback(leaf.shape, leaf.sharding, of_device)
-  if line.fate != "grown":
-    return array
-  axis, length = _growth(line)
-  grow = functools.partial(_with_mean, axis=axis, length=length)
-  return jax.jit(grow, out_shardings=leaf.sharding, donate_argnums=0)(array)
+  return jax.make_array_from_callback(leaf.shape, leaf.sharding, of_device)
 
 
 def read_part(line: Line, source: ArraySource, index: Index) -> np.ndarray:

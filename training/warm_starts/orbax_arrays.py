@@ -74,6 +74,17 @@ class OrbaxArrays:
     self._stored = ZarrArrays(path, specs, shapes)
     self.arrays: Mapping[str, ArraySpec] = self._stored.arrays
 
+  def check(self) -> list[str]:
+    """As `ArraySource.check`: by our list of checksums, where there is one."""
+    try:
+      checksums.check_share(self.path)
+    except storage.DamageError as error:
+      raise UserError(
+        f"{self.path} cannot be read ({storage.reason_here(error)}): it is damaged; get"
+        " it again"
+      ) from error
+    return []
+
   def read(self, name: str, index: Index) -> np.ndarray:
     """As `ArraySource.read`."""
     return self._stored.read(name, index)

@@ -62,6 +62,13 @@ class ArraySource(Protocol):
       UserError: if the files do not hold what they claim.
     """
 
+  def check(self) -> list[str]:
+    """Looks over this host's share of the files; returns what is odd about them.
+
+    Raises:
+      UserError: if they are not what was written.
+    """
+
 
 def whole(shape: Sequence[int]) -> Index:
   """Returns the index of all of an array."""
@@ -107,6 +114,10 @@ class Unstacked:
         arrays[template.format(layer)] = ArraySpec(rest, spec.dtype)
         self._layers[template.format(layer)] = (name, axis, layer)
     self.arrays: Mapping[str, ArraySpec] = arrays
+
+  def check(self) -> list[str]:
+    """As `ArraySource.check`."""
+    return self._source.check()
 
   def read(self, name: str, index: Index) -> np.ndarray:
     """As `ArraySource.read`."""

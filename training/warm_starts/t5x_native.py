@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -84,9 +85,15 @@ class T5xNative:
       return self._inside[name][index]
     return self._outside.read(name, index)
 
-  def missing_chunks(self) -> dict[str, tuple[int, int]]:
-    """Returns, for arrays that lack files, how many of how many."""
-    return self._outside.missing_chunks(self._outside.arrays)
+  def check(self) -> list[str]:
+    """As `ArraySource.check`: names parameters that lack files."""
+    mine = list(self._outside.arrays)[jax.process_index() :: jax.process_count()]
+    missing = self._outside.missing_chunks(n for n in mine if n.startswith("target."))
+    return [
+      f"{self.path}: array {name} lacks {lost} of {expected} files: these are taken for"
+      " zeros, as TensorStore writes none for zeros; if it was copied, copy it again"
+      for name, (lost, expected) in missing.items()
+    ]
 
   def _tree(self) -> Any:
     file = self.path / FILE
