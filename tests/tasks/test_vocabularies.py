@@ -203,7 +203,8 @@ def test_a_marker_is_one_token_without_one_for_the_space_before_it(tokenizer):
   processor = tokenizer.vocabulary.tokenizer
   texts = ["<user_0> ba ko <url> de", "<url><mask>ba <user_1> <unu>", "ba", "<mask>"]
   pieces = [
-    [processor.id_to_piece(i) for i in ids] for ids in tokenizer.encode_batch(texts)
+    [processor.id_to_piece(i) for i in ids.tolist()]
+    for ids in tokenizer.encode_batch(texts)
   ]
   first = processor.encode("ba ko", out_type=str)
   last = processor.encode("de", out_type=str)
