@@ -50,12 +50,12 @@ def more(*ids, count=0):
 
 
 def test_stubs_are_counted_as_missing_and_as_nothing_else(tmp_path):
-  nested = t1("a", listing(t1("b"), more("x", "y", count=5)))
+  nested = t1("a", listing(t1("b"), t1("d"), more("x", "y", count=5)))
   document = [listing(t3("p")), listing(nested, t1("c", None), more(count=0))]
   found, fates = read(tmp_path, a__json=json.dumps(document))
-  assert shape(found["p"]) == {"a": "p", "b": "a", "c": "p"}
-  assert [c.id for c in found["p"].comments] == ["p", "a", "b", "c"]
-  assert fates.comments == {trees.KEPT: 3}
+  assert shape(found["p"]) == {"a": "p", "b": "a", "d": "a", "c": "p"}
+  assert [c.id for c in found["p"].comments] == ["p", "a", "b", "d", "c"]
+  assert fates.comments == {trees.KEPT: 4}
   assert fates.trees == {trees.KEPT: 1}
   assert fates.missing == {
     reddit_api.MORE_STUBS: 2,
