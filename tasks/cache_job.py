@@ -94,6 +94,14 @@ def _empty_folder(job: CacheJob, task: CommentTreeTask) -> epath.Path:
   return folder
 
 
+class _Preprocess(beam_utils.PreprocessTask):
+  """SeqIO's, with arrays for tensors, which Beam takes long to pass on."""
+
+  def _emit_examples(self, shard):
+    for example in super()._emit_examples(shard):
+      yield {name: value.numpy() for name, value in example.items()}
+
+
 def _add_split(
   pipeline: beam.Pipeline,
   task: CommentTreeTask,
@@ -103,7 +111,7 @@ def _add_split(
 ) -> None:
   """SeqIO's steps for a split."""
   path, label = os.fspath(folder), f"{task.name}_{split}"
-  preprocess = beam_utils.PreprocessTask(
+  preprocess = _Preprocess(
     task, split, setup_fn=functools.partial(data.register_tasks, job.config)
   )
   num_shards = max(len(preprocess.shards), job.min_shards)
