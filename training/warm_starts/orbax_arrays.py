@@ -56,7 +56,9 @@ class OrbaxArrays:
         f"{path} cannot be read ({storage.reason(error)}): it is damaged; get it again"
       ) from error
     leaves = _flatten(tree)
-    self.empty = [name for name, leaf in leaves.items() if leaf == {}]
+    self.empty = [
+      n for n, leaf in leaves.items() if isinstance(leaf, dict) and not leaf
+    ]
     shapes = {
       name: tuple(leaf.shape)
       for name, leaf in leaves.items()

@@ -65,7 +65,9 @@ class T5xNative:
     leaves = dict(found)
     if len(leaves) < len(found):
       raise UserError(f"{self.path / FILE} has two arrays of one name: it is damaged")
-    self.empty = [name for name, leaf in leaves.items() if leaf == {}]
+    self.empty = [
+      n for n, leaf in leaves.items() if isinstance(leaf, dict) and not leaf
+    ]
     self._inside = {n: a for n, a in leaves.items() if isinstance(a, np.ndarray)}
     specs: dict[str, Any] = {}
     shapes: dict[str, tuple[int, ...]] = {}
