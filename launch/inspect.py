@@ -31,6 +31,10 @@ examples:
     commentree inspect --files=trees.jsonl.gz --vocabulary=trees.model \\
       --html=trees.html
 
+  annotated threads with their labels, a corpus, a dump (see docs/data.md):
+    commentree inspect --files cmv_modes/ convokit/ RC_2005-12.zst \
+      --vocabulary=trees.model
+
   one held-out tree, with the masks of the second pass over the data:
     commentree inspect --files=trees.jsonl.gz --vocabulary=trees.model \\
       --split=validation --tree_id=t3_7cqm1 --count=1 --epoch=1

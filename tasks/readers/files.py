@@ -151,41 +151,38 @@ def _split(
   blocks: Iterator[bytes], max_line_bytes: int, too_long: tuple[Counter[str], str]
 ) -> Iterator[bytes]:
   """Cuts blocks at line ends; yields the last line even if an error follows."""
-  parts: list[bytes] = []  # of the line begun
+  counter, fate = too_long
+  begun: list[bytes] = []  # parts of the last line
   held = 0  # bytes in them; more than `max_line_bytes` once the line is given up
-
-  def take() -> bytes | None:
-    nonlocal held
-    line = b"".join(parts)
-    parts.clear()
-    gave_up, held = held > max_line_bytes, 0
-    if gave_up:
-      counter, fate = too_long
-      counter[fate] += 1
-      return None
-    return line
-
   failure: Exception | None = None
   try:
     for block in blocks:
-      *ended, rest = block.split(b"\n")
-      for piece in ended:
-        held += len(piece)
-        if held <= max_line_bytes:
-          parts.append(piece)
-        else:
-          parts.clear()
-        if (line := take()) is not None:
-          yield line
-      held += len(rest)
+      first, *others = block.split(b"\n")
+      held += len(first)
       if held <= max_line_bytes:
-        parts.append(rest)
+        begun.append(first)
       else:
-        parts.clear()
+        begun.clear()
+      if not others:
+        continue
+      rest = others.pop()
+      if held <= max_line_bytes:
+        yield b"".join(begun)
+      else:
+        counter[fate] += 1
+      for line in others:
+        if len(line) <= max_line_bytes:
+          yield line
+        else:
+          counter[fate] += 1
+      held = len(rest)
+      begun = [rest] if held <= max_line_bytes else []
   except (compression.CutOffError, OSError) as error:
     failure = error
-  if held and (line := take()) is not None:
-    yield line
+  if held > max_line_bytes:
+    counter[fate] += 1
+  elif held:
+    yield b"".join(begun)
   if failure is not None:
     raise failure
 

@@ -13,11 +13,42 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from .. import trees
 from ..config import TreeConfig
 from ..trees import Fates
 from . import files, json_lines
 from .rows import POST_PREFIX, Format, Row, identifier, seconds, text, votes
+
+
+class _Comment(msgspec.Struct, gc=False):
+  """What is read of a comment; other fields are passed over undecoded."""
+
+  id: Any = None
+  parent_id: Any = None
+  author: Any = None
+  body: Any = None
+  created_utc: Any = None
+  score: Any = None
+
+
+class _Tree(msgspec.Struct, gc=False):
+  """What is read of a line; one that does not fit is read as any JSON value."""
+
+  id: Any = None
+  title: Any = None
+  selftext: Any = None
+  author: Any = None
+  created_utc: Any = None
+  score: Any = None
+  subreddit: Any = None
+  comments: list[_Comment] | None = None
+
+
+_COMMENT_FIELDS = frozenset(_Comment.__struct_fields__)
+_TREE_FIELDS = frozenset(_Tree.__struct_fields__) - {"comments"}
+_decode = msgspec.json.Decoder(_Tree).decode
 
 
 def _matches(name: str, head: bytes) -> bool:
@@ -27,13 +58,18 @@ def _matches(name: str, head: bytes) -> bool:
 
 def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
   for line in files.lines(path, config.max_line_bytes, fates):
-    if not line or line.isspace():
-      continue
-    record = json_lines.parse(line, fates)
-    if record is json_lines.BAD:
-      fates.trees[json_lines.BAD_JSON] += 1
+    try:
+      tree = _decode(line)
+    except (ValueError, RecursionError):
+      if not line or line.isspace():
+        continue
+      record = json_lines.parse(line, fates)
+      if record is json_lines.BAD:
+        fates.trees[json_lines.BAD_JSON] += 1
+      else:
+        yield from record_rows(record, fates)
     else:
-      yield from record_rows(record, fates)
+      yield from _tree_rows(tree, fates)
 
 
 FORMAT = Format("tree_jsonl", (".jsonl", ".ndjson"), _matches, _rows, contiguous=True)
@@ -45,39 +81,52 @@ def record_rows(record: Any, fates: Fates) -> Iterator[Row]:
     fates.trees[trees.TREE_NOT_OBJECT] += 1
     return
   comments = record.get("comments")
-  if not isinstance(comments, list):
+  tree = _Tree(**{name: record[name] for name in _TREE_FIELDS & record.keys()})
+  if isinstance(comments, list):
+    objects = [c for c in comments if isinstance(c, Mapping)]
+    if len(objects) < len(comments):
+      fates.comments[trees.DROPPED_NOT_OBJECT] += len(comments) - len(objects)
+    tree.comments = [
+      _Comment(**{name: c[name] for name in _COMMENT_FIELDS & c.keys()})
+      for c in objects
+    ]
+  yield from _tree_rows(tree, fates)
+
+
+def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
+  comments = tree.comments
+  if comments is None:
     fates.trees[trees.TREE_NO_LIST] += 1
     return
-  ident = identifier(record.get("id"), fates)
+  ident = identifier(tree.id, fates)
   tree_id = (ident or "").removeprefix(POST_PREFIX)
   if not tree_id:
     fates.trees[trees.TREE_NO_ID] += 1
-    fates.comments[trees.DROPPED_WITH_TREE] += len(comments)
+    if comments:
+      fates.comments[trees.DROPPED_WITH_TREE] += len(comments)
     return
-  subreddit = text(record.get("subreddit"), fates)
+  subreddit = text(tree.subreddit, fates)
   yield Row(
     tree_id,
     True,
     ident,
-    author=text(record.get("author"), fates),
-    text=text(record.get("title"), fates),
-    selftext=text(record.get("selftext"), fates),
-    created_utc=seconds(record.get("created_utc")),
-    score=votes(record.get("score")),
+    author=text(tree.author, fates),
+    text=text(tree.title, fates),
+    selftext=text(tree.selftext, fates),
+    created_utc=seconds(tree.created_utc),
+    score=votes(tree.score),
     subreddit=subreddit,
   )
   for comment in comments:
-    if not isinstance(comment, Mapping):
-      fates.comments[trees.DROPPED_NOT_OBJECT] += 1
-      continue
     yield Row(
       tree_id,
       False,
-      identifier(comment.get("id"), fates),
-      parent_id=identifier(comment.get("parent_id"), fates),
-      author=text(comment.get("author"), fates),
-      text=text(comment.get("body"), fates),
-      created_utc=seconds(comment.get("created_utc")),
-      score=votes(comment.get("score")),
-      subreddit=subreddit,
+      identifier(comment.id, fates),
+      identifier(comment.parent_id, fates),
+      text(comment.author, fates),
+      text(comment.body, fates),
+      None,
+      seconds(comment.created_utc),
+      votes(comment.score),
+      subreddit,
     )
