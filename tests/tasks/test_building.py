@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 
@@ -586,3 +587,44 @@ def test_statistics_are_those_of_the_trees(built):
   assert built.stats["subreddits"] == len(subreddits)
   for name, facts in built.stats["top_subreddits"].items():
     assert facts["trees"] == sum(tree.subreddit == name for tree in found)
+
+
+def test_rows_of_a_tree_come_in_order_of_file_and_line_however_parts_are_listed(
+  dump, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(parts, "_ROWS_AT_ONCE", 100)
+  for source in building.list_sources(str(dump / "R*_2*.zst"), DEFAULT):
+    parts.write_parts(source, tmp_path, DEFAULT, 2**16, lambda rows, size: None)
+  found = parts.list_parts(tmp_path)
+  assert len(found) > 20
+
+  def rows_of(listed):
+    with grouping.trees_of_rows(listed, 0, 2**64 - 1, 64, tmp_path / "spill") as trees:
+      return [(tree_id, list(rows)) for tree_id, rows in trees]
+
+  rows = rows_of(found)
+  assert rows_of(found[::-1]) == rows_of(found[::2] + found[1::2]) == rows
+  assert all(
+    not later.is_post or earlier.is_post
+    for _, of_tree in rows
+    for earlier, later in itertools.pairwise(of_tree)
+  )
+
+
+def test_a_file_is_there_when_it_is_whole_and_not_before(tmp_path):
+  path = tmp_path / "file"
+
+  def write(text, stop):
+    with storage.draft(path) as draft:
+      draft.write_text(text)
+      assert not path.exists() or path.read_text() == "old"
+      if stop:
+        raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    write("half", stop=True)
+  assert not path.exists()
+  write("old", stop=False)
+  with pytest.raises(KeyboardInterrupt):
+    write("half", stop=True)
+  assert path.read_text() == "old"
