@@ -100,25 +100,24 @@ def test_every_comment_is_accounted_for(dump, tmp_path):
   assert set(truth) == set(Fates().as_dict())
 
 
-def test_what_a_stopped_pipeline_left_is_not_taken_for_shards(dump, tmp_path):
+@pytest.mark.parametrize("engine", [with_beam, with_duckdb])
+def test_a_build_goes_on_with_any_engine_where_a_pipeline_was_stopped(
+  dump, tmp_path, monkeypatch, engine
+):
   config = BuildConfig()
-  whole = with_duckdb(dump, tmp_path / "duckdb" / "forum", config)
-  out = tmp_path / "stopped" / "forum"
-  sources = building.list_sources(str(dump), config)
+  whole = with_duckdb(dump, tmp_path / "whole" / "forum", config)
 
-  def stop(work):
-    for name in ("parts", "shards"):
-      (work / "beam" / name).mkdir(parents=True)
-    (work / "beam" / "shards" / "000000.json").write_text("{}")
+  def stop(*_):
     raise KeyboardInterrupt
 
-  for engine in (with_beam, with_duckdb):
+  with monkeypatch.context() as patched:
+    patched.setattr(building, "shards_for", lambda text_bytes, config: 4)
+    patched.setattr(building, "_make_dataset", stop)
     with pytest.raises(KeyboardInterrupt):
-      building.build_with(stop, sources, out, config)
-    built = engine(dump, out, config)
-    assert not built.already
-    assert contents(built.folder) == contents(whole.folder)
-    out = tmp_path / "again" / "forum"
+      with_beam(dump, tmp_path / "forum", config)
+  built = engine(dump, tmp_path / "forum", config)
+  assert not built.already
+  assert contents(built.folder) == contents(whole.folder)
 
 
 def test_an_option_that_beam_does_not_know_is_told(dump, tmp_path):

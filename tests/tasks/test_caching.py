@@ -11,6 +11,7 @@ from rich.console import Console
 
 from commentree.errors import UserError
 from commentree.tasks import cache_job, cached_pieces, data, generated, registry
+from commentree.tasks.building import tfrecord
 from commentree.tasks.config import MarkersConfig
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forest_layout import ForestLayout
@@ -195,6 +196,24 @@ def test_a_flipped_byte_in_a_cached_piece_is_named_at_read(
       reopened[3]
   for feature in PIECE_FEATURES:
     np.testing.assert_array_equal(pieces[2][feature], whole[2][feature])
+
+
+def test_a_record_that_is_not_the_one_of_the_index_is_named(
+  folder, cached_config, tmp_path
+):
+  whole = cached(folder)
+  copy = damaged_copy(folder, tmp_path)
+  index = next(
+    number
+    for number, entry in enumerate(whole._order)
+    if entry["offset"] == 0 and entry["length"] > 100
+  )
+  path = task_folder(copy) / whole._files[whole._order[index]["shard"]].name
+  content = path.read_bytes()
+  short = tfrecord.frame(b"short")
+  path.write_bytes(short + content[len(short) :])
+  with pytest.raises(UserError, match="the piece at byte 0 is damaged"):
+    cached(copy)[index]
 
 
 def test_a_missing_file_of_the_cache_is_refused_at_start(
