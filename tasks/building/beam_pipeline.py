@@ -145,7 +145,8 @@ def _make(tree: tuple[str, Iterable[_Placed]], config: BuildConfig) -> _Made:
   """Builds a tree of its rows."""
   tree_id, placed = tree
   rows = (
-    Row(*values, parts.decode_spans(spans)) for _, (*values, spans) in sorted(placed)
+    Row._make((*values, parts.decode_spans(spans)))
+    for _, (*values, spans) in sorted(placed)
   )
   builder = TreeBuilder(config)
   made, _ = builder.build(rows)

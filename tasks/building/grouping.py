@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from ..readers.rows import Row
+from ..trees import Span
 from .parts import COLUMNS, Part, decode_spans
 from .storage import StorageError
 
@@ -47,7 +48,7 @@ def trees_of_rows(
   Raises:
     StorageError: if there is no room to spill to.
   """
-  config = {
+  config: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": f"{memory_mb}MB",
     "threads": 1,
     "temp_directory": str(spill),
@@ -76,8 +77,7 @@ def trees_of_rows(
 
 def _rows(batch: pa.RecordBatch) -> Iterable[Row]:
   *columns, spans = batch.columns
-  if spans.null_count == len(spans):
-    decoded = [()] * len(spans)
-  else:
+  decoded: list[tuple[Span, ...]] = [()] * len(spans)
+  if spans.null_count < len(spans):
     decoded = list(map(decode_spans, spans.to_pylist()))
   return map(Row, *(column.to_pylist() for column in columns), decoded)

@@ -83,7 +83,7 @@ class Part:
 
 def with_prepared(
   sources: Sequence[Source], folder: pathlib.Path
-) -> tuple[list[Source], list[tuple[Any, ...]]]:
+) -> tuple[list[Source], list[tuple[pathlib.Path, str, list[str]]]]:
   """Says which formats must be made ready, since a file's rows depend on other files.
 
   Args:
@@ -94,7 +94,8 @@ def with_prepared(
     The sources, which know where their formats will be; and for each that is not there
     yet, the first arguments of `prepare_format`.
   """
-  ready, tasks = [], []
+  ready: list[Source] = []
+  tasks: list[tuple[pathlib.Path, str, list[str]]] = []
   for source in sources:
     if readers.format_of(source.path, source.format).prepare is None:
       ready.append(source)

@@ -11,39 +11,43 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 
 from ..columns import COLUMNS, from_columns, to_columns
 from ..trees import CommentTree
 
-_Field = descriptor_pb2.FieldDescriptorProto
 _PACKAGE = "commentree"
 
 
 def _example_class() -> Any:
   """The class of `tf.train.Example` messages; only what records hold of it."""
-  file = descriptor_pb2.FileDescriptorProto(
+  file = FileDescriptorProto(
     name="commentree/example.proto", package=_PACKAGE, syntax="proto3"
   )
 
-  def message(name: str, *fields: _Field) -> None:
+  def message(name: str, *fields: FieldDescriptorProto) -> None:
     file.message_type.add(name=name).field.extend(fields)
 
-  def one_of(name: str, number: int, message_name: str, **more: int) -> _Field:
-    return _Field(
+  def one_of(
+    name: str, number: int, message_name: str, **more: int
+  ) -> FieldDescriptorProto:
+    return FieldDescriptorProto(
       name=name,
       number=number,
-      label=_Field.LABEL_OPTIONAL,
-      type=_Field.TYPE_MESSAGE,
+      label=FieldDescriptorProto.LABEL_OPTIONAL,
+      type=FieldDescriptorProto.TYPE_MESSAGE,
       type_name=f".{_PACKAGE}.{message_name}",
       **more,
     )
 
-  def many(type_: int) -> _Field:
-    return _Field(name="value", number=1, label=_Field.LABEL_REPEATED, type=type_)
+  def many(type_: int) -> FieldDescriptorProto:
+    return FieldDescriptorProto(
+      name="value", number=1, label=FieldDescriptorProto.LABEL_REPEATED, type=type_
+    )
 
-  message("BytesList", many(_Field.TYPE_BYTES))
-  message("Int64List", many(_Field.TYPE_INT64))
+  message("BytesList", many(FieldDescriptorProto.TYPE_BYTES))
+  message("Int64List", many(FieldDescriptorProto.TYPE_INT64))
   message(
     "Feature",
     one_of("bytes_list", 1, "BytesList", oneof_index=0),
@@ -51,12 +55,15 @@ def _example_class() -> Any:
   )
   file.message_type[-1].oneof_decl.add(name="kind")
   entries = one_of("feature", 1, "Features.FeatureEntry")
-  entries.label = _Field.LABEL_REPEATED
+  entries.label = FieldDescriptorProto.LABEL_REPEATED
   message("Features", entries)
   entry = file.message_type[-1].nested_type.add(name="FeatureEntry")
   entry.options.map_entry = True
   entry.field.add(
-    name="key", number=1, label=_Field.LABEL_OPTIONAL, type=_Field.TYPE_STRING
+    name="key",
+    number=1,
+    label=FieldDescriptorProto.LABEL_OPTIONAL,
+    type=FieldDescriptorProto.TYPE_STRING,
   )
   entry.field.append(one_of("value", 2, "Feature"))
   message("Example", one_of("features", 1, "Features"))

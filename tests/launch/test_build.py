@@ -130,10 +130,13 @@ def test_workers_end_with_the_command_however_that_ends(dump, tmp_path):
   of_command = children(process.pid)
   assert len(of_command) >= 2
   process.kill()
-  process.communicate()
+  process.wait()
   end = time.monotonic() + 20
-  while any(pathlib.Path(f"/proc/{pid}").exists() for pid in of_command):
-    assert time.monotonic() < end
+  while left := [pid for pid in of_command if pathlib.Path(f"/proc/{pid}").exists()]:
+    if time.monotonic() > end:
+      for pid in left:
+        os.kill(pid, signal.SIGKILL)
+      pytest.fail("workers go on without the command")
     time.sleep(0.05)
 
 
@@ -227,3 +230,52 @@ def test_a_worker_that_is_killed_is_told_in_one_line():
 
 def _kill(report):
   os.kill(os.getpid(), signal.SIGKILL)
+
+
+def resident_mb(pid):
+  """Memory of a process and all below it; shared pages are divided among those."""
+  total = 0
+  for each in [pid, *children(pid)]:
+    with contextlib.suppress(OSError):
+      facts = pathlib.Path(f"/proc/{each}/smaps_rollup").read_text()
+      total += int(facts.split("Pss:")[1].split()[0])
+  return total / 1024
+
+
+@pytest.mark.slow
+def test_five_million_comments_are_built_in_a_gigabyte_whatever_kills_it(tmp_path):
+  config = pushshift_dump.DumpConfig(comments=5_000_000, files=12)
+  truth = pushshift_dump.Dump(config).write(tmp_path / "dump")
+  wanted = ["--source", tmp_path / "dump", "--memory=1GB", "--workers=2"]
+  out = tmp_path / "whole" / "forum"
+  started, peak_mb = time.monotonic(), 0.0
+  with open(tmp_path / "told", "w") as told:
+    process = subprocess.Popen(
+      command(*wanted, "--out", out), stdout=told, stderr=told, start_new_session=True
+    )
+  while process.poll() is None:
+    peak_mb = max(peak_mb, resident_mb(process.pid))
+    time.sleep(0.25)
+  seconds = time.monotonic() - started
+  assert process.returncode == 0
+  assert peak_mb < 1_024
+  stats = json.loads((out / "1.0.0" / "STATS.json").read_text())
+  assert stats["fates"] == {
+    k: dict(sorted(n.items())) for k, n in truth.as_dict().items()
+  }
+  print(f"{stats['comments'] / seconds:,.0f} comments/s, {peak_mb:,.0f} MB")
+
+  rng = random.Random()
+  other = tmp_path / "killed" / "forum"
+  for _ in range(3):
+    process = start(*wanted, "--out", other)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(rng.uniform(0.1, 0.6) * seconds)
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+  code, _, words = run(*wanted, "--out", other)
+  assert code == 0, words
+  assert building_fixture.contents(other / "1.0.0") == building_fixture.contents(
+    out / "1.0.0"
+  )
