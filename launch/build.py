@@ -342,8 +342,8 @@ def _warn_of_room(needed: int, out: pathlib.Path, console: Console) -> None:
   free = shutil.disk_usage(folder).free
   if free < needed:
     console.print(
-      f"warning: {out}: this may take up to {needed / 2**30:,.1f} GB of disk while it"
-      f" is at work, and {free / 2**30:,.1f} GB are free",
+      f"warning: {out}: this may take up to {needed / 2**20:,.0f} MB of disk while it"
+      f" is at work, and {free / 2**20:,.0f} MB are free",
       soft_wrap=True,
     )
 
