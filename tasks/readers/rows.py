@@ -113,6 +113,8 @@ def text(value: object, fates: Fates) -> str | None:
 
 def identifier(value: object, fates: Fates) -> str | None:
   """An id as a string; numbers count as their digits."""
+  if isinstance(value, str) and value.isalnum() and value.isascii():
+    return value  # nearly all there are
   if isinstance(value, int) and not isinstance(value, bool):
     return str(value) if abs(value) <= _MAX_INT64 else None
   return (text(value, fates) or "").strip() or None
