@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from ..errors import UserError
 
+INTERRUPTED = 130  # exit code after Ctrl-C
+
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """Returns (our own flags, those behind `--`, which are Beam's)."""

@@ -240,13 +240,17 @@ def _build_with_beam(
   from ..tasks.building import beam_pipeline
 
   started = time.perf_counter()
-  with (
-    beam_flags.errors_in_one_line(),
-    console.status(f"building with Apache Beam's {arguments.runner}"),
-  ):
-    built = beam_pipeline.build(
-      sources, out, config, [f"--runner={arguments.runner}", *options]
-    )
+  try:
+    with (
+      beam_flags.errors_in_one_line(),
+      console.status(f"building with Apache Beam's {arguments.runner}"),
+    ):
+      built = beam_pipeline.build(
+        sources, out, config, [f"--runner={arguments.runner}", *options]
+      )
+  except KeyboardInterrupt:
+    console.print("stopped; the same command begins anew", soft_wrap=True)
+    return _INTERRUPTED
   if built.already:
     console.print("this dataset is built already", soft_wrap=True)
   else:

@@ -34,7 +34,7 @@ examples:
       --runner=DataflowRunner -- --project=... --region=... \\
       --temp_location=gs://bucket/tmp --sdk_container_image=...
 
-exit codes: 0 done, 2 a mistake of the user's.
+exit codes: 0 done, 2 a mistake of the user's, 130 stopped by Ctrl-C.
 """
 
 
@@ -82,8 +82,12 @@ def main(argv: Sequence[str]) -> int:
     arguments.overwrite,
   )
   console = Console(stderr=True, highlight=False)
-  with beam_flags.errors_in_one_line():
-    print(cache_job.run(job, console))
+  try:
+    with beam_flags.errors_in_one_line():
+      print(cache_job.run(job, console))
+  except KeyboardInterrupt:
+    console.print("stopped; the same command begins anew", soft_wrap=True)
+    return beam_flags.INTERRUPTED
   return 0
 
 

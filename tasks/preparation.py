@@ -235,14 +235,25 @@ def check_note(
       " --overwrite`"
     ) from error
   here = json.loads(json.dumps(_portable(settings(task, split))))
-  differing = [name for name in here if there.get(name) != here[name]]
+  differing = _differences(there, here)
   if differing:
-    name = differing[0]
     raise UserError(
-      f"{folder}: was cached with other settings: {name} was {there.get(name)}, is"
-      f" {here[name]}; make the cache again with `commentree cache --overwrite`, or use"
-      " those settings"
+      f"{folder}: was cached with other settings: {differing[0]}; make the cache again"
+      " with `commentree cache --overwrite`, or use those settings"
     )
+
+
+def _differences(there: Any, here: Any, name: str = "") -> list[str]:
+  """What differs between two settings, each in a few words."""
+  if isinstance(there, dict) and isinstance(here, dict):
+    return [
+      difference
+      for key in sorted(there.keys() | here.keys())
+      for difference in _differences(
+        there.get(key), here.get(key), f"{name}.{key}" if name else key
+      )
+    ]
+  return [] if there == here else [f"{name} was {there!r}, is {here!r}"]
 
 
 def _portable(signature: dict[str, Any]) -> dict[str, Any]:
