@@ -158,6 +158,14 @@ def initial_state(
   return jax.jit(draw, out_shardings=shardings)(key)
 
 
+def first_keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+  """Returns the keys of the first parameters and of the steps, on every device."""
+  return jax.jit(
+    lambda: tuple(jax.random.split(jax.random.key(seed))),
+    out_shardings=partitioning.replicated(mesh),
+  )()
+
+
 def draw_params(
   model: Model,
   batch: Mapping[str, Any],

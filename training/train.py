@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 from rich.console import Console
 
 from ..errors import UserError
@@ -122,7 +121,7 @@ def train(
       say(line)
 
     # ---- Restore ----------------------------------------------------------------
-    init_key, step_key = _keys(config.random_seed, mesh)
+    init_key, step_key = state_lib.first_keys(config.random_seed, mesh)
     saved = checkpoints.Checkpoints(model_dir, config.checkpoint, say)
     stack.callback(saved.close)
     with clock.on("restore"):
@@ -249,14 +248,6 @@ def train(
       path = saved.wait()
     say(f"step {step:,} saved as {path}")
     return _summary(step, report, results, Agreement(mesh)(stop.number))
-
-
-def _keys(seed: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-  """Returns the keys of the first parameters and of the steps, on every device."""
-  return jax.jit(
-    lambda: tuple(jax.random.split(jax.random.key(seed))),
-    out_shardings=partitioning.replicated(mesh),
-  )()
 
 
 @contextlib.contextmanager

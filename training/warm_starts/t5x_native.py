@@ -93,7 +93,7 @@ class T5xNative:
     missing = self._outside.missing_chunks(n for n in mine if n.startswith("target."))
     return [
       f"{self.path}: array {name} lacks {lost} of {expected} files: these are taken for"
-      " zeros, as TensorStore writes none for zeros; if it was copied, copy it again"
+      " zeros; if they were lost in copying, copy it again"
       for name, (lost, expected) in missing.items()
     ]
 

@@ -117,7 +117,7 @@ class ZarrArrays:
   def missing_chunks(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Returns, for arrays that lack files, how many of how many.
 
-    TensorStore writes none for what is zero, and takes what is lost for zeros, too.
+    TensorStore takes what is not there for zeros, and may have written none for them.
     """
     counts = {}
     for name in names:

@@ -349,7 +349,9 @@ print(whole, held, sum(read), peak, largest)
 """
 
 
-@pytest.mark.parametrize("layers", ["unrolled", "scan"])
+@pytest.mark.parametrize(
+  "layers", [pytest.param("unrolled", marks=pytest.mark.slow), "scan"]
+)
 def test_of_an_xl_checkpoint_a_device_reads_its_own_part(tmp_path, layers):
   """Shapes of T5 1.1 xl, of which a few chunks are on disk, the rest fill values."""
   folder = tmp_path / "checkpoint_1"
