@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -44,6 +45,8 @@ _LEAST_SORTS = 16
 # what DuckDB may take, beside a tree in memory and the records not written yet.
 _PART_SHARE, _SORT_SHARE = 0.15, 0.6
 _MAX_PART_BYTES = 2**29
+# DuckDB was seen to sort 7 times as much text as it had memory, and to give up at 10.
+_SORTED_PER_MEMORY = 4
 # Room that parts and records take, as a multiple of the input.
 _ROOM_FOR_PACKED, _ROOM_FOR_PLAIN = 4.0, 1.0
 
@@ -308,9 +311,17 @@ def _make_shards(
   sorts = max(_LEAST_SORTS, int(part_bytes / parts.ROW_GROUP_BYTES))
   runs = _runs(waiting, -(-num_shards // sorts))
   memory_mb = int(share_mb * _SORT_SHARE)
+  shard_bytes = sum(map(parts.text_bytes, found)) / num_shards
+  slice_bytes = memory_mb * 2**20 * _SORTED_PER_MEMORY
   pool.run(
     shards.make_shards,
-    [(run, num_shards, found, folder, config, memory_mb) for run in runs],
+    [
+      (
+        *(run, num_shards, found, folder, config, memory_mb),
+        math.ceil(len(run) * shard_bytes / slice_bytes) or 1,
+      )
+      for run in runs
+    ],
   )
 
 

@@ -67,7 +67,7 @@ def trees_of_rows(
       batches = relation.to_arrow_reader(_ROWS_AT_ONCE)
       rows = itertools.chain.from_iterable(map(_rows, batches))
       yield itertools.groupby(rows, operator.itemgetter(0))
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
       raise StorageError(
         f"{spill}: sorting {memory_mb} MB at a time failed"
         f" ({str(error).splitlines()[0]}); free some room on this disk, or raise"

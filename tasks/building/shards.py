@@ -12,10 +12,11 @@ import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from ..columns import to_columns
+from ..readers.rows import Row
 from ..trees import CommentTree, Fates
 from . import filters, grouping, storage, tfrecord, tree_record
 from .config import BuildConfig
@@ -64,9 +65,10 @@ def make_shards(
   folder: pathlib.Path,
   config: BuildConfig,
   memory_mb: int,
+  slices: int,
   report: Report,
 ) -> None:
-  """Makes shards that follow each other, and are not made yet, with one sort.
+  """Makes shards that follow each other, and are not made yet.
 
   Args:
     shards: which.
@@ -74,35 +76,49 @@ def make_shards(
     parts: all rows.
     folder: where shards go.
     config: what is wanted of the trees.
-    memory_mb: what the sort may take.
+    memory_mb: what a sort may take.
+    slices: sorts to make, of a part of the shards' keys each.
     report: gets the number of rows done since the last call, and 0.
   """
-  key_range = (
-    first_key(shards.start, num_shards),
-    first_key(shards.stop, num_shards) - 1,
-  )
+  keys = range(first_key(shards.start, num_shards), first_key(shards.stop, num_shards))
   spill = folder / f"{shards.start:06}.spill"
   builder = TreeBuilder(config)
-  with grouping.trees_of_rows(parts, *key_range, memory_mb, spill) as grouped:
-    ahead = itertools.chain(grouped, [(None, iter(()))])
-    tree_id, rows = next(ahead)
-    for shard in shards:
-      writer = ShardWriter(folder, shard)
-      done = 0
-      while (
-        tree_id is not None
-        and shard_of(shuffle_key(config.seed, tree_id), num_shards) == shard
-      ):
-        tree, number = builder.build(rows)
-        if tree is not None:
-          writer.write(filters.split_of(tree_id, tree, config), tree)
-        done += number
-        if done >= _ROWS_BETWEEN_REPORTS:
-          report(done, 0)
-          done = 0
-        tree_id, rows = next(ahead)
-      writer.finish(builder.take_fates())
-      report(done, 0)
+  grouped = _sorted_trees(parts, keys, slices, memory_mb, spill)
+  ahead = itertools.chain(grouped, [(None, iter(()))])
+  tree_id, rows = next(ahead)
+  for shard in shards:
+    writer = ShardWriter(folder, shard)
+    done = 0
+    while (
+      tree_id is not None
+      and shard_of(shuffle_key(config.seed, tree_id), num_shards) == shard
+    ):
+      tree, number = builder.build(rows)
+      if tree is not None:
+        writer.write(filters.split_of(tree_id, tree, config), tree)
+      done += number
+      if done >= _ROWS_BETWEEN_REPORTS:
+        report(done, 0)
+        done = 0
+      tree_id, rows = next(ahead)
+    writer.finish(builder.take_fates())
+    report(done, 0)
+
+
+def _sorted_trees(
+  parts: Sequence[Part],
+  keys: range,
+  slices: int,
+  memory_mb: int,
+  spill: pathlib.Path,
+) -> Iterator[tuple[str, Iterator[Row]]]:
+  """Yields trees' ids and rows in order of the key, with a sort for each slice."""
+  start, length = keys.start, keys.stop - keys.start
+  for number in range(slices):
+    first = start + length * number // slices
+    last = start + length * (number + 1) // slices - 1
+    with grouping.trees_of_rows(parts, first, last, memory_mb, spill) as grouped:
+      yield from grouped
 
 
 class ShardWriter:

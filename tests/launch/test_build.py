@@ -207,7 +207,7 @@ def test_subreddits_are_names_lists_and_files_of_names(tmp_path):
 
 
 def test_memory_is_divided_among_as_many_workers_as_it_is_enough_for():
-  for memory_mb in (300, 500, 1_000, 5_000, 100_000):
+  for memory_mb in (350, 500, 1_000, 5_000, 100_000):
     for number in (1, 2, 16):
       division = workers.divide(memory_mb, number)
       assert 1 <= division.workers <= number
@@ -215,7 +215,7 @@ def test_memory_is_divided_among_as_many_workers_as_it_is_enough_for():
       assert taken + workers._MAIN_MB <= memory_mb
       assert division.share_mb >= workers._LEAST_SHARE_MB
   assert workers.divide(100_000, 16).workers == 16
-  assert workers.divide(300, 16).workers == 1
+  assert workers.divide(350, 16).workers == 1
   with pytest.raises(UserError, match="--memory=200MB: is too little"):
     workers.divide(200, 1)
 

@@ -122,6 +122,7 @@ def test_the_same_bytes_come_out_of_other_memory_order_and_place(
   paths = sorted(moved.glob("*.zst"), reverse=True)
   monkeypatch.setattr(parts, "_ROWS_AT_ONCE", 100)
   monkeypatch.setattr(building, "_LEAST_SORTS", 1)
+  monkeypatch.setattr(building, "_SORTED_PER_MEMORY", 0.01)
 
   class Reversed(building_fixture.Here):
     def run(self, work, tasks):

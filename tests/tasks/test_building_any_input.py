@@ -48,7 +48,7 @@ def accounted_for(folder, name, files, config):
     parts.write_parts(source, folder / "parts", config, 2**20, report)
     fates += parts.read_fates(folder / "parts", source)
   found = parts.list_parts(folder / "parts")
-  arguments = found, folder / "shards", config, 64, report
+  arguments = found, folder / "shards", config, 64, 3, report
   shards.make_shards(range(NUM_SHARDS), NUM_SHARDS, *arguments)
   for shard in range(NUM_SHARDS):
     fates += shards.read_facts(folder / "shards", shard)["fates"]
