@@ -1,7 +1,7 @@
 """Self-attention within comments and cross-attention to ancestors' vectors.
 
 Scores and softmax are float32 whatever the compute dtype. T5 does not divide by
-the square root of the head's width: its query initializer does.
+the square root of the head's width: its query initializer does. RoBERTa does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from .layers import Array, Dense, constrain, fan_in_normal
+from .layers import Array, Dense, Initializer, constrain, fan_in_normal
 
 # Its exponential is exactly 0 in float32 next to any score, so what a mask hides
 # has no influence at all; finite, so that fully masked rows stay defined.
@@ -41,28 +41,49 @@ class AncestorContext:
 
 
 class _Heads(nn.Module):
-  """What both attentions share: projections to heads and back, and dropout."""
+  """What both attentions share: projections to heads and back, and dropout.
+
+  Attributes:
+    num_heads: H.
+    head_dim: K.
+    dropout_rate: share of the weights dropped.
+    deterministic: whether dropout is off.
+    dtype: dtype of the projections.
+    divide_scores: whether to divide scores by the square root of K; otherwise the
+      query's initializer does.
+    kernel_init: initializer of the projections.
+    use_bias: whether they have biases.
+  """
 
   num_heads: int
   head_dim: int
   dropout_rate: float
   deterministic: bool
   dtype: Any
+  divide_scores: bool = False
+  kernel_init: Initializer = fan_in_normal
+  use_bias: bool = False
 
   def projection(self, name: str) -> Dense:
-    init = fan_in_normal
-    if name == "query":
+    init = self.kernel_init
+    if name == "query" and not self.divide_scores:
 
       def init(*args):
-        return fan_in_normal(*args) / jnp.sqrt(self.head_dim)
+        return self.kernel_init(*args) / jnp.sqrt(self.head_dim)
 
     return Dense(
       self.num_heads * self.head_dim,
       ("embed", "joined_kv"),
       self.dtype,
       kernel_init=init,
+      use_bias=self.use_bias,
       name=name,
     )
+
+  def scores(self, spec: str, query: Array, key: Array) -> Array:
+    """Returns float32 products of queries and keys `[..., H, K]` by `spec`."""
+    scores = jnp.einsum(spec, query, key, preferred_element_type=jnp.float32)
+    return scores / self.head_dim**0.5 if self.divide_scores else scores
 
   def split(self, x: Array) -> Array:
     """Returns `[..., H * K]` as `[..., H, K]`."""
@@ -100,7 +121,8 @@ class _Heads(nn.Module):
       features,
       ("joined_kv", "embed"),
       self.dtype,
-      kernel_init=fan_in_normal,
+      kernel_init=self.kernel_init,
+      use_bias=self.use_bias,
       name="out",
     )(joined)
 
@@ -109,7 +131,7 @@ class SelfAttention(_Heads):
   """Attention of each token to the tokens of its own comment."""
 
   @nn.compact
-  def __call__(self, x_RLD: Array, visible_RLL: Array, bias_HLL: Array) -> Array:
+  def __call__(self, x_RLD: Array, visible_RLL: Array, bias_HLL: Array | None) -> Array:
     """Attends where `visible_RLL`; returns `[R, L, D]`."""
     query, key, value = (
       constrain(
@@ -117,17 +139,16 @@ class SelfAttention(_Heads):
       )
       for name in ("query", "key", "value")
     )
-    scores_RHLL = jnp.einsum(
-      "rqhk,rlhk->rhql", query, key, preferred_element_type=jnp.float32
-    )
-    # A plain broadcast, but its gradient is a product, not a sum over the leading
-    # axis, at which XLA's CPU backend is some thirty times slower.
-    scores_RHLL += jnp.einsum(
-      "r,hql->rhql",
-      jnp.ones(x_RLD.shape[0]),
-      bias_HLL.astype(jnp.float32),
-      precision=jax.lax.Precision.HIGHEST,
-    )
+    scores_RHLL = self.scores("rqhk,rlhk->rhql", query, key)
+    if bias_HLL is not None:
+      # A plain broadcast, but its gradient is a product, not a sum over the leading
+      # axis, at which XLA's CPU backend is some thirty times slower.
+      scores_RHLL += jnp.einsum(
+        "r,hql->rhql",
+        jnp.ones(x_RLD.shape[0]),
+        bias_HLL.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+      )
     scores_RHLL = jnp.where(visible_RLL[:, None], scores_RHLL, MASKED_SCORE)
     return self.out(self.attend(scores_RHLL, value, None), x_RLD.shape[-1])
 
@@ -149,23 +170,21 @@ class AncestorAttention(_Heads):
         value_of(context.vectors_BSD),
       )
     )
-    scores_BHNS = jnp.einsum(
-      "bnhk,bshk->bhns", query, key, preferred_element_type=jnp.float32
-    )
+    scores_BHNS = self.scores("bnhk,bshk->bhns", query, key)
     if context.bias_BHNS is not None:
       scores_BHNS += context.bias_BHNS
     also = None
     if context.distance_vectors_PD is not None and context.distances_BNS is not None:
-      # A key is W(vector + distance vector) = W vector + W distance vector, and the
-      # second term takes only P values: score these once, and add to each key's
+      # A key is W(vector + distance vector) + b = W vector + b + W distance vector, and
+      # the last term takes only P values: score these once, and add to each key's
       # score its distance's. Likewise values: sum the weight on each distance. One
       # select a distance, because XLA fuses those into one pass over the scores.
-      key_PHK = self.split(key_of(context.distance_vectors_PD))
-      value_PHK = self.split(value_of(context.distance_vectors_PD))
-      distances_B1NS = context.distances_BNS[:, None]
-      scores_PBHN = jnp.einsum(
-        "bnhk,phk->pbhn", query, key_PHK, preferred_element_type=jnp.float32
+      key_PHK, value_PHK = (
+        self.split(of(context.distance_vectors_PD, with_bias=False))
+        for of in (key_of, value_of)
       )
+      distances_B1NS = context.distances_BNS[:, None]
+      scores_PBHN = self.scores("bnhk,phk->pbhn", query, key_PHK)
       for distance, scores_BHN in enumerate(scores_PBHN):
         scores_BHNS += jnp.where(distances_B1NS == distance, scores_BHN[..., None], 0)
 

@@ -17,7 +17,8 @@ RematPolicy = Literal["none", "full", "minimal"]
 DType = Literal["float32", "bfloat16"]
 Condition = Literal["true", "shuffled", "parent_only", "none"]
 """Which ancestors the targets see in an evaluation."""
-Activation = Literal["gelu", "relu", "silu", "linear"]
+Activation = Literal["gelu", "gelu_exact", "relu", "silu", "linear"]
+FamilyName = Literal["t5", "roberta"]
 
 
 def check_choice(owner: str, field: str, value: object, choices: object) -> None:
@@ -54,6 +55,9 @@ class ModelConfig:
   of T5 1.1 follow from it. Sizes are numbers of units, not bytes.
   """
 
+  # Kind of the blocks: T5 1.1's, or those of RoBERTa and BERT.
+  family: FamilyName = "t5"
+
   # 0: as many as the vocabulary needs, rounded up to a multiple of 128.
   vocab_size: int = 0
   emb_dim: int = 128
@@ -67,6 +71,14 @@ class ModelConfig:
   dtype: DType = "bfloat16"
   scan_layers: bool = False
   remat_policy: RematPolicy = "none"
+
+  # Of the family "roberta" alone, with RoBERTa's values; BERT: 512, 0, 2 and 1e-12.
+  # Rows of the table of positions, of which a comment's tokens take those from
+  # `position_offset` on; token types, of which all tokens have the first.
+  num_positions: int = 514
+  position_offset: int = 2
+  type_vocab_size: int = 1
+  layer_norm_epsilon: float = 1e-5
 
   # How a comment becomes vectors.
   pooling: Pooling = "mean"
@@ -85,7 +97,9 @@ class ModelConfig:
   z_loss: float = 1e-4
 
   def __post_init__(self):
-    check_range("ModelConfig", "vocab_size", self.vocab_size, 0, whole=True)
+    check_choice("ModelConfig", "family", self.family, FamilyName)
+    for field in ("vocab_size", "position_offset", "type_vocab_size"):
+      check_range("ModelConfig", field, getattr(self, field), 0, whole=True)
     for field in (
       "emb_dim",
       "num_heads",
@@ -95,11 +109,18 @@ class ModelConfig:
       "mlp_dim",
       "vectors_per_comment",
       "max_ancestor_distance",
+      "num_positions",
     ):
       check_range("ModelConfig", field, getattr(self, field), 1, whole=True)
     for field in ("dropout_rate", "ancestor_dropout_rate", "label_smoothing"):
       check_range("ModelConfig", field, getattr(self, field), 0, 1)
-    check_range("ModelConfig", "z_loss", self.z_loss, 0)
+    for field in ("z_loss", "layer_norm_epsilon"):
+      check_range("ModelConfig", field, getattr(self, field), 0)
+    if self.position_offset >= self.num_positions:
+      raise UserError(
+        f"ModelConfig.position_offset = {self.position_offset}: must be less than"
+        f" num_positions = {self.num_positions}"
+      )
     # gin hands over lists; a frozen configuration must be hashable.
     object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
     if not self.mlp_activations:

@@ -1,4 +1,4 @@
-"""Dense layers, norms, embeddings and position biases, with logical axis names.
+"""Dense layers, norms, look-ups and position biases, with logical axis names.
 
 Parameter names, shapes and axis names are T5X's, so that its partitioning rules
 and its T5 1.1 checkpoints apply. Parameters are float32; `dtype` is that of the
@@ -22,11 +22,15 @@ Array = jax.Array
 Initializer = Callable[..., Array]
 
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+# RoBERTa and BERT draw all kernels and tables with this standard deviation.
+small_normal = nn.initializers.normal(0.02)
 fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   # T5 1.1 and its successors were trained with the tanh form.
   "gelu": functools.partial(jax.nn.gelu, approximate=True),
+  # BERT and RoBERTa with the error function.
+  "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
   "linear": lambda x: x,
@@ -46,7 +50,7 @@ def constrain(x: Array, *axes: str) -> Array:
 
 
 class Dense(nn.Module):
-  """A linear map of the last axis, without bias.
+  """A linear map of the last axis.
 
   Attributes:
     features: width of the output.
@@ -54,6 +58,7 @@ class Dense(nn.Module):
     dtype: dtype of the multiplication.
     output_dtype: dtype of accumulation and output; `dtype` if None.
     kernel_init: initializer of the kernel.
+    use_bias: whether a bias is added.
   """
 
   features: int
@@ -61,17 +66,22 @@ class Dense(nn.Module):
   dtype: Any
   output_dtype: Any = None
   kernel_init: Initializer = fan_in_truncated
+  use_bias: bool = False
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Maps `[..., inputs]` to `[..., features]`."""
+  def __call__(self, x: Array, with_bias: bool = True) -> Array:
+    """Maps `[..., inputs]` to `[..., features]`, without the bias if so asked."""
     shape = (x.shape[-1], self.features)
     kernel = parameter("kernel", self.kernel_init, shape, self.kernel_axes)
-    return _project(x.astype(self.dtype), kernel, self.output_dtype or self.dtype)
+    y = project(x.astype(self.dtype), kernel, self.output_dtype or self.dtype)
+    if not (self.use_bias and with_bias):
+      return y
+    axes = self.kernel_axes[1:]
+    return add_bias(y, parameter("bias", nn.initializers.zeros, shape[1:], axes))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _project(x: Array, kernel: Array, output_dtype: Any) -> Array:
+def project(x: Array, kernel: Array, output_dtype: Any) -> Array:
   """Returns `x @ kernel`, multiplied in the dtype of `x`.
 
   JAX's own gradient for the kernel would be rounded to the compute dtype, and
@@ -81,7 +91,7 @@ def _project(x: Array, kernel: Array, output_dtype: Any) -> Array:
 
 
 def _project_forward(x: Array, kernel: Array, output_dtype: Any):
-  return _project(x, kernel, output_dtype), (x, kernel)
+  return project(x, kernel, output_dtype), (x, kernel)
 
 
 def _project_backward(output_dtype: Any, saved: tuple[Array, Array], of_y: Array):
@@ -98,7 +108,35 @@ def _project_backward(output_dtype: Any, saved: tuple[Array, Array], of_y: Array
   return of_x, of_kernel if narrow is x else of_kernel.T
 
 
-_project.defvjp(_project_forward, _project_backward)
+project.defvjp(_project_forward, _project_backward)
+
+
+@jax.custom_vjp
+def add_bias(x: Array, bias: Array) -> Array:
+  """Returns `x + bias` in the dtype of `x`.
+
+  JAX's own gradient for the bias would be rounded to that dtype, and would be a sum
+  over the leading axes, at which XLA's CPU backend is slow; this one is a product.
+  """
+  return x + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - 1))
+
+
+def _add_bias_forward(x: Array, bias: Array):
+  return add_bias(x, bias), bias
+
+
+def _add_bias_backward(bias: Array, of_y: Array):
+  of_y_XF = of_y.reshape(-1, of_y.shape[-1])
+  ones_X = jnp.ones(of_y_XF.shape[0], of_y.dtype)
+  return of_y, jnp.dot(
+    ones_X,
+    of_y_XF,
+    precision=jax.lax.Precision.HIGHEST,
+    preferred_element_type=bias.dtype,
+  )
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 class RMSNorm(nn.Module):
@@ -117,27 +155,29 @@ class RMSNorm(nn.Module):
     return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
 
 
-class Embed(nn.Module):
-  """A table of vectors, looked up by gather.
+class LayerNorm(nn.Module):
+  """Standardizes the last axis, scales and shifts it, in float32 (Ba et al. 2016)."""
 
-  With separate output weights T5's unit standard deviation is harmless: the loss
-  still starts near ln V.
-  """
-
-  num_embeddings: int
-  features: int
   dtype: Any
+  epsilon: float
 
   @nn.compact
-  def __call__(self, ids: Array) -> Array:
-    """Maps ids `[...]` to vectors `[..., features]`."""
-    table = parameter(
-      "embedding",
-      nn.initializers.normal(1.0),
-      (self.num_embeddings, self.features),
-      ("vocab", "embed"),
-    )
-    return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
+  def __call__(self, x: Array) -> Array:
+    """Normalizes the last axis."""
+    shape = (x.shape[-1],)
+    scale = parameter("scale", nn.initializers.ones, shape, ("embed",))
+    bias = parameter("bias", nn.initializers.zeros, shape, ("embed",))
+    x = x.astype(jnp.float32)
+    x -= jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    scale = jnp.expand_dims(scale, range(x.ndim - 1))
+    x *= jax.lax.rsqrt(variance + self.epsilon) * scale
+    return add_bias(x, bias).astype(self.dtype)
+
+
+def look_up(table: Array, ids: Array, dtype: Any) -> Array:
+  """Returns the rows of a table `[rows, features]` for ids `[...]`, by gather."""
+  return jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
 
 
 class Mlp(nn.Module):
@@ -148,19 +188,32 @@ class Mlp(nn.Module):
   dropout_rate: float
   deterministic: bool
   dtype: Any
+  kernel_init: Initializer = fan_in_truncated
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x_RLD: Array) -> Array:
     """Applies the block; returns `[R, L, D]`."""
+
+    def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
+      return Dense(
+        features,
+        axes,
+        self.dtype,
+        kernel_init=self.kernel_init,
+        use_bias=self.use_bias,
+        name=name,
+      )
+
     gates = []
     for i, activation in enumerate(self.activations):
       name = f"wi_{i}" if len(self.activations) > 1 else "wi"
-      gate = Dense(self.width, ("embed", "mlp"), self.dtype, name=name)(x_RLD)
+      gate = dense(self.width, ("embed", "mlp"), name)(x_RLD)
       gates.append(ACTIVATIONS[activation](gate))
     hidden_RLF = functools.reduce(operator.mul, gates)
     hidden_RLF = dropout(self.dropout_rate, self.deterministic)(hidden_RLF)
     hidden_RLF = constrain(hidden_RLF, "batch", "length", "mlp")
-    return Dense(x_RLD.shape[-1], ("mlp", "embed"), self.dtype, name="wo")(hidden_RLF)
+    return dense(x_RLD.shape[-1], ("mlp", "embed"), "wo")(hidden_RLF)
 
 
 def dropout(rate: float, deterministic: bool) -> nn.Dropout:

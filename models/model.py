@@ -17,7 +17,11 @@ from .layers import Array
 from .losses import TokenLosses, token_losses
 from .metrics import metrics_of_sums
 from .network import CommentTreeTransformer
+from .roberta import ROBERTA
+from .stacks import Family
 from .t5 import T5
+
+FAMILIES: dict[str, Family] = {"t5": T5, "roberta": ROBERTA}
 
 
 class CommentTreeModel:
@@ -55,7 +59,7 @@ class CommentTreeModel:
         "CommentTreeModel", "loss_normalizing_factor", loss_normalizing_factor, 1e-9
       )
     self.config = config
-    self.module = CommentTreeTransformer(config, T5)
+    self.module = CommentTreeTransformer(config, FAMILIES[config.family])
     self.optimizer_def = optimizer_def
     self._input_vocabulary = input_vocabulary
     self._output_vocabulary = output_vocabulary

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from .ancestors import Ancestors
 from .config import ModelConfig
-from .layers import Array, Embed
+from .layers import Array
 from .pooling import CommentPooling
 from .stacks import DecoderStack, EncoderStack, Family
 
@@ -35,8 +34,7 @@ class CommentTreeTransformer(nn.Module):
   def setup(self):
     """Makes the parts; their names are those of T5X's checkpoints."""
     cfg = self.config
-    dtype = jnp.dtype(cfg.dtype)
-    self.token_embedder = Embed(cfg.vocab_size, cfg.emb_dim, dtype)
+    self.token_embedder = self.family.embedder(cfg)
     self.encoder = EncoderStack(cfg, self.family, self.deterministic)
     self.pooling = CommentPooling(cfg)
     self.ancestors = Ancestors(cfg)
@@ -47,10 +45,19 @@ class CommentTreeTransformer(nn.Module):
     return self.decode(*self.encode(batch), batch)
 
   def encode(self, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Returns pooled vectors `[B, E, J, D]` and which are in use `[B, E, J]`."""
+    """Returns pooled vectors `[B, E, J, D]` and which are in use `[B, E, J]`.
+
+    Raises:
+      UserError: if a comment as long as a row would be longer than the family can.
+    """
+    self.family.check_length(self.config, batch["encoder_segment_ids"].shape[-1])
     slots_BRL = batch["encoder_segment_ids"]
     rows = (-1, slots_BRL.shape[-1])
-    x_RLD = self.token_embedder(batch["encoder_input_tokens"].reshape(rows))
+    x_RLD = self.token_embedder(
+      batch["encoder_input_tokens"].reshape(rows),
+      batch["encoder_positions"].reshape(rows),
+      None,
+    )
     x_RLD = self.encoder(x_RLD, slots_BRL.reshape(rows))
     return self.pooling(
       x_RLD.reshape(*slots_BRL.shape, -1),
@@ -62,20 +69,27 @@ class CommentTreeTransformer(nn.Module):
   def decode(
     self, vectors_BEJD: Array, used_BEJ: Array, batch: Mapping[str, Array]
   ) -> Array:
-    """Returns logits `[B, R, M, V]` given what `encode` returned."""
+    """Returns logits `[B, R, M, V]` given what `encode` returned.
+
+    Raises:
+      UserError: as `encode`.
+    """
+    self.family.check_length(self.config, batch["decoder_segment_ids"].shape[-1])
     targets_BRL = batch["decoder_segment_ids"]
     masked_BRM = batch["decoder_masked_positions"]
     batch_size, _, length = targets_BRL.shape
     targets_BN = targets_BRL.reshape(batch_size, -1)
     context = self.ancestors.context(vectors_BEJD, used_BEJ, targets_BN, batch)
-    x_BND = self.token_embedder(batch["decoder_input_tokens"].reshape(batch_size, -1))
-    added_BND = self.ancestors.target_inputs(targets_BN, batch["target_depths"])
-    if added_BND is not None:
-      x_BND += added_BND
+    x_BND = self.token_embedder(
+      batch["decoder_input_tokens"].reshape(batch_size, -1),
+      batch["decoder_positions"].reshape(batch_size, -1),
+      self.ancestors.target_inputs(targets_BN, batch["target_depths"]),
+    )
     logits_RMV = self.decoder(
       x_BND.reshape(-1, length, x_BND.shape[-1]),
       targets_BRL.reshape(-1, length),
       context,
       masked_BRM.reshape(-1, masked_BRM.shape[-1]),
+      self.token_embedder,
     )
     return logits_RMV.reshape(*masked_BRM.shape, -1)

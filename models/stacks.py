@@ -13,7 +13,7 @@ from flax.linen import partitioning
 
 from .attention import AncestorContext
 from .config import ModelConfig
-from .layers import Array, Dense, dropout
+from .layers import Array, dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,18 +21,25 @@ class Family:
   """What tells one family of transformers from another.
 
   Attributes:
+    embedder: module with the field `config`, called with ids and positions in their
+      comments `[R, L]` and vectors to add to theirs `[R, L, D]` or None.
     encoder_block: module with fields `config, deterministic`, called with
       `(x_RLD, visible_RLL, bias_HLL)`.
     decoder_block: likewise, called with the ancestors' `AncestorContext` as well.
     position_bias: module with fields `num_heads, dtype` that gives the bias of
-      self-attention for a row length.
-    final_norm: module with the field `dtype` that ends a stack.
+      self-attention for a row length; None for no bias.
+    final_norm: module with the field `dtype` that ends a stack; None for no end.
+    logits: called inside the decoder with `(config, x_RMD, embedder)`; returns logits
+      `[R, M, V]`, float32.
   """
 
+  embedder: Callable[..., nn.Module]
+  check_length: Callable[[ModelConfig, int], None]
   encoder_block: Callable[..., nn.Module]
   decoder_block: Callable[..., nn.Module]
-  position_bias: Callable[..., nn.Module]
-  final_norm: Callable[..., nn.Module]
+  position_bias: Callable[..., nn.Module] | None
+  final_norm: Callable[..., nn.Module] | None
+  logits: Callable[[ModelConfig, Array, Any], Array]
 
 
 def _run_layers(
@@ -87,9 +94,11 @@ class _Stack(nn.Module):
     """Runs the layers, each token seeing the tokens of its own segment."""
     cfg = self.config
     drop = dropout(cfg.dropout_rate, self.deterministic)
-    bias_HLL = self.family.position_bias(
-      cfg.num_heads, jnp.dtype(cfg.dtype), name="relpos_bias"
-    )(x_RLD.shape[-2])
+    bias_HLL = None
+    if self.family.position_bias is not None:
+      bias_HLL = self.family.position_bias(
+        cfg.num_heads, jnp.dtype(cfg.dtype), name="relpos_bias"
+      )(x_RLD.shape[-2])
     # Padding is a segment of its own: defined, never read.
     visible_RLL = segment_ids_RL[:, :, None] == segment_ids_RL[:, None, :]
     return _run_layers(
@@ -103,6 +112,13 @@ class _Stack(nn.Module):
       *rest,
     )
 
+  def end(self, x: Array, name: str, drop: nn.Dropout) -> Array:
+    """Applies what ends a stack: the norm `name` and dropout, or nothing."""
+    if self.family.final_norm is None:
+      return x
+    dtype = jnp.dtype(self.config.dtype)
+    return drop(self.family.final_norm(dtype, name=name)(x))
+
 
 class EncoderStack(_Stack):
   """Embedded comments to contextual token vectors."""
@@ -114,8 +130,8 @@ class EncoderStack(_Stack):
     x_RLD = self.run(
       self.family.encoder_block, cfg.num_encoder_layers, x_RLD, segment_ids_RL
     )
-    x_RLD = self.family.final_norm(jnp.dtype(cfg.dtype), name="encoder_norm")(x_RLD)
-    return nn.Dropout(cfg.dropout_rate, deterministic=self.deterministic)(x_RLD)
+    drop = nn.Dropout(cfg.dropout_rate, deterministic=self.deterministic)
+    return self.end(x_RLD, "encoder_norm", drop)
 
 
 class DecoderStack(_Stack):
@@ -128,8 +144,17 @@ class DecoderStack(_Stack):
     segment_ids_RL: Array,
     context: AncestorContext,
     masked_positions_RM: Array,
+    embedder: nn.Module,
   ) -> Array:
-    """Returns logits `[R, M, V]`, float32."""
+    """Returns logits `[R, M, V]`, float32.
+
+    Args:
+      x_RLD: the embedded rows.
+      segment_ids_RL: target of each token.
+      context: the ancestors of the targets.
+      masked_positions_RM: columns to give logits for.
+      embedder: what embedded the rows, whose table logits may share.
+    """
     cfg = self.config
     dtype = jnp.dtype(cfg.dtype)
     x_RLD = self.run(
@@ -143,12 +168,6 @@ class DecoderStack(_Stack):
     # projection, the largest product of a small model.
     picked_RML = jax.nn.one_hot(masked_positions_RM, x_RLD.shape[-2], dtype=dtype)
     x_RMD = jnp.einsum("rml,rld->rmd", picked_RML, x_RLD)
-    x_RMD = self.family.final_norm(dtype, name="decoder_norm")(x_RMD)
-    x_RMD = dropout(cfg.dropout_rate, self.deterministic)(x_RMD)
-    return Dense(
-      cfg.vocab_size,
-      ("embed", "vocab"),
-      dtype,
-      output_dtype=jnp.float32,
-      name="logits_dense",
-    )(x_RMD)
+    drop = dropout(cfg.dropout_rate, self.deterministic)
+    x_RMD = self.end(x_RMD, "decoder_norm", drop)
+    return self.family.logits(cfg, x_RMD, embedder)

@@ -9,55 +9,69 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from .attention import AncestorAttention, AncestorContext, SelfAttention
+from .blocks import Block
 from .config import ModelConfig
-from .layers import Array, Mlp, RelativePositionBias, RMSNorm, constrain, dropout
+from .layers import (
+  Array,
+  Dense,
+  RelativePositionBias,
+  RMSNorm,
+  look_up,
+  parameter,
+)
 from .stacks import Family
 
 
-class _Block(nn.Module):
-  """Parts of an encoder or decoder block; fields as in `stacks.Family`."""
+class T5Embedder(nn.Module):
+  """A table of vectors; positions are the attention's affair.
+
+  With separate output weights T5's unit standard deviation is harmless: the loss
+  still starts near ln V.
+  """
 
   config: ModelConfig
-  deterministic: bool
+
+  def setup(self):
+    """Declares the table."""
+    cfg = self.config
+    self.table_VD = parameter(
+      "embedding",
+      nn.initializers.normal(1.0),
+      (cfg.vocab_size, cfg.emb_dim),
+      ("vocab", "embed"),
+    )
+
+  def __call__(self, ids: Array, positions: Array, added: Array | None) -> Array:
+    """Maps ids `[...]` to vectors `[..., D]`."""
+    del positions
+    x = look_up(self.table_VD, ids, jnp.dtype(self.config.dtype))
+    return x if added is None else x + added
+
+
+def t5_logits(config: ModelConfig, x_RMD: Array, embedder: T5Embedder) -> Array:
+  """Returns logits by weights of their own, as T5 1.1 has them."""
+  del embedder
+  return Dense(
+    config.vocab_size,
+    ("embed", "vocab"),
+    jnp.dtype(config.dtype),
+    output_dtype=jnp.float32,
+    name="logits_dense",
+  )(x_RMD)
+
+
+class _Block(Block):
+  """Norms before each part, and nothing but the sum after it."""
 
   def norm(self, name: str) -> RMSNorm:
     return RMSNorm(jnp.dtype(self.config.dtype), name=name)
-
-  def attention(
-    self, kind: type[SelfAttention] | type[AncestorAttention], name: str
-  ) -> nn.Module:
-    cfg = self.config
-    return kind(
-      num_heads=cfg.num_heads,
-      head_dim=cfg.head_dim,
-      dropout_rate=cfg.dropout_rate,
-      deterministic=self.deterministic,
-      dtype=jnp.dtype(cfg.dtype),
-      name=name,
-    )
-
-  def mlp(self) -> Mlp:
-    cfg = self.config
-    return Mlp(
-      width=cfg.mlp_dim,
-      activations=cfg.mlp_activations,
-      dropout_rate=cfg.dropout_rate,
-      deterministic=self.deterministic,
-      dtype=jnp.dtype(cfg.dtype),
-      name="mlp",
-    )
-
-  def add(self, x_RLD: Array, update_RLD: Array) -> Array:
-    """The residual connection, with dropout on what is added."""
-    drop = dropout(self.config.dropout_rate, self.deterministic)
-    return constrain(x_RLD + drop(update_RLD), "batch", "length", "embed")
 
 
 class T5EncoderBlock(_Block):
   """Self-attention and MLP, each normalized before and added after."""
 
   @nn.compact
-  def __call__(self, x_RLD: Array, visible_RLL: Array, bias_HLL: Array) -> Array:
+  def __call__(self, x_RLD: Array, visible_RLL: Array, bias_HLL: Array | None) -> Array:
     """Returns the next layer's `x_RLD`."""
     attend = self.attention(SelfAttention, "attention")
     normed = self.norm("pre_attention_layer_norm")(x_RLD)
@@ -73,7 +87,7 @@ class T5DecoderBlock(_Block):
     self,
     x_RLD: Array,
     visible_RLL: Array,
-    bias_HLL: Array,
+    bias_HLL: Array | None,
     context: AncestorContext,
   ) -> Array:
     """Returns the next layer's `x_RLD`."""
@@ -87,8 +101,12 @@ class T5DecoderBlock(_Block):
 
 
 T5 = Family(
+  embedder=T5Embedder,
+  # Relative positions have no end.
+  check_length=lambda config, length: None,
   encoder_block=T5EncoderBlock,
   decoder_block=T5DecoderBlock,
   position_bias=RelativePositionBias,
   final_norm=RMSNorm,
+  logits=t5_logits,
 )

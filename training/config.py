@@ -41,6 +41,8 @@ DEFAULT_AXIS_RULES: tuple[tuple[str, MeshAxes], ...] = (
   ("relpos_buckets", None),
   ("vectors", None),
   ("ancestor_distance", None),
+  ("positions", None),
+  ("types", None),
 )
 
 # What gin/partitioning/<name>.gin sets: the axis that takes the devices left over, and

@@ -60,8 +60,8 @@ def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:
   """Returns the FLOPs that a step needs, padding included, recomputation not.
 
   Counts the products with kernels and those of attention, forwards once and backwards
-  twice, from the names and shapes of T5X's parameters; pooling and elementwise work
-  are left out.
+  twice, from the names and shapes of the parameters; pooling and elementwise work are
+  left out.
 
   Args:
     params: parameters, or anything with their shapes.
@@ -74,7 +74,7 @@ def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:
   keys = slots[0] * (1 + slots[1])
 
   def positions(name: str) -> int:
-    if "logits_dense" in name:
+    if ".logits_" in name:
       return masked
     if "encoder_decoder_attention.key" in name or (
       "encoder_decoder_attention.value" in name
@@ -89,7 +89,11 @@ def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:
     return batch[f"{side}_input_tokens"].shape[-1]
 
   products = 0
-  for name, leaf in flatten_names(params).items():
+  leaves = flatten_names(params)
+  if "decoder.logits_transform.kernel" in leaves:
+    # Of the family that gives logits by the table of tokens.
+    products += int(np.prod(leaves["token_embedder.embedding"].shape)) * masked
+  for name, leaf in leaves.items():
     if not name.endswith(".kernel"):
       continue
     products += int(np.prod(leaf.shape)) * positions(name)

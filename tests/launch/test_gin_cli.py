@@ -96,6 +96,16 @@ def test_every_size_loads(size):
   assert run.model.emb_dim % 64 == 0
 
 
+@pytest.mark.parametrize(
+  "size", ["roberta_tiny", "roberta_base", "distilroberta", "bert_base", "minilm"]
+)
+def test_every_size_of_the_family_of_roberta_loads(size):
+  model = load(files=["runs/pretrain.gin", f"models/{size}.gin"]).model
+  assert model.family == "roberta"
+  assert model.num_heads * model.head_dim == model.emb_dim
+  assert model.mlp_dim == 4 * model.emb_dim
+
+
 def test_a_mistake_is_told_in_three_seconds_and_before_jax_is_imported(tmp_path):
   code = (
     "import sys; from commentree.launch.main import main;"

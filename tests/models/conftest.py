@@ -26,6 +26,23 @@ CONFIG = ModelConfig(
   max_ancestor_distance=3,
   dtype="float32",
 )
+# What makes CONFIG a model of another family; both kinds of it, as RoBERTa and BERT.
+FAMILIES = {
+  "t5": {},
+  "roberta": {
+    "family": "roberta",
+    "mlp_activations": ("gelu_exact",),
+    "num_positions": 14,
+  },
+  "bert": {
+    "family": "roberta",
+    "mlp_activations": ("gelu_exact",),
+    "num_positions": 12,
+    "position_offset": 0,
+    "type_vocab_size": 2,
+    "layer_norm_epsilon": 1e-12,
+  },
+}
 
 
 @dataclasses.dataclass
@@ -60,7 +77,8 @@ def draw(shapes, seed=0):
   def leaf(path, shape):
     if path[-1].key == "scale":
       return jnp.asarray(rng.uniform(0.5, 1.5, shape.shape), jnp.float32)
-    fan_in = shape.shape[-2] if path[-1].key == "kernel" else 1
+    name = path[-1].key
+    fan_in = shape.shape[-2] if name == "kernel" else 4 if name == "bias" else 1
     return jnp.asarray(rng.normal(0, fan_in**-0.5, shape.shape), jnp.float32)
 
   return jax.tree_util.tree_map_with_path(leaf, shapes)
@@ -81,9 +99,15 @@ def make(packed):
   return build
 
 
+@pytest.fixture(scope="session", params=["t5", "roberta"])
+def family(request):
+  """Returns the changes that make the default model one of each family."""
+  return FAMILIES[request.param]
+
+
 @pytest.fixture(scope="session")
-def logits_of(make):
-  """Returns the jitted logits of the default model: batch -> [B, R, M, V]."""
-  model, params = make()
+def logits_of(make, family):
+  """Returns the jitted logits of a family's default model: batch -> [B, R, M, V]."""
+  model, params = make(**family)
   logits = jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)
   return lambda batch: np.asarray(logits(params, batch))

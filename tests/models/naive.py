@@ -21,8 +21,18 @@ def softmax(scores):
   return exponentials / exponentials.sum(-1, keepdims=True)
 
 
+def layer_norm(p, x, cfg):
+  x = x - x.mean(-1, keepdims=True)
+  deviation = np.sqrt((x * x).mean(-1, keepdims=True) + cfg.layer_norm_epsilon)
+  return x / deviation * p["scale"] + p["bias"]
+
+
 def gelu(x):
   return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_exact(x):
+  return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
 def bucket(offset):
@@ -35,26 +45,29 @@ def bucket(offset):
   return side + min(wide, 15)
 
 
-def heads_of(kernel, x, cfg):
-  return (x @ kernel).reshape(len(x), cfg.num_heads, cfg.head_dim)
+def dense(p, x):
+  return x @ p["kernel"] + p.get("bias", 0.0)
 
 
-def attention(p, x, keys, values, bias):
-  """Attends from x [L, D] to per-head keys and values [S, H, K]."""
-  num_heads, head_dim = keys.shape[1:]
-  query = (x @ p["query"]["kernel"]).reshape(-1, num_heads, head_dim)
+def attention(p, x, keys_in, bias, cfg):
+  """Attends from x [L, D] to vectors [S, D], with a bias [H, L or 1, S] or 0."""
+  query, keys, values = (
+    dense(p[name], one).reshape(len(one), cfg.num_heads, cfg.head_dim)
+    for name, one in (("query", x), ("key", keys_in), ("value", keys_in))
+  )
+  if cfg.family == "roberta":
+    query = query / math.sqrt(cfg.head_dim)
+  bias = np.broadcast_to(bias, (cfg.num_heads, len(x), len(keys_in)))
   heads = []
-  for h in range(num_heads):
+  for h in range(cfg.num_heads):
     weights = softmax(query[:, h] @ keys[:, h].T + bias[h])
     heads.append(weights @ values[:, h])
-  return np.concatenate(heads, axis=-1) @ p["out"]["kernel"]
+  return dense(p["out"], np.concatenate(heads, axis=-1))
 
 
-def self_attention(p, table, x, cfg):
-  length = len(x)
+def position_bias(p, length):
   buckets = np.array([[bucket(k - q) for k in range(length)] for q in range(length)])
-  keys, values = (heads_of(p[name]["kernel"], x, cfg) for name in ("key", "value"))
-  return attention(p, x, keys, values, table[:, buckets])
+  return p["relpos_bias"]["rel_embedding"][:, buckets]
 
 
 def mlp(p, x):
@@ -62,15 +75,53 @@ def mlp(p, x):
   return (gate * (x @ p["wi_1"]["kernel"])) @ p["wo"]["kernel"]
 
 
+def roberta_mlp(p, x):
+  return dense(p["wo"], gelu_exact(dense(p["wi"], x)))
+
+
+def roberta_embed(params, tokens, added, cfg):
+  p = params["token_embedder"]
+  x = p["embedding"][np.array(tokens)] + added
+  x = x + p["position_embedding"][cfg.position_offset :][: len(tokens)]
+  if cfg.type_vocab_size:
+    x = x + p["type_embedding"][0]
+  return layer_norm(p["norm"], x, cfg)
+
+
+def roberta_encode(params, comment, cfg):
+  x = roberta_embed(params, comment.tokens, 0.0, cfg)
+  for i in range(cfg.num_encoder_layers):
+    layer = params["encoder"][f"layers_{i}"]
+    attended = attention(layer["attention"], x, x, 0.0, cfg)
+    x = layer_norm(layer["post_attention_layer_norm"], x + attended, cfg)
+    x = layer_norm(layer["post_mlp_layer_norm"], x + roberta_mlp(layer["mlp"], x), cfg)
+  return x
+
+
+def roberta_decode(params, tokens, depth, keys_in, bias, cfg):
+  p = params["decoder"]
+  x = roberta_embed(params, tokens, depth, cfg)
+  for i in range(cfg.num_decoder_layers):
+    layer = p[f"layers_{i}"]
+    attended = attention(layer["self_attention"], x, x, 0.0, cfg)
+    x = layer_norm(layer["post_self_attention_layer_norm"], x + attended, cfg)
+    read = attention(layer["encoder_decoder_attention"], x, keys_in, bias, cfg)
+    x = layer_norm(layer["post_cross_attention_layer_norm"], x + read, cfg)
+    x = layer_norm(layer["post_mlp_layer_norm"], x + roberta_mlp(layer["mlp"], x), cfg)
+  x = layer_norm(p["logits_norm"], gelu_exact(dense(p["logits_transform"], x)), cfg)
+  return x @ params["token_embedder"]["embedding"].T + p["logits_bias"]
+
+
 def encode(params, comment, cfg):
+  if cfg.family == "roberta":
+    return roberta_encode(params, comment, cfg)
   p = params["encoder"]
   x = params["token_embedder"]["embedding"][np.array(comment.tokens)]
   for i in range(cfg.num_encoder_layers):
     layer = p[f"layers_{i}"]
     normed = rms_norm(layer["pre_attention_layer_norm"]["scale"], x)
-    x = x + self_attention(
-      layer["attention"], p["relpos_bias"]["rel_embedding"], normed, cfg
-    )
+    bias = position_bias(p, len(x))
+    x = x + attention(layer["attention"], normed, normed, bias, cfg)
     x = x + mlp(layer["mlp"], rms_norm(layer["pre_mlp_layer_norm"]["scale"], x))
   return rms_norm(p["encoder_norm"]["scale"], x)
 
@@ -108,9 +159,6 @@ def depth_vector(params, depth, cfg):
 
 def decode(params, comment, tokens, ancestors, cfg):
   """Returns logits [L, V] given [(vectors, distance, depth)] of the ancestors."""
-  p = params["decoder"]
-  x = params["token_embedder"]["embedding"][np.array(tokens)]
-  x = x + depth_vector(params, comment.depth, cfg)
   keys_in, bias = [], []
   for vectors, distance, depth in ancestors:
     hops = min(distance, cfg.max_ancestor_distance)
@@ -127,18 +175,18 @@ def decode(params, comment, tokens, ancestors, cfg):
     keys_in, bias = [params["ancestors"]["null_vector"]], [np.zeros(cfg.num_heads)]
   keys_in = np.stack(keys_in)
   bias = np.stack(bias, axis=1)[:, None]
+  depth = depth_vector(params, comment.depth, cfg)
+  if cfg.family == "roberta":
+    return roberta_decode(params, tokens, depth, keys_in, bias, cfg)
+  p = params["decoder"]
+  x = params["token_embedder"]["embedding"][np.array(tokens)] + depth
   for i in range(cfg.num_decoder_layers):
     layer = p[f"layers_{i}"]
     normed = rms_norm(layer["pre_self_attention_layer_norm"]["scale"], x)
-    x = x + self_attention(
-      layer["self_attention"], p["relpos_bias"]["rel_embedding"], normed, cfg
-    )
+    at = position_bias(p, len(x))
+    x = x + attention(layer["self_attention"], normed, normed, at, cfg)
     normed = rms_norm(layer["pre_cross_attention_layer_norm"]["scale"], x)
-    cross = layer["encoder_decoder_attention"]
-    keys, values = (
-      heads_of(cross[name]["kernel"], keys_in, cfg) for name in ("key", "value")
-    )
-    x = x + attention(cross, normed, keys, values, bias)
+    x = x + attention(layer["encoder_decoder_attention"], normed, keys_in, bias, cfg)
     x = x + mlp(layer["mlp"], rms_norm(layer["pre_mlp_layer_norm"]["scale"], x))
   return rms_norm(p["decoder_norm"]["scale"], x) @ p["logits_dense"]["kernel"]
 
