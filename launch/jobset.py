@@ -339,7 +339,7 @@ def _add_manifest_flags(parser: argparse.ArgumentParser) -> None:
     ("max_restarts", "restarts of all pods before the JobSet fails"),
     ("grace_s", "seconds a pod has to save after SIGTERM"),
   ):
-    flags.add_number(parser, f"--{flag}", defaults[flag], what)
+    flags.add_number(parser, f"--{flag}", int(defaults[flag]), what)
   parser.add_argument("--spot", action="store_true", help="on Spot node pools")
   parser.add_argument("--service_account", help="Kubernetes' own, for buckets")
   parser.add_argument("--queue", help="local queue of Kueue")
