@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import re
 from collections.abc import Iterator, Sequence
 
 from ..errors import UserError
+
+# TensorFlow makes text of what a Python function of a `tf.data.Dataset` raises.
+_TOLD_BY_TENSORFLOW = re.compile(r"\b(?:UserError|StorageError): (.+)")
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 
@@ -24,7 +28,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def require(what: str) -> None:
   """Makes sure that Apache Beam is there, and keeps its remarks to itself.
 
-  It remarks on libraries of clouds that nobody asked for.
+  It remarks on libraries of clouds that nobody asked for, and logs what it raises.
 
   Raises:
     UserError: naming the extra, if it is not installed.
@@ -34,7 +38,7 @@ def require(what: str) -> None:
       f"{what} needs Apache Beam: pip install 'commentree[beam]' (from a checkout,"
       " pip install -e '.[beam]')"
     )
-  logging.disable(logging.WARNING)
+  logging.disable(logging.ERROR)
 
 
 @contextlib.contextmanager
@@ -46,6 +50,8 @@ def errors_in_one_line() -> Iterator[None]:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
       cause = cause.__cause__ or cause.__context__
-    if cause is None:
-      raise
-    raise cause from error
+    if cause is not None:
+      raise cause from error
+    if told := _TOLD_BY_TENSORFLOW.search(str(error)):
+      raise UserError(told[1]) from error
+    raise
