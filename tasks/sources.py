@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import seqio
 import tensorflow as tf
 
 from . import generated, readers, records
+from .building.order import id_fraction
 from .built_dataset import BuiltDataset
 from .columns import COLUMNS, TREE_INDEX, to_columns
 from .config import TreeConfig
@@ -185,9 +185,3 @@ class BuiltTreesSource(TreeSource):
   def num_input_examples(self, split: str) -> int:
     """Trees in a split."""
     return sum(self.dataset.split(split).lengths)
-
-
-def id_fraction(tree_id: str) -> float:
-  """A tree's place in [0, 1), by its id alone: the same on every machine."""
-  digest = hashlib.blake2b(tree_id.encode("utf-8", "replace"), digest_size=8).digest()
-  return int.from_bytes(digest, "big") / 2**64
