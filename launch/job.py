@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ..models.config import ModelConfig
 from ..models.model import CommentTreeModel
 from ..tasks import data as data_lib
 from ..tasks import forest_layout, generated, registry
@@ -116,19 +117,21 @@ def describe(run: RunConfig) -> int:
 
 def build_model(run: RunConfig, task: CommentTreeTask) -> CommentTreeModel:
   """The model, its embedding table as large as the task's vocabulary needs."""
-  config = run.model
-  if not config.vocab_size:
-    config = dataclasses.replace(
-      config,
-      vocab_size=forest_layout.round_up(task.tokenizer.vocab_size, _VOCAB_MULTIPLE),
-    )
   vocabulary = task.tokenizer.vocabulary
   return CommentTreeModel(
-    config,
+    with_vocab_size(run.model, task),
     input_vocabulary=vocabulary,
     output_vocabulary=vocabulary,
     feature_converter_cls=CommentForestFeatureConverter,
   )
+
+
+def with_vocab_size(config: ModelConfig, task: CommentTreeTask) -> ModelConfig:
+  """The settings of a model, with the size that the task's vocabulary needs."""
+  if config.vocab_size:
+    return config
+  size = forest_layout.round_up(task.tokenizer.vocab_size, _VOCAB_MULTIPLE)
+  return dataclasses.replace(config, vocab_size=size)
 
 
 def facts(model: CommentTreeModel, data: RunData) -> dict[str, Any]:

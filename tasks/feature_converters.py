@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
+from ..errors import UserError
 from . import packing
-from .forest_layout import ForestLayout, resolve
+from .forest_layout import ForestLayout, ForestShape, resolve
 from .masking import MASKING_FEATURES
-from .pieces import PIECE_FEATURES
+from .pieces import PIECE_FEATURES, Piece
 
 _Spec = seqio.FeatureConverter.FeatureSpec
 _RANKS = {
@@ -29,7 +30,7 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
   """Lays masked pieces of trees out as forests of static shape.
 
   `task_feature_lengths` gives tokens per row, {'encoder': Le, 'decoder': Ld}: a piece
-  is ragged and has no length of its own to bound. Forests are packed always.
+  is ragged and has no length of its own to bound.
 
   Attributes:
     layout: rows and slots.
@@ -49,9 +50,17 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     use_custom_packing_ops: bool = False,
     layout: ForestLayout = ForestLayout(),
   ):
-    """Takes the keywords that T5X gives; the first two change nothing."""
-    del pack, use_custom_packing_ops
+    """Takes the keywords that T5X gives.
+
+    Args:
+      pack: as many pieces in a forest as it holds; if False, one, so that T5X's
+        inference knows which piece an answer is for.
+      use_custom_packing_ops: changes nothing.
+      layout: rows and slots.
+    """
+    del use_custom_packing_ops
     self.layout = layout
+    self._packs_pieces = pack
     # Our packing is not SeqIO's, which demands features of rank 1.
     super().__init__(pack=False, apply_length_check=False)
 
@@ -67,7 +76,10 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     shape = self._shape
 
     def forests():
-      return packing.pack(ds.as_numpy_iterator(), shape, self.layout.lookahead)
+      pieces = ds.as_numpy_iterator()
+      if self._packs_pieces:
+        return packing.pack(pieces, shape, self.layout.lookahead)
+      return (_forest_of(piece, shape) for piece in pieces)
 
     return tf.data.Dataset.from_generator(
       forests,
@@ -81,3 +93,14 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     """First dimension of each feature, once the converter was called."""
     del task_feature_lengths
     return {name: dims[0] for name, dims in self._shape.feature_shapes().items()}
+
+
+def _forest_of(piece: Piece, shape: ForestShape) -> packing.Forest:
+  """Returns a forest of one piece, empty if nothing in it is masked."""
+  forests = list(packing.pack([piece], shape, lookahead=1))
+  if len(forests) > 1:
+    raise UserError(
+      f"ForestLayout: a piece takes {len(forests)} forests, where each must have one of"
+      " its own: give it more rows, or PiecesConfig.max_tree_size fewer comments"
+    )
+  return forests[0] if forests else packing.Packer(shape, 1).next_forest()

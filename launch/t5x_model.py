@@ -1,0 +1,131 @@
+"""The model as T5X's gin files make it; T5X itself is not imported.
+
+`gin/t5x/*.gin` bind what is here, and run it under T5X's train.py, eval.py, infer.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+
+from ..errors import UserError
+from ..models.batch import smallest
+from ..models.config import ModelConfig
+from ..models.model import CommentTreeModel
+from ..tasks import registry
+from ..tasks.feature_converters import CommentForestFeatureConverter
+from ..tasks.forest_layout import ForestLayout, resolve
+from ..training import partitioning
+from ..training.config import DEFAULT_AXIS_RULES, MeshAxes
+from . import job
+
+# Logical axes along which T5X's Adafactor keeps rows or columns of its statistics; a
+# parameter with any other is not factored.
+_FACTORS = {
+  "vocab": "column",
+  "embed": "row",
+  "mlp": "column",
+  "heads": "column",
+  "kv": "column",
+  "joined_kv": "column",
+  "layers": "batch",
+}
+# T5X's own rules know these; ours come after them.
+_T5X_AXES = frozenset(_FACTORS) | {"batch", "length", "relpos_buckets"}
+
+
+def comment_tree_model(
+  mixture_or_task_name: str,
+  config: ModelConfig,
+  optimizer_def: Any,
+  layout: ForestLayout = ForestLayout(),
+  loss_normalizing_factor: float | None = None,
+) -> CommentTreeModel:
+  """Makes a model for T5X.
+
+  Args:
+    mixture_or_task_name: a registered task of comment trees, for its vocabulary.
+    config: architecture and loss.
+    optimizer_def: T5X's, such as its Adafactor.
+    layout: rows and slots of a forest.
+    loss_normalizing_factor: see `CommentTreeModel`.
+
+  Raises:
+    UserError: if there is no such task, or a parameter has an axis that no rule knows
+      or not as many as dimensions, of which T5X would say nothing.
+  """
+  task = registry.get_task(mixture_or_task_name)
+  model = CommentTreeModel(
+    job.with_vocab_size(config, task),
+    input_vocabulary=task.tokenizer.vocabulary,
+    optimizer_def=optimizer_def,
+    feature_converter_cls=functools.partial(
+      CommentForestFeatureConverter, layout=layout
+    ),
+    loss_normalizing_factor=loss_normalizing_factor,
+  )
+  check_axes(model)
+  return model
+
+
+class LossesOnly:
+  """Stands where T5X's eval.py wants a SeqIO evaluator: forests have no texts to score.
+
+  What is measured is measured by `training_evaluator_cls`: loss and accuracy.
+  """
+
+  def __init__(
+    self,
+    *,
+    mixture_or_task_name: str,
+    feature_converter: CommentForestFeatureConverter,
+    sequence_length: Mapping[str, int],
+    **unused: Any,
+  ):
+    """Takes the keywords that T5X gives a `seqio.Evaluator`."""
+    del unused
+    self.eval_tasks = [registry.get_task(mixture_or_task_name)]
+    shape = resolve(feature_converter.layout, sequence_length)
+    self.model_feature_shapes = shape.feature_shapes()
+
+  def evaluate(self, **unused: Any) -> tuple[Future[dict[str, Any]], None]:
+    """Returns no metrics."""
+    del unused
+    nothing: Future[dict[str, Any]] = Future()
+    nothing.set_result({})
+    return nothing, None
+
+  def close(self) -> None:
+    """Does nothing."""
+
+
+def check_axes(model: CommentTreeModel) -> None:
+  """Raises UserError unless every parameter has a known axis for each dimension."""
+  shapes = {name: feature.shape for name, feature in smallest().items()}
+  variables = jax.eval_shape(
+    lambda: model.get_initial_variables(rng=jax.random.key(0), input_shapes=shapes)
+  )
+  known = {axis for axis, _ in DEFAULT_AXIS_RULES}
+  names_of = partitioning.axis_names(variables["params_axes"])
+  for name, leaf in partitioning.flatten_names(variables["params"]).items():
+    names = names_of.get(name, ())
+    unknown = [axis for axis in names if axis is not None and axis not in known]
+    if len(names) != len(leaf.shape) or unknown:
+      raise UserError(
+        f"parameter {name} of shape {leaf.shape} has the logical axes {names}: name one"
+        f" for each dimension, of {', '.join(sorted(known))}"
+      )
+
+
+def additional_axis_rules() -> tuple[tuple[str, MeshAxes], ...]:
+  """Returns rules for the axes that T5X does not know: whole on every device."""
+  return tuple((axis, None) for axis, _ in DEFAULT_AXIS_RULES if axis not in _T5X_AXES)
+
+
+def logical_factor_rules() -> dict[str, str]:
+  """Returns for T5X's Adafactor what each logical axis is."""
+  return {axis: _FACTORS.get(axis, "none") for axis, _ in DEFAULT_AXIS_RULES}
