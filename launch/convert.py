@@ -28,6 +28,9 @@ examples:
 
   what that would take from where, writing nothing: add --dry_run
 
+  the settings of a model of Hugging Face, from its config.json, as a model file of gin:
+    commentree convert roberta-base --print_gin > mine.gin
+
 Nothing is overwritten; what is written appears whole, or not at all. Without settings
 every array is copied as it is; with them, parameters find their places by the rules of
 docs/warm_starts.md, and the optimizer is new.
@@ -44,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("source", metavar="FROM", help="a checkpoint, or safetensors")
-  parser.add_argument("target", metavar="TO", help="folder to make, checkpoint_<step>")
+  parser.add_argument(
+    "target", metavar="TO", nargs="?", help="folder to make, checkpoint_<step>"
+  )
   parser.add_argument(
     "--to",
     choices=("orbax", "t5x_native"),
@@ -54,9 +59,21 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--dry_run", action="store_true", help="say what would be done, and stop"
   )
+  parser.add_argument(
+    "--print_gin",
+    action="store_true",
+    help="print the settings that FROM's config.json asks for, and stop",
+  )
   gin_cli.add_gin_flags(parser, required=False)
   others, overrides = gin_cli.split_overrides(argv)
   arguments = parser.parse_args(others)
+  if arguments.print_gin:
+    from ..training.warm_starts import hugging_face
+
+    print("\n".join(hugging_face.gin_lines(arguments.source)))
+    return 0
+  if arguments.target is None:
+    raise UserError("commentree convert FROM TO: name the folder to make, TO")
   if not arguments.gin_file:
     if overrides:
       raise UserError("--gin.NAME=VALUE: give the --gin_file of the run as well")
@@ -167,7 +184,7 @@ def _started(run: RunConfig, say: Callable[[str], None]):
     return state_lib.draw_params(model, batch, params, key, names)
 
   taken, plan = restore.warm_start(
-    config, config.initial_checkpoint_path, params, draw, say
+    config, model, config.initial_checkpoint_path, params, draw, say
   )
   say(plan.summary())
   state = state_lib.initial_state(model, optimizer, batch, like, key, taken)

@@ -18,6 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import partitioning
 
+# T5's relative positions: how many biases a head has, and up to which distance.
+NUM_BUCKETS = 32
+MAX_DISTANCE = 128
+
 Array = jax.Array
 Initializer = Callable[..., Array]
 
@@ -222,21 +226,21 @@ def dropout(rate: float, deterministic: bool) -> nn.Dropout:
 
 
 def relative_position_buckets(
-  offsets: np.ndarray, num_buckets: int, max_distance: int
+  offsets: np.ndarray, num_buckets: int, max_distance: int, bidirectional: bool = True
 ) -> np.ndarray:
-  """Returns T5's bidirectional bucket of offsets (key minus query), int32.
+  """Returns T5's bucket of offsets (key minus query), int32.
 
-  Half of the buckets are for keys to the right. Of each half, the first half holds
-  one distance each and the others widen logarithmically up to `max_distance`
-  (Raffel et al. 2020).
+  If bidirectional, half of the buckets are for keys to the right; otherwise these
+  count as the query itself. Of the buckets of a side, the first half holds one distance
+  each and the others widen logarithmically up to `max_distance` (Raffel et al. 2020).
   """
-  half = num_buckets // 2
-  exact = half // 2
-  distance = np.abs(offsets)
+  side = num_buckets // 2 if bidirectional else num_buckets
+  exact = side // 2
+  distance = np.abs(offsets) if bidirectional else np.maximum(-offsets, 0)
   ratio = np.log(np.maximum(distance, 1) / exact + np.finfo(np.float32).eps)
-  wide = exact + (ratio / np.log(max_distance / exact) * (half - exact)).astype(int)
-  bucket = np.where(distance < exact, distance, np.minimum(wide, half - 1))
-  return (bucket + half * (offsets > 0)).astype(np.int32)
+  wide = exact + (ratio / np.log(max_distance / exact) * (side - exact)).astype(int)
+  bucket = np.where(distance < exact, distance, np.minimum(wide, side - 1))
+  return (bucket + side * (bidirectional & (offsets > 0))).astype(np.int32)
 
 
 class RelativePositionBias(nn.Module):
@@ -247,8 +251,8 @@ class RelativePositionBias(nn.Module):
 
   num_heads: int
   dtype: Any
-  num_buckets: int = 32
-  max_distance: int = 128
+  num_buckets: int = NUM_BUCKETS
+  max_distance: int = MAX_DISTANCE
 
   @nn.compact
   def __call__(self, length: int) -> Array:

@@ -8,7 +8,6 @@ cross-attention, which here reads the ancestors' vectors.
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from ..errors import UserError
@@ -16,6 +15,7 @@ from .attention import AncestorAttention, AncestorContext, SelfAttention
 from .blocks import Block
 from .config import ModelConfig
 from .layers import (
+  ACTIVATIONS,
   Array,
   Dense,
   LayerNorm,
@@ -103,7 +103,7 @@ def roberta_logits(
     name="logits_transform",
   )(x_RMD)
   x_RMD = LayerNorm(dtype, config.layer_norm_epsilon, name="logits_norm")(
-    jax.nn.gelu(x_RMD, approximate=False)
+    ACTIVATIONS[config.mlp_activations[0]](x_RMD)
   )
   bias_V = parameter(
     "logits_bias", nn.initializers.zeros, (config.vocab_size,), ("vocab",)

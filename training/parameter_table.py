@@ -46,7 +46,9 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
   lines = partitioning.left_whole(params, mesh, config.partitioning)
   if (source := config.initial_checkpoint_path) is not None:
     specs = apply.specs_of(params)
-    _, plan = assignments.plan_for(source, specs, config.warm_start_rules)
+    _, plan = assignments.plan_for(
+      source, specs, config.warm_start_rules, getattr(model, "config", None)
+    )
     lines += [f"a new MODEL_DIR would start from {source}, a {plan.kind}:"]
     lines += [*plan.report(), plan.summary()]
   for line in lines:

@@ -88,7 +88,7 @@ def first_state(
     def draw(names: Sequence[str]) -> dict[str, jax.Array]:
       return state_lib.draw_params(model, example, like.params, key, names)
 
-    params, plan = warm_start(config, source, like.params, draw, say)
+    params, plan = warm_start(config, model, source, like.params, draw, say)
     say(
       f"took parameters from {source} (rule 2: initial_checkpoint_path, as MODEL_DIR"
       f" holds no checkpoint); {plan.summary()}"
@@ -106,6 +106,7 @@ def first_state(
 
 def warm_start(
   config: TrainConfig,
+  model: Model,
   path: str,
   like: PyTree,
   draw: apply.Draw,
@@ -115,6 +116,7 @@ def warm_start(
 
   Args:
     config: the settings.
+    model: the model.
     path: what `sources.open_source` opens.
     like: the abstract parameters, with shardings.
     draw: makes those that are new.
@@ -133,7 +135,9 @@ def warm_start(
     opened.append(
       storage.retried(
         f"{path} cannot be read",
-        lambda: assignments.plan_for(path, specs, config.warm_start_rules),
+        lambda: assignments.plan_for(
+          path, specs, config.warm_start_rules, getattr(model, "config", None)
+        ),
         config.checkpoint.save_attempts,
         say,
       )

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...errors import UserError
+from ...models.config import ModelConfig
+from . import hugging_face, safetensors
 from .rules import OPTIMIZER_PREFIX, Assignment, Plan, Rule, plan
 from .sources import ArraySource, ArraySpec, Unstacked, open_source
 
@@ -20,7 +22,10 @@ _SCALABLE = re.compile(r"(target\.(encoder|decoder))\.\2\.(.+)")
 
 
 def plan_for(
-  path: str, target: Mapping[str, ArraySpec], own: Iterable[Sequence[Any]] = ()
+  path: str,
+  target: Mapping[str, ArraySpec],
+  own: Iterable[Sequence[Any]] = (),
+  settings: ModelConfig | None = None,
 ) -> tuple[ArraySource, Plan]:
   """Opens files and works out where every parameter comes from.
 
@@ -28,25 +33,27 @@ def plan_for(
     path: what `open_source` opens.
     target: the parameters.
     own: the user's rules, as `TrainConfig.warm_start_rules` has them.
+    settings: the model's, to compare with those that come with the files, if any do.
 
   Raises:
     UserError: if they cannot be read or do not fit; see `rules.plan`.
   """
-  source, assignment = assign(open_source(path), target)
+  source, assignment = assign(open_source(path), settings)
   return source, plan(target, source, assignment, [Rule(*rule) for rule in own])
 
 
-def assign(source: ArraySource, target: Mapping[str, ArraySpec]) -> Mapped:
+def assign(source: ArraySource, settings: ModelConfig | None = None) -> Mapped:
   """Returns the source, its layers apart, and the rules for it.
 
   Args:
     source: as opened.
-    target: the parameters, by which sizes are known.
-  """
-  if source.kind == "safetensors":
-    from . import hugging_face
+    settings: the model's, to compare with those that come with the files, if any do.
 
-    return hugging_face.assign(source, target)
+  Raises:
+    UserError: if the files are of a model that these settings do not make.
+  """
+  if source.kind == safetensors.KIND:
+    return hugging_face.assign(source, settings)
   source = Unstacked(source, _layer_of)
   return source, t5x_rules(source)
 

@@ -139,14 +139,9 @@ def open_source(path: str | epath.Path) -> ArraySource:
     UserError: if it is none of these, or damaged.
   """
   path = storage.as_path(path)
-  from . import orbax_arrays, t5x_native
+  from . import orbax_arrays, safetensors, t5x_native
 
-  if path.name.endswith(".safetensors") or any(
-    (path / name).exists()
-    for name in ("model.safetensors", "model.safetensors.index.json")
-  ):
-    from . import safetensors
-
+  if safetensors.is_there(path):
     return safetensors.open_safetensors(path)
   if t5x_native.is_there(path):
     return t5x_native.T5xNative(path)
@@ -154,6 +149,7 @@ def open_source(path: str | epath.Path) -> ArraySource:
     return orbax_arrays.OrbaxArrays(path)
   if not path.exists():
     raise UserError(f"{path}: there is no such checkpoint")
+  safetensors.refuse_pickles(path)
   raise UserError(
     f"{path} holds no checkpoint that can be read: name a checkpoint_<step> folder of"
     " commentree or T5X, or a folder with model.safetensors"

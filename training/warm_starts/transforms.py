@@ -9,6 +9,8 @@ joined by commas and applied from left to right:
     rows:2:       rows from the third on (`rows:2:514` up to the 514th)
     part:0/3      the first third along axis 0; `part:1:0/3` along axis 1
     scale:0.125   every number times a factor
+    causal_buckets  columns that are T5's relative positions in a causal decoder, made
+                  those of a decoder that sees both ways
     grow:0        last: the parameter may be longer along axis 0, by rows (columns for
                   `grow:1`) that the file does not have; they become the mean of those
                   that it has
@@ -18,6 +20,7 @@ joined by commas and applied from left to right:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ...models.layers import MAX_DISTANCE, NUM_BUCKETS, relative_position_buckets
 from .sources import Index, extent, whole
 
 Shape = tuple[int, ...]
@@ -161,6 +165,48 @@ class Reshape:
     return part, picked
 
 
+@dataclasses.dataclass(frozen=True)
+class CausalBuckets:
+  """T5's biases by relative position, from a causal decoder's to those of both ways.
+
+  A causal decoder has all columns for what stands before the query, one for each of 16
+  distances and then by their logarithm; one that sees both ways has half of the columns
+  for either side. A new column is the mean over the distances that it is for, on its
+  side or, as a causal decoder never saw what comes after, on the other.
+  """
+
+  def shape(self, source: Shape) -> Shape:
+    """As `Transform.shape`."""
+    if len(source) != 2 or source[1] != NUM_BUCKETS:
+      raise ValueError(f"is no table of {NUM_BUCKETS} relative positions a head")
+    return source
+
+  def back(self, index: Index, source: Shape) -> tuple[Index, Finish]:
+    """As `Transform.back`."""
+    columns = _shares_of_buckets()[:, index[1]]
+
+    def shared(array: np.ndarray) -> np.ndarray:
+      return array.astype(np.float32) @ columns
+
+    return (index[0], slice(0, source[1])), shared
+
+
+@functools.cache
+def _shares_of_buckets() -> np.ndarray:
+  """Returns which share of a new column's distances lies in each old one."""
+  distances = np.arange(MAX_DISTANCE + 1)
+  old = relative_position_buckets(
+    -distances, NUM_BUCKETS, MAX_DISTANCE, bidirectional=False
+  )
+  shares = np.zeros((NUM_BUCKETS, NUM_BUCKETS), np.float32)
+  for sign in (-1, 1):
+    new = relative_position_buckets(sign * distances, NUM_BUCKETS, MAX_DISTANCE)
+    np.add.at(shares, (old, new), 1)
+  # No distance is after the query and 0.
+  shares[:, NUM_BUCKETS // 2] = shares[:, 0]
+  return shares / shares.sum(axis=0)
+
+
 def _shifted(index: Index, axis: int, by: int) -> Index:
   moved = slice(index[axis].start + by, index[axis].stop + by)
   return (*index[:axis], moved, *index[axis + 1 :])
@@ -240,7 +286,7 @@ def parse(text: str, wanted: Shape) -> Chain:
     except (ValueError, TypeError):
       raise ValueError(
         f"{word!r} is none of transpose, reshape, rows:START:STOP, part:AXIS:I/N,"
-        " scale:FACTOR, grow:AXIS, cut:AXIS"
+        " scale:FACTOR, causal_buckets, grow:AXIS, cut:AXIS"
       ) from None
     if isinstance(transform, Reshape) and not is_last:
       raise ValueError("'reshape' must come last")
@@ -251,6 +297,8 @@ def parse(text: str, wanted: Shape) -> Chain:
 def _transform(name: str, argument: str, wanted: Shape) -> Transform:
   if name == "transpose" and not argument:
     return Transpose()
+  if name == "causal_buckets" and not argument:
+    return CausalBuckets()
   if name == "reshape" and not argument:
     return Reshape(wanted)
   if name == "scale":

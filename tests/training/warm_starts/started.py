@@ -1,0 +1,106 @@
+"""Models started from files, and asked for hidden states."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from commentree.models.batch import smallest
+from commentree.models.config import ModelConfig
+from commentree.models.model import CommentTreeModel
+from commentree.training import partitioning
+from commentree.training import state as state_lib
+from commentree.training.config import PartitioningConfig
+from commentree.training.warm_starts import apply, assignments, hugging_face, sources
+
+
+@dataclasses.dataclass
+class Started:
+  """A model, its parameters, and the plan by which they were loaded."""
+
+  model: CommentTreeModel
+  params: dict
+  plan: object
+
+  @property
+  def named(self):
+    return partitioning.flatten_names(jax.tree.map(np.asarray, self.params))
+
+
+def settings_of(path):
+  """Returns what `config.json` says."""
+  file, config = hugging_face.read_config(sources.storage.as_path(path))
+  return hugging_face.settings_of(file, config)
+
+
+def start(path, own=(), *, vocab_size, **changes) -> Started:
+  """Starts a model whose settings are those of the file, and `changes`.
+
+  Token vectors are the pooled ones: the first so many.
+  """
+  config = ModelConfig(
+    **{
+      **settings_of(path),
+      "vocab_size": vocab_size,
+      "pooling": "first",
+      "vectors_per_comment": 12,
+      "ancestor_positions": "none",
+      "dtype": "float32",
+      **changes,
+    }
+  )
+  model = CommentTreeModel(config)
+  placing = PartitioningConfig()
+  like = state_lib.abstract_params(
+    model, smallest(), partitioning.make_mesh(placing), placing
+  )
+
+  def draw(names):
+    return state_lib.draw_params(model, smallest(), like, jax.random.key(3), names)
+
+  source, plan = assignments.plan_for(path, apply.specs_of(like), own, config)
+  return Started(model, apply.fill(plan, source, like, draw), plan)
+
+
+def row(tokens):
+  return np.asarray(tokens, np.int32)[None, None]
+
+
+def encoder_states(started: Started, tokens) -> np.ndarray:
+  """Returns the encoder's token vectors of a comment, `[L, D]`.
+
+  Two rows: the comment, and one of other comments that it must not see.
+  """
+  length = len(tokens)
+  batch = {name: np.asarray(values) for name, values in smallest().items()}
+  batch["encoder_input_tokens"] = row([*tokens, *tokens[::-1]])
+  batch["encoder_segment_ids"] = row([1] * length + [2] * length)
+  batch["encoder_positions"] = row([*range(length), *range(length)])
+  batch["encoder_slot_depths"] = np.zeros((1, 2), np.int32)
+  apply_fn = functools.partial(started.model.module.apply, method="encode")
+  vectors, used = jax.jit(apply_fn)({"params": started.params}, batch)
+  assert np.asarray(used)[0, 0].sum() == min(
+    length, started.model.config.vectors_per_comment
+  )
+  return np.asarray(vectors)[0, 0, :length]
+
+
+def decoder_logits(started: Started, tokens, states) -> np.ndarray:
+  """Returns the decoder's logits of a comment given vectors `[S, D]`, `[L, V]`."""
+  length, seen = len(tokens), len(states)
+  batch = {name: np.asarray(values) for name, values in smallest().items()}
+  batch["decoder_input_tokens"] = row(tokens)
+  batch["decoder_segment_ids"] = row([1] * length)
+  batch["decoder_positions"] = row(range(length))
+  batch["decoder_masked_positions"] = row(range(length))
+  batch["encoder_slot_depths"] = np.zeros((1, seen), np.int32)
+  batch["ancestor_slots"] = row(range(1, seen + 1))
+  batch["ancestor_distances"] = row([1] * seen)
+  vectors = np.asarray(states, np.float32)[None, :, None]
+  apply_fn = functools.partial(started.model.module.apply, method="decode")
+  used = np.ones((1, seen, 1), bool)
+  logits = jax.jit(apply_fn)({"params": started.params}, vectors, used, batch)
+  return np.asarray(logits)[0, 0]
