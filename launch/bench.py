@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..models.config import ModelConfig
-from ..models.layers import Dense, Embed
+from ..models.layers import Dense
 from ..models.losses import token_losses
 from ..models.model import CommentTreeModel
 from ..models.stacks import EncoderStack
-from ..models.t5 import T5
+from ..models.t5 import T5, T5Embedder
 from ..tasks import data as data_lib
 from ..tasks import forest_layout, packing, registry, streams
 from ..tasks.data_config import DataConfig
@@ -158,8 +158,8 @@ class ThreadModel(nn.Module):
     """Returns logits `[R, M, V]`."""
     cfg = self.config
     dtype = jnp.dtype(cfg.dtype)
-    x_RLD = Embed(cfg.vocab_size, cfg.emb_dim, dtype, name="token_embedder")(
-      batch["tokens"]
+    x_RLD = T5Embedder(cfg, name="token_embedder")(
+      batch["tokens"], jnp.arange(batch["tokens"].shape[-1]), None
     )
     x_RLD = EncoderStack(cfg, T5, True, name="encoder")(
       x_RLD, (batch["tokens"] > 0).astype(jnp.int32)
