@@ -23,19 +23,10 @@ from ..training import partitioning
 from ..training.config import DEFAULT_AXIS_RULES, MeshAxes
 from . import job
 
-# Logical axes along which T5X's Adafactor keeps rows or columns of its statistics; a
-# parameter with any other is not factored.
-_FACTORS = {
-  "vocab": "column",
-  "embed": "row",
-  "mlp": "column",
-  "heads": "column",
-  "kv": "column",
-  "joined_kv": "column",
-  "layers": "batch",
-}
 # T5X's own rules know these; ours come after them.
-_T5X_AXES = frozenset(_FACTORS) | {"batch", "length", "relpos_buckets"}
+_T5X_AXES = frozenset(
+  ("batch", "vocab", "embed", "mlp", "heads", "kv", "joined_kv", "layers", "length")
+) | {"relpos_buckets"}
 
 
 def comment_tree_model(
@@ -50,7 +41,7 @@ def comment_tree_model(
   Args:
     mixture_or_task_name: a registered task of comment trees, for its vocabulary.
     config: architecture and loss.
-    optimizer_def: T5X's, such as its Adafactor.
+    optimizer_def: makes the optimizer; ours (`training.t5x_optimizer`) or T5X's.
     layout: rows and slots of a forest.
     loss_normalizing_factor: see `CommentTreeModel`.
 
@@ -124,8 +115,3 @@ def check_axes(model: CommentTreeModel) -> None:
 def additional_axis_rules() -> tuple[tuple[str, MeshAxes], ...]:
   """Returns rules for the axes that T5X does not know: whole on every device."""
   return tuple((axis, None) for axis, _ in DEFAULT_AXIS_RULES if axis not in _T5X_AXES)
-
-
-def logical_factor_rules() -> dict[str, str]:
-  """Returns for T5X's Adafactor what each logical axis is."""
-  return {axis: _FACTORS.get(axis, "none") for axis, _ in DEFAULT_AXIS_RULES}

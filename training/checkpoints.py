@@ -28,13 +28,23 @@ from . import checksums, hosts, orbax_noise, saving, storage
 from .config import CheckpointConfig
 from .reading import check_tree, read_params, read_together, why_unreadable
 from .saving import path_of, steps_in
-from .state import PyTree, TrainState, from_tree, to_tree
+from .state import (
+  PyTree,
+  TrainState,
+  from_tree,
+  to_tree,
+  with_empty,
+  without_empty,
+)
 
 Say = Callable[[str], None]
 Metrics = Mapping[str, float]
 
 _DATASET = "dataset/metadata"
 _METRICS = "metrics/metrics"
+
+# Orbax's manager, which T5X saves by, leaves it; we do not.
+_OF_MANAGER = "_CHECKPOINT_METADATA"
 
 # Waits for the save before that are not worth a line.
 _SLOW_SECONDS = 1.0
@@ -405,15 +415,24 @@ class Checkpoints:
     def inspect() -> dict[str, Any]:
       checksums.check_files(path)
       # Before arrays are read, so that what does not fit is not taken for damage.
-      check_tree(path, self._handler.metadata(path / "state").tree, tree)
+      saved = self._handler.metadata(path / "state").tree
+      check_tree(path, saved, tree)
+      return {"data": data_state(), "whole": with_empty(saved, tree) == saved}
+
+    def data_state() -> dict[str, Any]:
+      if not (path / _DATASET).exists() and (path / _OF_MANAGER).exists():
+        # T5X saves no place in our data: they begin at their beginning.
+        return {}
       return json.loads((path / _DATASET).read_text())
 
     def read() -> PyTree:
       checksums.check_share(path)
-      args = ocp.args.StandardRestore(tree)
-      return self._handler.restore(path / "state", args=args)
+      # T5X saves no dictionaries that are empty, as parts of optax's state are.
+      there = tree if found["whole"] else without_empty(tree)
+      args = ocp.args.StandardRestore(there)
+      return with_empty(self._handler.restore(path / "state", args=args), tree)
 
-    data_state, reason = hosts.chief_decides(
+    found, reason = hosts.chief_decides(
       f"look at {path.name}",
       lambda: why_unreadable(path, inspect, attempts, self._say),
     )
@@ -422,9 +441,9 @@ class Checkpoints:
     if reason is not None:
       damaged[step] = reason
       return None
-    assert data_state is not None
+    assert found is not None
     assert items is not None
-    return Restored(from_tree(items, like), data_state, path)
+    return Restored(from_tree(items, like), found["data"], path)
 
   def _put_aside(self, step: int, reason: str) -> None:
     path = path_of(self._model_dir, step)

@@ -326,10 +326,8 @@ def optimizer_shardings(
 ) -> PyTree:
   """Returns the sharding of every leaf of an optimizer's state.
 
-  A leaf belongs to the parameter whose path its own ends in. Of the parameter's shape,
-  it lies as the parameter does; of that shape less one dimension (Adafactor's row and
-  column statistics), as the dimensions that are left do. The rest is small (counters)
-  and whole on every device.
+  What no parameter's axes are for is small (counters) and whole on every device; see
+  `optimizer_specs`.
 
   Args:
     optimizer_state: the state, or its shapes.
@@ -337,28 +335,48 @@ def optimizer_shardings(
     shardings: the parameters' shardings.
     mesh: the mesh.
   """
-  shape_of = {name: leaf.shape for name, leaf in flatten_names(shapes).items()}
-  sharding_of = flatten_names(shardings)
+  specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+  return jax.tree.map(
+    lambda spec: replicated(mesh) if spec is None else NamedSharding(mesh, spec),
+    optimizer_specs(optimizer_state, shapes, specs),
+    is_leaf=lambda spec: spec is None or isinstance(spec, PartitionSpec),
+  )
 
-  def sharding(path, leaf) -> NamedSharding:
+
+def optimizer_specs(optimizer_state: PyTree, shapes: PyTree, specs: PyTree) -> PyTree:
+  """Returns the axes of every leaf of an optimizer's state, None where it has none.
+
+  A leaf belongs to the parameter whose path its own ends in. Of the parameter's shape,
+  it lies as the parameter does; of that shape less one dimension (Adafactor's row and
+  column statistics), as the dimensions that are left do.
+
+  Args:
+    optimizer_state: the state, or its shapes.
+    shapes: the parameters' shapes.
+    specs: the parameters' axes, of the mesh or logical.
+  """
+  shape_of = {name: leaf.shape for name, leaf in flatten_names(shapes).items()}
+  spec_of = flatten_names(specs)
+
+  def spec_of_leaf(path, leaf) -> PartitionSpec | None:
     keys = [str(key.key) for key in path if hasattr(key, "key")]
     name = next((n for n in map(".".join, _tails(keys)) if n in shape_of), None)
     if name is None:
-      return replicated(mesh)
-    shape, spec = shape_of[name], sharding_of[name].spec
+      return None
+    shape, spec = shape_of[name], spec_of[name]
     if leaf.shape == shape:
-      return sharding_of[name]
+      return spec
     less = [i for i in range(len(shape)) if (*shape[:i], *shape[i + 1 :]) == leaf.shape]
     if not less or leaf.size == 1:
-      return replicated(mesh)
+      return None
     # Of equal dimensions the rows' statistics sum over the last, the columns' over the
     # first.
     rows = any(getattr(key, "name", None) == "v_row" for key in path)
     reduced = less[-1] if rows else less[0]
     spec = [*spec, *[None] * (len(shape) - len(spec))]
-    return NamedSharding(mesh, PartitionSpec(*spec[:reduced], *spec[reduced + 1 :]))
+    return PartitionSpec(*spec[:reduced], *spec[reduced + 1 :])
 
-  return jax.tree_util.tree_map_with_path(sharding, optimizer_state)
+  return jax.tree_util.tree_map_with_path(spec_of_leaf, optimizer_state)
 
 
 def _tails(keys: Sequence[str]) -> Iterator[Sequence[str]]:

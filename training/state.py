@@ -62,6 +62,25 @@ def from_tree(tree: Mapping[str, PyTree], like: TrainState) -> TrainState:
   )
 
 
+def without_empty(tree: PyTree) -> PyTree:
+  """Returns nested dictionaries less those that hold no leaf."""
+  if not isinstance(tree, dict):
+    return tree
+  kept = {key: without_empty(value) for key, value in tree.items()}
+  return {
+    key: value for key, value in kept.items() if not isinstance(value, dict) or value
+  }
+
+
+def with_empty(tree: PyTree, like: PyTree) -> PyTree:
+  """Returns nested dictionaries with what `without_empty` took off `like`."""
+  if not isinstance(like, dict) or not isinstance(tree, dict):
+    return tree
+  missing = {key: like[key] for key in like.keys() - tree.keys()}
+  lost = {key: value for key, value in missing.items() if not without_empty(value)}
+  return {key: with_empty(tree[key], like.get(key)) for key in tree} | lost
+
+
 def _abstract(tree: PyTree, shardings: PyTree) -> PyTree:
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(

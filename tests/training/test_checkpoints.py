@@ -207,3 +207,25 @@ def test_orbax_reads_what_is_written_and_what_orbax_wrote_is_read(
   restored = saved.restore(like)
   assert restored.data_state == {"next": 20}
   jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(2))
+
+
+def test_what_t5x_saved_of_our_state_comes_back(open_folder, tmp_path):
+  """It leaves out dictionaries that hold nothing, and where the data stood."""
+  tree = to_tree(state_of(4))
+  assert tree["state"]["param_states"].pop("1") == {}
+  with ocp.CheckpointManager(
+    tmp_path,
+    item_names=("state",),
+    options=ocp.CheckpointManagerOptions(step_prefix="checkpoint"),
+  ) as manager:
+    manager.save(4, args=ocp.args.Composite(state=ocp.args.StandardSave(tree)))
+  restored = open_folder().restore(abstract(state_of(0)))
+  assert restored.data_state == {}
+  jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(4))
+
+
+def test_a_lost_place_in_the_data_of_ours_is_damage_still(open_folder, tmp_path):
+  save(open_folder(), [1])
+  shutil.rmtree(tmp_path / "checkpoint_1" / "dataset")
+  with pytest.raises(UserError, match="dataset/metadata is missing"):
+    open_folder().restore(abstract(state_of(0)))
