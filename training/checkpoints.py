@@ -427,6 +427,7 @@ class Checkpoints:
 
     def read() -> PyTree:
       checksums.check_share(path)
+      assert found is not None
       # T5X saves no dictionaries that are empty, as parts of optax's state are.
       there = tree if found["whole"] else without_empty(tree)
       args = ocp.args.StandardRestore(there)

@@ -81,6 +81,9 @@ def t5x_rules(source: ArraySource) -> list[Rule]:
         f"transpose, scale:{scale!r}, grow:1",
       )
     )
+  if not any(name.startswith(f"{prefix}ancestors.") for name in source.arrays):
+    # A T5, whose decoder is causal; ours sees both ways.
+    rules.append(Rule(r"decoder\.relpos_bias\..*", same, "causal_buckets"))
   return [
     *rules,
     Rule(r"decoder\.logits_dense\.kernel", same, "grow:1"),

@@ -79,8 +79,26 @@ def test_a_t5_of_t5x_goes_to_its_places_and_what_it_lacks_is_drawn(t5):
     params.pop("ancestors.null_vector"), drawn["ancestors.null_vector"]
   )
   assert not params.pop("ancestors.distance_bias").any()
+  params.pop("decoder.relpos_bias.rel_embedding")
   for name, values in params.items():
     np.testing.assert_array_equal(values, of_t5(name), err_msg=name)
+
+
+def test_a_causal_decoders_positions_become_those_of_both_sides(t5, tmp_path):
+  name = "decoder.relpos_bias.rel_embedding"
+  _, params = started(t5)
+  # Up to seven tokens away, each side has a column for each distance, as T5 has.
+  for distance in range(8):
+    causal = of_t5(name)[:, distance]
+    np.testing.assert_allclose(params[name][:, distance], causal, rtol=1e-6)
+    np.testing.assert_allclose(params[name][:, 16 + distance], causal, rtol=1e-6)
+  # The encoder's are as they were, and so are those of a checkpoint of ours.
+  encoders = "encoder.relpos_bias.rel_embedding"
+  np.testing.assert_array_equal(params[encoders], of_t5(encoders))
+  arrays = written_by_t5x.t5_arrays()
+  arrays["target.ancestors.null_vector"] = np.ones(16, np.float32)
+  ours = written_by_t5x.write(tmp_path / "checkpoint_1", arrays)
+  np.testing.assert_array_equal(started(ours)[1][name], of_t5(name))
 
 
 def test_scanned_layers_hold_the_same_numbers(t5):
@@ -185,6 +203,7 @@ def test_orbax_checkpoints_with_and_without_state_and_target_are_read(tmp_path):
     plain.save(tmp_path / "flax", {"params": tree})
   with ocp.StandardCheckpointer() as standard:
     standard.save(tmp_path / "t5x" / "state", {"target": tree, "state": {"step": 3}})
+  del arrays["decoder.relpos_bias.rel_embedding"]
   for folder in ("plain", "flax", "t5x"):
     _, params = started(tmp_path / folder)
     for name, values in arrays.items():
