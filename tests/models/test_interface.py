@@ -67,8 +67,8 @@ def test_attributes_are_those_that_t5x_reads():
     _ = CommentTreeModel(conftest.CONFIG).FEATURE_CONVERTER_CLS
 
 
-def test_every_parameter_has_axes_of_its_rank(make, packed):
-  model, _ = make()
+def test_every_parameter_has_axes_of_its_rank(make, packed, family):
+  model, _ = make(**family)
   variables = jax.eval_shape(
     lambda: model.get_initial_variables(
       rng=jax.random.key(0), input_shapes=packed.shapes, input_types=None

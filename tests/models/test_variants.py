@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import get_args
@@ -16,7 +17,7 @@ from commentree.models.config import AncestorPositions, ModelConfig, Pooling
 from commentree.models.losses import token_losses
 from commentree.models.model import CommentTreeModel
 
-from . import forests
+from . import conftest, forests
 
 
 def loss_and_gradients(model, params, batch):
@@ -94,8 +95,16 @@ def test_every_pooling_runs_with_every_position_kind_and_has_finite_gradients(
     assert gradient.dtype == jnp.float32, name
 
 
-def test_scanned_and_rematerialized_layers_compute_the_same(make, packed):
-  model, params = make()
+@pytest.mark.parametrize(
+  ("family", "ways"),
+  [
+    ("t5", (("full", False), ("minimal", False), ("minimal", True))),
+    ("roberta", (("minimal", True),)),
+  ],
+)
+def test_scanned_and_rematerialized_layers_compute_the_same(make, packed, family, ways):
+  changes = conftest.FAMILIES[family]
+  model, params = make(**changes)
   loss, gradients = loss_and_gradients(model, params, packed.batch)
 
   def scanned_form(tree):
@@ -108,8 +117,8 @@ def test_scanned_and_rematerialized_layers_compute_the_same(make, packed):
       tree[side] = stack
     return tree
 
-  for policy, scan in (("full", False), ("minimal", False), ("minimal", True)):
-    again, drawn = make(remat_policy=policy, scan_layers=scan)
+  for policy, scan in ways:
+    again, drawn = make(remat_policy=policy, scan_layers=scan, **changes)
     form = scanned_form if scan else dict
     assert jax.tree.map(jnp.shape, form(params)) == jax.tree.map(jnp.shape, drawn)
     same_loss, same_gradients = loss_and_gradients(again, form(params), packed.batch)
@@ -148,8 +157,9 @@ def test_dropout_draws_anew_by_key_and_not_without_one(make, packed):
   assert without[0][0] == without[1][0]
 
 
-def test_the_loss_starts_near_that_of_guessing(packed):
-  config = ModelConfig(vocab_size=4000, dtype="float32")
+@pytest.mark.parametrize("family", ["t5", "roberta"])
+def test_the_loss_starts_near_that_of_guessing(packed, family):
+  config = ModelConfig(vocab_size=4000, dtype="float32", **conftest.FAMILIES[family])
   model = CommentTreeModel(config)
 
   def initial_loss(key):
@@ -167,6 +177,9 @@ def test_the_loss_starts_near_that_of_guessing(packed):
   "changes",
   [
     {"pooling": "sum"},
+    {"family": "bert"},
+    {"position_offset": 514},
+    {"layer_norm_epsilon": -1.0},
     {"ancestor_positions": "rope"},
     {"remat_policy": "some"},
     {"mlp_activations": ("geglu",)},
@@ -180,3 +193,60 @@ def test_a_bad_setting_is_one_line_naming_it(changes):
   with pytest.raises(UserError, match=f"ModelConfig.{next(iter(changes))}") as raised:
     ModelConfig(**{"vocab_size": 8, **changes})
   assert "\n" not in str(raised.value)
+
+
+def test_the_compute_type_of_the_family_of_roberta_is_the_set_one(make, packed):
+  """Gradients are float32 and finite, though all between is bfloat16."""
+  model, params = make(
+    dtype="bfloat16",
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    **conftest.FAMILIES["roberta"],
+  )
+  vectors = jax.eval_shape(
+    lambda p: model.module.apply({"params": p}, packed.batch, method="encode")[0],
+    params,
+  )
+  assert vectors.dtype == jnp.bfloat16
+  loss, gradients = loss_and_gradients(model, params, packed.batch)
+  assert np.isfinite(loss)
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+    name = jax.tree_util.keystr(path)
+    assert gradient.dtype == jnp.float32, name
+    assert np.isfinite(gradient).all(), name
+    assert np.abs(gradient).max() > 0, name
+
+
+# Of both types' vectors, the first dimension: neither, the first's, the second's.
+_SHIFTS = np.float32([np.zeros((2, 1)), [[1], [0]], [[0], [1]]]) * np.eye(1, 16)
+
+
+def test_of_bert_s_types_all_tokens_have_the_first(make, packed):
+  model, params = make(
+    num_encoder_layers=1, num_decoder_layers=1, **conftest.FAMILIES["bert"]
+  )
+  types = params["token_embedder"]["type_embedding"]
+  loss = jax.jit(
+    lambda types: model.loss_fn(
+      {
+        **params,
+        "token_embedder": {**params["token_embedder"], "type_embedding": types},
+      },
+      packed.batch,
+      None,
+    )[0],
+    compiler_options=forests.QUICK_COMPILE,
+  )
+  before, first, second = (loss(types + shift) for shift in _SHIFTS)
+  assert before == second
+  assert before != first
+
+
+def test_rows_longer_than_there_are_positions_are_a_user_error(make, packed):
+  length = packed.batch["encoder_positions"].shape[-1]
+  changes = {**conftest.FAMILIES["roberta"], "num_positions": length + 1}
+  message = f"rows of {length} tokens, but ModelConfig.num_positions = {length + 1}"
+  model = CommentTreeModel(dataclasses.replace(conftest.CONFIG, **changes))
+  _, params = make(**changes)
+  with pytest.raises(UserError, match=message):
+    jax.eval_shape(lambda: model.loss_fn(params, packed.batch, None))
