@@ -12,7 +12,13 @@ import pytest
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
-from commentree.training import ahead_of_time, compiled_report, state, topologies
+from commentree.training import (
+  ahead_of_time,
+  compiled_report,
+  partitioning,
+  state,
+  topologies,
+)
 from commentree.training.ahead_of_time import Plan
 from commentree.training.config import (
   OptimizerConfig,
@@ -168,6 +174,27 @@ def test_scanned_layers_cost_what_unrolled_ones_do():
   # loop's body counted once would be far below.
   ratio = scanned.operations_seconds / unrolled.operations_seconds
   assert 0.8 < ratio < 2.0
+
+
+def test_the_family_of_roberta_compiles_with_everything_cut_over_chips():
+  """Biases, tables, tied logits and their bias, over two of `model` and of `fsdp`."""
+  model = {
+    "family": "roberta",
+    "mlp_activations": ("gelu_exact",),
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+  }
+  made = plan("v5e:2x2", model=model, model_parallel=2, fsdp_parallel=-1)
+  report = ahead_of_time.compile_program(made, effort=EFFORT)
+  assert report.fits
+  # Products that are one-hot look-ups come on top; see above.
+  assert 0.8 < report.device_flops / (report.model_flops / 4) < 1.8
+  whole = [
+    name
+    for name, leaf in partitioning.flatten_names(made.params).items()
+    if partitioning.devices_per_copy(leaf.sharding) == 1
+  ]
+  assert not [name for name in whole if name.endswith((".kernel", ".embedding"))]
 
 
 def test_the_evaluation_compiles_too():
