@@ -87,7 +87,7 @@ def t5x_rules(source: ArraySource) -> list[Rule]:
   return [
     *rules,
     Rule(r"decoder\.logits_dense\.kernel", same, "grow:1"),
-    Rule(r"decoder\.logits_dense\.bias", same, "grow:0"),
+    Rule(r"decoder\.logits_bias", same, "grow:0"),
     Rule(r"(token_embedder|encoder|decoder)\..*", same),
     Rule(r".*", f"{same}?"),
   ]
