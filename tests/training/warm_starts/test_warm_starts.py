@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -210,24 +211,31 @@ def test_orbax_checkpoints_with_and_without_state_and_target_are_read(tmp_path):
       np.testing.assert_array_equal(params[name], values)
 
 
-def test_a_device_reads_its_own_part_and_no_more(t5):
+def test_a_host_reads_the_parts_of_its_devices_each_once(t5, monkeypatch):
+  """Eight devices, of which two at a time hold copies of a quarter of the rows."""
   like, _ = abstract()
   source, plan = assignments.plan_for(t5, apply.specs_of(like))
-  line = next(x for x in plan.lines if x.parameter == "token_embedder.embedding")
-  reads = []
-  original = source.read
+  name = "token_embedder.embedding"
+  (line,) = (line for line in plan.lines if line.parameter == name)
+  quarters = [(slice(8 * i, 8 * i + 8), slice(None)) for i in (2, 2, 3, 3, 0, 0, 1, 1)]
+  reads, original = [], source.read
 
   class Watched:
     path, kind, arrays = source.path, source.kind, source.arrays
 
     def read(self, name, index):
-      reads.append(index)
+      reads.append(index[0])
       return original(name, index)
 
-  part = (slice(8, 12), slice(4, 8))
-  values = apply.read_part(line, Watched(), part)
-  assert reads == [part]
-  np.testing.assert_array_equal(values, of_t5("token_embedder.embedding")[part])
+  def ask_each_device(shape, sharding, callback):
+    return [callback(index) for index in quarters]
+
+  monkeypatch.setattr(jax, "make_array_from_callback", ask_each_device)
+  only = dataclasses.replace(plan, lines=(line,))
+  parts = apply.load(only, Watched(), like)[name]
+  assert reads == [slice(start, start + 8) for start in (16, 24, 0, 8)]
+  for part, index in zip(parts, quarters):
+    np.testing.assert_array_equal(part, of_t5(name)[index])
 
 
 # ---- Runs --------------------------------------------------------------------------
