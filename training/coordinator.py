@@ -258,7 +258,7 @@ class Coordinator:
 
   def _behind(self) -> list[_Member]:
     """The hosts that all others wait for, as far as they can be told apart."""
-    members = [m for m in self._members.values() if not m.done]
+    members = [m for _, m in sorted(self._members.items()) if not m.done]
     if not members:
       return []
     step = min(m.step for m in members)
