@@ -58,3 +58,19 @@ def test_the_count_of_a_step_is_near_the_compilers(scan_layers, family):
   step = jax.jit(jax.grad(lambda p: model.loss_sums(p, batch, None)[0]))
   compiler = step.lower(params).cost_analysis()["flops"]
   assert counted == pytest.approx(compiler, rel=0.15)
+
+
+@pytest.mark.parametrize("family", ["t5", "roberta"])
+def test_a_piece_more_in_the_vocabulary_costs_a_product_a_masked_token(family):
+  batch = stub.random_batch(0, 4)
+  shapes = {name: values.shape for name, values in batch.items()}
+
+  def counted(vocab_size):
+    model = CommentTreeModel(ModelConfig(vocab_size=vocab_size, family=family))
+    variables = jax.eval_shape(
+      lambda: model.get_initial_variables(jax.random.key(0), shapes)
+    )
+    return flops.train_step_flops(variables["params"], batch)
+
+  masked = batch["decoder_target_tokens"].size
+  assert counted(513) - counted(512) == 3 * 2 * 128 * masked
