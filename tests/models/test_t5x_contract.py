@@ -303,18 +303,23 @@ def test_the_gin_files_bind_names_that_are_there():
     module = __import__(f"{package}.{name}", fromlist=[name])
     modules[alias or name] = module
   assert {"t5x_model", "t5x_optimizer", "training_config"} <= modules.keys()
-  bound = re.findall(
-    r"(?<![\w.])@?(\w+)\.(\w+)(?:\.(\w+))?(?=\(\)|:|\s*=|$)", text, re.M
-  )
-  found = 0
-  for module, name, parameter in bound:
-    if module not in modules or name == "gin":
-      continue
-    target = getattr(modules[module], name)
-    found += 1
-    if parameter:
-      assert parameter in inspect.signature(target).parameters
-  assert found >= 8
+  # As one binding a line: `module.name:` with indented parameters below it.
+  lines, owner = [], ""
+  for line in text.splitlines():
+    if re.fullmatch(r"[\w./]+:", line):
+      owner = line[:-1]
+    elif line.startswith("  "):
+      lines.append(f"{owner}.{line.strip()}")
+    else:
+      lines.append(line)
+  bindings = set(re.findall(r"^(\w+)\.(\w+)\.(\w+) =", "\n".join(lines), re.MULTILINE))
+  ours = {binding for binding in bindings if binding[0] in modules}
+  assert len(ours) >= 10
+  for module, name, parameter in ours:
+    signature = inspect.signature(getattr(modules[module], name))
+    assert parameter in signature.parameters, (module, name, parameter)
+  for module, name in set(re.findall(r"@(\w+)\.(\w+)", text)):
+    assert module not in modules or callable(getattr(modules[module], name))
 
 
 def test_without_packing_each_piece_has_a_forest_of_its_own():

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
 import ml_dtypes
 import msgpack
@@ -252,6 +253,18 @@ def test_a_malformed_msgpack_is_one_clear_line(tmp_path, content, message):
   assert grown_kilobytes < 100_000
   assert "\n" not in str(raised.value)
   assert sorted(tmp_path.iterdir()) == [tmp_path / "checkpoint"]
+
+
+def test_lists_that_claim_to_be_long_within_each_other_take_no_memory(tmp_path):
+  long = b"\xdd" + (900_000).to_bytes(4, "big")
+  (tmp_path / "checkpoint").write_bytes(long * 400 + b"\0" * 1_000_000)
+  tracemalloc.start()
+  try:
+    with pytest.raises(UserError, match="cannot be read"):
+      sources.open_source(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+  finally:
+    tracemalloc.stop()
 
 
 def test_a_file_cut_short_anywhere_is_one_clear_line(checkpoint, tmp_path):
