@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
 from . import splitting
 from .forest_layout import ForestShape, PieceTotals
 from .pieces import NODE_FEATURES, Piece, ranges, target_lengths
@@ -338,7 +339,11 @@ class Packer:
 def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
   """Measures a masked piece; cuts it further if it does not fit an empty forest.
 
-  A single comment with its ancestors always fits: `forest_layout.resolve` sees to it.
+  A single comment with its ancestors always fits: `forest_layout.resolve` sees to it,
+  where it knows the data.
+
+  Raises:
+    UserError: if one does not fit, as where T5X lays forests out.
   """
   item = measure(piece, shape.encoder_length, shape.decoder_length, shape.max_ancestors)
   if not len(item.targets):
@@ -346,6 +351,12 @@ def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
   if _surely_fits(item, shape) or ForestBuilder(shape).add(item):
     yield item
     return
+  if len(item.targets) == 1:
+    raise UserError(
+      f"ForestLayout: a comment with {int(item.masked.max())} masked tokens and"
+      f" {len(item.encoded)} ancestors does not fit an empty forest of {shape}: set"
+      " masked_per_row, or rows and slots, to more"
+    )
   # Nodes stand depth first, so each half is mostly subtrees of its own.
   middle = len(item.targets) // 2
   for half in (slice(None, middle), slice(middle, None)):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow as tf
 from clu import metrics as clu_metrics
 from flax.linen import partitioning as flax_partitioning
 from jax.sharding import PartitionSpec
@@ -27,6 +28,8 @@ from commentree.models.model import CommentTreeModel
 from commentree.tasks import registered, registry
 from commentree.tasks.feature_converters import CommentForestFeatureConverter
 from commentree.tasks.forest_layout import ForestLayout
+from commentree.tasks.generated_config import GeneratedTreesConfig
+from commentree.tasks.masking import MaskingConfig
 from commentree.training import optimizers
 from commentree.training.config import DEFAULT_AXIS_RULES, OptimizerConfig
 from commentree.training.t5x_optimizer import OptaxOptimizer
@@ -323,7 +326,8 @@ def test_the_gin_files_bind_names_that_are_there():
 
 
 def test_without_packing_each_piece_has_a_forest_of_its_own():
-  task = registry.get_task(TASK)
+  # Of a name of its own: a run in this process may have given TASK other settings.
+  task = registry.add_generated_task("one_piece_a_forest")
   lengths = {"encoder": 32, "decoder": 32}
   pieces = task.get_dataset(
     sequence_length=lengths, split="validation", shuffle=False, num_epochs=1
@@ -337,3 +341,19 @@ def test_without_packing_each_piece_has_a_forest_of_its_own():
   ]
   assert targets == expected
   assert len(list(together.as_numpy_iterator())) < 12
+
+
+def test_a_comment_with_more_masks_than_a_row_has_room_for_is_told():
+  masking = MaskingConfig(rate=0.95, mask_share=1.0, random_share=0.0)
+  task = registry.add_generated_task(
+    "heavily_masked",
+    GeneratedTreesConfig(max_filler_words=40),
+    registry.Preprocessing(masking=masking),
+  )
+  lengths = {"encoder": 32, "decoder": 32}
+  pieces = task.get_dataset(
+    sequence_length=lengths, split="validation", shuffle=False, num_epochs=1
+  )
+  forests = CommentForestFeatureConverter(pack=False)(pieces, lengths)
+  with pytest.raises(tf.errors.UnknownError, match="set masked_per_row"):
+    list(forests.as_numpy_iterator())
