@@ -117,6 +117,7 @@ def test_ancestor_dropout_hides_its_share_half_of_it_all_but_the_parent():
   np.testing.assert_allclose(kinds[1, 0, 0], 0.2, atol=0.02)
 
 
+@pytest.mark.parametrize("family", ["t5"], indirect=True)
 def test_ancestor_dropout_is_for_training_only(make, packed, family, logits_of):
   model, params = make(ancestor_dropout_rate=1.0, **family)
   jitted = jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)
