@@ -132,11 +132,10 @@ def test_bfloat16_becomes_float32_of_the_same_value(tmp_path):
     for name, array in written_by_t5x.t5_arrays().items()
   }
   folder = written_by_t5x.write(tmp_path / "checkpoint_1", arrays)
-  for scan in (False, True):
-    _, params = started(folder, scan_layers=scan)
-    assert {values.dtype for values in params.values()} == {np.dtype(np.float32)}
-    name = "token_embedder.embedding"
-    np.testing.assert_array_equal(params[name], arrays[f"target.{name}"].astype("f4"))
+  _, params = started(folder, scan_layers=True)
+  assert {values.dtype for values in params.values()} == {np.dtype(np.float32)}
+  name = "token_embedder.embedding"
+  np.testing.assert_array_equal(params[name], arrays[f"target.{name}"].astype("f4"))
 
 
 def test_a_larger_vocabulary_keeps_the_old_rows_and_starts_new_ones_amid_them(t5):

@@ -106,14 +106,16 @@ def test_from_t5xs_form_data_begin_at_their_beginning(tmp_path):
 
 
 @pytest.mark.parametrize("form", writing.FORMS)
-def test_what_is_there_stays_and_a_name_must_tell_a_step(trained, tmp_path, form):
+def test_what_is_there_stays_and_a_name_must_tell_a_step(tmp_path, form):
+  arrays = {"target.w": np.ones((2, 3), np.float32)}
+  source = written_by_t5x.write(tmp_path / "checkpoint_9", arrays)
   taken = tmp_path / "t" / "checkpoint_1"
   (taken / "mine").mkdir(parents=True)
   with pytest.raises(UserError, match="is there already"):
-    converted(trained, taken, form)
+    converted(source, taken, form)
   assert [entry.name for entry in taken.iterdir()] == ["mine"]
   with pytest.raises(UserError, match="name it checkpoint_<step>"):
-    converted(trained, tmp_path / "t" / "mine", form)
+    converted(source, tmp_path / "t" / "mine", form)
 
 
 class Breaking:
