@@ -81,6 +81,7 @@ def test_a_checkpoint_of_ours_in_t5xs_form_is_as_t5x_wants_it(trained, tmp_path)
   }
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_by_way_of_t5xs_form(
   trained, make_config, model, console, tmp_path
 ):
