@@ -59,8 +59,8 @@ EXTRAS = {
   "wandb": ["wandb"],
   # MODEL_DIR in a bucket; for gs:// the TensorFlow that is there anyway does, too.
   "remote": ["gcsfs", "s3fs"],
-  # T5X itself, and of its imports `airio` and a `jestimator` for today's JAX, are not on
-  # PyPI: see docs/warm_starts.md. This extra adds what its imports want besides.
+  # T5X itself, and of its imports `airio` and a `jestimator` for today's JAX, are not
+  # on PyPI: see docs/warm_starts.md. This extra adds what its imports want besides.
   "t5x": ["cached_property", "chex", "fiddle", "jaxtyping"],
   "test": [
     *BEAM,

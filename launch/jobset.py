@@ -328,7 +328,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_manifest_flags(parser: argparse.ArgumentParser) -> None:
-  defaults = {f.name: f.default for f in dataclasses.fields(JobSetConfig)}
   parser.add_argument("--image", required=True, help="with commentree[tpu] installed")
   parser.add_argument(
     "--tpu", required=True, help="generation: v4, v5e, v5p, v6e, tpu7x"
@@ -339,7 +338,7 @@ def _add_manifest_flags(parser: argparse.ArgumentParser) -> None:
     ("max_restarts", "restarts of all pods before the JobSet fails"),
     ("grace_s", "seconds a pod has to save after SIGTERM"),
   ):
-    flags.add_number(parser, f"--{flag}", int(defaults[flag]), what)
+    flags.add_number(parser, f"--{flag}", getattr(JobSetConfig, flag), what)
   parser.add_argument("--spot", action="store_true", help="on Spot node pools")
   parser.add_argument("--service_account", help="Kubernetes' own, for buckets")
   parser.add_argument("--queue", help="local queue of Kueue")
