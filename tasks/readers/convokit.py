@@ -18,7 +18,7 @@ import msgspec
 from .. import trees
 from ..config import TreeConfig
 from ..trees import Fates
-from . import compression, files, json_lines
+from . import compression, json_lines
 from .rows import POST_PREFIX, Format, Row, identifier, seconds, text, votes
 
 TITLES_UNREADABLE = "not read: conversations.json, titles"
@@ -52,10 +52,6 @@ class _Utterance(msgspec.Struct, gc=False, rename={"reply_hyphen": "reply-to"}):
   meta: Any = None
 
 
-_FIELDS = dict(zip(_Utterance.__struct_encode_fields__, _Utterance.__struct_fields__))
-_decode = msgspec.json.Decoder(_Utterance).decode
-
-
 def _matches(name: str, head: bytes) -> bool:
   del name
   return any(
@@ -81,21 +77,7 @@ def _beside(path: str) -> list[str]:
 
 def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
   conversations = _conversations(path, fates)
-  for line in files.lines(path, config.max_line_bytes, fates, "comments"):
-    try:
-      utterance = _decode(line)
-    except (ValueError, RecursionError):
-      if not line or line.isspace():
-        continue
-      record = json_lines.parse(line, fates)
-      if record is json_lines.BAD:
-        fates.comments[json_lines.DROPPED_BAD_JSON] += 1
-        continue
-      if not isinstance(record, Mapping):
-        fates.comments[trees.DROPPED_NOT_OBJECT] += 1
-        continue
-      known = _FIELDS.keys() & record.keys()
-      utterance = _Utterance(**{_FIELDS[key]: record[key] for key in known})
+  for utterance in json_lines.objects(path, _Utterance, config, fates):
     row = _row(utterance, conversations, fates)
     if row is None:
       fates.comments[trees.DROPPED_NO_TREE] += 1

@@ -16,7 +16,7 @@ import bisect
 import functools
 import html
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -24,7 +24,7 @@ import msgspec
 from .. import trees
 from ..config import TreeConfig
 from ..trees import Fates
-from . import files, json_lines
+from . import json_lines
 from .rows import COMMENT_PREFIX, POST_PREFIX, Format, Row, seconds, text, votes
 
 DROPPED_POLL_OPTION = "dropped: an option of a poll"
@@ -56,11 +56,6 @@ class _Link(msgspec.Struct, gc=False):
 
   id: Any = None
   parent: Any = None
-
-
-_FIELDS = frozenset(_Item.__struct_fields__)
-_decode = msgspec.json.Decoder(_Item).decode
-_decode_link = msgspec.json.Decoder(_Link).decode
 
 
 def _matches(name: str, head: bytes) -> bool:
@@ -119,33 +114,16 @@ def prepare(paths: Sequence[str], config: TreeConfig) -> Format:
   ids, parents = array.array("I"), array.array("I")
   ignored = Fates()  # whoever reads the rows counts
   for path in paths:
-    for line in files.lines(path, config.max_line_bytes, ignored):
-      try:
-        link: Any = _decode_link(line)
-      except (ValueError, RecursionError):
-        link = _leniently(line, ignored)
-      if isinstance(link, (_Link, _Item)):
-        ident = _item_id(link.id)
-        if ident:
-          ids.append(ident)
-          parents.append(_item_id(link.parent) or 0)
+    for link in json_lines.objects(path, _Link, config, ignored):
+      ident = _item_id(link.id)
+      if ident:
+        ids.append(ident)
+        parents.append(_item_id(link.parent) or 0)
   return _format(Roots(ids, parents))
 
 
 def _rows(roots: Roots, path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-  for line in files.lines(path, config.max_line_bytes, fates, "comments"):
-    try:
-      item: Any = _decode(line)
-    except (ValueError, RecursionError):
-      if not line or line.isspace():
-        continue
-      item = _leniently(line, fates)
-      if item is json_lines.BAD:
-        fates.comments[json_lines.DROPPED_BAD_JSON] += 1
-        continue
-      if item is None:
-        fates.comments[trees.DROPPED_NOT_OBJECT] += 1
-        continue
+  for item in json_lines.objects(path, _Item, config, fates):
     row = _row(item, roots, fates)
     if row is not None:
       yield row
@@ -168,16 +146,6 @@ def _format(roots: Roots | None) -> Format:
 
 
 FORMAT = _format(None)
-
-
-def _leniently(line: bytes, fates: Fates) -> Any:
-  """The item on a line; None if it is another value, `json_lines.BAD` if none."""
-  record = json_lines.parse(line, fates)
-  if record is json_lines.BAD:
-    return record
-  if not isinstance(record, Mapping):
-    return None
-  return _Item(**{name: record[name] for name in _FIELDS & record.keys()})
 
 
 def _item_id(value: Any) -> int | None:

@@ -1,15 +1,17 @@
-"""One JSON value a line, fast, and whatever Python's own parser takes."""
+"""JSON lines, fast, and whatever Python's own parser takes."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
-from ..trees import Fates
+from ..config import TreeConfig
+from ..trees import DROPPED_NOT_OBJECT, Fates
+from . import files
 
 BAD_JSON = "skipped: bad JSON"
 DROPPED_BAD_JSON = "dropped: bad JSON"
@@ -27,6 +29,41 @@ _DEEP_TOKEN = re.compile(
 # A string, closed or not, behind which a colon may stand, or a bracket.
 _TOKEN = re.compile(rb'"((?:[^"\\]+|\\.)*)"?(\s*:)?|[\[\]{}]', re.DOTALL)
 _decode = msgspec.json.Decoder().decode
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+def objects(
+  path: str, kind: type[_Struct], config: TreeConfig, fates: Fates
+) -> Iterator[_Struct]:
+  """Yields the objects on a file's lines; a line that holds none is a comment dropped.
+
+  Args:
+    path: the file; whatever is wrong with it, nothing is raised.
+    kind: the fields to read, of type `Any` and with defaults; others are passed over
+      without being decoded.
+    config: how long a line may be.
+    fates: counts what became of the file, and of lines that hold no object.
+  """
+  decode = msgspec.json.Decoder(kind).decode
+  fields = dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__))
+  for line in files.lines(path, config.max_line_bytes, fates, "comments"):
+    try:
+      found = decode(line)
+    except (ValueError, RecursionError):
+      if not line or line.isspace():
+        continue
+      record = parse(line, fates)
+      if record is BAD:
+        fates.comments[DROPPED_BAD_JSON] += 1
+        continue
+      if not isinstance(record, Mapping):
+        fates.comments[DROPPED_NOT_OBJECT] += 1
+        continue
+      found = kind(
+        **{fields[key]: record[key] for key in fields.keys() & record.keys()}
+      )
+    yield found
 
 
 def parse(line: bytes, fates: Fates) -> Any:

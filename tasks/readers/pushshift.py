@@ -12,7 +12,7 @@ can tell what it was counts as a comment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ import msgspec
 from .. import trees
 from ..config import TreeConfig
 from ..trees import Fates
-from . import files, json_lines
+from . import json_lines
 from .rows import POST_PREFIX, Format, Row, identifier, seconds, text, votes
 
 
@@ -39,10 +39,6 @@ class _Line(msgspec.Struct, gc=False):
   selftext: Any = None
 
 
-_FIELDS = frozenset(_Line.__struct_fields__)
-_decode = msgspec.json.Decoder(_Line).decode
-
-
 def _matches(name: str, head: bytes) -> bool:
   del name
   return any(
@@ -53,20 +49,7 @@ def _matches(name: str, head: bytes) -> bool:
 
 
 def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-  for line in files.lines(path, config.max_line_bytes, fates, "comments"):
-    try:
-      fields = _decode(line)
-    except (ValueError, RecursionError):
-      if not line or line.isspace():
-        continue
-      record = json_lines.parse(line, fates)
-      if record is json_lines.BAD:
-        fates.comments[json_lines.DROPPED_BAD_JSON] += 1
-        continue
-      if not isinstance(record, Mapping):
-        fates.comments[trees.DROPPED_NOT_OBJECT] += 1
-        continue
-      fields = _Line(**{name: record[name] for name in _FIELDS & record.keys()})
+  for fields in json_lines.objects(path, _Line, config, fates):
     if fields.link_id is None:
       row = _post(fields, fates)
     else:
