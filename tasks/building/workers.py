@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any
@@ -103,7 +103,8 @@ class Workers:
     Raises:
       UserError: if a worker was killed; and whatever `work` raises.
     """
-    futures = [self._pool.submit(_do, work, task) for task in tasks]
+    with _without_interrupts():  # the processes start at the first task
+      futures = [self._pool.submit(_do, work, task) for task in tasks]
     try:
       for future in concurrent.futures.as_completed(futures):
         future.result()
@@ -126,6 +127,19 @@ class Workers:
       self.peak_bytes = max(self.peak_bytes, sum(map(_resident_bytes, pids)))
 
 
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+  """Puts Ctrl-C off; processes started meanwhile never get it, not even half begun.
+
+  The command's own process sees to it, and ends them.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _resident_bytes(pid: int) -> int:
   with contextlib.suppress(OSError), open(f"/proc/{pid}/statm") as file:
     return int(file.read().split()[1]) * _PAGE_BYTES
@@ -138,7 +152,6 @@ _reports: Any = None  # of a worker: where its reports go
 def _start_worker(reports: Any) -> None:
   global _reports
   _reports = reports
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's own process sees to it
   threading.Thread(target=_end_with_parent, daemon=True).start()
   import pyarrow as pa
 
