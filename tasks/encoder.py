@@ -39,7 +39,7 @@ class Encoder(abc.ABC):
   """A vocabulary in memory.
 
   Attributes:
-    library: the object that does the work, a `sentencepiece.SentencePieceProcessor`
+    backend: the object that does the work, a `sentencepiece.SentencePieceProcessor`
       or a `tokenizers.Tokenizer`.
     size: rows of the embedding table that it needs.
     pad_id: padding; 0 if the vocabulary has none, for nothing ever reads it.
@@ -52,7 +52,7 @@ class Encoder(abc.ABC):
     is_marker: whether a token is a marker, bool [size].
   """
 
-  library: Any
+  backend: Any
   size: int
   pad_id: int
   eos_id: int | None

@@ -236,14 +236,14 @@ class HfEncoder(Encoder):
           token["lstrip"] = True
       # It adds tokens, which we do not want, and trims offsets, which we do.
       document["post_processor"] = None
-      self.library = tokenizers.Tokenizer.from_str(json.dumps(document))
+      self.backend = tokenizers.Tokenizer.from_str(json.dumps(document))
     except Exception as error:  # tokenizers raises bare ones
       raise ValueError(str(error)) from error
-    self.library.no_truncation()
-    self.library.no_padding()
+    self.backend.no_truncation()
+    self.backend.no_padding()
     # Special tokens are what users may not write.
-    self.library.encode_special_tokens = True
-    ids = self.library.get_vocab()
+    self.backend.encode_special_tokens = True
+    ids = self.backend.get_vocab()
     self.size = 1 + max(ids.values(), default=-1)
     special = {token["content"] for token in added if token["special"]}
     found = [token["content"] for token in added if not token["special"]]
@@ -271,9 +271,9 @@ class HfEncoder(Encoder):
   def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
     """Returns the tokens of each text; see `Encoder`."""
     if offsets:
-      encode = self.library.encode_batch
+      encode = self.backend.encode_batch
     else:
-      encode = self.library.encode_batch_fast  # knows no offsets
+      encode = self.backend.encode_batch_fast  # knows no offsets
     encodings = encode(list(texts), add_special_tokens=False)
     per_text = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, per_text), np.int64, len(per_text))
@@ -287,20 +287,20 @@ class HfEncoder(Encoder):
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of tokens; see `Encoder`."""
     kept = [int(i) for i in ids if int(i) not in self._silent]
-    return self.library.decode(kept, skip_special_tokens=False)
+    return self.backend.decode(kept, skip_special_tokens=False)
 
   def id_to_piece(self, token_id: int) -> str:
     """Returns a token as a person reads it; see `Encoder`."""
-    piece = self.library.id_to_token(int(token_id)) or ""
+    piece = self.backend.id_to_token(int(token_id)) or ""
     if self._byte_level and not self.is_marker[token_id]:
-      shown = self.library.decode([int(token_id)], skip_special_tokens=False)
+      shown = self.backend.decode([int(token_id)], skip_special_tokens=False)
       if "\ufffd" not in shown:  # a part of a character stays as it is spelled
         return shown.replace(" ", WORD_START)
     return piece
 
   def piece_to_id(self, piece: str) -> int | None:
     """Returns a token's id, or None; see `Encoder`."""
-    return self.library.token_to_id(piece)
+    return self.backend.token_to_id(piece)
 
 
 def _unknown_names(document: dict[str, Any]) -> list[str]:

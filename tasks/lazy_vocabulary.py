@@ -28,7 +28,7 @@ class LazyVocabulary(seqio.Vocabulary):
   @property
   def tokenizer(self) -> Any:
     """The object of SentencePiece or tokenizers that does the work."""
-    return self._tokenizer.library
+    return self._tokenizer.backend
 
   @property
   def pad_id(self) -> int:

@@ -256,7 +256,7 @@ class SentencePieceEncoder(Encoder):
         # Cleaning does not keep users from writing it.
         model.pieces[names.index(foreign_mask)].type = kind.CONTROL
         content = model.SerializeToString(deterministic=True)
-      self.library = sentencepiece.SentencePieceProcessor(model_proto=content)
+      self.backend = sentencepiece.SentencePieceProcessor(model_proto=content)
     except Exception as error:  # protobuf and SentencePiece have their own
       raise ValueError(str(error)) from error
     types = np.array([piece.type for piece in model.pieces])
@@ -271,10 +271,10 @@ class SentencePieceEncoder(Encoder):
     def known(token_id: int) -> int | None:
       return token_id if token_id >= 0 else None
 
-    self.pad_id = max(0, self.library.pad_id())
-    self.eos_id = known(self.library.eos_id())
-    self.bos_id = known(self.library.bos_id())
-    self.unk_id = known(self.library.unk_id())
+    self.pad_id = max(0, self.backend.pad_id())
+    self.eos_id = known(self.backend.eos_id())
+    self.bos_id = known(self.backend.bos_id())
+    self.unk_id = known(self.backend.unk_id())
     self.mask_id = first_known(self, MASK_NAMES)
     self.space_id = self.piece_to_id(WORD_START)
 
@@ -282,13 +282,13 @@ class SentencePieceEncoder(Encoder):
     """Returns the tokens of each text; see `Encoder`."""
     if offsets:
       return self._encode_with_offsets(texts)
-    encoded = self.library.encode(list(texts), num_threads=1)
+    encoded = self.backend.encode(list(texts), num_threads=1)
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     flat = itertools.chain.from_iterable(encoded)
     return Encoded(np.fromiter(flat, np.int32, int(lengths.sum())), lengths, None)
 
   def _encode_with_offsets(self, texts: Sequence[str]) -> Encoded:
-    serialized = self.library.encode(
+    serialized = self.backend.encode(
       list(texts), out_type="serialized_proto", num_threads=1
     )
     parse = _text_proto().SentencePieceText.FromString
@@ -307,11 +307,11 @@ class SentencePieceEncoder(Encoder):
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of tokens; see `Encoder`."""
-    return self.library.decode([int(i) for i in ids])
+    return self.backend.decode([int(i) for i in ids])
 
   def id_to_piece(self, token_id: int) -> str:
     """Returns a token as a person reads it; see `Encoder`."""
-    return self.library.id_to_piece(int(token_id))
+    return self.backend.id_to_piece(int(token_id))
 
   def piece_to_id(self, piece: str) -> int | None:
     """Returns a token's id, or None; see `Encoder`."""

@@ -364,9 +364,9 @@ class Tokenizer:
     return LazyVocabulary(self)
 
   @property
-  def library(self) -> Any:
+  def backend(self) -> Any:
     """The object of SentencePiece or tokenizers that does the work."""
-    return self._encoder.library
+    return self._encoder.backend
 
   @property
   def pad_id(self) -> int:

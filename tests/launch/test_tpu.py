@@ -11,10 +11,7 @@ import time
 
 import pytest
 
-from commentree.launch import generations, main, remote, tpu_watch
-from commentree.launch.queued_resources import QueueState
-from commentree.launch.remote import WorkerStatus
-from commentree.launch.tpu_watch import Next
+from commentree.launch import main, remote
 
 WHERE = ["--name=mine", "--zone=us-west4-a", "--project=a-project"]
 ASK = ["--accelerator_type=v5litepod-16", "--spot"]
@@ -469,64 +466,3 @@ def test_a_missing_gcloud_is_named(cloud, capsys, monkeypatch):
   monkeypatch.setenv("PATH", "/nowhere")
   assert launch("delete", *WHERE) == 2
   assert "gcloud: no such program on PATH" in capsys.readouterr().err
-
-
-def worker(state, code=None, host="w0"):
-  return WorkerStatus(host, state, code, "a line")
-
-
-@pytest.mark.parametrize(
-  ("workers", "following", "code"),
-  [
-    ([], Next.WAIT, 0),
-    ([worker("running"), worker("running")], Next.WAIT, 0),
-    ([worker("ended", 0), worker("ended", 0)], Next.END, 0),
-    ([worker("ended", 0), worker("running")], Next.WAIT, 0),
-    ([worker("ended", 1), worker("running")], Next.WAIT, 0),
-    ([worker("ended", 1), worker("ended", 75)], Next.END, 75),
-    ([worker("ended", 2), worker("running")], Next.END, 2),
-    ([worker("stopped", 143), worker("stopped", 143)], Next.END, 143),
-    ([worker("stopped", 143), worker("running")], Next.WAIT, 0),
-    ([worker("ended", 143), worker("running")], Next.START, 0),
-    ([worker("lost"), worker("running")], Next.START, 0),
-    ([worker("ended", 137), worker("running")], Next.START, 0),
-    ([worker("ended", 130), worker("ended", 75)], Next.END, 130),
-    ([worker("none"), worker("none")], Next.START, 0),
-  ],
-)
-def test_what_follows_from_what_the_workers_say(workers, following, code):
-  verdict = tpu_watch.judge_workers(workers)
-  assert (verdict.next, verdict.exit_code) == (following, code)
-
-
-@pytest.mark.parametrize(
-  ("state", "following"),
-  [
-    (QueueState("ACTIVE"), None),
-    (QueueState("PROVISIONING"), Next.WAIT),
-    (QueueState("SUSPENDING"), Next.RECREATE),
-    (QueueState("SUSPENDED"), Next.RECREATE),
-    (QueueState("FAILED"), Next.RECREATE),
-    (QueueState("SUSPENDED", by_user=True), Next.END),
-    (QueueState("DELETING"), Next.END),
-    (QueueState(""), Next.END),
-  ],
-)
-def test_what_follows_from_the_state_of_the_queue(state, following):
-  verdict = tpu_watch.judge_queue(state)
-  assert (verdict and verdict.next) == following
-
-
-@pytest.mark.parametrize(
-  ("accelerator_type", "name", "chips"),
-  [
-    ("v2-8", "v2", 4),
-    ("v4-64", "v4", 32),
-    ("v5litepod-64", "v5e", 64),
-    ("v5p-128", "v5p", 64),
-    ("v6e-256", "v6e", 256),
-  ],
-)
-def test_accelerator_types_tell_their_chips(accelerator_type, name, chips):
-  generation, counted = generations.of_accelerator_type(accelerator_type)
-  assert (generation.name, counted) == (name, chips)

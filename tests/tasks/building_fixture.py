@@ -1,5 +1,6 @@
 """Builds in this process, and what is in what they build."""
 
+import json
 import pathlib
 
 from commentree.tasks.building import building, tfrecord, tree_record
@@ -43,3 +44,27 @@ def trees_of_files(paths):
     with open(path, "rb") as file:
       for record in tfrecord.read(file):
         yield tree_record.decode(record)
+
+
+def comment(ident, parent, body="some words here", score=1, created=10, **fields):
+  return {
+    "id": ident,
+    "parent_id": parent,
+    "author": "ann",
+    "body": body,
+    "score": score,
+    "created_utc": created,
+    **fields,
+  }
+
+
+def write_trees(folder, *records):
+  """Tree JSONL; returns its path."""
+  folder.mkdir(exist_ok=True)
+  path = folder / "trees.jsonl"
+  path.write_text("".join(json.dumps(record) + "\n" for record in records))
+  return path
+
+
+def record(ident, *comments, **fields):
+  return {"id": ident, "title": "title", "comments": comments, **fields}
