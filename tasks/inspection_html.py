@@ -16,15 +16,14 @@ import pathlib
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ..errors import UserError
 from .inspection_assets import CSS, JAVASCRIPT
+from .inspection_maps import hue, name_of, row_maps
 from .inspection_views import (
-  BlockView,
   CommentView,
   Inspection,
-  Side,
   TokenView,
   TreeView,
   count,
@@ -35,7 +34,6 @@ _INDENTED_DEPTHS = 14
 _DRAWING_WIDTH = 800
 _MAX_DRAWING_HEIGHT = 420
 _MARGIN = 18
-_MAP_HEIGHT = 620
 
 # Control characters, and those that turn the direction of all text behind them.
 _DISORDERLY = re.compile(
@@ -88,7 +86,7 @@ def page(inspection: Inspection) -> str:
     f"{inspection.task} · {config.split} · seed {config.seed} · epoch {config.epoch} ·"
     f" rows of {config.lengths['decoder']} and {config.lengths['encoder']} tokens"
   )
-  forests = "".join(_maps(inspection))
+  forests = "".join(row_maps(inspection))
   return "".join(
     [
       '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
@@ -171,11 +169,6 @@ def _legend() -> str:
   )
 
 
-def _hue(tree: int) -> int:
-  """Hues far from each other, and from those of what is picked and seen."""
-  return (165, 300, 100, 340, 200, 130, 275, 10)[tree % 8]
-
-
 def _tree(number: int, tree: TreeView) -> str:
   facts = (
     f"{count(tree.size, 'comment')} · depth {tree.max_depth} ·"
@@ -190,7 +183,7 @@ def _tree(number: int, tree: TreeView) -> str:
   )
   comments = "".join(_comment(number, comment) for comment in tree.comments)
   return (
-    f'<section class="tree" style="--hue: {_hue(number)}">\n<header>'
+    f'<section class="tree" style="--hue: {hue(number)}">\n<header>'
     f'<span class="letter">{letter(number)}</span>'
     f"<h2>{escape(tree.id)}</h2><p>{facts}</p></header>\n"
     f'{_drawing(number, tree)}<ol class="comments">\n{comments}</ol>\n'
@@ -248,7 +241,7 @@ def _drawing(number: int, tree: TreeView) -> str:
   }
   lines, dots = [], []
   for comment in tree.comments:
-    name = _name(number, comment.index)
+    name = name_of(number, comment.index)
     column, level = at[comment.index]
     if comment.parent >= 0:
       above, top = at[comment.parent]
@@ -267,14 +260,10 @@ def _drawing(number: int, tree: TreeView) -> str:
   )
 
 
-def _name(tree: int, comment: int) -> str:
-  return f"{letter(tree)}{comment}"
-
-
 def _comment(number: int, comment: CommentView) -> str:
-  name = _name(number, comment.index)
+  name = name_of(number, comment.index)
   seen = [a for part in comment.parts for a in part.ancestors]
-  sees = dict((_name(number, a.comment), a.distance) for a in reversed(seen))
+  sees = dict((name_of(number, a.comment), a.distance) for a in reversed(seen))
   slots = dict.fromkeys(
     f"{part.forest}.{a.slot}" for part in comment.parts for a in part.ancestors
   )
@@ -286,7 +275,7 @@ def _comment(number: int, comment: CommentView) -> str:
   )
   indent = min(comment.depth, _INDENTED_DEPTHS)
   parent = (
-    "" if comment.parent < 0 else f' data-parent="{_name(number, comment.parent)}"'
+    "" if comment.parent < 0 else f' data-parent="{name_of(number, comment.parent)}"'
   )
   return (
     f'<li style="--depth: {indent}"><article class="comment" data-c="{name}"{parent}'
@@ -340,7 +329,7 @@ def _said(number: int, comment: CommentView) -> str:
       said.append(f'<p class="part">part {place} of {len(comment.parts)}</p>')
     said.append(_tokens(part.tokens))
     seen = ", ".join(
-      f"<b>{_name(number, ancestor.comment)}</b> "
+      f"<b>{name_of(number, ancestor.comment)}</b> "
       + ("earlier" if not ancestor.distance else f"{ancestor.distance} up")
       + (f" in {slots} parts" if slots > 1 else "")
       for ancestor, slots in part.ancestor_groups()
@@ -390,95 +379,6 @@ def _changes(comment: CommentView) -> str:
     f"<details><summary>cleaned: {count(number, 'change')}</summary>"
     f'<p class="changes">{" ".join(pieces)}{left_out}</p></details>'
   )
-
-
-def _maps(inspection: Inspection) -> Iterator[str]:
-  """The packed rows of all forests."""
-  if not inspection.forests:
-    return
-  yield (
-    '<aside class="rows" aria-label="packed rows"><h2>Packed rows</h2><p>Several whole'
-    " comments to a row, none cut in two, self-attention only within each; ancestors"
-    " are encoded once. "
-    + ("The data ended before the rows were full. " if inspection.ran_out else "")
-    + "".join(
-      f'<span class="swatch" style="background: oklch(var(--light) var(--chroma)'
-      f' {_hue(number)})"></span>{letter(number)} '
-      for number in range(len(inspection.trees))
-    )
-    + '<span class="swatch others"></span>other trees'
-    ' <span class="swatch void"></span>padding</p>\n'
-  )
-  shape = inspection.shape
-  drawn = {
-    (number, comment.index)
-    for number, tree in enumerate(inspection.trees)
-    for comment in tree.comments
-  }
-  height = max(3, min(9, _MAP_HEIGHT // (shape.decoder_rows + shape.encoder_rows) - 1))
-  for number, forest in enumerate(inspection.forests):
-    later = " later" if number else ""
-    yield f'<section class="map{later}" style="--height: {height}px">'
-    if len(inspection.forests) > 1:
-      yield f"<h2>Forest {number + 1} of {len(inspection.forests)}</h2>"
-    sides: tuple[tuple[Side, str, int, int, float], ...] = (
-      (
-        "decoder",
-        "target",
-        shape.decoder_rows,
-        shape.decoder_length,
-        forest.fill.decoder,
-      ),
-      (
-        "encoder",
-        "ancestor",
-        shape.encoder_rows,
-        shape.encoder_length,
-        forest.fill.encoder,
-      ),
-    )
-    for side, what, rows, length, share in sides:
-      blocks = forest.blocks(side)
-      yield (
-        f"<h3>{side.title()}: {count(len(blocks), what)}"
-        f"<span>{rows} × {length}, {1 - share:.1%} padding</span></h3>"
-      )
-      yield _strips(number, side, blocks, rows, length, drawn)
-    yield "</section>\n"
-  yield "</aside>\n"
-
-
-def _strips(
-  forest: int,
-  side: Side,
-  blocks: Sequence[BlockView],
-  rows: int,
-  length: int,
-  drawn: set[tuple[int, int]],
-) -> str:
-  by_row: list[list[BlockView]] = [[] for _ in range(rows)]
-  for block in sorted(blocks, key=lambda block: block.column):
-    by_row[block.row].append(block)
-  strips = "".join(
-    f'<div class="strip">{"".join(_block(forest, side, b, drawn) for b in row)}</div>'
-    for row in by_row
-  )
-  return f'<div aria-hidden="true" style="--length: {length}">{strips}</div>'
-
-
-def _block(
-  forest: int, side: Side, block: BlockView, drawn: set[tuple[int, int]]
-) -> str:
-  width = f"--n: {block.length}"
-  if block.tree is None:
-    return f'<i style="{width}"></i>'
-  name = _name(block.tree, block.comment)
-  style = f"{width}; --hue: {_hue(block.tree)}"
-  title = f'title="{name}, {count(block.length, "token")}"'
-  if (block.tree, block.comment) not in drawn:
-    return f'<i class="dim" style="{style}" {title}></i>'
-  slot = f' data-slot="{forest}.{block.slot}"' if side == "encoder" else ""
-  return f'<i style="{style}" {title} data-c="{name}" data-side="{side}"{slot}></i>'
 
 
 def _figures(inspection: Inspection) -> str:
