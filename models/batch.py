@@ -31,16 +31,29 @@ FEATURE_AXES: dict[str, str] = {
   "target_depths": "BT",
 }
 
+# In a batch only where its data asks for them.
+OPTIONAL_FEATURE_AXES: dict[str, str] = {
+  # How many of a target's tokens, from its first, all of its tokens see; the others are
+  # seen by themselves and by what comes after them. Without it all see all.
+  "target_prefix_lengths": "BT",
+  # Languages of tokens from 1, 0 for none: rows of the model's table of languages.
+  "encoder_languages": "BRL",
+  "decoder_languages": "BRL",
+}
+
 
 def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
-  """Raises UserError unless every forest feature is there with the right rank."""
+  """Raises UserError unless every forest feature is there with the right rank.
+
+  Optional features may be missing.
+  """
   missing = [name for name in FEATURE_AXES if name not in shapes]
   if missing:
     raise UserError(
       f"batch lacks {', '.join(missing)}: use commentree's feature converter"
     )
-  for name, axes in FEATURE_AXES.items():
-    if len(shapes[name]) != len(axes):
+  for name, axes in {**FEATURE_AXES, **OPTIONAL_FEATURE_AXES}.items():
+    if name in shapes and len(shapes[name]) != len(axes):
       raise UserError(
         f"batch feature {name} has shape {tuple(shapes[name])}: "
         f"must have {len(axes)} axes ({', '.join(axes)})"

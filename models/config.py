@@ -19,6 +19,8 @@ Condition = Literal["true", "shuffled", "parent_only", "none"]
 """Which ancestors the targets see in an evaluation."""
 Activation = Literal["gelu", "gelu_exact", "relu", "silu", "linear"]
 FamilyName = Literal["t5", "roberta"]
+HeadName = Literal["masked_lm", "classification", "tagging"]
+Tagger = Literal["linear", "gru", "crf"]
 
 
 def check_choice(owner: str, field: str, value: object, choices: object) -> None:
@@ -92,13 +94,31 @@ class ModelConfig:
   # parent), so that a model without context stays calibrated.
   ancestor_dropout_rate: float = 0.0
 
+  # Languages that tokens may be of (`tlm`); each has a vector, added to its tokens.
+  num_languages: int = 0
+
+  # What is predicted: tokens of the vocabulary, or one of so many labels of comments,
+  # or of their tokens. 0 labels: as many as the data has.
+  head: HeadName = "masked_lm"
+  num_labels: int = 0
+  tagger: Tagger = "linear"
+  head_dropout_rate: float = 0.1
+  # Weight of each label in the loss; () for equal ones.
+  class_weights: tuple[float, ...] = ()
+
   # Loss.
   label_smoothing: float = 0.0
   z_loss: float = 1e-4
 
   def __post_init__(self):
     check_choice("ModelConfig", "family", self.family, FamilyName)
-    for field in ("vocab_size", "position_offset", "type_vocab_size"):
+    for field in (
+      "vocab_size",
+      "position_offset",
+      "type_vocab_size",
+      "num_languages",
+      "num_labels",
+    ):
       check_range("ModelConfig", field, getattr(self, field), 0, whole=True)
     for field in (
       "emb_dim",
@@ -112,7 +132,12 @@ class ModelConfig:
       "num_positions",
     ):
       check_range("ModelConfig", field, getattr(self, field), 1, whole=True)
-    for field in ("dropout_rate", "ancestor_dropout_rate", "label_smoothing"):
+    for field in (
+      "dropout_rate",
+      "ancestor_dropout_rate",
+      "head_dropout_rate",
+      "label_smoothing",
+    ):
       check_range("ModelConfig", field, getattr(self, field), 0, 1)
     for field in ("z_loss", "layer_norm_epsilon"):
       check_range("ModelConfig", field, getattr(self, field), 0)
@@ -128,6 +153,16 @@ class ModelConfig:
     for activation in self.mlp_activations:
       check_choice("ModelConfig", "mlp_activations", activation, Activation)
     check_choice("ModelConfig", "pooling", self.pooling, Pooling)
+    check_choice("ModelConfig", "head", self.head, HeadName)
+    check_choice("ModelConfig", "tagger", self.tagger, Tagger)
+    object.__setattr__(self, "class_weights", tuple(self.class_weights))
+    for weight in self.class_weights:
+      check_range("ModelConfig", "class_weights", weight, 0)
+    if self.class_weights and len(self.class_weights) != self.num_labels:
+      raise UserError(
+        f"ModelConfig.class_weights has {len(self.class_weights)} weights: must have"
+        f" one for each of the num_labels = {self.num_labels} labels"
+      )
     check_choice(
       "ModelConfig", "ancestor_positions", self.ancestor_positions, AncestorPositions
     )

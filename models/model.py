@@ -16,7 +16,7 @@ from .interface import Batch, Metrics, PyTree
 from .layers import Array
 from .losses import TokenLosses, token_losses
 from .metrics import metrics_of_sums
-from .network import CommentTreeTransformer
+from .network import CommentTreeTransformer, of_target
 from .roberta import ROBERTA
 from .stacks import Family
 from .t5 import T5
@@ -209,15 +209,11 @@ class CommentTreeModel:
     """
     batch = apply_condition(batch, condition)
     losses = self._token_losses(params, batch, None)
-    targets_BRM = _masked_targets(batch)
-    depths_BRM = jax.vmap(lambda depths_T, ids: depths_T[jnp.maximum(ids - 1, 0)])(
-      batch["target_depths"], targets_BRM
-    )
     return {
       "nll": losses.nll,
       "correct": losses.correct,
       "weights": batch["decoder_loss_weights"],
-      "depths": depths_BRM,
+      "depths": of_target(batch["target_depths"], _masked_targets(batch)),
     }
 
   def predict_batch(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from .ancestors import Ancestors
 from .config import ModelConfig
-from .layers import Array
+from .layers import Array, parameter, small_normal
 from .pooling import CommentPooling
-from .stacks import DecoderStack, EncoderStack, Family
+from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
 
 
 class CommentTreeTransformer(nn.Module):
@@ -39,6 +41,13 @@ class CommentTreeTransformer(nn.Module):
     self.pooling = CommentPooling(cfg)
     self.ancestors = Ancestors(cfg)
     self.decoder = DecoderStack(cfg, self.family, self.deterministic)
+    if cfg.num_languages:
+      self.languages_XD = parameter(
+        "language_embedding",
+        small_normal,
+        (cfg.num_languages, cfg.emb_dim),
+        ("languages", "embed"),
+      )
 
   def __call__(self, batch: Mapping[str, Array]) -> Array:
     """Returns logits at the masked positions, `[B, R, M, V]` float32."""
@@ -56,7 +65,7 @@ class CommentTreeTransformer(nn.Module):
     x_RLD = self.token_embedder(
       batch["encoder_input_tokens"].reshape(rows),
       batch["encoder_positions"].reshape(rows),
-      None,
+      self._language_vectors(batch, "encoder", rows),
     )
     x_RLD = self.encoder(x_RLD, slots_BRL.reshape(rows))
     return self.pooling(
@@ -74,22 +83,85 @@ class CommentTreeTransformer(nn.Module):
     Raises:
       UserError: as `encode`.
     """
+    masked_BRM = batch["decoder_masked_positions"]
+    masked_RM = masked_BRM.reshape(-1, masked_BRM.shape[-1])
+    logits_RMV = self._decode(vectors_BEJD, used_BEJ, batch, masked_RM)
+    return logits_RMV.reshape(*masked_BRM.shape, -1)
+
+  def decode_states(
+    self, vectors_BEJD: Array, used_BEJ: Array, batch: Mapping[str, Array]
+  ) -> Array:
+    """Returns the decoder's last states `[B, R, L, D]` in place of logits.
+
+    Raises:
+      UserError: as `encode`.
+    """
+    x_RLD = self._decode(vectors_BEJD, used_BEJ, batch, None)
+    return x_RLD.reshape(*batch["decoder_segment_ids"].shape, -1)
+
+  def _decode(
+    self,
+    vectors_BEJD: Array,
+    used_BEJ: Array,
+    batch: Mapping[str, Array],
+    masked_RM: Array | None,
+  ) -> Array:
+    """Returns what the decoder does, its rows not sorted by example."""
     self.family.check_length(self.config, batch["decoder_segment_ids"].shape[-1])
     targets_BRL = batch["decoder_segment_ids"]
-    masked_BRM = batch["decoder_masked_positions"]
+    positions_BRL = batch["decoder_positions"]
     batch_size, _, length = targets_BRL.shape
     targets_BN = targets_BRL.reshape(batch_size, -1)
     context = self.ancestors.context(vectors_BEJD, used_BEJ, targets_BN, batch)
-    x_BND = self.token_embedder(
-      batch["decoder_input_tokens"].reshape(batch_size, -1),
-      batch["decoder_positions"].reshape(batch_size, -1),
+    added = _sum_of(
       self.ancestors.target_inputs(targets_BN, batch["target_depths"]),
+      self._language_vectors(batch, "decoder", targets_BN.shape),
     )
-    logits_RMV = self.decoder(
+    x_BND = self.token_embedder(
+      batch["decoder_input_tokens"].reshape(targets_BN.shape),
+      positions_BRL.reshape(targets_BN.shape),
+      added,
+    )
+    visible_RLL = same_segment(targets_BRL.reshape(-1, length))
+    if "target_prefix_lengths" in batch:
+      prefix_BN = of_target(batch["target_prefix_lengths"], targets_BN)
+      visible_RLL &= in_order(
+        prefix_BN.reshape(-1, length), positions_BRL.reshape(-1, length)
+      )
+    return self.decoder(
       x_BND.reshape(-1, length, x_BND.shape[-1]),
-      targets_BRL.reshape(-1, length),
+      visible_RLL,
       context,
-      masked_BRM.reshape(-1, masked_BRM.shape[-1]),
+      masked_RM,
       self.token_embedder,
     )
-    return logits_RMV.reshape(*masked_BRM.shape, -1)
+
+  def _language_vectors(
+    self, batch: Mapping[str, Array], side: str, shape: tuple[int, ...]
+  ) -> Array | None:
+    """Returns what to add to the embedded tokens `[*shape, D]`, or None."""
+    ids = batch.get(f"{side}_languages")
+    if ids is None or not self.config.num_languages:
+      return None
+    dtype = jnp.dtype(self.config.dtype)
+    # A product, as the gradient of a gather would be a scatter; nothing for 0.
+    onehot = jax.nn.one_hot(ids.reshape(shape) - 1, len(self.languages_XD), dtype=dtype)
+    return onehot @ self.languages_XD.astype(dtype)
+
+
+def of_target(values_BT: Array, targets: Array) -> Array:
+  """Returns each token's value by its target from 1, that of the first for padding.
+
+  Args:
+    values_BT: values of the targets.
+    targets: target of each token `[B, ...]`.
+  """
+  return jax.vmap(lambda values_T, ids: values_T[jnp.maximum(ids - 1, 0)])(
+    values_BT, targets
+  )
+
+
+def _sum_of(one: Array | None, other: Array | None) -> Array | None:
+  if one is None or other is None:
+    return other if one is None else one
+  return one + other

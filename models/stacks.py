@@ -88,10 +88,8 @@ class _Stack(nn.Module):
   family: Family
   deterministic: bool
 
-  def run(
-    self, block: Any, num_layers: int, x_RLD: Array, segment_ids_RL: Array, *rest
-  ):
-    """Runs the layers, each token seeing the tokens of its own segment."""
+  def run(self, block: Any, num_layers: int, x_RLD: Array, visible_RLL: Array, *rest):
+    """Runs the layers, each token seeing what is `visible_RLL` to it."""
     cfg = self.config
     drop = dropout(cfg.dropout_rate, self.deterministic)
     bias_HLL = None
@@ -99,8 +97,6 @@ class _Stack(nn.Module):
       bias_HLL = self.family.position_bias(
         cfg.num_heads, jnp.dtype(cfg.dtype), name="relpos_bias"
       )(x_RLD.shape[-2])
-    # Padding is a segment of its own: defined, never read.
-    visible_RLL = segment_ids_RL[:, :, None] == segment_ids_RL[:, None, :]
     return _run_layers(
       block,
       num_layers,
@@ -120,6 +116,27 @@ class _Stack(nn.Module):
     return drop(self.family.final_norm(dtype, name=name)(x))
 
 
+def same_segment(segment_ids_RL: Array) -> Array:
+  """Returns which tokens `[R, L, L]` are of one segment.
+
+  Padding is a segment of its own: defined, never read.
+  """
+  return segment_ids_RL[:, :, None] == segment_ids_RL[:, None, :]
+
+
+def in_order(prefix_RL: Array, positions_RL: Array) -> Array:
+  """Returns what each token sees `[R, L, L]` of a segment that is read in order.
+
+  Itself, what is before it, and the segment's prefix, which is seen as a whole.
+
+  Args:
+    prefix_RL: length of the prefix of the segment that a token is of.
+    positions_RL: positions of tokens in their segments.
+  """
+  earlier_RLL = positions_RL[:, None, :] <= positions_RL[:, :, None]
+  return earlier_RLL | (positions_RL < prefix_RL)[:, None, :]
+
+
 class EncoderStack(_Stack):
   """Embedded comments to contextual token vectors."""
 
@@ -128,7 +145,10 @@ class EncoderStack(_Stack):
     """Returns the token vectors `[R, L, D]`."""
     cfg = self.config
     x_RLD = self.run(
-      self.family.encoder_block, cfg.num_encoder_layers, x_RLD, segment_ids_RL
+      self.family.encoder_block,
+      cfg.num_encoder_layers,
+      x_RLD,
+      same_segment(segment_ids_RL),
     )
     drop = nn.Dropout(cfg.dropout_rate, deterministic=self.deterministic)
     return self.end(x_RLD, "encoder_norm", drop)
@@ -141,18 +161,18 @@ class DecoderStack(_Stack):
   def __call__(
     self,
     x_RLD: Array,
-    segment_ids_RL: Array,
+    visible_RLL: Array,
     context: AncestorContext,
-    masked_positions_RM: Array,
+    masked_positions_RM: Array | None,
     embedder: nn.Module,
   ) -> Array:
-    """Returns logits `[R, M, V]`, float32.
+    """Returns logits `[R, M, V]`, float32, or the states `[R, L, D]` of all tokens.
 
     Args:
       x_RLD: the embedded rows.
-      segment_ids_RL: target of each token.
+      visible_RLL: which tokens of its row each token sees.
       context: the ancestors of the targets.
-      masked_positions_RM: columns to give logits for.
+      masked_positions_RM: columns to give logits for; None for states.
       embedder: what embedded the rows, whose table logits may share.
     """
     cfg = self.config
@@ -161,13 +181,15 @@ class DecoderStack(_Stack):
       self.family.decoder_block,
       cfg.num_decoder_layers,
       x_RLD,
-      segment_ids_RL,
+      visible_RLL,
       context,
     )
+    drop = dropout(cfg.dropout_rate, self.deterministic)
+    if masked_positions_RM is None:
+      return self.end(x_RLD, "decoder_norm", drop)
     # Six of seven positions are not masked: leave them out of the vocabulary
     # projection, the largest product of a small model.
     picked_RML = jax.nn.one_hot(masked_positions_RM, x_RLD.shape[-2], dtype=dtype)
     x_RMD = jnp.einsum("rml,rld->rmd", picked_RML, x_RLD)
-    drop = dropout(cfg.dropout_rate, self.deterministic)
     x_RMD = self.end(x_RMD, "decoder_norm", drop)
     return self.family.logits(cfg, x_RMD, embedder)

@@ -43,6 +43,7 @@ DEFAULT_AXIS_RULES: tuple[tuple[str, MeshAxes], ...] = (
   ("ancestor_distance", None),
   ("positions", None),
   ("types", None),
+  ("languages", None),
 )
 
 # What gin/partitioning/<name>.gin sets: the axis that takes the devices left over, and
