@@ -10,6 +10,7 @@ import gin
 from ..models.config import ModelConfig
 from ..tasks.config import (
   CleaningConfig,
+  CommentLabelsConfig,
   DiscourseMarkersConfig,
   LabelsConfig,
   MarkersConfig,
@@ -54,6 +55,7 @@ def register() -> tuple[type, ...]:
     CleaningConfig,
     MarkersConfig,
     LabelsConfig,
+    CommentLabelsConfig,
     DiscourseMarkersConfig,
     GeneratedTreesConfig,
     TrainConfig,

@@ -19,7 +19,7 @@ from etils import epath
 
 from ..errors import StorageError, UserError
 from .building import manifest, tfrecord, tree_record
-from .columns import COLUMNS
+from .columns import COLUMNS, OPTIONAL_COLUMNS
 from .trees import CommentTree
 
 _INFO, _FEATURES = "dataset_info.json", "features.json"
@@ -83,6 +83,7 @@ class BuiltDataset:
     folder: that of the version.
     name: the dataset's.
     splits: by name; those without records are left out.
+    columns: of its records; those of `columns.OPTIONAL_COLUMNS` may be missing.
     identity: differs for other contents; the same wherever the folder lies.
   """
 
@@ -109,7 +110,7 @@ class BuiltDataset:
       raise UserError(
         f"{self.folder}: holds {info['fileFormat']} files; only tfrecord is read"
       )
-    self._check_features()
+    self.columns = self._check_features()
     self.identity = self._check_files()
 
   def _json(self, name: str) -> Any:
@@ -137,15 +138,17 @@ class BuiltDataset:
     files = tuple(map(file, range(len(lengths))))
     return Split(files, lengths, int(split.get("numBytes", 0)))
 
-  def _check_features(self) -> None:
+  def _check_features(self) -> frozenset[str]:
+    """Returns the columns that records have."""
     features = self._json(_FEATURES)
     names = features.get("featuresDict", {}).get("features", {})
     for name in COLUMNS:
-      if name not in names:
+      if name not in names and name not in OPTIONAL_COLUMNS:
         raise UserError(
           f"{self.folder / _FEATURES}: names no feature {name!r}: this is no dataset"
           " made by `commentree build`"
         )
+    return frozenset(names)
 
   def _check_files(self) -> str:
     """Compares files with what is noted of them; returns the dataset's identity."""

@@ -11,6 +11,13 @@ empty string, a missing time -1 and a missing score -2**31. Of the S labelled sp
   span_starts    int32 [S]   span_ends  int32 [S]   in code points of its text
   span_labels    string [S]
 
+Of the K comments that have a label, and the R to which a reply was deleted; records
+that were built before there were these have neither:
+
+  labelled       int32 [K]   the comment's row
+  labels         string [K]
+  reply_deleted  int32 [R]   the comment's row
+
 Sources add the tree's place among all of its split:
 
   tree_index   int64 []
@@ -40,7 +47,11 @@ COLUMNS: dict[str, tuple[str, int]] = {
   "span_starts": ("int32", 1),
   "span_ends": ("int32", 1),
   "span_labels": ("str", 1),
+  "labelled": ("int32", 1),
+  "labels": ("str", 1),
+  "reply_deleted": ("int32", 1),
 }
+OPTIONAL_COLUMNS = ("labelled", "labels", "reply_deleted")
 TREE_INDEX = "tree_index"
 NO_TIME = -1
 NO_SCORE = -(2**31)
@@ -50,6 +61,7 @@ def to_columns(tree: CommentTree) -> dict[str, Any]:
   """A tree as the columns named above: bytes, lists of bytes, and arrays."""
   comments = tree.comments
   spans = [(row, span) for row, c in enumerate(comments) for span in c.spans]
+  labelled = [(row, c.label) for row, c in enumerate(comments) if c.label is not None]
   return {
     "tree_id": _bytes(tree.id),
     "subreddit": _bytes(tree.subreddit or ""),
@@ -67,11 +79,16 @@ def to_columns(tree: CommentTree) -> dict[str, Any]:
     "span_starts": np.array([span.start for _, span in spans], np.int32),
     "span_ends": np.array([span.end for _, span in spans], np.int32),
     "span_labels": [_bytes(span.label) for _, span in spans],
+    "labelled": np.array([row for row, _ in labelled], np.int32),
+    "labels": [_bytes(label) for _, label in labelled],
+    "reply_deleted": np.array(
+      [row for row, c in enumerate(comments) if c.reply_deleted], np.int32
+    ),
   }
 
 
 def from_columns(columns: Mapping[str, Any]) -> CommentTree:
-  """The inverse of `to_columns`, from NumPy values."""
+  """The inverse of `to_columns`, from NumPy values; optional columns may be missing."""
   spans: dict[int, list[Span]] = collections.defaultdict(list)
   for row, start, end, label in zip(
     columns["span_comments"].tolist(),
@@ -80,6 +97,11 @@ def from_columns(columns: Mapping[str, Any]) -> CommentTree:
     columns["span_labels"],
   ):
     spans[row].append(Span(start, end, label.decode("utf-8")))
+  labels = {
+    int(row): label.decode("utf-8")
+    for row, label in zip(columns.get("labelled", ()), columns.get("labels", ()))
+  }
+  reply_deleted = frozenset(map(int, columns.get("reply_deleted", ())))
   rows = zip(
     columns["ids"],
     columns["parents"].tolist(),
@@ -99,6 +121,8 @@ def from_columns(columns: Mapping[str, Any]) -> CommentTree:
         created_utc=None if created == NO_TIME else created,
         score=None if score == NO_SCORE else score,
         spans=tuple(spans[row]) if row in spans else (),
+        label=labels.get(row),
+        reply_deleted=row in reply_deleted,
       )
       for row, (ident, parent, author, text, created, score) in enumerate(rows)
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from ..errors import UserError
@@ -10,6 +11,7 @@ from ..models.config import check_choice, check_range
 
 Deleted = Literal["splice", "keep"]
 Orphans = Literal["attach", "drop"]
+LabelSource = Literal["none", "label", "subreddit", "deleted_next"]
 
 
 def _check_switches(config: object) -> None:
@@ -20,6 +22,16 @@ def _check_switches(config: object) -> None:
       raise UserError(
         f"{type(config).__name__}.{field.name} = {value!r}: must be True or False"
       )
+
+
+def _check_names(owner: str, names: str | Sequence[str]) -> tuple[str, ...]:
+  """Names as a tuple, since gin hands over lists; raises UserError for others."""
+  names = (names,) if isinstance(names, str) else tuple(names)
+  if not all(isinstance(name, str) and name for name in names):
+    raise UserError(f"{owner}.names = {names!r}: must be names in quotes")
+  if len(set(names)) < len(names):
+    raise UserError(f"{owner}.names = {names!r}: must name each label once")
+  return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +105,46 @@ class LabelsConfig:
   names: tuple[str, ...] = ()
 
   def __post_init__(self):
-    names = (self.names,) if isinstance(self.names, str) else tuple(self.names)
-    # gin hands over lists; a frozen configuration must be hashable.
+    object.__setattr__(self, "names", _check_names("LabelsConfig", self.names))
+
+
+@dataclasses.dataclass(frozen=True)
+class CommentLabelsConfig:
+  """What each comment is labelled with as a whole.
+
+  Attributes:
+    source: 'label' for the labels in the data; 'subreddit' for the community of the
+      comment's tree; 'deleted_next' for whether a direct reply to it was deleted (as
+      in Zhang et al., "Conversations Gone Awry", 2018); 'none' for no labels.
+    names: the labels, as the data spell them: the k-th is class k, any other none. For
+      'deleted_next' they are ('kept', 'deleted'), or two names of your own.
+  """
+
+  source: LabelSource = "none"
+  names: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    check_choice("CommentLabelsConfig", "source", self.source, LabelSource)
+    names = _check_names("CommentLabelsConfig", self.names)
+    if self.source == "deleted_next":
+      names = names or ("kept", "deleted")
+      if len(names) != 2:
+        raise UserError(
+          f"CommentLabelsConfig.names = {names!r}: 'deleted_next' has two classes, no"
+          " reply deleted and one deleted"
+        )
+    elif self.source == "none":
+      if names:
+        raise UserError(
+          f"CommentLabelsConfig.names = {names!r}: set CommentLabelsConfig.source to"
+          " where labels come from: 'label', 'subreddit' or 'deleted_next'"
+        )
+    elif not names:
+      raise UserError(
+        f"CommentLabelsConfig.names is missing: name the labels that {self.source!r}"
+        " may have, such as ('for', 'against')"
+      )
     object.__setattr__(self, "names", names)
-    if not all(isinstance(name, str) and name for name in names):
-      raise UserError(f"LabelsConfig.names = {names!r}: must be names in quotes")
-    if len(set(names)) < len(names):
-      raise UserError(f"LabelsConfig.names = {names!r}: must name each label once")
 
 
 @dataclasses.dataclass(frozen=True)

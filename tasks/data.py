@@ -20,10 +20,11 @@ from . import (
 )
 from .data_config import DataConfig
 from .forest_layout import ForestShape
-from .registry import CommentTreeTask
+from .registry import CommentTreeTask, Preprocessing
 
 Pieces = records.PieceRecords | cached_pieces.CachedPieces
 
+_LATER_SETTINGS = ("comment_labels",)
 _DEFAULT_SHARE = DataConfig.held_out_share
 
 
@@ -83,12 +84,22 @@ class RunData:
       "task": self.task.name,
       "vocabulary": self.task.tokenizer.fingerprint,
       **{f"forest.{k}": v for k, v in dataclasses.asdict(self.shape).items()},
-      "pieces": records.jsonable(self.task.preprocessing),
+      "pieces": pieces_facts(self.task.preprocessing),
       **{
         f"{name}_pieces": f"{len(split):,}, of digest {split.totals.digest:016x}"
         for name, split in self.splits.items()
       },
     }
+
+
+def pieces_facts(preprocessing: Preprocessing) -> dict[str, Any]:
+  """Settings of pieces; without those of later versions where nothing is set."""
+  facts = records.jsonable(preprocessing)
+  default = records.jsonable(Preprocessing())
+  for name in _LATER_SETTINGS:
+    if facts[name] == default[name]:
+      del facts[name]
+  return facts
 
 
 def register_tasks(config: DataConfig) -> None:

@@ -11,6 +11,7 @@ from ..models.config import check_range
 from . import readers
 from .config import (
   CleaningConfig,
+  CommentLabelsConfig,
   DiscourseMarkersConfig,
   LabelsConfig,
   MarkersConfig,
@@ -66,6 +67,7 @@ class DataConfig:
   masking: MaskingConfig = MaskingConfig()
   labels: LabelsConfig = LabelsConfig()
   discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
+  comment_labels: CommentLabelsConfig = CommentLabelsConfig()
   generated: GeneratedTreesConfig = GeneratedTreesConfig()
 
   def __post_init__(self):
@@ -108,4 +110,5 @@ class DataConfig:
       self.masking,
       self.labels,
       self.discourse,
+      comment_labels=self.comment_labels,
     )

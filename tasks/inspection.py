@@ -429,6 +429,8 @@ def _tree_view(
         context=reader.tokens(np.full(len(context), -1), context),
         parts=parts,
         labelled=inspection_labels.cut(comment.text, comment.spans, _MAX_CHARACTERS),
+        label=comment.label,
+        reply_deleted=comment.reply_deleted,
       )
     )
   return TreeView(

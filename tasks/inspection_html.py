@@ -289,14 +289,14 @@ def _comment(number: int, comment: CommentView) -> str:
 
 
 def _notes(comment: CommentView) -> str:
-  notes = []
+  notes = comment.notes()
   if comment.replies:
     notes.append(count(comment.replies, "reply", "replies"))
   if not comment.parts:
     notes.append("context only" if comment.context else "empty")
   if comment.tokens_cut:
     notes.append(f"{count(comment.tokens_cut, 'token')} cut off")
-  return "".join(f'<span class="note">{note}</span>' for note in notes)
+  return "".join(f'<span class="note">{escape(note)}</span>' for note in notes)
 
 
 def _labels(comment: CommentView) -> str:

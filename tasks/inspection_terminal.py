@@ -183,6 +183,8 @@ def _head(comment: CommentView, name: str, number: int, width: int) -> Text:
   )
   if comment.marker:
     head.append(f" {comment.marker}", "dim")
+  for note in comment.notes():
+    head.append(f" · {printable(note)}", "italic")
   if not comment.parts:
     what = "context only" if comment.context else "empty: neither target nor context"
     head.append(f" · {what}", "italic")

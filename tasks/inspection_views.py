@@ -137,6 +137,8 @@ class CommentView:
     context: tokens as context, if it is no target.
     parts: it as a target, one for each chunk; empty for context only.
     labelled: the raw text cut where labels begin and end; empty if it has none.
+    label: of the whole comment, as the source has it, or None.
+    reply_deleted: whether a reply to it was deleted.
   """
 
   index: int
@@ -154,6 +156,13 @@ class CommentView:
   context: tuple[TokenView, ...]
   parts: tuple[PartView, ...]
   labelled: tuple[LabelledText, ...] = ()
+  label: str | None = None
+  reply_deleted: bool = False
+
+  def notes(self) -> list[str]:
+    """What the source says of the whole comment, in a few words each."""
+    notes = [] if self.label is None else [f"label: {self.label}"]
+    return notes + ["a reply was deleted"] * self.reply_deleted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ..models.config import check_choice, check_range
 from . import cleaning, markers, spans, splitting
 from .config import (
   CleaningConfig,
+  CommentLabelsConfig,
   DiscourseMarkersConfig,
   LabelsConfig,
   MarkersConfig,
@@ -28,7 +29,7 @@ from .config import (
 from .discourse import PhraseFinder, read_phrases
 
 if TYPE_CHECKING:
-  from .trees import CommentTree, Span
+  from .trees import Comment, CommentTree, Span
   from .vocabularies import Tokenizer
 
 LongComments = Literal["truncate", "chunk"]
@@ -40,7 +41,11 @@ PIECE_FEATURES = ("tokens", *NODE_FEATURES)
 # `config.LabelsConfig`'s labels, and which occurrence of a discourse marker in its
 # comment a token is part of, from 1 on, 0 for none.
 LABELS, PHRASES = "token_labels", "phrases"
-ANNOTATIONS = (LABELS, PHRASES)
+# And int32 [N] as the nodes: the class of a comment by `config.CommentLabelsConfig`, at
+# the node that its text begins in; -1 for none.
+COMMENT_LABELS = "comment_labels"
+ANNOTATIONS = (LABELS, PHRASES, COMMENT_LABELS)
+NO_LABEL = -1
 
 # Arrays by feature, and the tree's id as bytes.
 Piece = dict[str, Any]
@@ -91,6 +96,8 @@ class PieceCounts:
   tokens_cut: int = 0
   spans: int = 0
   spans_lost: int = 0
+  labelled: int = 0
+  other_labels: int = 0
 
   def add(self, other: PieceCounts) -> None:
     """Adds another's counts to these."""
@@ -106,12 +113,20 @@ class PieceCounts:
       f"{self.trees:,} trees, {self.comments:,} comments, {self.tokens:,} tokens"
       f" ({cut:.1%} cut off) in {self.pieces:,} pieces"
       f" ({copied:.1%} of their nodes are context copies)"
-    ) + self._report_spans()
+    ) + self._report_labels()
 
-  def _report_spans(self) -> str:
-    if not self.spans:
-      return ""
-    return f"; {self.spans:,} labelled spans ({self.spans_lost:,} lost in cleaning)"
+  def _report_labels(self) -> str:
+    report = ""
+    if self.spans:
+      report += (
+        f"; {self.spans:,} labelled spans ({self.spans_lost:,} lost in cleaning)"
+      )
+    if self.labelled or self.other_labels:
+      report += (
+        f"; {self.labelled:,} labelled comments ({self.other_labels:,} more have labels"
+        " that are not in CommentLabelsConfig.names)"
+      )
+    return report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +141,16 @@ class PieceBuilder:
   counts: PieceCounts = dataclasses.field(default_factory=PieceCounts)
   labels: LabelsConfig = LabelsConfig()
   discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
+  comment_labels: CommentLabelsConfig = CommentLabelsConfig()
 
   @property
   def annotations(self) -> tuple[str, ...]:
     """Those of `ANNOTATIONS` that the pieces have."""
-    asked = (bool(self.labels.names), self.discourse.file is not None)
+    asked = (
+      bool(self.labels.names),
+      self.discourse.file is not None,
+      self.comment_labels.source != "none",
+    )
     return tuple(name for name, there in zip(ANNOTATIONS, asked) if there)
 
   @functools.cached_property
@@ -163,6 +183,10 @@ class PieceBuilder:
     parents = np.fromiter((c.parent for c in tree.comments), np.int32, len(encoded))
     whole = self._nodes(encoded, parents, np.asarray(tree.depths(), np.int32))
     per_token = ["tokens", *annotations]
+    per_node = ["lengths", "depths", "node_ids"]
+    if self.comment_labels.source != "none":
+      whole[COMMENT_LABELS] = self._label_nodes(tree, whole["node_ids"])
+      per_node.append(COMMENT_LABELS)
     whole |= {name: self._flat(values) for name, values in annotations.items()}
     starts = np.concatenate([[0], np.cumsum(whole["lengths"])])
     tree_id = tree.id.encode("utf-8", "replace")
@@ -182,11 +206,9 @@ class PieceBuilder:
       tokens = ranges(starts[nodes], whole["lengths"][nodes])
       yield {
         **{name: whole[name][tokens] for name in per_token},
-        "lengths": whole["lengths"][nodes],
+        **{name: whole[name][nodes] for name in per_node},
         "parents": splitting.extract_parents(nodes, whole["parents"]),
-        "depths": whole["depths"][nodes],
         "is_target": split.is_target.astype(np.int32),
-        "node_ids": whole["node_ids"][nodes],
         "tree_id": tree_id,
       }
 
@@ -222,6 +244,26 @@ class PieceBuilder:
       "node_ids": node_ids,
     }
 
+  def _label_nodes(self, tree: CommentTree, node_ids: np.ndarray) -> np.ndarray:
+    """Class of the comment that begins at each node: int32 [N]."""
+    labels = np.array([self._class_of(tree, comment) for comment in tree.comments])
+    is_first = np.diff(node_ids, prepend=-1) > 0
+    return np.where(is_first, labels[node_ids], NO_LABEL).astype(np.int32)
+
+  def _class_of(self, tree: CommentTree, comment: Comment) -> int:
+    source, names = self.comment_labels.source, self.comment_labels.names
+    if source == "deleted_next":
+      label: str | None = names[comment.reply_deleted]
+    else:
+      label = comment.label if source == "label" else tree.subreddit
+    if label is None:
+      return NO_LABEL
+    if label not in names:
+      self.counts.other_labels += 1
+      return NO_LABEL
+    self.counts.labelled += 1
+    return names.index(label)
+
   def _flat(self, comments: Sequence[np.ndarray]) -> np.ndarray:
     """One value a token, of the tokens of each comment that there is room for."""
     if self.pieces.long_comments == "truncate":
@@ -235,7 +277,8 @@ class PieceBuilder:
     """Tokens of each comment, and annotations of those by feature."""
     clean = self._clean(tree)
     texts = self._texts(tree, clean)
-    if not self.annotations:
+    per_token = [name for name in self.annotations if name != COMMENT_LABELS]
+    if not per_token:
       return self.tokenizer.encode_batch(texts), {}
     labelled = self._labelled_spans(tree, clean) if self.labels.names else {}
     phrases = {}
@@ -252,8 +295,7 @@ class PieceBuilder:
     }
     encoded = [tokens[i] for i in range(len(texts))]
     annotations = {
-      name: [np.zeros(len(ids), np.int32) for ids in encoded]
-      for name in self.annotations
+      name: [np.zeros(len(ids), np.int32) for ids in encoded] for name in per_token
     }
     for comment, (_, offsets) in zip(chosen, with_offsets):
       # `texts` has the author's marker in front, and no white space at its ends.

@@ -17,6 +17,7 @@ from ..errors import UserError
 from . import built_dataset, generated, preprocessors, vocabularies
 from .config import (
   CleaningConfig,
+  CommentLabelsConfig,
   DiscourseMarkersConfig,
   LabelsConfig,
   MarkersConfig,
@@ -43,6 +44,7 @@ class Preprocessing:
   masking: MaskingConfig = MaskingConfig()
   labels: LabelsConfig = LabelsConfig()
   discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
+  comment_labels: CommentLabelsConfig = CommentLabelsConfig()
 
 
 class CommentTreeTask(seqio.Task):
@@ -89,6 +91,7 @@ class CommentTreeTask(seqio.Task):
       config.pieces,
       labels=config.labels,
       discourse=config.discourse,
+      comment_labels=config.comment_labels,
     )
 
   def masker(self) -> Masker:
@@ -151,15 +154,26 @@ def add_files_task(
     files_format: of the files, as in `readers.FORMATS`; None to tell it from each.
   """
   built = built_dataset.find(files)
-  source: TreeSource = (
-    TreeFilesSource(files, held_out_share, preprocessing.trees, files_format)
-    if built is None
-    else BuiltTreesSource(built)
-  )
+  source: TreeSource
+  if built is None:
+    source = TreeFilesSource(files, held_out_share, preprocessing.trees, files_format)
+  else:
+    source = BuiltTreesSource(built)
+    _check_labels(source, preprocessing.comment_labels)
   tokenizer = vocabularies.Tokenizer(
     lambda: vocabulary, all_markers(preprocessing.markers)
   )
   return _register(CommentTreeTask(name, source, tokenizer, preprocessing))
+
+
+def _check_labels(source: BuiltTreesSource, labels: CommentLabelsConfig) -> None:
+  """Raises UserError for labels that a dataset cannot have."""
+  column = {"label": "labels", "deleted_next": "reply_deleted"}.get(labels.source)
+  if column and column not in source.dataset.columns:
+    raise UserError(
+      f"CommentLabelsConfig.source = {labels.source!r}: {source.dataset.folder} was"
+      " built before datasets noted that; build it again with `commentree build`"
+    )
 
 
 def get_task(name: str) -> CommentTreeTask:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from .config import TreeConfig
@@ -85,6 +85,9 @@ class Comment:
     created_utc: seconds since 1970, or None.
     score: votes, or None.
     spans: labelled parts of `text`, in order of their starts, outer before inner.
+    label: what the source says of the whole comment, or None.
+    reply_deleted: whether a direct reply to it was deleted or removed, be that reply
+      still in the tree or not.
   """
 
   id: str
@@ -94,6 +97,8 @@ class Comment:
   created_utc: int | None
   score: int | None = None
   spans: tuple[Span, ...] = ()
+  label: str | None = None
+  reply_deleted: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -253,6 +258,7 @@ def _post(row: Row | None, comment_rows: Sequence[Row], config: TreeConfig) -> C
     created_utc=row.created_utc,
     score=row.score,
     spans=row.spans,
+    label=row.label,
   )
 
 
@@ -304,12 +310,15 @@ def _arrange(
   # Replies as the source has them; None stands for the post.
   replies: dict[str | None, list[str]] = collections.defaultdict(list)
   orphans: list[str] = []
+  lost_reply: set[str | None] = set()
   for key, candidate in candidates.items():
     parent = _parent_key(candidate.row.parent_id, post_key)
     if parent == key:
       candidate.fate = DROPPED_SELF_PARENT
     elif parent is None or parent in candidates:
       replies[parent].append(key)
+      if candidate.fate in (SPLICED_DELETED, KEPT_DELETED):
+        lost_reply.add(parent)
     else:
       orphans.append(key)
   if config.orphans == "attach":
@@ -336,13 +345,14 @@ def _arrange(
     if key not in home and candidate.fate not in (DROPPED_SELF_PARENT, DROPPED_ORPHAN):
       candidate.fate = DROPPED_CYCLE
   fates.comments.update(candidate.fate for candidate in candidates.values())
-  return _depth_first(post, candidates, living)
+  return _depth_first(post, candidates, living, lost_reply)
 
 
 def _depth_first(
   post: Comment,
   candidates: dict[str, _Candidate],
   living: Mapping[str | None, list[str]],
+  lost_reply: Container[str | None],
 ) -> list[Comment]:
   """Lists post and living comments, siblings by time and then as they came."""
   place = {key: number for number, key in enumerate(candidates)}
@@ -351,7 +361,7 @@ def _depth_first(
     created = candidates[key].row.created_utc
     return (math.inf if created is None else created, place[key])
 
-  comments = [post]
+  comments = [dataclasses.replace(post, reply_deleted=None in lost_reply)]
   waiting = [(key, POST) for key in living.get(None, ())]
   waiting.sort(key=lambda item: time_and_place(item[0]), reverse=True)
   while waiting:
@@ -367,6 +377,8 @@ def _depth_first(
         created_utc=row.created_utc,
         score=row.score,
         spans=row.spans,
+        label=row.label,
+        reply_deleted=key in lost_reply,
       )
     )
     below = living.get(key)

@@ -38,6 +38,7 @@ class Row(NamedTuple):
     created_utc: seconds since 1970, or None.
     score: votes, or None.
     subreddit: the community it was written in, or None.
+    label: what the source says of the whole comment, such as its stance, or None.
     spans: labelled parts of a comment's `text`, or of what `trees.post_text` makes of
       a post.
   """
@@ -52,6 +53,7 @@ class Row(NamedTuple):
   created_utc: int | None = None
   score: int | None = None
   subreddit: str | None = None
+  label: str | None = None
   spans: tuple[Span, ...] = ()
 
 
@@ -118,6 +120,13 @@ def identifier(value: object, fates: Fates) -> str | None:
   if isinstance(value, int) and not isinstance(value, bool):
     return str(value) if abs(value) <= _MAX_INT64 else None
   return (text(value, fates) or "").strip() or None
+
+
+def label(value: object, fates: Fates) -> str | None:
+  """A label as a string: whole numbers as their digits, truth values as in JSON."""
+  if isinstance(value, bool):
+    return "true" if value else "false"
+  return identifier(value, fates)
 
 
 def seconds(value: object) -> int | None:

@@ -4,8 +4,8 @@
      "comments": [{"id", "parent_id", "author", "body", "created_utc"}, ...]}
 
 `parent_id` is the tree's id or another comment's; any field may be null, and comments
-may come in any order. Read too, where they are there: `score` of either, `created_utc`
-and `subreddit` of the tree.
+may come in any order. Read too, where they are there: `score` and `label` of either,
+`created_utc` and `subreddit` of the tree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .. import trees
 from ..config import TreeConfig
 from ..trees import Fates
 from . import files, json_lines
-from .rows import POST_PREFIX, Format, Row, identifier, seconds, text, votes
+from .rows import POST_PREFIX, Format, Row, identifier, label, seconds, text, votes
 
 
 class _Comment(msgspec.Struct, gc=False):
@@ -31,6 +31,7 @@ class _Comment(msgspec.Struct, gc=False):
   body: Any = None
   created_utc: Any = None
   score: Any = None
+  label: Any = None
 
 
 class _Tree(msgspec.Struct, gc=False):
@@ -43,6 +44,7 @@ class _Tree(msgspec.Struct, gc=False):
   created_utc: Any = None
   score: Any = None
   subreddit: Any = None
+  label: Any = None
   comments: list[_Comment] | None = None
 
 
@@ -116,6 +118,7 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
     created_utc=seconds(tree.created_utc),
     score=votes(tree.score),
     subreddit=subreddit,
+    label=label(tree.label, fates),
   )
   for comment in comments:
     yield Row(
@@ -129,4 +132,5 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
       seconds(comment.created_utc),
       votes(comment.score),
       subreddit,
+      label(comment.label, fates),
     )

@@ -448,7 +448,9 @@ def labelled_view(make_task):
     Span(bounds[6], len(words), "evil"),
   )
   tree = make_tree([-1, 0, 1])
-  tree.comments[1] = dataclasses.replace(tree.comments[1], text=words, spans=spans)
+  tree.comments[1] = dataclasses.replace(
+    tree.comments[1], text=words, spans=spans, label=EVIL, reply_deleted=True
+  )
   return inspect(make_task([tree]))
 
 
@@ -460,6 +462,9 @@ def test_labels_are_named_on_the_terminal_with_and_without_colours(labelled_view
   assert f"{fifth}› " in plain
   assert f"{sixth}evil‹" in plain
   assert "claim 1, premise 1" in plain
+  assert (
+    f"· label: {inspection_terminal.printable(EVIL)} · a reply was deleted" in plain
+  )
   colored = printed(labelled_view, width=200, color="standard")
   assert "\x1b" not in plain
   assert "\u202e" not in plain
@@ -475,3 +480,4 @@ def test_labels_are_named_on_the_page_for_eyes_and_for_ears(labelled_view):
   assert "<script>alert" not in page
   assert "<img" not in page
   assert "<summary>4 labels</summary>" in page
+  assert f'<span class="note">label: {inspection_html.escape(EVIL)}</span>' in page

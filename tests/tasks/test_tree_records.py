@@ -15,7 +15,7 @@ TREE = CommentTree(
   "p",
   [
     Comment("p", -1, None, "title\n\nbody é", None),
-    Comment("a", 0, "ann", "x" * 20_000, 2**40, -7, (Span(0, 3, "claim"),)),
+    Comment("a", 0, "ann", "x" * 20_000, 2**40, -7, (Span(0, 3, "claim"),), "é", True),
     Comment("b", 1, "bob", "\U0001f600", 0, 2**31 - 1),
   ],
   "sub",
