@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import pathlib
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from ..errors import StorageError, UserError
-from . import distributed_flags, gin_cli, quiet
+from . import distributed_flags, gin_cli, quiet, run_folder
 
 _EPILOG = (
   """\
@@ -36,49 +33,6 @@ exit codes: 0 done, 2 a mistake of the user's, 75 a host was lost or never came.
 )
 
 
-def _step(text: str) -> int | str:
-  if text == "best":
-    return text
-  try:
-    return int(text)
-  except ValueError:
-    raise argparse.ArgumentTypeError(
-      f"{text!r}: give a step, or 'best', or nothing for the newest"
-    ) from None
-
-
-@contextlib.contextmanager
-def _config_of(model_dir: str) -> Iterator[str]:
-  """Yields the path of a run's settings; of a run in a bucket, that of a copy."""
-  missing = UserError(
-    f"--model_dir={model_dir}: holds no config.gin; give the MODEL_DIR of a run made by"
-    " `commentree train`"
-  )
-  if "://" not in model_dir:
-    config = pathlib.Path(model_dir).expanduser() / "config.gin"
-    if not config.is_file():
-      raise missing
-    yield str(config.absolute())
-    return
-  from ..training import storage
-
-  remote = storage.as_path(model_dir) / "config.gin"
-  try:
-    text = remote.read_text() if remote.exists() else None
-  except Exception as error:
-    if not storage.refused(error):
-      raise
-    raise StorageError(
-      f"--model_dir={model_dir} cannot be read ({storage.reason(error)})"
-    ) from error
-  if text is None:
-    raise missing
-  with tempfile.TemporaryDirectory() as folder:
-    copy = pathlib.Path(folder, "config.gin")
-    copy.write_text(text)
-    yield str(copy)
-
-
 def main(argv: Sequence[str]) -> int:
   """Evaluates; returns the exit code."""
   parser = argparse.ArgumentParser(
@@ -87,10 +41,7 @@ def main(argv: Sequence[str]) -> int:
     epilog=_EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--model_dir", required=True, help="folder of a training run")
-  parser.add_argument(
-    "--step", type=_step, help="checkpoint to evaluate, or 'best'; default the newest"
-  )
+  run_folder.add_flags(parser)
   parser.add_argument(
     "--batches", type=int, help="most batches; default all held-out trees"
   )
@@ -99,10 +50,7 @@ def main(argv: Sequence[str]) -> int:
   others, overrides = gin_cli.split_overrides(argv)
   arguments = parser.parse_args(others)
   settings = distributed_flags.settings(arguments)
-  # A run's folder may have been moved since.
-  where = f"MODEL_DIR = {arguments.model_dir!r}"
-  with _config_of(arguments.model_dir) as config:
-    run = gin_cli.load([config], [where, *overrides])
+  run = run_folder.load(arguments.model_dir, overrides)
 
   # The settings are sound: now what is heavy.
   quiet.load_tensorflow()
