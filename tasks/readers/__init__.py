@@ -153,15 +153,29 @@ def iter_trees(
     )
   for path, format_ in formats.items():
     if format_.contiguous:
-      for rows in _split_at_posts(format_.rows(path, config, fates)):
-        tree = trees.assemble(rows, fates, config)
-        if tree is not None:
-          yield tree
+      yield from trees_of_file(path, format_, config, fates)
   together: dict[str, list[Row]] = {}
   for path in scattered:
     for row in formats[path].rows(path, config, fates):
       together.setdefault(row.tree_id, []).append(row)
   for rows in together.values():
+    tree = trees.assemble(rows, fates, config)
+    if tree is not None:
+      yield tree
+
+
+def trees_of_file(
+  path: str, format_: Format, config: TreeConfig, fates: Fates
+) -> Iterator[CommentTree]:
+  """Yields the trees of one file of a contiguous format, in order.
+
+  Args:
+    path: the file.
+    format_: its format, from `formats_of`.
+    config: what to do with what is odd.
+    fates: counts what became of all that is read.
+  """
+  for rows in _split_at_posts(format_.rows(path, config, fates)):
     tree = trees.assemble(rows, fates, config)
     if tree is not None:
       yield tree

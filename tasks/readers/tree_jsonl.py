@@ -60,18 +60,23 @@ def _matches(name: str, head: bytes) -> bool:
 
 def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
   for line in files.lines(path, config.max_line_bytes, fates):
-    try:
-      tree = _decode(line)
-    except (ValueError, RecursionError):
-      if not line or line.isspace():
-        continue
-      record = json_lines.parse(line, fates)
-      if record is json_lines.BAD:
-        fates.trees[json_lines.BAD_JSON] += 1
-      else:
-        yield from record_rows(record, fates)
+    yield from line_rows(line, fates)
+
+
+def line_rows(line: bytes, fates: Fates) -> Iterator[Row]:
+  """Yields the rows of the tree on a line, the post's first; any bytes will do."""
+  try:
+    tree = _decode(line)
+  except (ValueError, RecursionError):
+    if not line or line.isspace():
+      return
+    record = json_lines.parse(line, fates)
+    if record is json_lines.BAD:
+      fates.trees[json_lines.BAD_JSON] += 1
     else:
-      yield from _tree_rows(tree, fates)
+      yield from record_rows(record, fates)
+  else:
+    yield from _tree_rows(tree, fates)
 
 
 FORMAT = Format("tree_jsonl", (".jsonl", ".ndjson"), _matches, _rows, contiguous=True)
