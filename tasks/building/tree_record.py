@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 
-from ..columns import COLUMNS, OPTIONAL_COLUMNS, from_columns, to_columns
+from ..columns import COLUMNS, from_columns, to_columns
 from ..trees import CommentTree
 
 _PACKAGE = "commentree"
@@ -103,8 +103,6 @@ def decode(record: bytes) -> CommentTree:
   features = Example.FromString(record).features.feature
   columns: dict[str, Any] = {}
   for name, (kind, rank) in COLUMNS.items():
-    if name in OPTIONAL_COLUMNS and name not in features:
-      continue
     if kind == "str":
       values = features[name].bytes_list.value
       columns[name] = values if rank else values[0]

@@ -14,7 +14,7 @@ from commentree.tasks import data, inspection_views, preparation, readers, recor
 from commentree.tasks import registry as registry_lib
 from commentree.tasks.building import tfrecord, tree_record
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.columns import OPTIONAL_COLUMNS, to_columns
+from commentree.tasks.columns import OPTIONAL_COLUMNS, from_columns, to_columns
 from commentree.tasks.config import CommentLabelsConfig, MarkersConfig, TreeConfig
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.pieces import PieceBuilder, PiecesConfig
@@ -95,9 +95,7 @@ def test_a_comment_has_lost_a_reply_whether_deleted_ones_stay_or_go(drawn):
 
 def without_optional_columns(tree):
   columns = to_columns(tree)
-  return tree_record.encode_columns(
-    {name: columns[name] for name in columns.keys() - set(OPTIONAL_COLUMNS)}
-  )
+  return {name: columns[name] for name in columns.keys() - set(OPTIONAL_COLUMNS)}
 
 
 def test_datasets_built_before_there_were_labels_are_read_but_for_what_they_lack(
@@ -107,8 +105,10 @@ def test_datasets_built_before_there_were_labels_are_read_but_for_what_they_lack
   folder = built_fixture.write(tmp_path, {"train": trees}, shards=1, checksums=False)
   version = folder / "1.0.0"
   (shard,) = version.glob("*.tfrecord-*")
+  old = [without_optional_columns(tree) for tree in trees]
+  assert [from_columns(columns) for columns in old] == trees  # as TFDS reads them
   shard.write_bytes(
-    b"".join(tfrecord.frame(without_optional_columns(t)) for t in trees)
+    b"".join(tfrecord.frame(tree_record.encode_columns(c)) for c in old)
   )
   path = version / "features.json"
   features = json.loads(path.read_text())
