@@ -180,8 +180,7 @@ class PieceBuilder:
   def __call__(self, tree: CommentTree) -> Iterator[Piece]:
     """Yields the pieces of a tree, in which each comment is a target exactly once."""
     encoded, annotations = self._encode(tree)
-    parents = np.fromiter((c.parent for c in tree.comments), np.int32, len(encoded))
-    whole = self._nodes(encoded, parents, np.asarray(tree.depths(), np.int32))
+    whole = self.nodes(tree, encoded)
     per_token = ["tokens", *annotations]
     per_node = ["lengths", "depths", "node_ids"]
     if self.comment_labels.source != "none":
@@ -212,10 +211,15 @@ class PieceBuilder:
         "tree_id": tree_id,
       }
 
-  def _nodes(
-    self, encoded: Sequence[np.ndarray], parents: np.ndarray, depths: np.ndarray
-  ) -> dict[str, np.ndarray]:
-    """Node arrays of the whole tree: one node a comment, or a node a chunk."""
+  def nodes(self, tree: CommentTree, encoded: Sequence[np.ndarray]) -> Piece:
+    """Returns `PIECE_FEATURES` of a whole tree: a node a comment, or a node a chunk.
+
+    Args:
+      tree: the tree.
+      encoded: all tokens of each of its comments.
+    """
+    parents = np.fromiter((c.parent for c in tree.comments), np.int32, len(encoded))
+    depths = np.asarray(tree.depths(), np.int32)
     limit = self.pieces.max_comment_tokens
     full = np.fromiter(map(len, encoded), np.int32, len(encoded))
     self.counts.tokens += int(full.sum())
