@@ -327,10 +327,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   with tempfile.TemporaryDirectory() as cache_dir:
     data = open_data(arguments.files, arguments.vocabulary, cache_dir)
-    masker = data.task.masker()
+    objective = data.task.objective()
     items = [
       packing.measure(
-        masker(data.splits["train"][i], COMMENT_LENGTH, 0, 0, i),
+        objective(data.splits["train"][i], COMMENT_LENGTH, 0, 0, i),
         COMMENT_LENGTH,
         COMMENT_LENGTH,
         data.shape.max_ancestors,

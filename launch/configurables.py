@@ -20,6 +20,7 @@ from ..tasks.data_config import DataConfig
 from ..tasks.forest_layout import ForestLayout
 from ..tasks.generated_config import GeneratedTreesConfig
 from ..tasks.masking import MaskingConfig
+from ..tasks.objectives_config import ObjectiveConfig
 from ..tasks.pieces import PiecesConfig
 from ..training.config import (
   CheckpointConfig,
@@ -51,6 +52,7 @@ def register() -> tuple[type, ...]:
     ForestLayout,
     PiecesConfig,
     MaskingConfig,
+    ObjectiveConfig,
     TreeConfig,
     CleaningConfig,
     MarkersConfig,

@@ -18,7 +18,7 @@ from ..models.config import ModelConfig
 from ..models.model import CommentTreeModel
 from ..tasks import registry
 from ..tasks.feature_converters import CommentForestFeatureConverter
-from ..tasks.forest_layout import ForestLayout, resolve
+from ..tasks.forest_layout import ForestLayout
 from ..training import partitioning
 from ..training.config import DEFAULT_AXIS_RULES, MeshAxes
 from . import job
@@ -79,8 +79,9 @@ class LossesOnly:
   ):
     """Takes the keywords that T5X gives a `seqio.Evaluator`."""
     del unused
-    self.eval_tasks = [registry.get_task(mixture_or_task_name)]
-    shape = resolve(feature_converter.layout, sequence_length)
+    task = registry.get_task(mixture_or_task_name)
+    self.eval_tasks = [task]
+    shape = feature_converter.forest_shape(task.output_features, sequence_length)
     self.model_feature_shapes = shape.feature_shapes()
 
   def evaluate(self, **unused: Any) -> tuple[Future[dict[str, Any]], None]:

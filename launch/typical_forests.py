@@ -25,7 +25,7 @@ def typical_shape(data: DataConfig, comment_tokens: float) -> tuple[ForestShape,
   Whatever `data.layout` sets stays as set.
 
   Args:
-    data: rows, lengths, masking.
+    data: rows, lengths, masking, objective.
     comment_tokens: mean tokens of a comment; no more than a row's count.
 
   Raises:
@@ -34,6 +34,7 @@ def typical_shape(data: DataConfig, comment_tokens: float) -> tuple[ForestShape,
   _, row = forest_layout.row_lengths(data.task_feature_lengths)
   check_range("compile", "--comment_tokens", comment_tokens, 1, row)
   tokens = math.ceil(_SAMPLE * comment_tokens)
+  share, most_masked = data.objective.shares(data.masking.rate, row)
   shape = forest_layout.resolve(
     data.layout,
     data.task_feature_lengths,
@@ -41,11 +42,12 @@ def typical_shape(data: DataConfig, comment_tokens: float) -> tuple[ForestShape,
       pieces=1,
       targets=_SAMPLE,
       target_tokens=tokens,
-      masked_tokens=math.ceil(data.masking.rate * tokens),
-      most_masked=math.ceil(data.masking.rate * row),
+      masked_tokens=math.ceil(share * tokens),
+      most_masked=max(most_masked, math.ceil(share * row)),
       encoded=math.ceil(_ENCODED_SHARE * _SAMPLE),
       encoded_tokens=math.ceil(_ENCODED_SHARE * tokens),
     ),
+    data.objective.extras,
   )
   held = _FILL * shape.decoder_rows * shape.decoder_length / comment_tokens
   return shape, min(held, shape.target_slots)

@@ -24,7 +24,7 @@ from .registry import CommentTreeTask, Preprocessing
 
 Pieces = records.PieceRecords | cached_pieces.CachedPieces
 
-_LATER_SETTINGS = ("comment_labels",)
+_LATER_SETTINGS = ("comment_labels", "objective")
 _DEFAULT_SHARE = DataConfig.held_out_share
 
 
@@ -50,7 +50,7 @@ class RunData:
     """This host's rows of the global training batches, endless and resumable."""
     return streams.TrainBatches(
       self.splits["train"],
-      self.task.masker(),
+      self.task.objective(),
       self.shape,
       batch_size=batch_size,
       seed=seed,
@@ -65,7 +65,7 @@ class RunData:
     """This host's rows of a pass over the held-out data, the same each time."""
     return streams.eval_batches(
       self.splits["validation"],
-      self.task.masker(),
+      self.task.objective(),
       self.shape,
       batch_size=batch_size,
       seed=self.config.eval_seed,
@@ -83,13 +83,19 @@ class RunData:
     return {
       "task": self.task.name,
       "vocabulary": self.task.tokenizer.fingerprint,
-      **{f"forest.{k}": v for k, v in dataclasses.asdict(self.shape).items()},
+      **{f"forest.{k}": v for k, v in _shape_facts(self.shape).items()},
       "pieces": pieces_facts(self.task.preprocessing),
       **{
         f"{name}_pieces": f"{len(split):,}, of digest {split.totals.digest:016x}"
         for name, split in self.splits.items()
       },
     }
+
+
+def _shape_facts(shape: ForestShape) -> dict[str, Any]:
+  """A forest's shape; without `extras`, which came later, where there are none."""
+  facts = dataclasses.asdict(shape)
+  return facts if shape.extras else {k: v for k, v in facts.items() if k != "extras"}
 
 
 def pieces_facts(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -155,8 +161,11 @@ def open_data(
     split: open_split(task, split, config, console) for split in splits
   }
   lengths = forest_layout.row_lengths(config.task_feature_lengths)
+  objective = task.objective()
   totals = streams.sample_totals(
-    prepared[splits[0]], task.masker(), lengths, config.layout.max_ancestors
+    prepared[splits[0]], objective, lengths, config.layout.max_ancestors
   )
-  shape = forest_layout.resolve(config.layout, config.task_feature_lengths, totals)
+  shape = forest_layout.resolve(
+    config.layout, config.task_feature_lengths, totals, objective.extras
+  )
   return RunData(task, shape, config, prepared)

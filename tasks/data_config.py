@@ -20,6 +20,7 @@ from .config import (
 from .forest_layout import ForestLayout, row_lengths
 from .generated_config import GeneratedTreesConfig
 from .masking import MaskingConfig
+from .objectives_config import ObjectiveConfig
 from .pieces import PiecesConfig
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class DataConfig:
   labels: LabelsConfig = LabelsConfig()
   discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
   comment_labels: CommentLabelsConfig = CommentLabelsConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
   generated: GeneratedTreesConfig = GeneratedTreesConfig()
 
   def __post_init__(self):
@@ -111,4 +113,5 @@ class DataConfig:
       self.labels,
       self.discourse,
       comment_labels=self.comment_labels,
+      objective=self.objective,
     )

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import seqio
 import tensorflow as tf
 
 from ..errors import UserError
 from . import packing
-from .forest_layout import ForestLayout, ForestShape, resolve
+from .forest_layout import ForestLayout, ForestShape, resolve, row_lengths
 from .masking import MASKING_FEATURES
+from .objectives import LANGUAGES, NODE_FEATURES, TARGET_TOKENS, extras_of
 from .pieces import PIECE_FEATURES, Piece
 
 _Spec = seqio.FeatureConverter.FeatureSpec
-_RANKS = {
-  name: len(dims)
-  for name, dims in resolve(ForestLayout(), {"encoder": 8, "decoder": 8})
-  .feature_shapes()
-  .items()
-}
+# Features that pieces have by their objective or their data.
+_OPTIONAL = (TARGET_TOKENS, *NODE_FEATURES, LANGUAGES)
 
 
 def _dtype(name: str) -> tf.DType:
   return tf.float32 if name == "decoder_loss_weights" else tf.int32
 
 
+def _model_features(extras: tuple[str, ...]) -> dict[str, Any]:
+  """Features of a forest that has these optional ones."""
+  shape = resolve(ForestLayout(), {"encoder": 8, "decoder": 8}, extras=extras)
+  return {
+    name: _Spec(dtype=_dtype(name), rank=len(dims))
+    for name, dims in shape.feature_shapes().items()
+  }
+
+
 class CommentForestFeatureConverter(seqio.FeatureConverter):
   """Lays masked pieces of trees out as forests of static shape.
 
   `task_feature_lengths` gives tokens per row, {'encoder': Le, 'decoder': Ld}: a piece
-  is ragged and has no length of its own to bound.
+  is ragged and has no length of its own to bound. Forests have the optional features
+  that go with those of the pieces.
 
   Attributes:
     layout: rows and slots.
@@ -39,9 +48,7 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
   TASK_FEATURES = {
     name: _Spec(dtype=tf.int32) for name in (*PIECE_FEATURES, *MASKING_FEATURES)
   }
-  MODEL_FEATURES = {
-    name: _Spec(dtype=_dtype(name), rank=rank) for name, rank in _RANKS.items()
-  }
+  MODEL_FEATURES = _model_features(())
   PACKING_FEATURE_DTYPES: Mapping[str, tf.DType] = {}
 
   def __init__(
@@ -68,8 +75,28 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
   ) -> tf.data.Dataset:
     """Converts; the row lengths stand in for the lengths of SeqIO's features."""
-    self._shape = resolve(self.layout, task_feature_lengths)
+    self.TASK_FEATURES = {
+      **type(self).TASK_FEATURES,
+      **{name: _Spec(dtype=tf.int32) for name in _OPTIONAL if name in ds.element_spec},
+    }
+    self._shape = self.forest_shape(ds.element_spec, task_feature_lengths)
+    self.MODEL_FEATURES = _model_features(self._shape.extras)
     return super().__call__(ds, dict.fromkeys(self.TASK_FEATURES, None))
+
+  def forest_shape(
+    self, features: Mapping[str, Any], task_feature_lengths: Mapping[str, int]
+  ) -> ForestShape:
+    """Returns the shape of forests whose pieces have these features.
+
+    Raises:
+      UserError: if the row lengths are not usable.
+    """
+    _, length = row_lengths(task_feature_lengths)
+    layout = self.layout
+    if TARGET_TOKENS in features and layout.masked_per_row is None:
+      # Whatever share of its tokens the objective predicts, they fit.
+      layout = dataclasses.replace(layout, masked_per_row=length)
+    return resolve(layout, task_feature_lengths, extras=extras_of(features))
 
   def _convert_features(self, ds, task_feature_lengths):
     del task_feature_lengths

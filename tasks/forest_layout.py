@@ -56,6 +56,7 @@ class ForestShape:
   Attributes:
     encoder_length: tokens in an encoder row (`Le`).
     decoder_length: tokens in a decoder row (`Ld`).
+    extras: those of `models.batch.OPTIONAL_FEATURE_AXES` that examples have.
   """
 
   encoder_length: int
@@ -66,6 +67,7 @@ class ForestShape:
   target_slots: int
   max_ancestors: int
   masked_per_row: int
+  extras: tuple[str, ...] = ()
 
   def feature_shapes(self) -> dict[str, tuple[int, ...]]:
     """Shape per example of every feature of the batch, without the batch dimension."""
@@ -73,6 +75,11 @@ class ForestShape:
     decoder = (self.decoder_rows, self.decoder_length)
     masked = (self.decoder_rows, self.masked_per_row)
     ancestors = (self.target_slots, self.max_ancestors)
+    optional = {
+      "target_prefix_lengths": (self.target_slots,),
+      "encoder_languages": encoder,
+      "decoder_languages": decoder,
+    }
     return {
       "encoder_input_tokens": encoder,
       "encoder_segment_ids": encoder,
@@ -87,6 +94,7 @@ class ForestShape:
       "ancestor_slots": ancestors,
       "ancestor_distances": ancestors,
       "target_depths": (self.target_slots,),
+      **{name: optional[name] for name in self.extras},
     }
 
 
@@ -126,6 +134,7 @@ def resolve(
   layout: ForestLayout,
   task_feature_lengths: Mapping[str, int],
   totals: PieceTotals | None = None,
+  extras: tuple[str, ...] = (),
 ) -> ForestShape:
   """Closes what `layout` leaves open, from the totals of a sample of the data.
 
@@ -136,6 +145,7 @@ def resolve(
     layout: rows and slots, `None` where the data is to decide.
     task_feature_lengths: tokens per row, {'encoder': Le, 'decoder': Ld}.
     totals: sums over pieces of the data, clipped to the row lengths.
+    extras: optional features that examples are to have.
 
   Raises:
     UserError: if the row lengths are not usable, or some comment might not fit.
@@ -176,6 +186,7 @@ def resolve(
       totals.most_masked,
       min(decoder_length, round_up(_MASK_HEADROOM * masked_share * decoder_length, 4)),
     ),
+    extras=extras,
   )
   for field, least in (
     ("encoder_rows", layout.max_ancestors),

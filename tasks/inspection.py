@@ -33,7 +33,6 @@ from .inspection_views import (
   TokenView,
   TreeView,
 )
-from .masking import masked_counts
 from .packing import Fill, Forest, ForestBuilder, PackItem
 from .pieces import Piece, target_lengths
 
@@ -98,13 +97,13 @@ def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection
     UserError: if there is no such tree.
   """
   builder = task.piece_builder()
-  masker = task.masker()
+  objective = task.objective()
   encoder_length, decoder_length = forest_layout.row_lengths(config.lengths)
   numbers = itertools.count()  # of the pieces, as a run numbers them: masks go by it
 
   def masked_pieces(tree: CommentTree) -> Iterator[Piece]:
     for piece, number in zip(builder(tree), numbers):
-      yield masker(piece, decoder_length, config.seed, config.epoch, number)
+      yield objective(piece, decoder_length, config.seed, config.epoch, number)
 
   def pass_over(tree: CommentTree) -> None:
     collections.deque(zip(builder(tree), numbers), maxlen=0)
@@ -131,11 +130,10 @@ def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection
       piece, encoder_length, decoder_length, config.layout.max_ancestors
     )
 
-  rate = np.array([decoder_length]), masker.config.rate
-  totals = PieceTotals(most_masked=int(masked_counts(*rate)[0]))
+  totals = PieceTotals(most_masked=objective.most_masked(decoder_length))
   for piece in itertools.chain(*(s.masked for s in shown), others):
     packing.add_to_totals(totals, measured(piece))
-  shape = forest_layout.resolve(config.layout, config.lengths, totals)
+  shape = forest_layout.resolve(config.layout, config.lengths, totals, objective.extras)
 
   ordinals = itertools.count()
 

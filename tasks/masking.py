@@ -60,12 +60,23 @@ class Masker:
       are neither masked nor put in as random tokens.
     phrase_share: share of a comment's chosen tokens that come from discourse markers,
       where there are enough of them.
+    extras: optional features that forests of its pieces have.
   """
 
   config: MaskingConfig
   mask_id: int
   maskable: np.ndarray
   phrase_share: float = 0.0
+  extras: tuple[str, ...] = ()
+
+  @property
+  def features(self) -> tuple[str, ...]:
+    """Features that it adds to a piece."""
+    return MASKING_FEATURES
+
+  def most_masked(self, decoder_length: int) -> int:
+    """Most tokens to predict in one target, in rows of so many tokens."""
+    return int(masked_counts(np.array([decoder_length]), self.config.rate)[0])
 
   @functools.cached_property
   def _replacements(self) -> np.ndarray:

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from . import splitting
+from . import objectives, splitting
 from .forest_layout import ForestShape, PieceTotals
-from .pieces import NODE_FEATURES, Piece, ranges, target_lengths
+from .objectives import LANGUAGES, PREFIX_LENGTHS, TARGET_LENGTHS, TARGET_TOKENS
+from .objectives_config import LANGUAGE_FEATURES, PREFIXES
+from .pieces import NODE_FEATURES, Piece, ranges
 
 Forest = dict[str, np.ndarray]
 
@@ -32,12 +34,14 @@ _BALANCE = 4.0
 
 @dataclasses.dataclass(frozen=True)
 class PackItem:
-  """A masked piece, measured: what it takes of a forest.
+  """A piece that an objective was at, measured: what it takes of a forest.
+
+  "Masked" are the tokens to predict, whatever the decoder reads in their places.
 
   Attributes:
-    piece: features, with `input_tokens` and `is_masked`.
+    piece: features, with those of `objectives`.
     targets: indices of nodes with a masked token, in node order.
-    target_lengths: tokens of each target, clipped to the row. [T]
+    target_lengths: decoder tokens of each target, clipped to the row. [T]
     masked: masked tokens of each target. [T]
     encoded: indices of nodes that a target sees, in node order.
     encoded_lengths: tokens of each encoded node, clipped to the row. [E]
@@ -72,9 +76,10 @@ def measure(
   encoded, and nodes that no target sees are not either.
   """
   lengths = piece["lengths"]
-  ends = np.cumsum(lengths)
+  in_decoder = objectives.decoder_lengths(piece)
+  ends = np.cumsum(in_decoder)
   masked_until = np.concatenate([[0], np.cumsum(piece["is_masked"])])
-  masked = masked_until[ends] - masked_until[ends - lengths]
+  masked = masked_until[ends] - masked_until[ends - in_decoder]
   targets = np.flatnonzero((masked > 0) & (piece["is_target"] == 1))
   ancestors = splitting.visible_ancestors(piece["parents"], max_ancestors)[targets]
   if not lengths.all():
@@ -85,7 +90,7 @@ def measure(
   return PackItem(
     piece=piece,
     targets=targets,
-    target_lengths=target_lengths(piece, decoder_length)[targets],
+    target_lengths=np.minimum(in_decoder[targets], decoder_length),
     masked=masked[targets],
     encoded=encoded,
     encoded_lengths=np.minimum(lengths[encoded], encoder_length),
@@ -194,6 +199,7 @@ class ForestBuilder:
     lengths = np.concatenate([item.piece["lengths"] for item in items])
     depths = np.concatenate([item.piece["depths"] for item in items])
     starts = np.cumsum(lengths) - lengths
+    with_languages = LANGUAGE_FEATURES[0] in shape.extras
 
     encoded = np.concatenate(
       [item.encoded + before for item, before in zip(items, nodes_before)]
@@ -203,7 +209,7 @@ class ForestBuilder:
     forest["encoder_slot_depths"][: len(encoded)] = depths[encoded]
     tokens = np.concatenate([item.piece["tokens"] for item in items])
     encoded_lengths = np.concatenate([item.encoded_lengths for item in items])
-    _lay_out(
+    source, cells = _lay_out(
       forest,
       "encoder",
       tokens,
@@ -212,25 +218,35 @@ class ForestBuilder:
       np.array(self._encoder_places, np.int64).reshape(-1, 2),
       shape.encoder_length,
     )
+    if with_languages:
+      languages = np.concatenate([_languages(item.piece) for item in items])
+      _lay_out_languages(forest, "encoder", languages[source], cells)
 
     targets = np.concatenate(
       [item.targets + before for item, before in zip(items, nodes_before)]
     )
     input_tokens = np.concatenate([item.piece["input_tokens"] for item in items])
-    target_lengths_ = np.concatenate([item.target_lengths for item in items])
+    in_decoder = np.concatenate([objectives.decoder_lengths(i.piece) for i in items])
+    target_lengths = np.concatenate([item.target_lengths for item in items])
     places = np.array(self._decoder_places, np.int64).reshape(-1, 2)
     source, cells = _lay_out(
       forest,
       "decoder",
       input_tokens,
-      starts[targets],
-      target_lengths_,
+      (np.cumsum(in_decoder) - in_decoder)[targets],
+      target_lengths,
       places,
       shape.decoder_length,
     )
     is_masked = np.concatenate([item.piece["is_masked"] for item in items])
     picked = is_masked[source] == 1
-    self._lay_out_masked(forest, tokens[source[picked]], cells[picked])
+    answers = np.concatenate(
+      [item.piece.get(TARGET_TOKENS, item.piece["tokens"]) for item in items]
+    )
+    self._lay_out_masked(forest, answers[source[picked]], cells[picked])
+    if with_languages:
+      languages = np.concatenate([_decoder_languages(item.piece) for item in items])
+      _lay_out_languages(forest, "decoder", languages[source], cells)
 
     ancestors = np.concatenate(
       [
@@ -240,6 +256,9 @@ class ForestBuilder:
     )
     count = len(targets)
     forest["target_depths"][:count] = depths[targets]
+    if PREFIXES in shape.extras:
+      prefixes = [_prefix_lengths(item) for item in items]
+      forest[PREFIXES][:count] = np.concatenate(prefixes)
     forest["ancestor_slots"][:count] = slot_of_node[ancestors]
     hops = depths[targets][:, None] - np.append(depths, 0)[ancestors]
     forest["ancestor_distances"][:count] = np.where(
@@ -280,6 +299,37 @@ def _lay_out(
     np.zeros_like(lengths), lengths
   )
   return source, cells
+
+
+def _languages(piece: Piece) -> np.ndarray:
+  """Language of each of the piece's tokens."""
+  return piece.get(LANGUAGES, np.zeros(len(piece["tokens"]), np.int32))
+
+
+def _decoder_languages(piece: Piece) -> np.ndarray:
+  """Language of each decoder token; none if those are not the piece's own tokens."""
+  if TARGET_LENGTHS in piece:
+    return np.zeros(len(piece["input_tokens"]), np.int32)
+  return _languages(piece)
+
+
+def _prefix_lengths(item: PackItem) -> np.ndarray:
+  """How many leading tokens of each target are seen by all of its tokens, [T]."""
+  if PREFIX_LENGTHS not in item.piece:
+    return item.target_lengths
+  return np.minimum(item.piece[PREFIX_LENGTHS][item.targets], item.target_lengths)
+
+
+def _lay_out_languages(
+  forest: Forest, side: str, languages: np.ndarray, cells: np.ndarray
+) -> None:
+  """Writes tokens' languages; where it changes in a comment, positions begin anew."""
+  forest[f"{side}_languages"].reshape(-1)[cells] = languages
+  positions = forest[f"{side}_positions"].reshape(-1)
+  in_comment = positions[cells]
+  begins = (in_comment == 0) | (np.diff(languages, prepend=0) != 0)
+  last_begin = np.maximum.accumulate(np.where(begins, np.arange(len(cells)), 0))
+  positions[cells] = in_comment - in_comment[last_begin]
 
 
 def empty_forest(shape: ForestShape) -> Forest:
@@ -337,7 +387,7 @@ class Packer:
 
 
 def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
-  """Measures a masked piece; cuts it further if it does not fit an empty forest.
+  """Measures a piece that an objective was at; cuts it if no empty forest holds it.
 
   A single comment with its ancestors always fits: `forest_layout.resolve` sees to it,
   where it knows the data.
@@ -345,6 +395,12 @@ def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
   Raises:
     UserError: if one does not fit, as where T5X lays forests out.
   """
+  missing = set(objectives.extras_of(piece)) - set(shape.extras)
+  if missing:
+    raise UserError(
+      f"forests lack {', '.join(sorted(missing))}, which the objective of these pieces"
+      " needs: make their shape with the objective's `extras`"
+    )
   item = measure(piece, shape.encoder_length, shape.decoder_length, shape.max_ancestors)
   if not len(item.targets):
     return
@@ -383,19 +439,23 @@ def _surely_fits(item: PackItem, shape: ForestShape) -> bool:
 
 def _cut(piece: Piece, targets: np.ndarray, ancestors: np.ndarray) -> Piece:
   """The piece with some of its targets, and of the other nodes what those see."""
-  lengths = piece["lengths"]
-  is_target = np.zeros(len(lengths), np.int32)
+  is_target = np.zeros(len(piece["lengths"]), np.int32)
   is_target[targets] = 1
   kept = is_target == 1
   kept[ancestors[ancestors >= 0]] = True
   kept[0] = True  # `splitting` wants the topmost node in every piece
   nodes = np.flatnonzero(kept)
-  tokens = ranges((np.cumsum(lengths) - lengths)[nodes], lengths[nodes])
-  cut: Piece = {name: piece[name][nodes] for name in NODE_FEATURES}
+  node_features = (*NODE_FEATURES, *objectives.NODE_FEATURES)
+  cut: Piece = {name: piece[name][nodes] for name in node_features if name in piece}
   cut["parents"] = splitting.extract_parents(nodes, piece["parents"])
   cut["is_target"] = is_target[nodes]
-  for name in ("tokens", "input_tokens", "is_masked"):
-    cut[name] = piece[name][tokens]
+  in_decoder = objectives.decoder_lengths(piece)
+  for names, lengths in (
+    (("tokens", LANGUAGES), piece["lengths"]),
+    (objectives.TOKEN_FEATURES, in_decoder),
+  ):
+    tokens = ranges((np.cumsum(lengths) - lengths)[nodes], lengths[nodes])
+    cut |= {name: piece[name][tokens] for name in names if name in piece}
   return {**piece, **cut}
 
 
@@ -405,7 +465,7 @@ def pack(
   """Packs masked pieces into forests until none are left; the last may be part empty.
 
   Args:
-    pieces: features of `pieces.PIECE_FEATURES` and `masking.MASKING_FEATURES`.
+    pieces: features of `pieces.PIECE_FEATURES` and those of an objective.
     shape: what a forest holds.
     lookahead: pieces held back to choose from.
   """

@@ -1,4 +1,4 @@
-"""SeqIO preprocessors: trees to pieces (cached), and masks on those (every epoch)."""
+"""SeqIO preprocessors: trees to pieces (cached), objectives on those (every epoch)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import seqio
 import tensorflow as tf
 
 from .columns import TREE_INDEX, from_columns
-from .masking import MASKING_FEATURES, Masker
-from .pieces import NODE_FEATURES, PHRASES, PIECE_FEATURES, PieceBuilder
+from .objectives import TARGET_TOKENS, Objective
+from .pieces import ANNOTATIONS, NODE_FEATURES, PIECE_FEATURES, PieceBuilder
 
 # The place of a tree in its source and of a piece in its tree: whatever order a cache
 # has its pieces in, these two bring them back into that of the source.
@@ -45,58 +45,67 @@ def trees_to_pieces(ds: tf.data.Dataset, builder: PieceBuilder) -> tf.data.Datas
   return tf.data.Dataset.from_generator(pieces, output_signature=signature)
 
 
-def mask_pieces(
+def apply_objective(
   ds: tf.data.Dataset,
   sequence_length: Mapping[str, int] | None,
-  masker: Masker,
+  objective: Objective,
   max_comment_tokens: int,
 ) -> tf.data.Dataset:
-  """Draws masks; adds `input_tokens` and `is_masked`.
+  """Adds what the decoder reads and predicts: `objective.features`.
 
   Args:
     ds: pieces.
     sequence_length: SeqIO's; 'decoder' bounds the tokens of a target that are shown.
-    masker: draws them.
+    objective: says what is to be predicted.
     max_comment_tokens: the bound when SeqIO gives none.
   """
   max_length = (sequence_length or {}).get("decoder") or max_comment_tokens
-  read = (*PIECE_FEATURES, *(name for name in [PHRASES] if name in ds.element_spec))
+  annotations = (name for name in ANNOTATIONS if name in ds.element_spec)
+  read = (*PIECE_FEATURES, *annotations)
+  written = objective.features
 
   def draw(seed, *features):
     piece = dict(zip(read, features))
-    masked = masker(piece, max_length, int(seed[0]) & 0x7FFFFFFF, 0, int(seed[1]))
-    return [masked[name] for name in MASKING_FEATURES]
+    masked = objective(piece, max_length, int(seed[0]) & 0x7FFFFFFF, 0, int(seed[1]))
+    return [masked[name] for name in written]
 
   @seqio.map_over_dataset(num_seeds=1)
   def mask(piece, seed):
     outputs = tf.numpy_function(
       draw,
       [seed, *(piece[name] for name in read)],
-      [tf.int32] * len(MASKING_FEATURES),
+      [tf.int32] * len(written),
     )
     for output in outputs:
       output.set_shape([None])
-    return {**piece, **dict(zip(MASKING_FEATURES, outputs))}
+    return {**piece, **dict(zip(written, outputs))}
 
   return mask(ds)
 
 
 def output_features(
-  vocabulary: seqio.Vocabulary, annotations: Sequence[str] = ()
+  vocabulary: seqio.Vocabulary,
+  added: Sequence[str],
+  annotations: Sequence[str] = (),
+  predicts_tokens: bool = True,
 ) -> dict[str, seqio.Feature]:
-  """The features of a masked piece, as SeqIO describes features.
+  """The features of a piece that an objective was at, as SeqIO describes features.
 
   Args:
     vocabulary: of its tokens.
+    added: the features that the objective adds.
     annotations: those of `pieces.ANNOTATIONS` that it has.
+    predicts_tokens: whether tokens are what is predicted; labels otherwise.
   """
   numbers = seqio.PassThroughVocabulary(size=0)
 
   def feature(name: str) -> seqio.Feature:
-    text = name in ("tokens", "input_tokens")
+    text = name in ("tokens", "input_tokens") or (
+      name == TARGET_TOKENS and predicts_tokens
+    )
     return seqio.Feature(
       vocabulary=vocabulary if text else numbers, add_eos=False, dtype=tf.int32
     )
 
-  names = ("tokens", "input_tokens", "is_masked", *NODE_FEATURES, *annotations)
+  names = ("tokens", *added, *NODE_FEATURES, *annotations)
   return {name: feature(name) for name in names}

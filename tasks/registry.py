@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import seqio
 
 from ..errors import UserError
-from . import built_dataset, generated, preprocessors, vocabularies
+from . import built_dataset, generated, objectives, preprocessors, vocabularies
 from .config import (
   CleaningConfig,
   CommentLabelsConfig,
@@ -25,7 +25,8 @@ from .config import (
 )
 from .generated_config import GeneratedTreesConfig
 from .markers import all_markers
-from .masking import Masker, MaskingConfig
+from .masking import MaskingConfig
+from .objectives_config import ObjectiveConfig
 from .pieces import PieceBuilder, PiecesConfig
 from .sources import BuiltTreesSource, GeneratedTreesSource, TreeFilesSource, TreeSource
 
@@ -45,6 +46,7 @@ class Preprocessing:
   labels: LabelsConfig = LabelsConfig()
   discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
   comment_labels: CommentLabelsConfig = CommentLabelsConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
 
 
 class CommentTreeTask(seqio.Task):
@@ -73,10 +75,13 @@ class CommentTreeTask(seqio.Task):
       preprocessors=[
         self._to_pieces,
         seqio.CacheDatasetPlaceholder(),
-        self._mask,
+        self._apply_objective,
       ],
       output_features=preprocessors.output_features(
-        tokenizer.vocabulary, self.piece_builder().annotations
+        tokenizer.vocabulary,
+        objectives.features(preprocessing.objective),
+        self.piece_builder().annotations,
+        objectives.predicts_tokens(preprocessing.objective),
       ),
     )
 
@@ -94,22 +99,20 @@ class CommentTreeTask(seqio.Task):
       comment_labels=config.comment_labels,
     )
 
-  def masker(self) -> Masker:
-    """Draws masks over this task's vocabulary."""
-    discourse = self.preprocessing.discourse
-    return Masker(
-      self.preprocessing.masking,
-      self.tokenizer.mask_id,
-      self.tokenizer.maskable,
-      0.0 if discourse.file is None else discourse.share,
-    )
+  def objective(self) -> objectives.Objective:
+    """What is predicted of this task's comments.
+
+    Raises:
+      UserError: if its vocabulary lacks a token that the objective needs.
+    """
+    return objectives.build(self.preprocessing, self.tokenizer)
 
   def _to_pieces(self, ds):
     return preprocessors.trees_to_pieces(ds, self.piece_builder())
 
-  def _mask(self, ds, sequence_length):
+  def _apply_objective(self, ds, sequence_length):
     limit = self.preprocessing.pieces.max_comment_tokens
-    return preprocessors.mask_pieces(ds, sequence_length, self.masker(), limit)
+    return preprocessors.apply_objective(ds, sequence_length, self.objective(), limit)
 
 
 def add_generated_task(

@@ -19,7 +19,7 @@ import tensorflow as tf
 from ..errors import UserError
 from . import packing
 from .forest_layout import ForestShape, PieceTotals
-from .masking import Masker, masked_counts
+from .objectives import Objective
 from .packing import Forest, Packer, PackItem
 from .pieces import Piece
 
@@ -63,7 +63,7 @@ class ForestStream:
   def __init__(
     self,
     records: Sequence[Piece],
-    masker: Masker,
+    objective: Objective,
     shape: ForestShape,
     *,
     seed: int,
@@ -75,7 +75,7 @@ class ForestStream:
 
     Args:
       records: pieces by index.
-      masker: draws the masks.
+      objective: says what is to be predicted.
       shape: what a forest holds.
       seed: seed of the run, for order and masks.
       stream: which stream this is, from 0.
@@ -83,7 +83,7 @@ class ForestStream:
       lookahead: pieces in the pool.
     """
     self._records = records
-    self._masker = masker
+    self._objective = objective
     self._shape = shape
     self._seed = seed
     self._stream = stream
@@ -94,7 +94,7 @@ class ForestStream:
 
   def _items(self, position: int) -> list[PackItem]:
     epoch, index = self._order[position * self._num_streams + self._stream]
-    piece = self._masker(
+    piece = self._objective(
       self._records[index], self._shape.decoder_length, self._seed, epoch, index
     )
     return list(packing.fitting_items(piece, self._shape))
@@ -155,7 +155,7 @@ class TrainBatches:
   def __init__(
     self,
     records: Sequence[Piece],
-    masker: Masker,
+    objective: Objective,
     shape: ForestShape,
     *,
     batch_size: int,
@@ -168,7 +168,7 @@ class TrainBatches:
 
     Args:
       records: pieces of the split, by index.
-      masker: draws the masks.
+      objective: says what is to be predicted.
       shape: what a forest holds.
       batch_size: forests in a global batch.
       seed: seed of the run.
@@ -184,7 +184,7 @@ class TrainBatches:
     self._streams = {
       stream: ForestStream(
         records,
-        masker,
+        objective,
         shape,
         seed=seed,
         stream=stream,
@@ -226,7 +226,7 @@ class TrainBatches:
 
 def eval_batches(
   records: Sequence[Piece],
-  masker: Masker,
+  objective: Objective,
   shape: ForestShape,
   *,
   batch_size: int,
@@ -243,7 +243,7 @@ def eval_batches(
 
   Args:
     records: pieces of the held-out split.
-    masker: draws the masks.
+    objective: says what is to be predicted.
     shape: what a forest holds.
     batch_size: forests in a global batch.
     seed: seed of the evaluation, not of the run: runs stay comparable.
@@ -261,7 +261,7 @@ def eval_batches(
   def forests(stream: int) -> Iterator[Forest]:
     places = map(order.__getitem__, range(stream, len(records), num_streams))
     masked = (
-      masker(records[index], shape.decoder_length, seed, epoch, index)
+      objective(records[index], shape.decoder_length, seed, epoch, index)
       for epoch, index in places
     )
     return packing.pack(masked, shape, lookahead)
@@ -283,17 +283,16 @@ def stack(forests: Sequence[Forest]) -> Batch:
 
 def sample_totals(
   records: Sequence[Piece],
-  masker: Masker,
+  objective: Objective,
   row_lengths: tuple[int, int],
   max_ancestors: int,
   sample: int = 2000,
 ) -> PieceTotals:
   """Measures pieces spread evenly over the data, for `forest_layout.resolve`."""
   encoder_length, decoder_length = row_lengths
-  most_masked = masked_counts(np.array([decoder_length]), masker.config.rate)
-  totals = PieceTotals(most_masked=int(most_masked[0]))
+  totals = PieceTotals(most_masked=objective.most_masked(decoder_length))
   for index in np.unique(np.linspace(0, len(records) - 1, sample).astype(int)):
-    piece = masker(records[int(index)], decoder_length, 0, 0, int(index))
+    piece = objective(records[int(index)], decoder_length, 0, 0, int(index))
     packing.add_to_totals(
       totals, packing.measure(piece, encoder_length, decoder_length, max_ancestors)
     )

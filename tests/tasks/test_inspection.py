@@ -148,11 +148,11 @@ def test_a_target_sees_its_nearest_ancestors_and_the_post(view, trees):
 
 def test_masks_are_those_that_a_run_draws_whatever_is_skipped(make_task, trees):
   task = make_task(trees)
-  masker, builder = task.masker(), task.piece_builder()
+  objective, builder = task.objective(), task.piece_builder()
   pieces = list(itertools.chain.from_iterable(map(builder, trees)))
   drawn = {}
   for index, piece in enumerate(pieces):
-    masked = masker(piece, 32, 5, 2, index)
+    masked = objective(piece, 32, 5, 2, index)
     ends = np.cumsum(piece["lengths"])
     for node in np.flatnonzero(piece["is_target"]):
       tokens = slice(ends[node] - piece["lengths"][node], ends[node])

@@ -1,0 +1,112 @@
+"""Objectives: from a piece to what the decoder reads and what it is to predict.
+
+An objective is a matter of the data alone: the model predicts whatever tokens a forest
+says at whatever positions, so forests may hold pieces of several objectives.
+
+An objective adds to a piece, int32:
+
+  input_tokens    [D]  what the decoder reads
+  is_masked       [D]  1 where something is to be predicted
+
+and, where they are other than said here:
+
+  target_tokens   [D]  what is to be predicted there; the piece's `tokens`
+  target_lengths  [N]  decoder tokens of each node, D in all; its `lengths`
+  prefix_lengths  [N]  leading ones of those that all see; all of them. A later one is
+                       seen by itself and by those after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ..errors import UserError
+from . import masking
+from .objectives_config import LANGUAGE_FEATURES, PREFIXES, ObjectiveConfig
+from .pieces import Piece
+
+if TYPE_CHECKING:
+  from .registry import Preprocessing
+  from .vocabularies import Tokenizer
+
+# Of each token of a piece, int32 [sum(lengths)]: its language from 1, 0 for none.
+LANGUAGES = "languages"
+
+TARGET_TOKENS = "target_tokens"
+TARGET_LENGTHS, PREFIX_LENGTHS = "target_lengths", "prefix_lengths"
+# What an objective may add to a piece, by what there is one of.
+TOKEN_FEATURES = (*masking.MASKING_FEATURES, TARGET_TOKENS)
+NODE_FEATURES = (TARGET_LENGTHS, PREFIX_LENGTHS)
+
+
+class Objective(Protocol):
+  """Turns pieces into what the decoder reads and predicts."""
+
+  @property
+  def features(self) -> tuple[str, ...]:
+    """Features that it adds to a piece."""
+
+  @property
+  def extras(self) -> tuple[str, ...]:
+    """Optional features that forests of its pieces have."""
+
+  def most_masked(self, decoder_length: int) -> int:
+    """Most positions to predict in one target, in rows of so many tokens."""
+
+  def __call__(
+    self, piece: Piece, max_length: int, seed: int, epoch: int, index: int
+  ) -> Piece:
+    """Returns the piece with what the decoder reads and predicts.
+
+    A pure function of its arguments.
+
+    Args:
+      piece: features of `pieces.PIECE_FEATURES`, and annotations.
+      max_length: tokens of a decoder row; no node gets more.
+      seed: seed of the run.
+      epoch: pass over the data.
+      index: the piece's place in the data, the same in every epoch.
+    """
+
+
+def build(preprocessing: Preprocessing, tokenizer: Tokenizer) -> Objective:
+  """Returns the objective that settings ask for.
+
+  Raises:
+    UserError: if the vocabulary lacks a token that it needs.
+  """
+  config = preprocessing.objective
+  discourse = preprocessing.discourse
+  if config.name in ("mlm", "tlm"):
+    return masking.Masker(
+      preprocessing.masking,
+      tokenizer.mask_id,
+      tokenizer.maskable,
+      0.0 if discourse.file is None else discourse.share,
+      extras=config.extras,
+    )
+  raise UserError(f"ObjectiveConfig.name = {config.name!r}: is not built yet")
+
+
+def features(config: ObjectiveConfig) -> tuple[str, ...]:
+  """Features that an objective adds to a piece; no vocabulary is needed to know."""
+  return masking.MASKING_FEATURES
+
+
+def predicts_tokens(config: ObjectiveConfig) -> bool:
+  """Whether an objective's `target_tokens` are tokens of the vocabulary."""
+  return config.name not in ("classify", "tag")
+
+
+def decoder_lengths(piece: Piece) -> np.ndarray:
+  """Decoder tokens of each node of a piece that an objective was at, [N]."""
+  return piece.get(TARGET_LENGTHS, piece["lengths"])
+
+
+def extras_of(features: Mapping[str, object]) -> tuple[str, ...]:
+  """Optional features of forests whose pieces have these features."""
+  prefixes = (PREFIXES,) if PREFIX_LENGTHS in features else ()
+  return prefixes + (LANGUAGE_FEATURES if LANGUAGES in features else ())
