@@ -47,7 +47,11 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
     train_data(run, data),
     {HELD_OUT: held_out_data(run, data)},
     token_groups=token_groups(run, data),
-    record=RunRecord(facts=facts(model, data), config_text=config_text),
+    record=RunRecord(
+      facts=facts(model, data),
+      config_text=config_text,
+      grown_from=data.task.tokenizer.grown_from,
+    ),
     console=console,
     watchdog=joined.watchdog,
     clock=clock,

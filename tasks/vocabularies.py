@@ -75,7 +75,8 @@ def train_vocabulary(
 
   Args:
     texts: cleaned texts without author markers; consumed once.
-    path: file to write; a record of the settings goes beside it (`record_path`).
+    path: file to write; a record of the settings goes beside it
+      (`vocabulary_files.record_path`).
     config: size and kind.
     markers: tokens that are never to be cut, among them `<mask>`.
 
@@ -139,19 +140,14 @@ class _Counted:
         yield text
 
 
-def record_path(path: pathlib.Path) -> pathlib.Path:
-  """Where the record of how a vocabulary was made lies."""
-  if path.suffix == ".json":
-    return path.with_suffix(".record.json")
-  return path.with_name(path.name + ".json")
-
-
 def _write_with_record(
   path: pathlib.Path, content: bytes, record: dict[str, Any]
 ) -> None:
   record = {**record, "fingerprint": vocabulary_files.content_hash(content)}
   # The vocabulary comes last: where it is, its record is.
-  vocabulary_files.write(record_path(path), json.dumps(record, indent=2).encode())
+  vocabulary_files.write(
+    vocabulary_files.record_path(path), json.dumps(record, indent=2).encode()
+  )
   vocabulary_files.write(path, content)
 
 
@@ -167,7 +163,7 @@ def add_markers(
 
   Args:
     source: a SentencePiece model or `tokenizer.json`; it stays as it is.
-    path: file to write; a record goes beside it (`record_path`).
+    path: file to write; a record goes beside it (`vocabulary_files.record_path`).
     markers: tokens that are never to be cut, among them `<mask>`.
 
   Returns:
@@ -194,7 +190,10 @@ def add_markers(
   _check_markers(after, markers, source)
   record = {
     "from": os.fspath(source),
-    "from_fingerprint": vocabulary_files.content_hash(content),
+    "grown_from": [
+      vocabulary_files.content_hash(content),
+      *vocabulary_files.grown_from(source, content),
+    ],
     "size": after.size,
     "markers": list(markers),
     "added": added,
@@ -389,6 +388,32 @@ class Tokenizer:
     return self._encoder.unk_id
 
   @property
+  def start_id(self) -> int:
+    """Id of what is read before a text's first token is predicted; see `Encoder`.
+
+    Raises:
+      UserError: if there is nothing of the kind.
+    """
+    return self._needed(self._encoder.start_id, "begin", "<s>, [CLS], <pad>")
+
+  @property
+  def end_id(self) -> int:
+    """Id of what is predicted behind a text's last token: the end of a sequence.
+
+    Raises:
+      UserError: if there is none.
+    """
+    return self._needed(self._encoder.eos_id, "end", "</s>, [SEP], <eos>")
+
+  def _needed(self, token_id: int | None, what: str, names: str) -> int:
+    if token_id is None:
+      raise UserError(
+        f"{self.path}: has no token to {what} a comment with (such as {names}); train"
+        " a vocabulary with `commentree vocab --input=TREES`"
+      )
+    return token_id
+
+  @property
   def mask_id(self) -> int:
     """Id of `<mask>`, or of what the vocabulary has for it."""
     mask_id = self._encoder.mask_id
@@ -413,6 +438,11 @@ class Tokenizer:
     """Names the vocabulary's contents: equal fingerprints, equal token ids."""
     self.check()
     return vocabulary_files.content_hash(self._content)
+
+  @functools.cached_property
+  def grown_from(self) -> tuple[str, ...]:
+    """Fingerprints of vocabularies that this one has all tokens of, by the same ids."""
+    return vocabulary_files.grown_from(self.path, self._content)
 
   def id_to_piece(self, token_id: int) -> str:
     """Returns a token as a person reads it, the space before it as `▁`."""

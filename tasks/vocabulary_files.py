@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pathlib
 import tempfile
+from typing import TypeVar
 
 from etils import epath
 
 from ..errors import UserError
+
+Path = TypeVar("Path", pathlib.Path, epath.Path)
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
@@ -71,6 +75,29 @@ def write(path: pathlib.Path, content: bytes) -> None:
         raise
   except OSError as error:
     raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def record_path(path: Path) -> Path:
+  """Where the record of how a vocabulary was made lies."""
+  if path.suffix == ".json":
+    return path.with_suffix(".record.json")
+  return path.with_name(path.name + ".json")
+
+
+def grown_from(path: str | os.PathLike[str], content: bytes) -> tuple[str, ...]:
+  """Hashes of the vocabularies whose tokens have the same ids in this one.
+
+  Args:
+    path: the vocabulary's file; the record beside it says what was added to which.
+    content: what is in it.
+  """
+  try:
+    record = json.loads(record_path(epath.Path(path)).read_bytes())
+    if record["fingerprint"] != content_hash(content):
+      return ()
+    return tuple(map(str, record["grown_from"]))
+  except Exception:  # no record, or none that we can read: it says nothing
+    return ()
 
 
 def content_hash(content: bytes) -> str:

@@ -14,6 +14,7 @@ from . import hosts, run_record, storage
 from . import state as state_lib
 from .checkpoints import Checkpoints
 from .config import TrainConfig
+from .run_record import RunRecord
 from .state import PyTree, TrainState
 from .warm_starts import apply, assignments
 from .warm_starts.rules import Plan
@@ -46,7 +47,7 @@ def first_state(
   example: Mapping[str, Any],
   like: TrainState,
   key: jax.Array,
-  facts: Mapping[str, Any],
+  record: RunRecord,
   say: Callable[[str], None],
 ) -> Start:
   """Restores or draws the state, by the first rule that applies.
@@ -59,7 +60,7 @@ def first_state(
     example: a batch, for its shapes.
     like: the abstract state, with shardings.
     key: draws new parameters.
-    facts: settings that decide results, the vocabulary among them.
+    record: what the run is, its vocabulary among it.
     say: tells the user a line.
 
   Raises:
@@ -82,7 +83,8 @@ def first_state(
   if source is not None:
     path = storage.as_path(source)
     hosts.chief_decides(
-      "vocabulary", lambda: run_record.check_vocabulary(path, facts, say)
+      "vocabulary",
+      lambda: run_record.check_vocabulary(path, record.facts, say, record.grown_from),
     )
 
     def draw(names: Sequence[str]) -> dict[str, jax.Array]:

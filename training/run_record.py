@@ -16,7 +16,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -59,11 +59,14 @@ class RunRecord:
       values is refused; leave out what may change, such as paths and periods.
     config_text: all settings, as a gin file.
     command: the command line.
+    grown_from: fingerprints of vocabularies whose tokens have the same ids in this
+      run's, so that their parameters may be taken.
   """
 
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   config_text: str = ""
   command: str = dataclasses.field(default_factory=_command)
+  grown_from: Sequence[str] = ()
 
 
 def training_facts(config: TrainConfig) -> dict[str, Any]:
@@ -122,7 +125,10 @@ def check(
 
 
 def check_vocabulary(
-  checkpoint: epath.Path, facts: Mapping[str, Any], say: Say = storage.print_line
+  checkpoint: epath.Path,
+  facts: Mapping[str, Any],
+  say: Say = storage.print_line,
+  grown_from: Sequence[str] = (),
 ) -> None:
   """Makes sure that a checkpoint was trained with this vocabulary, if that is noted.
 
@@ -132,16 +138,18 @@ def check_vocabulary(
     checkpoint: a `checkpoint_<step>` folder.
     facts: the caller's.
     say: tells the user a line.
+    grown_from: fingerprints of other vocabularies that do as well.
 
   Raises:
     UserError: if it was another.
   """
   there = _read(checkpoint.parent, say).get("facts", {}).get(_VOCABULARY)
   here = facts.get(_VOCABULARY)
-  if there is not None and here is not None and there != here:
+  if there is not None and here is not None and there not in (here, *grown_from):
     raise UserError(
       f"{checkpoint} was trained with another vocabulary (fingerprint {there}, now"
-      f" {here}): set VOCABULARY to the one in {checkpoint.parent}/config.gin"
+      f" {here}): set VOCABULARY to the one in {checkpoint.parent}/config.gin, or to"
+      " one that `commentree vocab --from` made of it"
     )
 
 

@@ -126,7 +126,7 @@ def train(
     stack.callback(saved.close)
     with clock.on("restore"):
       start = restore.first_state(
-        saved, config, model, optimizer, example, like, init_key, facts, say
+        saved, config, model, optimizer, example, like, init_key, record, say
       )
     state, step, last_step = start.state, start.step, config.train_steps
     if start.data_state is not None:

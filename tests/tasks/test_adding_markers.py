@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from commentree.errors import UserError
 from commentree.launch.main import main
-from commentree.tasks import cleaning, markers, vocabularies
+from commentree.tasks import cleaning, markers, vocabularies, vocabulary_files
 from commentree.tasks.config import CleaningConfig, MarkersConfig
 from commentree.tasks.vocabularies import Tokenizer
 
@@ -193,9 +193,22 @@ def test_the_command_adds_them(kind, theirs, tmp_path, capsys):
   assert out.strip() == str(path)
   assert f"added {17 if kind == 'roberta' else 18} of 18 markers" in err
   Tokenizer(lambda: path, MARKERS).check()
-  record = json.loads(vocabularies.record_path(path).read_text())
+  record = json.loads(vocabulary_files.record_path(path).read_text())
   assert record["from"] == str(source)
   assert record["fingerprint"] == Tokenizer(lambda: path).fingerprint
+
+
+def test_a_vocabulary_knows_all_that_it_was_grown_from(theirs, tmp_path):
+  first, second = tmp_path / "first.json", tmp_path / "second.json"
+  vocabularies.add_markers(theirs["roberta"], first, MARKERS)
+  vocabularies.add_markers(first, second, (*MARKERS, "<more>"))
+  fingerprints = [Tokenizer(lambda p=p: p).fingerprint for p in (first, second)]
+  original = vocabulary_files.content_hash(theirs["roberta"].read_bytes())
+  assert Tokenizer(lambda: second).grown_from == (fingerprints[0], original)
+  assert Tokenizer(lambda: theirs["roberta"]).grown_from == ()
+  # Another file in its place: the record beside it is not of that one.
+  second.write_bytes(theirs["roberta"].read_bytes())
+  assert Tokenizer(lambda: second).grown_from == ()
 
 
 def test_a_source_that_is_no_vocabulary_is_one_line(tmp_path, capsys):

@@ -92,4 +92,5 @@ def test_parameters_of_another_vocabulary_are_refused(tmp_path):
   run_record.check_vocabulary(checkpoint, {"vocabulary": "one"})
   run_record.check_vocabulary(tmp_path / "elsewhere" / "checkpoint_1", facts)
   with pytest.raises(UserError, match=r"another vocabulary.* one, now two"):
-    run_record.check_vocabulary(checkpoint, {"vocabulary": "two"})
+    run_record.check_vocabulary(checkpoint, {"vocabulary": "two"}, grown_from=["zero"])
+  run_record.check_vocabulary(checkpoint, {"vocabulary": "two"}, grown_from=["one"])
