@@ -21,6 +21,7 @@ Activation = Literal["gelu", "gelu_exact", "relu", "silu", "linear"]
 FamilyName = Literal["t5", "roberta"]
 HeadName = Literal["masked_lm", "classification", "tagging"]
 Tagger = Literal["linear", "gru", "crf"]
+ClassifyFrom = Literal["mean", "first"]
 
 
 def check_choice(owner: str, field: str, value: object, choices: object) -> None:
@@ -102,6 +103,8 @@ class ModelConfig:
   head: HeadName = "masked_lm"
   num_labels: int = 0
   tagger: Tagger = "linear"
+  # The vector that a comment's label comes from: the mean of its states, or the first.
+  classify_from: ClassifyFrom = "mean"
   head_dropout_rate: float = 0.1
   # Weight of each label in the loss; () for equal ones.
   class_weights: tuple[float, ...] = ()
@@ -155,9 +158,15 @@ class ModelConfig:
     check_choice("ModelConfig", "pooling", self.pooling, Pooling)
     check_choice("ModelConfig", "head", self.head, HeadName)
     check_choice("ModelConfig", "tagger", self.tagger, Tagger)
+    check_choice("ModelConfig", "classify_from", self.classify_from, ClassifyFrom)
     object.__setattr__(self, "class_weights", tuple(self.class_weights))
     for weight in self.class_weights:
       check_range("ModelConfig", "class_weights", weight, 0)
+    if self.head == "tagging" and self.num_labels and self.num_labels % 2 == 0:
+      raise UserError(
+        f"ModelConfig.num_labels = {self.num_labels}: must be odd: a tag for what is"
+        " outside, and two for each kind of span, its beginning and its inside"
+      )
     if self.class_weights and len(self.class_weights) != self.num_labels:
       raise UserError(
         f"ModelConfig.class_weights has {len(self.class_weights)} weights: must have"

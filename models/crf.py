@@ -95,7 +95,7 @@ def log_partition(
 
   scores = _scan(step, emissions, begins_of(segment_ids)[..., None])
   totals = jax.nn.logsumexp(scores + _rank_up(transitions.last_C, scores), axis=-1)
-  return jnp.where(_ends_of(segment_ids), totals, 0.0)
+  return jnp.where(ends_of(segment_ids), totals, 0.0)
 
 
 def negative_log_likelihoods(
@@ -113,7 +113,7 @@ def negative_log_likelihoods(
     transitions: scores of labels next to each other.
   """
   emissions = emissions.astype(jnp.float32)
-  begins, ends = begins_of(segment_ids), _ends_of(segment_ids)
+  begins, ends = begins_of(segment_ids), ends_of(segment_ids)
   # Products with a one-hot vector: the gradient of a look-up would be a scatter.
   is_label = jax.nn.one_hot(labels, emissions.shape[-1], dtype=jnp.float32)
   before = _shifted(is_label, 1, axis=-2)
@@ -164,7 +164,7 @@ def viterbi(emissions: Array, segment_ids: Array, transitions: Transitions) -> A
 
   scores, came_by = _scan(step, emissions, begins_of(segment_ids)[..., None])
   chosen = jnp.argmax(scores + _rank_up(transitions.last_C, scores), axis=-1)
-  ends = _ends_of(segment_ids)
+  ends = ends_of(segment_ids)
 
   def back(following, token):
     end, at_end, came_by_next = token
@@ -188,7 +188,8 @@ def begins_of(segment_ids: Array) -> Array:
   return (segment_ids > 0) & (segment_ids != _shifted(segment_ids, 1))
 
 
-def _ends_of(segment_ids: Array) -> Array:
+def ends_of(segment_ids: Array) -> Array:
+  """Returns which tokens end a chain, `[..., L]`."""
   return (segment_ids > 0) & (segment_ids != _shifted(segment_ids, -1))
 
 

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from . import batch as batch_lib
+from . import heads
 from .ancestors import apply_condition, drop_ancestors
 from .config import Condition, ModelConfig, check_range
+from .heads import ChainScores, Scores
 from .interface import Batch, Metrics, PyTree
 from .layers import Array
 from .losses import TokenLosses, token_losses
@@ -25,10 +27,11 @@ FAMILIES: dict[str, Family] = {"t5": T5, "roberta": ROBERTA}
 
 
 class CommentTreeModel:
-  """A masked language model of comment trees, as trainers see it.
+  """A model of comment trees, as trainers see it: of masked tokens, or of labels.
 
   Runs under our trainer and under T5X's (`interface.Model`). Batches are forests
-  (`batch.FEATURE_AXES`).
+  (`batch.FEATURE_AXES`). With a head (`ModelConfig.head`) labels stand where the tokens
+  to predict do, and all that is said of those holds of labels.
   """
 
   def __init__(
@@ -54,6 +57,8 @@ class CommentTreeModel:
         so give a number when microbatching there.
     """
     check_range("ModelConfig", "vocab_size", config.vocab_size, 1, whole=True)
+    if config.head != "masked_lm":
+      check_range("ModelConfig", "num_labels", config.num_labels, 1, whole=True)
     if loss_normalizing_factor is not None:
       check_range(
         "CommentTreeModel", "loss_normalizing_factor", loss_normalizing_factor, 1e-9
@@ -120,19 +125,26 @@ class CommentTreeModel:
   ) -> Array:
     """Returns logits at the masked positions, `[B, R, M, V]` float32.
 
+    With a head those of labels, `[B, R, M, C]`; for a chain, its emissions.
+
     Args:
       params: the parameters.
       batch: a batch of forests.
       dropout_rng: key of all dropout, of ancestors too; None for none.
     """
+    scores = self._scores(params, batch, dropout_rng)
+    return scores.emissions_BRMC if isinstance(scores, ChainScores) else scores
+
+  def _scores(self, params: PyTree, batch: Batch, dropout_rng: Array | None) -> Scores:
+    """Returns logits, or what chains are scored by; arguments as `logits`."""
     if dropout_rng is None:
-      return cast(Array, self.module.apply({"params": params}, batch))
+      return cast(Scores, self.module.apply({"params": params}, batch))
     dropout_rng, ancestor_rng = jax.random.split(dropout_rng)
     if self.config.ancestor_dropout_rate > 0:
       batch = drop_ancestors(batch, ancestor_rng, self.config.ancestor_dropout_rate)
     training = self.module.clone(deterministic=False)
-    logits = training.apply({"params": params}, batch, rngs={"dropout": dropout_rng})
-    return cast(Array, logits)
+    scores = training.apply({"params": params}, batch, rngs={"dropout": dropout_rng})
+    return cast(Scores, scores)
 
   def loss_sums(
     self, params: PyTree, batch: Batch, dropout_rng: Array | None
@@ -144,9 +156,13 @@ class CommentTreeModel:
       `loss` (negative log likelihood, nats), `z_loss`, `accuracy` (correct
       tokens), `weights`, `comments` (targets), `encoder_tokens`,
       `decoder_tokens`, and `encoder_positions`, `decoder_positions` (padding
-      included).
+      included). Weights of classes are in the first two alone.
     """
-    losses = self._token_losses(params, batch, dropout_rng)
+    losses = self._token_losses(
+      self._scores(params, batch, dropout_rng),
+      heads.labels_of(self.config, batch),
+      batch,
+    )
     weights_BRM = batch["decoder_loss_weights"]
     weight_sum = jnp.sum(weights_BRM)
     sums = {
@@ -155,6 +171,9 @@ class CommentTreeModel:
       "accuracy": jnp.sum(losses.correct * weights_BRM),
       "weights": weight_sum,
     }
+    if self.config.class_weights:
+      weights_BRM = weights_BRM * heads.class_weights_of(self.config, batch)
+      weight_sum = jnp.sum(weights_BRM)
     for side in ("encoder", "decoder"):
       present_BRL = batch[f"{side}_segment_ids"] > 0
       sums[f"{side}_tokens"] = jnp.sum(present_BRL, dtype=jnp.float32)
@@ -205,15 +224,26 @@ class CommentTreeModel:
 
     Returns:
       `nll` (nats), `correct` (0 or 1) and `weights`, `[B, R, M]` float32, and
-      `depths`, each token's target depth, `[B, R, M]` int32.
+      `depths`, each token's target depth, `[B, R, M]` int32. With a head also
+      `labels` and `predictions`, and `chains`, the target of each label, 0 for none.
     """
     batch = apply_condition(batch, condition)
-    losses = self._token_losses(params, batch, None)
-    return {
+    scores = self._scores(params, batch, None)
+    labels_BRM = heads.labels_of(self.config, batch)
+    losses = self._token_losses(scores, labels_BRM, batch)
+    tokens = {
       "nll": losses.nll,
       "correct": losses.correct,
       "weights": batch["decoder_loss_weights"],
       "depths": of_target(batch["target_depths"], _masked_targets(batch)),
+    }
+    if self.config.head == "masked_lm":
+      return tokens
+    chains_BRM = heads.chains_of(batch)
+    return tokens | {
+      "labels": labels_BRM,
+      "predictions": heads.best_labels(scores, chains_BRM),
+      "chains": chains_BRM,
     }
 
   def predict_batch(
@@ -234,29 +264,52 @@ class CommentTreeModel:
 
     Returns:
       The likeliest tokens, `[B, R, M]` int32, 0 where nothing is masked; and their
-      log probabilities as `scores`.
+      log probabilities as `scores`. With a head also `probabilities` of all labels,
+      `[B, R, M, C]`; those of a chain are marginals, its labels the likeliest path.
     """
     del rng
+    if self.config.head != "masked_lm":
+      return self._predict_labels(params, batch)
     log_probs_BRMV = jax.nn.log_softmax(self.logits(params, batch))
     used_BRM = batch["decoder_loss_weights"] > 0
     tokens_BRM = jnp.where(used_BRM, jnp.argmax(log_probs_BRMV, axis=-1), 0)
     scores_BRM = jnp.where(used_BRM, jnp.max(log_probs_BRMV, axis=-1), 0)
     return tokens_BRM.astype(jnp.int32), {"scores": scores_BRM}
 
+  def _predict_labels(
+    self, params: PyTree, batch: Batch
+  ) -> tuple[Array, dict[str, Array]]:
+    chains_BRM = heads.chains_of(batch)
+    scores = self._scores(params, batch, None)
+    labels_BRM = heads.best_labels(scores, chains_BRM)
+    probabilities_BRMC = heads.probabilities(scores, chains_BRM)
+    chosen_BRM = jnp.take_along_axis(
+      probabilities_BRMC, labels_BRM[..., None], axis=-1
+    )[..., 0]
+    tiny = jnp.finfo(jnp.float32).tiny
+    return labels_BRM, {
+      "scores": jnp.where(chains_BRM > 0, jnp.log(jnp.maximum(chosen_BRM, tiny)), 0),
+      "probabilities": probabilities_BRMC,
+    }
+
   def score_batch(self, params: PyTree, batch: Batch) -> Array:
     """Returns the summed log likelihood of each target's masked tokens, `[B, T]`."""
-    losses = self._token_losses(params, batch, None)
+    losses = self._token_losses(
+      self._scores(params, batch, None), heads.labels_of(self.config, batch), batch
+    )
     scores_BRM = -losses.nll * batch["decoder_loss_weights"]
     num_targets = batch["target_depths"].shape[-1]
     target_BRMT = jax.nn.one_hot(_masked_targets(batch) - 1, num_targets)
     return jnp.sum(scores_BRM[..., None] * target_BRMT, axis=(1, 2))
 
   def _token_losses(
-    self, params: PyTree, batch: Batch, dropout_rng: Array | None
+    self, scores: Scores, labels_BRM: Array, batch: Batch
   ) -> TokenLosses:
+    if isinstance(scores, ChainScores):
+      return heads.chain_losses(scores, labels_BRM, heads.chains_of(batch))
     return token_losses(
-      self.logits(params, batch, dropout_rng),
-      batch["decoder_target_tokens"],
+      scores,
+      labels_BRM,
       label_smoothing=self.config.label_smoothing,
       z_loss=self.config.z_loss,
     )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from .ancestors import Ancestors
 from .config import ModelConfig
 from .layers import Array, parameter, small_normal
+from .heads import HEADS, Scores
 from .pooling import CommentPooling
 from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
 
@@ -42,6 +43,8 @@ class CommentTreeTransformer(nn.Module):
     self.ancestors = Ancestors(cfg)
     self.decoder = DecoderStack(cfg, self.family, self.deterministic)
     if cfg.num_languages:
+    if cfg.head != "masked_lm":
+      self.head = HEADS[cfg.head](cfg, self.deterministic)
       self.languages_XD = parameter(
         "language_embedding",
         small_normal,
@@ -49,9 +52,15 @@ class CommentTreeTransformer(nn.Module):
         ("languages", "embed"),
       )
 
-  def __call__(self, batch: Mapping[str, Array]) -> Array:
-    """Returns logits at the masked positions, `[B, R, M, V]` float32."""
-    return self.decode(*self.encode(batch), batch)
+  def __call__(self, batch: Mapping[str, Array]) -> Scores:
+    """Returns logits at the masked positions, `[B, R, M, V]` float32.
+
+    With a head, those of labels, `[B, R, M, C]`, or the scores of chains of them.
+    """
+    vectors_BEJD, used_BEJ = self.encode(batch)
+    if self.config.head == "masked_lm":
+      return self.decode(vectors_BEJD, used_BEJ, batch)
+    return self.head(self.decode_states(vectors_BEJD, used_BEJ, batch), batch)
 
   def encode(self, batch: Mapping[str, Array]) -> tuple[Array, Array]:
     """Returns pooled vectors `[B, E, J, D]` and which are in use `[B, E, J]`.

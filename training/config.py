@@ -44,6 +44,10 @@ DEFAULT_AXIS_RULES: tuple[tuple[str, MeshAxes], ...] = (
   ("positions", None),
   ("types", None),
   ("languages", None),
+  ("labels", None),
+  ("next_labels", None),
+  ("recurrent", None),
+  ("gates", None),
 )
 
 # What gin/partitioning/<name>.gin sets: the axis that takes the devices left over, and

@@ -31,6 +31,9 @@ _PEAK_FLOPS: tuple[tuple[str, float], ...] = (
   ("B200", 2250e12),
 )
 
+# Kernels of heads that are applied where something is predicted, not to all tokens.
+_AT_LABELS = ("head.hidden.kernel", "head.logits.kernel")
+
 
 def peak_flops(device: jax.Device) -> float | None:
   """Returns the most bfloat16 FLOP/s of a device, None if it is not known."""
@@ -74,7 +77,7 @@ def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:
   keys = slots[0] * (1 + slots[1])
 
   def positions(name: str) -> int:
-    if ".logits_" in name:
+    if ".logits_" in name or name in _AT_LABELS:
       return masked
     if "encoder_decoder_attention.key" in name or (
       "encoder_decoder_attention.value" in name
@@ -94,7 +97,7 @@ def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:
     # Of the family that gives logits by the table of tokens.
     products += int(np.prod(leaves["token_embedder.embedding"].shape)) * masked
   for name, leaf in leaves.items():
-    if not name.endswith(".kernel"):
+    if not name.endswith((".kernel", ".recurrent_kernel")):
       continue
     products += int(np.prod(leaf.shape)) * positions(name)
     if name.endswith("attention.query.kernel"):
