@@ -83,7 +83,7 @@ class RunData:
     return {
       "task": self.task.name,
       "vocabulary": self.task.tokenizer.fingerprint,
-      **{f"forest.{k}": v for k, v in _shape_facts(self.shape).items()},
+      **{f"forest.{k}": v for k, v in shape_facts(self.shape).items()},
       "pieces": pieces_facts(self.task.preprocessing),
       **{
         f"{name}_pieces": f"{len(split):,}, of digest {split.totals.digest:016x}"
@@ -92,7 +92,7 @@ class RunData:
     }
 
 
-def _shape_facts(shape: ForestShape) -> dict[str, Any]:
+def shape_facts(shape: ForestShape) -> dict[str, Any]:
   """A forest's shape; without `extras`, which came later, where there are none."""
   facts = dataclasses.asdict(shape)
   return facts if shape.extras else {k: v for k, v in facts.items() if k != "extras"}
@@ -105,6 +105,8 @@ def pieces_facts(preprocessing: Preprocessing) -> dict[str, Any]:
   for name in _LATER_SETTINGS:
     if facts[name] == default[name]:
       del facts[name]
+  if facts["labels"]["bare_trees"] == default["labels"]["bare_trees"]:
+    del facts["labels"]["bare_trees"]
   return facts
 
 

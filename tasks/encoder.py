@@ -45,6 +45,8 @@ class Encoder(abc.ABC):
     pad_id: padding; 0 if the vocabulary has none, for nothing ever reads it.
     eos_id: end of sequence; None if there is none, as below.
     bos_id: beginning of sequence.
+    start_id: what is read before a text's first token is predicted: the beginning of
+      sequence, else padding (as T5 does), else the end (as GPT-2 does).
     unk_id: what stands for the unknown.
     mask_id: what hides a token that is to be predicted.
     space_id: the token of a lone space.
@@ -57,6 +59,7 @@ class Encoder(abc.ABC):
   pad_id: int
   eos_id: int | None
   bos_id: int | None
+  start_id: int | None
   unk_id: int | None
   mask_id: int | None
   space_id: int | None
@@ -78,6 +81,11 @@ class Encoder(abc.ABC):
   @abc.abstractmethod
   def piece_to_id(self, piece: str) -> int | None:
     """Returns a token's id by the vocabulary's own spelling; None if there is none."""
+
+
+def first_there(*token_ids: int | None) -> int | None:
+  """The first id that there is."""
+  return next((i for i in token_ids if i is not None), None)
 
 
 def first_known(encoder: Encoder, names: Sequence[str]) -> int | None:

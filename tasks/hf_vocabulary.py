@@ -35,6 +35,7 @@ from .encoder import (
   Encoded,
   Encoder,
   first_known,
+  first_there,
 )
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
@@ -253,6 +254,7 @@ class HfEncoder(Encoder):
     self.bos_id = first_known(self, _BOS_NAMES)
     pad_id = first_known(self, _PAD_NAMES)
     self.pad_id = 0 if pad_id is None else pad_id
+    self.start_id = first_there(self.bos_id, pad_id, self.eos_id)
     self.mask_id = first_known(self, MASK_NAMES)
     roles = (self.unk_id, self.eos_id, self.bos_id, pad_id, self.mask_id)
     self.is_marker = np.zeros(self.size, bool)

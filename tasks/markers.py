@@ -36,6 +36,13 @@ def all_markers(config: MarkersConfig) -> list[str]:
   return fixed + [user_marker(number) for number in range(config.max_users)]
 
 
+def of_authors(config: MarkersConfig) -> list[str]:
+  """The markers that a comment may begin with."""
+  if not config.authors:
+    return []
+  return [UNKNOWN_USER, *map(user_marker, range(config.max_users))]
+
+
 def author_markers(tree: CommentTree, config: MarkersConfig) -> list[str]:
   """The author's marker of each comment; empty strings if they are switched off.
 

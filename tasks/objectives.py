@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..errors import UserError
-from . import masking
-from .objectives_config import LANGUAGE_FEATURES, PREFIXES, ObjectiveConfig
+from . import label_objectives, markers, masking
+from .objectives_causal import CAUSAL_FEATURES, CausalObjective
+from .objectives_config import CAUSAL, LANGUAGE_FEATURES, PREFIXES, ObjectiveConfig
 from .pieces import Piece
 
 if TYPE_CHECKING:
@@ -88,12 +89,29 @@ def build(preprocessing: Preprocessing, tokenizer: Tokenizer) -> Objective:
       0.0 if discourse.file is None else discourse.share,
       extras=config.extras,
     )
+  if config.name == "clm":
+    authors = (
+      [] if config.predict_authors else markers.of_authors(preprocessing.markers)
+    )
+    is_given = np.zeros(tokenizer.vocab_size, bool)
+    is_given[[i for a in authors if (i := tokenizer.piece_to_id(a)) is not None]] = True
+    return CausalObjective(
+      tokenizer.start_id,
+      tokenizer.end_id,
+      is_given,
+      preprocessing.pieces.max_comment_tokens,
+    )
+  if not predicts_tokens(config):
+    label_objectives.check(preprocessing)
+    return label_objectives.LabelObjective(of_tokens=config.name == "tag")
   raise UserError(f"ObjectiveConfig.name = {config.name!r}: is not built yet")
 
 
 def features(config: ObjectiveConfig) -> tuple[str, ...]:
   """Features that an objective adds to a piece; no vocabulary is needed to know."""
-  return masking.MASKING_FEATURES
+  if not predicts_tokens(config):
+    return label_objectives.LABEL_FEATURES
+  return CAUSAL_FEATURES if config.name in CAUSAL else masking.MASKING_FEATURES
 
 
 def predicts_tokens(config: ObjectiveConfig) -> bool:
@@ -103,7 +121,7 @@ def predicts_tokens(config: ObjectiveConfig) -> bool:
 
 def decoder_lengths(piece: Piece) -> np.ndarray:
   """Decoder tokens of each node of a piece that an objective was at, [N]."""
-  return piece.get(TARGET_LENGTHS, piece["lengths"])
+  return piece[TARGET_LENGTHS if TARGET_LENGTHS in piece else "lengths"]
 
 
 def extras_of(features: Mapping[str, object]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ PREFIXES = "target_prefix_lengths"
 LANGUAGE_FEATURES = ("encoder_languages", "decoder_languages")
 
 # Those by which a target's tokens may see only what stands before them.
-_CAUSAL = ("clm", "span_corruption")
+CAUSAL = ("clm", "span_corruption")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ObjectiveConfig:
         "ObjectiveConfig.languages is missing: 'tlm' needs the languages of comments"
         " and translations, such as ('en', 'de')"
       )
-    if languages and self.name in _CAUSAL:
+    if languages and self.name in CAUSAL:
       raise UserError(
         f"ObjectiveConfig.languages = {languages!r}: {self.name!r} knows no languages;"
         " leave them out"
@@ -77,7 +77,7 @@ class ObjectiveConfig:
   @property
   def extras(self) -> tuple[str, ...]:
     """Optional features that a batch of it has."""
-    prefixes = (PREFIXES,) if self.name in _CAUSAL else ()
+    prefixes = (PREFIXES,) if self.name in CAUSAL else ()
     return prefixes + (LANGUAGE_FEATURES if self.languages else ())
 
   def shares(self, masking_rate: float, length: int) -> tuple[float, int]:

@@ -27,6 +27,7 @@ from .encoder import (
   Encoded,
   Encoder,
   first_known,
+  first_there,
 )
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -274,6 +275,7 @@ class SentencePieceEncoder(Encoder):
     self.pad_id = max(0, self.backend.pad_id())
     self.eos_id = known(self.backend.eos_id())
     self.bos_id = known(self.backend.bos_id())
+    self.start_id = first_there(self.bos_id, known(self.backend.pad_id()), self.eos_id)
     self.unk_id = known(self.backend.unk_id())
     self.mask_id = first_known(self, MASK_NAMES)
     self.space_id = self.piece_to_id(WORD_START)

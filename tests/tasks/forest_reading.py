@@ -1,0 +1,72 @@
+"""Reads forests back, one target at a time."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from commentree.tasks import packing
+from commentree.tasks.forest_layout import ForestShape
+from commentree.tasks.objectives_config import LANGUAGE_FEATURES, PREFIXES
+
+SHAPE = ForestShape(
+  encoder_length=32,
+  decoder_length=32,
+  encoder_rows=6,
+  decoder_rows=10,
+  encoder_slots=24,
+  target_slots=32,
+  max_ancestors=4,
+  masked_per_row=32,
+  extras=(PREFIXES, *LANGUAGE_FEATURES),
+)
+
+
+class Target(NamedTuple):
+  """A target: `predicted` has the token predicted at each position, -1 for none."""
+
+  read: tuple[int, ...]
+  predicted: tuple[int, ...]
+  prefix: int
+  positions: tuple[int, ...]
+  languages: tuple[int, ...]
+  ancestors: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+def read_targets(forest):
+  """The targets of a forest, in the order of their slots."""
+
+  def parts(side, slot, names):
+    rows, columns = np.nonzero(forest[f"{side}_segment_ids"] == slot)
+    assert len(set(rows)) == 1, "a comment never straddles rows"
+    assert (np.diff(columns) == 1).all(), "a comment is contiguous"
+    values = [tuple(forest[f"{side}_{n}"][rows, columns].tolist()) for n in names]
+    return rows[0], columns, values
+
+  answers = np.full_like(forest["decoder_input_tokens"], -1)
+  row, used = np.nonzero(forest["decoder_loss_weights"])
+  columns = forest["decoder_masked_positions"][row, used]
+  assert (answers[row, columns] == -1).all()
+  answers[row, columns] = forest["decoder_target_tokens"][row, used]
+  targets = []
+  for slot in range(1, forest["decoder_segment_ids"].max() + 1):
+    names = ("input_tokens", "positions", "languages")
+    row, columns, (read, positions, languages) = parts("decoder", slot, names)
+    seen = forest["ancestor_slots"][slot - 1]
+    ancestors = tuple(tuple(parts("encoder", a, names)[2]) for a in seen if a)
+    targets.append(
+      Target(
+        read,
+        tuple(answers[row, columns].tolist()),
+        int(forest[PREFIXES][slot - 1]),
+        positions,
+        languages,
+        ancestors,
+      )
+    )
+  return targets
+
+
+def pack_and_read(pieces, shape=SHAPE, lookahead=16):
+  """The targets of all forests that pieces are packed into."""
+  forests = packing.pack(pieces, shape, lookahead)
+  return [target for forest in forests for target in read_targets(forest)]
