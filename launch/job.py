@@ -12,10 +12,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import UserError
 from ..models.config import ModelConfig
 from ..models.model import CommentTreeModel
 from ..tasks import data as data_lib
-from ..tasks import forest_layout, generated, registry
+from ..tasks import forest_layout, generated, label_objectives, registry
 from ..tasks.data import RunData
 from ..tasks.feature_converters import CommentForestFeatureConverter
 from ..tasks.generated_config import GeneratedTreesConfig
@@ -32,6 +33,18 @@ HELD_OUT = "held_out"
 
 # A multiple that tiles well on TPUs and divides over model-parallel devices.
 _VOCAB_MULTIPLE = 128
+
+# The head that an objective needs, if not one over the vocabulary.
+_HEADS = {"tag": "tagging", "classify": "classification"}
+_LATER_SETTINGS = (
+  "num_languages",
+  "head",
+  "num_labels",
+  "tagger",
+  "head_dropout_rate",
+  "class_weights",
+  "classify_from",
+)
 
 
 def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int:
@@ -123,19 +136,40 @@ def build_model(run: RunConfig, task: CommentTreeTask) -> CommentTreeModel:
   """The model, its embedding table as large as the task's vocabulary needs."""
   vocabulary = task.tokenizer.vocabulary
   return CommentTreeModel(
-    with_vocab_size(run.model, task),
+    with_sizes(run.model, task),
     input_vocabulary=vocabulary,
     output_vocabulary=vocabulary,
     feature_converter_cls=CommentForestFeatureConverter,
   )
 
 
-def with_vocab_size(config: ModelConfig, task: CommentTreeTask) -> ModelConfig:
-  """The settings of a model, with the size that the task's vocabulary needs."""
-  if config.vocab_size:
-    return config
+def with_sizes(config: ModelConfig, task: CommentTreeTask) -> ModelConfig:
+  """The settings of a model, with the sizes that the task's data needs.
+
+  Those are its vocabulary's and, of a head, the number of its labels.
+
+  Raises:
+    UserError: if the task's objective needs another head.
+  """
+  objective = task.preprocessing.objective.name
+  head = _HEADS.get(objective, "masked_lm")
+  if config.head != head:
+    raise UserError(
+      f"ModelConfig.head = {config.head!r}: the objective {objective!r} needs {head!r}"
+      + (f"; add --gin_file=objectives/{objective}.gin" if objective in _HEADS else "")
+    )
+  names = label_objectives.label_names(task.preprocessing)
+  if config.num_labels and names and config.num_labels != len(names):
+    raise UserError(
+      f"ModelConfig.num_labels = {config.num_labels}: the data has {len(names)} labels,"
+      f" {', '.join(names)}; leave it out"
+    )
   size = forest_layout.round_up(task.tokenizer.vocab_size, _VOCAB_MULTIPLE)
-  return dataclasses.replace(config, vocab_size=size)
+  return dataclasses.replace(
+    config,
+    vocab_size=config.vocab_size or size,
+    num_labels=config.num_labels or len(names),
+  )
 
 
 def facts(model: CommentTreeModel, data: RunData) -> dict[str, Any]:
@@ -145,11 +179,18 @@ def facts(model: CommentTreeModel, data: RunData) -> dict[str, Any]:
   """
   settings = dataclasses.asdict(model.config)
   del settings["remat_policy"]
+  default = dataclasses.asdict(ModelConfig())
+  for name in _LATER_SETTINGS:
+    # Where nothing is set, a run of an earlier version is gone on with.
+    if settings[name] == default[name]:
+      del settings[name]
   return {**{f"ModelConfig.{k}": v for k, v in settings.items()}, **data.facts()}
 
 
 def token_groups(run: RunConfig, data: RunData) -> dict[str, Any]:
-  """Groups of target tokens to report apart: those of the generated trees."""
+  """Groups of targets to report apart: each label, or those of the generated trees."""
+  if names := label_objectives.label_names(data.task.preprocessing):
+    return {name: [label] for label, name in enumerate(names)}
   if data.task.name != registry.GENERATED:
     return {}
   return generated.token_groups(run.data.generated, data.task.tokenizer)
@@ -161,15 +202,17 @@ def report(
   """Prints what the losses are to be compared with.
 
   For generated trees the analytic entropies; for others the entropy of the held-out
-  masked tokens, the loss of a model that knows their frequencies and no context.
+  targets, the loss of a model that knows their frequencies and no context.
   """
   if data.task.name == registry.GENERATED:
     console.print(context_table(results, run.data.generated))
     return
   batches = data.eval_batches(run.train.batch_size)
   loss = results[next(iter(results))]["loss"]
+  labels = label_objectives.label_names(data.task.preprocessing)
   console.print(
-    f"held-out loss {loss:.3f} nats a masked token; their unigram entropy is"
+    f"held-out loss {loss:.3f} nats a"
+    f" {'label' if labels else 'masked token'}; their unigram entropy is"
     f" {unigram_entropy(batches):.3f}",
     highlight=False,
   )

@@ -51,7 +51,7 @@ def comment_tree_model(
   """
   task = registry.get_task(mixture_or_task_name)
   model = CommentTreeModel(
-    job.with_vocab_size(config, task),
+    job.with_sizes(config, task),
     input_vocabulary=task.tokenizer.vocabulary,
     optimizer_def=optimizer_def,
     feature_converter_cls=functools.partial(

@@ -11,10 +11,11 @@ from ..models.config import check_choice, check_range
 
 Deleted = Literal["splice", "keep"]
 Orphans = Literal["attach", "drop"]
+BareTrees = Literal["outside", "left_out"]
 LabelSource = Literal["none", "label", "subreddit", "deleted_next"]
 
 
-def _check_switches(config: object) -> None:
+def check_switches(config: object) -> None:
   """Raises UserError for a field annotated `bool` that holds anything else."""
   for field in dataclasses.fields(config):  # type: ignore[arg-type]
     value = getattr(config, field.name)
@@ -57,7 +58,7 @@ class TreeConfig:
     check_choice("TreeConfig", "deleted", self.deleted, Deleted)
     check_choice("TreeConfig", "orphans", self.orphans, Orphans)
     check_range("TreeConfig", "max_line_bytes", self.max_line_bytes, 1, whole=True)
-    _check_switches(self)
+    check_switches(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class CleaningConfig:
   whitespace: bool = True
 
   def __post_init__(self):
-    _check_switches(self)
+    check_switches(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ class MarkersConfig:
 
   def __post_init__(self):
     check_range("MarkersConfig", "max_users", self.max_users, 0, 10_000, whole=True)
-    _check_switches(self)
+    check_switches(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +101,16 @@ class LabelsConfig:
     names: labels to keep, such as ('claim', 'premise'); of their k-th, the first token
       is labelled 2k + 1 and the others 2k + 2, and 0 is what is outside. None by
       default, and then pieces have no labels.
+    bare_trees: what the tokens of trees are in which nothing has such a label:
+      'outside', like any others (the default, for a corpus that was annotated
+      throughout); or 'left_out', labelled -1, on which nothing is trained.
   """
 
   names: tuple[str, ...] = ()
+  bare_trees: BareTrees = "outside"
 
   def __post_init__(self):
+    check_choice("LabelsConfig", "bare_trees", self.bare_trees, BareTrees)
     object.__setattr__(self, "names", _check_names("LabelsConfig", self.names))
 
 

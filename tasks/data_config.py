@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..models.config import check_range
-from . import readers
+from . import label_objectives, readers
 from .config import (
   CleaningConfig,
   CommentLabelsConfig,
@@ -99,6 +99,7 @@ class DataConfig:
       raise UserError(
         "VOCABULARY is missing: make one for your FILES with `commentree vocab`"
       )
+    label_objectives.check(self)
 
   def preprocessing(self) -> Preprocessing:
     """The part of the settings that a task is built from."""

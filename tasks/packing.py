@@ -22,7 +22,7 @@ from . import objectives, splitting
 from .forest_layout import ForestShape, PieceTotals
 from .objectives import LANGUAGES, PREFIX_LENGTHS, TARGET_LENGTHS, TARGET_TOKENS
 from .objectives_config import LANGUAGE_FEATURES, PREFIXES
-from .pieces import NODE_FEATURES, Piece, ranges
+from .pieces import COMMENT_LABELS, LABELS, NODE_FEATURES, PHRASES, Piece, ranges
 
 Forest = dict[str, np.ndarray]
 
@@ -445,13 +445,13 @@ def _cut(piece: Piece, targets: np.ndarray, ancestors: np.ndarray) -> Piece:
   kept[ancestors[ancestors >= 0]] = True
   kept[0] = True  # `splitting` wants the topmost node in every piece
   nodes = np.flatnonzero(kept)
-  node_features = (*NODE_FEATURES, *objectives.NODE_FEATURES)
+  node_features = (*NODE_FEATURES, *objectives.NODE_FEATURES, COMMENT_LABELS)
   cut: Piece = {name: piece[name][nodes] for name in node_features if name in piece}
   cut["parents"] = splitting.extract_parents(nodes, piece["parents"])
   cut["is_target"] = is_target[nodes]
   in_decoder = objectives.decoder_lengths(piece)
   for names, lengths in (
-    (("tokens", LANGUAGES), piece["lengths"]),
+    (("tokens", LANGUAGES, LABELS, PHRASES), piece["lengths"]),
     (objectives.TOKEN_FEATURES, in_decoder),
   ):
     tokens = ranges((np.cumsum(lengths) - lengths)[nodes], lengths[nodes])

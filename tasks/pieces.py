@@ -298,8 +298,12 @@ class PieceBuilder:
       i: ids for i, (ids, _) in zip(chosen, with_offsets)
     }
     encoded = [tokens[i] for i in range(len(texts))]
+    nothing = dict.fromkeys(per_token, 0)
+    if self.labels.bare_trees == "left_out" and not labelled:
+      nothing[LABELS] = NO_LABEL
     annotations = {
-      name: [np.zeros(len(ids), np.int32) for ids in encoded] for name in per_token
+      name: [np.full(len(ids), nothing[name], np.int32) for ids in encoded]
+      for name in per_token
     }
     for comment, (_, offsets) in zip(chosen, with_offsets):
       # `texts` has the author's marker in front, and no white space at its ends.

@@ -34,7 +34,12 @@ _BYTES_PER_WORKER = 64 * 2**20
 def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
   """All that shapes a split's pieces, JSON-able."""
   builder = task.piece_builder()
-  labelled = builder.comment_labels.source != "none"
+  # Only where asked for, so that what was prepared before there were any is found.
+  later: dict[str, Any] = {}
+  if builder.comment_labels.source != "none":
+    later["comment_labels"] = records.jsonable(builder.comment_labels)
+  if builder.labels.bare_trees != "outside":
+    later["bare_trees"] = builder.labels.bare_trees
   return {
     "source": task.tree_source.signature(split),
     "vocabulary": task.tokenizer.fingerprint,
@@ -44,10 +49,7 @@ def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
     "target_post": builder.trees.target_post,
     "labels": list(builder.labels.names),
     "phrases": discourse.fingerprint(builder.phrases),
-    # Only where asked for, so that what was prepared before there were any is found.
-    **(
-      {"comment_labels": records.jsonable(builder.comment_labels)} if labelled else {}
-    ),
+    **later,
   }
 
 
