@@ -2,6 +2,10 @@
 
 Scores and softmax are float32 whatever the compute dtype. T5 does not divide by
 the square root of the head's width: its query initializer does. RoBERTa does.
+
+Applied with the collection "cache" mutable, both read one token of each row at a time
+and keep in it what later tokens need: keys and values of the tokens so far, and those
+of the ancestors, which are computed once.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from .layers import Array, Dense, Initializer, constrain, fan_in_normal
+
+# Keys and values `[R, L, H, K]` of rows that are read token by token.
+CACHED_TOKENS = ("cached_key", "cached_value")
 
 # Its exponential is exactly 0 in float32 next to any score, so what a mask hides
 # has no influence at all; finite, so that fully masked rows stay defined.
@@ -114,6 +121,15 @@ class _Heads(nn.Module):
       heads += also(weights_RHQS)
     return (heads / total_RQH[..., None]).astype(self.dtype)
 
+  @property
+  def cached(self) -> bool:
+    """Whether rows are read token by token."""
+    return self.is_mutable_collection("cache") and not self.is_initializing()
+
+  def once(self, name: str, make: Callable[[], Array]) -> Array:
+    """Returns what `make` makes, which is the same for all tokens of a row."""
+    return self.variable("cache", name, make).value if self.cached else make()
+
   def out(self, heads: Array, features: int) -> Array:
     """Joins `[..., H, K]` and projects to `[..., features]`."""
     joined = heads.reshape(*heads.shape[:-2], -1)
@@ -132,13 +148,22 @@ class SelfAttention(_Heads):
 
   @nn.compact
   def __call__(self, x_RLD: Array, visible_RLL: Array, bias_HLL: Array | None) -> Array:
-    """Attends where `visible_RLL`; returns `[R, L, D]`."""
+    """Attends where `visible_RLL`; returns `[R, L, D]`.
+
+    Token by token: `x_R1D`, `visible_11L` with the token and all before it visible,
+    `bias_H1L`.
+    """
     query, key, value = (
       constrain(
         self.split(self.projection(name)(x_RLD)), "batch", "length", "heads", "kv"
       )
       for name in ("query", "key", "value")
     )
+    if self.cached:
+      key, value = (
+        self._with_earlier(name, new, visible_RLL)
+        for name, new in zip(CACHED_TOKENS, (key, value))
+      )
     scores_RHLL = self.scores("rqhk,rlhk->rhql", query, key)
     if bias_HLL is not None:
       # A plain broadcast, but its gradient is a product, not a sum over the leading
@@ -152,24 +177,36 @@ class SelfAttention(_Heads):
     scores_RHLL = jnp.where(visible_RLL[:, None], scores_RHLL, MASKED_SCORE)
     return self.out(self.attend(scores_RHLL, value, None), x_RLD.shape[-1])
 
+  def _with_earlier(self, name: str, new_R1HK: Array, visible_11L: Array) -> Array:
+    """Notes the newest token's keys or values; returns those of all `[R, L, H, K]`."""
+    rows, _, *head = new_R1HK.shape
+    shape = (rows, visible_11L.shape[-1], *head)
+    kept = self.variable("cache", name, jnp.zeros, shape, new_R1HK.dtype)
+    newest = visible_11L.sum() - 1
+    both = jax.lax.dynamic_update_slice_in_dim(kept.value, new_R1HK, newest, axis=1)
+    kept.value = constrain(both, "batch", "length", "heads", "kv")
+    return kept.value
+
 
 class AncestorAttention(_Heads):
   """Attention of each target token to the vectors of its comment's ancestors."""
 
   @nn.compact
   def __call__(self, x_RLD: Array, context: AncestorContext) -> Array:
-    """Attends to `context`; returns `[R, L, D]`."""
+    """Attends to `context`; returns `[R, L, D]`.
+
+    Token by token likewise, of as many rows as `context` has tokens.
+    """
     batch, width = context.vectors_BSD.shape[0], x_RLD.shape[-1]
     key_of, value_of = self.projection("key"), self.projection("value")
     x_BND = x_RLD.reshape(batch, -1, width)
-    query, key, value = (
-      constrain(self.split(x), "batch", "length", "heads", "kv")
-      for x in (
-        self.projection("query")(x_BND),
-        key_of(context.vectors_BSD),
-        value_of(context.vectors_BSD),
-      )
-    )
+
+    def heads_of(x_BXD: Array) -> Array:
+      return constrain(self.split(x_BXD), "batch", "length", "heads", "kv")
+
+    query = heads_of(self.projection("query")(x_BND))
+    key = self.once("ancestor_key", lambda: heads_of(key_of(context.vectors_BSD)))
+    value = self.once("ancestor_value", lambda: heads_of(value_of(context.vectors_BSD)))
     scores_BHNS = self.scores("bnhk,bshk->bhns", query, key)
     if context.bias_BHNS is not None:
       scores_BHNS += context.bias_BHNS
@@ -179,9 +216,13 @@ class AncestorAttention(_Heads):
       # the last term takes only P values: score these once, and add to each key's
       # score its distance's. Likewise values: sum the weight on each distance. One
       # select a distance, because XLA fuses those into one pass over the scores.
+      distance_vectors_PD = context.distance_vectors_PD
       key_PHK, value_PHK = (
-        self.split(of(context.distance_vectors_PD, with_bias=False))
-        for of in (key_of, value_of)
+        self.once(
+          f"distance_{name}",
+          lambda of=of: self.split(of(distance_vectors_PD, with_bias=False)),  # type: ignore[misc]
+        )
+        for name, of in (("key", key_of), ("value", value_of))
       )
       distances_B1NS = context.distances_BNS[:, None]
       scores_PBHN = self.scores("bnhk,phk->pbhn", query, key_PHK)

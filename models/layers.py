@@ -255,8 +255,11 @@ class RelativePositionBias(nn.Module):
   max_distance: int = MAX_DISTANCE
 
   @nn.compact
-  def __call__(self, length: int) -> Array:
-    """Returns the bias of rows of `length` columns, `[H, L, L]`."""
+  def __call__(self, length: int, position: Array | None = None) -> Array:
+    """Returns the bias of rows of `length` columns, `[H, L, L]`.
+
+    Given the `position` of a query, that of its row alone, `[H, 1, L]`.
+    """
     table_HP = parameter(
       "rel_embedding",
       nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
@@ -270,6 +273,10 @@ class RelativePositionBias(nn.Module):
     )
     onehot = jnp.asarray(buckets == np.arange(self.num_buckets)[:, None], self.dtype)
     by_offset = table_HP.astype(self.dtype) @ onehot
+    if position is not None:
+      start = length - 1 - position
+      row_HL = jax.lax.dynamic_slice_in_dim(by_offset, start, length, axis=1)
+      return row_HL[:, None]
     # The row of query q is that vector from L - 1 - q on. Repeating 2 L values and
     # cutting them every 2 L - 1 shifts each row by one, without L * L look-ups.
     repeated = jnp.tile(by_offset, (1, length))[:, : length * (2 * length - 1)]

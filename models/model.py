@@ -10,9 +10,11 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from . import batch as batch_lib
-from . import heads
+from . import decoding, heads
 from .ancestors import apply_condition, drop_ancestors
 from .config import Condition, ModelConfig, check_range
+from .decoding import Replies
+from .decoding_config import DecodingConfig
 from .heads import ChainScores, Scores
 from .interface import Batch, Metrics, PyTree
 from .layers import Array
@@ -301,6 +303,53 @@ class CommentTreeModel:
     num_targets = batch["target_depths"].shape[-1]
     target_BRMT = jax.nn.one_hot(_masked_targets(batch) - 1, num_targets)
     return jnp.sum(scores_BRM[..., None] * target_BRMT, axis=(1, 2))
+
+  def generate(
+    self,
+    params: PyTree,
+    batch: Batch,
+    config: DecodingConfig,
+    keys: Array | None = None,
+    *,
+    wanted: Array | None = None,
+    first_tokens: Array | None = None,
+  ) -> Replies:
+    """Writes replies, with a model trained by the objective `clm`.
+
+    The reply to target t is written by t's ancestors, nearest first, at t's depth, as
+    if t itself had not been written yet. What it is does not depend on the other
+    targets, on how many there are, nor on where in the batch t stands (up to
+    rounding, which differs between shapes of a batch). To be jitted with `config`
+    static; compiles one step.
+
+    Args:
+      params: the parameters.
+      batch: forests; of the features those of the encoder, `ancestor_slots`,
+        `ancestor_distances` and `target_depths`. The others may be missing.
+      config: method, length, what is never written.
+      keys: of the method "sample" alone: a random key for each target `[B, T]`, see
+        `decoding.reply_keys`.
+      wanted: to which targets replies are wanted, bool `[B, T]`; None for all. The
+        others' replies are empty, and the loop does not wait for them.
+      first_tokens: tokens that replies are to begin with, as an author's marker,
+        `[B, T, I]` int32; `decoding.FREE` (-1) where the model is to choose.
+
+    Returns:
+      `tokens` `[B, T, K, L]`, `log_probabilities`, `lengths` and `ended` `[B, T, K]`,
+      with K = `config.num_replies` and L = `config.max_length`.
+
+    Raises:
+      UserError: if the configuration does not fit the model.
+    """
+    return decoding.generate(
+      self.module,
+      params,
+      batch,
+      config,
+      keys,
+      wanted=wanted,
+      first_tokens=first_tokens,
+    )
 
   def _token_losses(
     self, scores: Scores, labels_BRM: Array, batch: Batch

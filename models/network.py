@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from .ancestors import Ancestors
+from .attention import AncestorContext
 from .config import ModelConfig
-from .layers import Array, parameter, small_normal
 from .heads import HEADS, Scores
+from .layers import Array, parameter, small_normal
 from .pooling import CommentPooling
 from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
 
@@ -42,9 +43,9 @@ class CommentTreeTransformer(nn.Module):
     self.pooling = CommentPooling(cfg)
     self.ancestors = Ancestors(cfg)
     self.decoder = DecoderStack(cfg, self.family, self.deterministic)
-    if cfg.num_languages:
     if cfg.head != "masked_lm":
       self.head = HEADS[cfg.head](cfg, self.deterministic)
+    if cfg.num_languages:
       self.languages_XD = parameter(
         "language_embedding",
         small_normal,
@@ -107,6 +108,66 @@ class CommentTreeTransformer(nn.Module):
     """
     x_RLD = self._decode(vectors_BEJD, used_BEJ, batch, None)
     return x_RLD.reshape(*batch["decoder_segment_ids"].shape, -1)
+
+  def begin_replies(
+    self, batch: Mapping[str, Array], copies: int
+  ) -> tuple[AncestorContext, Array | None]:
+    """Encodes what replies are written to.
+
+    Args:
+      batch: the encoder's features, and the ancestors and depths of the targets; a
+        reply's ancestors are those of a target.
+      copies: replies written for each target.
+
+    Returns:
+      What each reply attends to and what is added to its tokens' vectors
+      `[B, T * copies, D]` or None, for `next_logits`.
+
+    Raises:
+      UserError: as `encode`.
+    """
+    vectors_BEJD, used_BEJ = self.encode(batch)
+    batch_size, targets = batch["target_depths"].shape
+    targets_N = jnp.repeat(jnp.arange(1, targets + 1), copies)
+    targets_BN = jnp.broadcast_to(targets_N, (batch_size, targets * copies))
+    context = self.ancestors.context(vectors_BEJD, used_BEJ, targets_BN, batch)
+    return context, self.ancestors.target_inputs(targets_BN, batch["target_depths"])
+
+  def next_logits(
+    self,
+    tokens_BN: Array,
+    position: Array,
+    length: int,
+    context: AncestorContext,
+    added_BND: Array | None,
+  ) -> Array:
+    """Reads one token of each reply; returns logits for the next `[B, N, V]`.
+
+    To be applied with the collection "cache" mutable, from position 0 on.
+
+    Args:
+      tokens_BN: the tokens.
+      position: theirs, the same for all.
+      length: most tokens that will be read.
+      context: as returned by `begin_replies`.
+      added_BND: likewise.
+
+    Raises:
+      UserError: if the family has no positions for that length.
+    """
+    self.family.check_length(self.config, length)
+    x_BND = self.token_embedder(
+      tokens_BN, jnp.broadcast_to(position, tokens_BN.shape), added_BND
+    )
+    logits_R1V = self.decoder(
+      x_BND.reshape(-1, 1, x_BND.shape[-1]),
+      (jnp.arange(length) <= position)[None, None],
+      context,
+      jnp.zeros((tokens_BN.size, 1), jnp.int32),
+      self.token_embedder,
+      position,
+    )
+    return logits_R1V.reshape(*tokens_BN.shape, -1)
 
   def _decode(
     self,

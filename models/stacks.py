@@ -72,7 +72,7 @@ def _run_layers(
 
   scanned = partitioning.scan_with_axes(
     Step,
-    variable_axes={"params": 0},
+    variable_axes={"params": 0, "cache": 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=(nn.broadcast,) * len(rest),
     length=num_layers,
@@ -88,15 +88,26 @@ class _Stack(nn.Module):
   family: Family
   deterministic: bool
 
-  def run(self, block: Any, num_layers: int, x_RLD: Array, visible_RLL: Array, *rest):
-    """Runs the layers, each token seeing what is `visible_RLL` to it."""
+  def run(
+    self,
+    block: Any,
+    num_layers: int,
+    x_RLD: Array,
+    visible_RLL: Array,
+    *rest,
+    position: Array | None = None,
+  ):
+    """Runs the layers, each token seeing what is `visible_RLL` to it.
+
+    Given a `position`, `x_R1D` is the token there of each row, see `attention`.
+    """
     cfg = self.config
     drop = dropout(cfg.dropout_rate, self.deterministic)
     bias_HLL = None
     if self.family.position_bias is not None:
       bias_HLL = self.family.position_bias(
         cfg.num_heads, jnp.dtype(cfg.dtype), name="relpos_bias"
-      )(x_RLD.shape[-2])
+      )(visible_RLL.shape[-1], position)
     return _run_layers(
       block,
       num_layers,
@@ -165,6 +176,7 @@ class DecoderStack(_Stack):
     context: AncestorContext,
     masked_positions_RM: Array | None,
     embedder: nn.Module,
+    position: Array | None = None,
   ) -> Array:
     """Returns logits `[R, M, V]`, float32, or the states `[R, L, D]` of all tokens.
 
@@ -174,6 +186,7 @@ class DecoderStack(_Stack):
       context: the ancestors of the targets.
       masked_positions_RM: columns to give logits for; None for states.
       embedder: what embedded the rows, whose table logits may share.
+      position: of the only token in `x_R1D`, of rows that are read token by token.
     """
     cfg = self.config
     dtype = jnp.dtype(cfg.dtype)
@@ -183,6 +196,7 @@ class DecoderStack(_Stack):
       x_RLD,
       visible_RLL,
       context,
+      position=position,
     )
     drop = dropout(cfg.dropout_rate, self.deterministic)
     if masked_positions_RM is None:

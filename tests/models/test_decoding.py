@@ -1,0 +1,284 @@
+"""Writing replies: with a cache as without, whoever else is written to."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from commentree.models import decoding
+from commentree.models.decoding_config import DecodingConfig
+
+from . import conftest, forests
+
+LENGTH = 6
+START, END = 1, 2
+
+
+class Uncached:
+  """Log probabilities of the next token by reading a whole text anew, each alone."""
+
+  def __init__(self, model, params, batch):
+    self._params, self._batch = params, batch
+    self._logits = jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)
+
+  def __call__(self, example, target, text):
+    """Returns `[V]`, given the tokens of a reply so far."""
+    tokens = [START, *text]
+    batch = {name: x[example : example + 1] for name, x in self._batch.items()}
+    decoder = np.zeros((1, 1, LENGTH), np.int32)
+    for name in ("input_tokens", "segment_ids", "positions"):
+      batch[f"decoder_{name}"] = decoder.copy()
+    batch["decoder_input_tokens"][0, 0, : len(tokens)] = tokens
+    batch["decoder_segment_ids"][0, 0, : len(tokens)] = target + 1
+    batch["decoder_positions"][0, 0, : len(tokens)] = np.arange(len(tokens))
+    batch["decoder_masked_positions"] = np.full((1, 1, 1), len(tokens) - 1)
+    batch["target_prefix_lengths"] = np.zeros_like(batch["target_depths"])
+    logits = np.float64(self._logits(self._params, batch)[0, 0, 0])
+    return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+
+
+def greedy(next_log_probs, never=(), first=()):
+  """Returns a text, with its end, and its log probability."""
+  text, total = [], 0.0
+  while len(text) < LENGTH and text[-1:] != [END]:
+    log_probs = next_log_probs(text)
+    log_probs[list(never)] = -np.inf
+    if len(text) < len(first) and first[len(text)] >= 0:
+      text.append(first[len(text)])
+    else:
+      text.append(int(log_probs.argmax()))
+      total += log_probs[text[-1]]
+  return text, total
+
+
+def beam(next_log_probs, width, penalty):
+  """Returns texts and log probabilities, best first: those that end, then others."""
+
+  def score(text, total):
+    return total / ((5 + len(text)) / 6) ** penalty
+
+  live, finished = [([], 0.0)], []
+  for _ in range(LENGTH):
+    continued = [
+      ([*text, token], total + log_prob)
+      for text, total in live
+      for token, log_prob in enumerate(next_log_probs(text))
+    ]
+    continued.sort(key=lambda pair: -pair[1])
+    finished += [pair for pair in continued[:width] if pair[0][-1] == END]
+    finished.sort(key=lambda pair: -score(*pair))
+    if len(finished) >= width:
+      return finished
+    live = [pair for pair in continued if pair[0][-1] != END][:width]
+  return [*finished, *live]
+
+
+def written(replies, *place):
+  """Returns a text with its end, as `greedy` has it."""
+  length = int(replies.lengths[place])
+  tokens = np.asarray(replies.tokens[place])
+  assert (tokens[length:] == END).all()
+  assert bool(replies.ended[place]) == (length < LENGTH)
+  return tokens[: length + int(length < LENGTH)].tolist()
+
+
+@functools.cache
+def generate_of(model):
+  return jax.jit(
+    model.generate, static_argnums=2, compiler_options=forests.QUICK_COMPILE
+  )
+
+
+def configured(method, **settings):
+  return DecodingConfig(START, END, LENGTH, method, **settings)
+
+
+@pytest.fixture(autouse=True)
+def no_rank_promotion():
+  with jax.numpy_rank_promotion("raise"):
+    yield
+
+
+@pytest.fixture(scope="module")
+def thread(packed):
+  """Two forests without their decoder's side; one target sees nothing above it."""
+  batch = {n: x[:2] for n, x in packed.batch.items() if not n.startswith("decoder_")}
+  batch["ancestor_slots"] = batch["ancestor_slots"].copy()
+  batch["ancestor_slots"][0, 1] = 0
+  return batch
+
+
+SHRINK = {"bias": 9, "logits_bias": 9, "type_embedding": 9, "position_embedding": 9}
+# Family, whether layers are scanned, positions of ancestors, vectors per comment.
+VARIANTS = [
+  ("t5", False, "relative_bias", 1),
+  ("t5", True, "distance", 2),
+  ("roberta", False, "none", 1),
+  ("roberta", True, "depth", 1),
+]
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: f"{v[0]}-{v[1]}")
+def variant(request, make, thread):
+  """A model, its parameters, and where it predicts next tokens without a cache."""
+  name, scan_layers, positions, many = request.param
+  model, params = make(
+    **conftest.FAMILIES[name],
+    scan_layers=scan_layers,
+    ancestor_positions=positions,
+    vectors_per_comment=many,
+  )
+  # Texts would be the same in all threads if biases, and what all tokens share, were as
+  # large as all else; and in all of a beam if the logits of a tied table were as sure.
+  shrink = SHRINK | ({"embedding": 2} if name == "roberta" else {})
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, x: x / shrink.get(path[-1].key, 1), params
+  )
+  return model, params, Uncached(model, params, thread)
+
+
+def places(thread):
+  """Yields forests and targets, those without ancestors among them."""
+  targets = [
+    int((x > 0).any(-1).nonzero()[0][-1]) + 1 for x in thread["ancestor_slots"]
+  ]
+  numbers = {int(n) for x in thread["ancestor_slots"] for n in (x > 0).sum(-1)}
+  assert numbers >= {0, 1, 2}
+  return [(b, t) for b, number in enumerate(targets) for t in range(number)]
+
+
+def test_greedy_with_a_cache_is_greedy_without(variant, thread):
+  model, params, uncached = variant
+  replies = generate_of(model)(params, thread, configured("greedy"))
+  texts = set()
+  for place in places(thread):
+    text, total = greedy(functools.partial(uncached, *place))
+    assert written(replies, *place, 0) == text
+    np.testing.assert_allclose(
+      replies.log_probabilities[place], [total], rtol=1e-5, atol=1e-5
+    )
+    texts.add(tuple(text))
+  assert len(texts) >= 3, "texts of one kind would not tell ancestors apart"
+
+
+def test_a_beam_with_a_cache_is_a_beam_without(variant, thread):
+  model, params, uncached = variant
+  config = configured("beam", beam_width=3, num_replies=2, length_penalty=0.8)
+  replies = generate_of(model)(params, thread, config)
+  reordered = False
+  for place in places(thread):
+    found = beam(functools.partial(uncached, *place), 3, 0.8)
+    for k, (text, total) in enumerate(found[:2]):
+      assert written(replies, *place, k) == text
+      np.testing.assert_allclose(
+        replies.log_probabilities[*place, k], total, rtol=1e-5, atol=1e-5
+      )
+    best = greedy(functools.partial(uncached, *place))[0]
+    reordered |= found[0][0] != best
+  assert reordered, "beams that always keep their order would not test the cache's"
+
+
+@pytest.fixture(scope="module")
+def sampled(make, thread):
+  """What a sampling model writes: (batch, identities, first tokens, …) -> Replies."""
+  model, params = make(scan_layers=True)
+  config = configured("sample", num_replies=2, temperature=1.5, never=(0, START, 9))
+
+  def write(batch, identities, **arguments):
+    keys = decoding.reply_keys(7, identities)
+    return generate_of(model)(params, batch, config, keys, **arguments)
+
+  write.uncached = Uncached(model, params, thread)
+  return write
+
+
+def identities_of(batch):
+  return np.arange(batch["target_depths"].size).reshape(
+    *batch["target_depths"].shape, 1
+  )
+
+
+def test_a_reply_is_the_same_wherever_it_stands_and_whoever_else_is_answered(
+  sampled, thread
+):
+  identities = identities_of(thread)
+  replies = sampled(thread, identities)
+  assert len(np.unique(replies.tokens.reshape(-1, LENGTH), axis=0)) > 10
+
+  # Forests in another order, one of them twice, targets the other way round.
+  order = np.array([1, 0, 1])
+  moved = {name: values[order] for name, values in thread.items()}
+  for name in ("ancestor_slots", "ancestor_distances", "target_depths"):
+    moved[name] = moved[name][:, ::-1]
+  again = sampled(moved, identities[order][:, ::-1])
+  np.testing.assert_array_equal(again.tokens, replies.tokens[order][:, ::-1])
+
+  # Another tree in the other forest, and another thread above another target.
+  changed = {name: values.copy() for name, values in thread.items()}
+  changed["encoder_input_tokens"][0] ^= 1
+  changed["ancestor_slots"][1, 2:] = 0
+  again = sampled(changed, identities)
+  np.testing.assert_array_equal(again.tokens[1, :2], replies.tokens[1, :2])
+  assert (again.tokens[0] != replies.tokens[0]).any()
+  assert (again.tokens[1, 2:] != replies.tokens[1, 2:]).any()
+
+
+def test_what_is_sampled_has_its_log_probability_and_nothing_excluded(sampled, thread):
+  replies = sampled(thread, identities_of(thread))
+  for place in places(thread):
+    for k in range(2):
+      text = written(replies, *place, k)
+      total = sum(sampled.uncached(*place, text[:i])[t] for i, t in enumerate(text))
+      np.testing.assert_allclose(
+        replies.log_probabilities[*place, k], total, rtol=1e-5, atol=1e-5
+      )
+      assert not {0, START, 9} & set(text)
+  first, second = (np.asarray(replies.tokens[:, :, k]) for k in range(2))
+  assert (first != second).any(-1).mean() > 0.9
+
+
+def test_other_identities_and_other_seeds_have_other_keys():
+  identities = np.array([[[1, 2], [2, 1]], [[1, 2], [0, 0]]])
+  keys, others = (
+    np.asarray(jax.random.key_data(decoding.reply_keys(seed, identities)))
+    for seed in (0, 1)
+  )
+  assert (keys[0, 0] == keys[1, 0]).all()
+  different = np.concatenate([keys.reshape(4, -1)[[0, 1, 3]], others[0]])
+  assert len(np.unique(different, axis=0)) == 5
+
+
+def test_forced_tokens_begin_a_reply_and_nobody_waits_for_unwanted_ones(
+  make, sampled, thread, monkeypatch
+):
+  model, params = make(scan_layers=True)
+  shape = thread["target_depths"].shape
+  wanted = np.zeros(shape, bool)
+  wanted[1, :2] = True
+  first = np.full((*shape, 3), decoding.FREE)
+  first[1, 0] = 9, decoding.FREE, 8
+  # The second ends at once: the loop, and not before.
+  first[1, 1, 0] = END
+  steps = []
+  advance = decoding.OneByOne.advance
+
+  def counted(self, texts, log_probs, position):
+    jax.debug.callback(lambda at: steps.append(int(at)), position)
+    return advance(self, texts, log_probs, position)
+
+  monkeypatch.setattr(decoding.OneByOne, "advance", counted)
+  write = generate_of.__wrapped__(model)
+  config = configured("greedy", never=(9,))
+  replies = write(params, thread, config, wanted=wanted, first_tokens=first)
+  text, total = greedy(functools.partial(sampled.uncached, 1, 0), (9,), first[1, 0])
+  assert written(replies, 1, 0, 0) == text
+  np.testing.assert_allclose(
+    replies.log_probabilities[1, 0], [total], rtol=1e-5, atol=1e-5
+  )
+  assert np.asarray(replies.lengths)[1, 1:].max() == 0
+  assert np.asarray(replies.lengths)[0].max() == 0
+  assert np.asarray(replies.log_probabilities)[~wanted].max() == 0
+  assert sorted(steps) == list(range(len(text)))
