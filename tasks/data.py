@@ -105,6 +105,8 @@ def pieces_facts(preprocessing: Preprocessing) -> dict[str, Any]:
   for name in _LATER_SETTINGS:
     if facts[name] == default[name]:
       del facts[name]
+  if not facts["masking"]["whole_words"]:
+    del facts["masking"]["whole_words"]
   if facts["labels"]["bare_trees"] == default["labels"]["bare_trees"]:
     del facts["labels"]["bare_trees"]
   return facts

@@ -52,6 +52,7 @@ class Encoder(abc.ABC):
     space_id: the token of a lone space.
     maskable: whether a token may be masked or put in at random, bool [size].
     is_marker: whether a token is a marker, bool [size].
+    begins_word: whether a token begins a word, bool [size]; None if tokens do not tell.
   """
 
   backend: Any
@@ -65,6 +66,11 @@ class Encoder(abc.ABC):
   space_id: int | None
   maskable: np.ndarray
   is_marker: np.ndarray
+
+  @property
+  @abc.abstractmethod
+  def begins_word(self) -> np.ndarray | None:
+    """Made when it is first asked for."""
 
   @abc.abstractmethod
   def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:

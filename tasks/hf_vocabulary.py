@@ -11,6 +11,7 @@ no user can write `[MASK]` or `</s>`; markers are added tokens that are not spec
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import json
 import os
@@ -28,6 +29,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from ..errors import UserError
+from . import words
 from .encoder import (
   MARKER_SHAPE,
   MASK_NAMES,
@@ -266,9 +268,21 @@ class HfEncoder(Encoder):
     self.maskable &= ~self.is_marker
     self._silent = {i for i in (self.eos_id, self.bos_id, pad_id) if i is not None}
     self._byte_level = '"ByteLevel"' in json.dumps(document.get("pre_tokenizer"))
+    model = document.get("model") or {}
+    self._continues = (
+      model.get("continuing_subword_prefix", _CONTINUES)
+      if model.get("type") == "WordPiece"
+      else None
+    )
     self.space_id = first_known(
       self, (_BYTE_LEVEL_SPACE if self._byte_level else WORD_START,)
     )
+
+  @functools.cached_property
+  def begins_word(self) -> np.ndarray | None:
+    """Whether a token begins a word; see `Encoder`."""
+    pieces = [self.id_to_piece(token_id) for token_id in range(self.size)]
+    return words.beginnings(pieces, self._continues, _BYTE_LEVEL_SPACE)
 
   def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
     """Returns the tokens of each text; see `Encoder`."""

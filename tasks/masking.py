@@ -6,7 +6,8 @@ exact rather than an expectation, so a comment always has a token to predict, an
 result is a pure function of (seed, epoch, example).
 
 Where pieces name the discourse markers in them (`pieces.PHRASES`), a share of the
-tokens chosen comes from those, each chosen whole or not at all.
+tokens chosen comes from those, each chosen whole or not at all. Likewise for
+all words, if asked, as BERT's authors did later.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..models.config import check_range
+from .config import check_switches
 from .pieces import PHRASES, Piece, target_lengths
 
 MASKING_FEATURES = ("input_tokens", "is_masked")
@@ -31,13 +33,18 @@ class MaskingConfig:
     rate: share of a comment's maskable tokens, rounded, at least one token.
     mask_share: share of the chosen tokens replaced by `<mask>`.
     random_share: share replaced by a random token; the rest stays as it is.
+    whole_words: whether all tokens of a word are chosen together. Never more tokens
+      than `rate` allows, and fewer where no further word fits; a comment of which no
+      word does has single tokens chosen.
   """
 
   rate: float = 0.15
   mask_share: float = 0.8
   random_share: float = 0.1
+  whole_words: bool = False
 
   def __post_init__(self):
+    check_switches(self)
     for field in ("rate", "mask_share", "random_share"):
       check_range("MaskingConfig", field, getattr(self, field), 0, 1)
     if self.rate == 0:
@@ -60,6 +67,8 @@ class Masker:
       are neither masked nor put in as random tokens.
     phrase_share: share of a comment's chosen tokens that come from discourse markers,
       where there are enough of them.
+    begins_word: whether a token begins a word, bool [vocabulary size]; None unless
+      words are chosen whole.
     extras: optional features that forests of its pieces have.
   """
 
@@ -67,6 +76,7 @@ class Masker:
   mask_id: int
   maskable: np.ndarray
   phrase_share: float = 0.0
+  begins_word: np.ndarray | None = None
   extras: tuple[str, ...] = ()
 
   @property
@@ -106,12 +116,14 @@ class Masker:
     )
     available = np.bincount(node_of[candidates], minlength=len(lengths))
     budget = masked_counts(available, self.config.rate)
+    words = self._number_words(tokens, column)
     if PHRASES in piece and piece[PHRASES].any():
+      phrases = piece[PHRASES] if words is None else _whole(piece[PHRASES], words)
       positions = self._choose_with_phrases(
-        candidates, node_of, piece[PHRASES], budget, rng
+        candidates, node_of, phrases, words, budget, rng
       )
     else:
-      positions = candidates[_choose(node_of[candidates], budget, rng)]
+      positions = _choose_of(candidates, node_of, words, budget, rng)
 
     # A shuffled order cut at exact shares: the 80/10/10 of this piece.
     shuffled = rng.permutation(positions)
@@ -127,11 +139,24 @@ class Masker:
     is_masked[positions] = 1
     return {**piece, "input_tokens": input_tokens, "is_masked": is_masked}
 
+  def _number_words(self, tokens: np.ndarray, column: np.ndarray) -> np.ndarray | None:
+    """Numbers of the words that tokens are in, rising; None if words are no matter.
+
+    What is not maskable, such as a marker, is a word of its own.
+    """
+    if self.begins_word is None:
+      return None
+    apart = ~self.maskable[tokens]
+    begins = self.begins_word[tokens] | apart | (column == 0)
+    begins[1:] |= apart[:-1]
+    return np.cumsum(begins)
+
   def _choose_with_phrases(
     self,
     candidates: np.ndarray,
     node_of: np.ndarray,
     phrases: np.ndarray,
+    words: np.ndarray | None,
     budget: np.ndarray,
     rng: np.random.Generator,
   ) -> np.ndarray:
@@ -154,10 +179,14 @@ class Masker:
     taken[groups[chosen]] = True
     preferred = candidates[taken[group_of[candidates]]]
     left = budget - np.bincount(node_of[preferred], minlength=len(budget))
-    # A node of phrases alone, all too long for its budget: better in parts than none.
-    stuck = (others == 0) & (left == budget)
+    # Where phrases are too long and nothing else fits: better in parts than none.
+    outside = candidates[~in_phrase]
+    units = np.ones(len(outside)) if words is None else _sizes(words[outside])
+    smallest = np.full(len(budget), np.inf)
+    np.minimum.at(smallest, node_of[outside], units)
+    stuck = (smallest > budget) & (left == budget)
     rest = candidates[~in_phrase | stuck[node_of[candidates]]]
-    return np.concatenate([preferred, rest[_choose(node_of[rest], left, rng)]])
+    return np.concatenate([preferred, _choose_of(rest, node_of, words, left, rng)])
 
   def _choose_groups(
     self,
@@ -195,6 +224,60 @@ class Masker:
       chosen[group] = True
       taken[node] += size
     return chosen
+
+
+def _whole(phrases: np.ndarray, words: np.ndarray) -> np.ndarray:
+  """Phrases with all the tokens of the words that they have a token of."""
+  of_word = np.zeros(words[-1] + 1, phrases.dtype)
+  np.maximum.at(of_word, words, phrases)
+  return of_word[words]
+
+
+def _sizes(words: np.ndarray) -> np.ndarray:
+  """Of each token, how many there are of its word."""
+  _, word, counts = np.unique(words, return_inverse=True, return_counts=True)
+  return counts[word]
+
+
+def _choose_of(
+  candidates: np.ndarray,
+  node_of: np.ndarray,
+  words: np.ndarray | None,
+  budget: np.ndarray,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Those of the candidates that are to be predicted: tokens, or words whole."""
+  nodes = node_of[candidates]
+  if words is None:
+    return candidates[_choose(nodes, budget, rng)]
+  chosen = _choose_words(nodes, words[candidates], budget, rng)
+  left = budget - np.bincount(nodes[chosen], minlength=len(budget))
+  # A node whose words are all too long for its budget: better in parts than none.
+  stuck = np.flatnonzero((left == budget)[nodes])
+  return candidates[np.concatenate([chosen, stuck[_choose(nodes[stuck], budget, rng)]])]
+
+
+def _choose_words(
+  nodes: np.ndarray, words: np.ndarray, budget: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+  """Indices of all tokens of words taken in a random order, as far as they fit.
+
+  Args:
+    nodes: of each token.
+    words: numbers of each token's word, rising.
+    budget: most tokens to choose in each node.
+    rng: draws.
+  """
+  _, first, sizes = np.unique(words, return_index=True, return_counts=True)
+  left = budget.tolist()
+  word_nodes, word_sizes = nodes[first].tolist(), sizes.tolist()
+  taken = np.zeros(len(sizes), bool)
+  for word in rng.permutation(len(sizes)).tolist():
+    node, size = word_nodes[word], word_sizes[word]
+    if size <= left[node]:
+      left[node] -= size
+      taken[word] = True
+  return np.flatnonzero(np.repeat(taken, sizes))
 
 
 def _choose(

@@ -87,6 +87,7 @@ def build(preprocessing: Preprocessing, tokenizer: Tokenizer) -> Objective:
       tokenizer.mask_id,
       tokenizer.maskable,
       0.0 if discourse.file is None else discourse.share,
+      tokenizer.begins_word if preprocessing.masking.whole_words else None,
       extras=config.extras,
     )
   if config.name == "clm":

@@ -7,6 +7,7 @@ user-defined symbol, so that it is one token wherever it stands.
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import pathlib
@@ -19,7 +20,7 @@ import numpy as np
 import sentencepiece
 
 from ..errors import UserError
-from . import vocabulary_files
+from . import vocabulary_files, words
 from .encoder import (
   MARKER_SHAPE,
   MASK_NAMES,
@@ -279,6 +280,11 @@ class SentencePieceEncoder(Encoder):
     self.unk_id = known(self.backend.unk_id())
     self.mask_id = first_known(self, MASK_NAMES)
     self.space_id = self.piece_to_id(WORD_START)
+
+  @functools.cached_property
+  def begins_word(self) -> np.ndarray | None:
+    """Whether a token begins a word; see `Encoder`."""
+    return words.beginnings(list(self._ids))
 
   def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
     """Returns the tokens of each text; see `Encoder`."""

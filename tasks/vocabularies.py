@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +21,8 @@ import tokenizers
 from ..errors import UserError
 from ..models.config import check_choice, check_range
 from . import hf_vocabulary, sentencepiece_vocabulary, vocabulary_files
-from .encoder import Encoded, Encoder
+from .encoded import drop_spaces, split, without_spaces
+from .encoder import Encoder
 from .markers import MASK
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def _check_markers(
     )
   told = [m for m in markers if m != MASK]
   probes = [f"a{marker}a {marker} a" for marker in told]
-  for marker, ids in zip(told, _split(_drop_spaces(encoder, encoder.encode(probes)))):
+  for marker, ids in zip(told, split(drop_spaces(encoder, encoder.encode(probes)))):
     token = encoder.piece_to_id(marker)
     places = np.flatnonzero(ids == token)
     if len(places) != 2 or not encoder.is_marker[token]:
@@ -277,29 +277,6 @@ def _check_markers(
         " one token; add it with `commentree vocab"
         f" --from={os.fspath(where)} --output=PATH`"
       )
-
-
-def _drop_spaces(encoder: Encoder, encoded: Encoded) -> Encoded:
-  """Leaves out the token of a lone space in front of a marker.
-
-  It says nothing and would be masked like a word.
-  """
-  ids, lengths, offsets = encoded
-  if encoder.space_id is None:
-    return encoded
-  kept = np.ones(len(ids), bool)
-  # Across the end of a text nothing goes wrong: no text ends in a lone space.
-  kept[:-1] = ~(encoder.is_marker[ids[1:]] & (ids[:-1] == encoder.space_id))
-  ends = np.cumsum(lengths)
-  kept_ends = np.concatenate([[0], np.cumsum(kept)])[np.concatenate([[0], ends])]
-  return Encoded(
-    ids[kept], np.diff(kept_ends), None if offsets is None else offsets[kept]
-  )
-
-
-def _split(encoded: Encoded) -> list[np.ndarray]:
-  ends = np.concatenate([[0], np.cumsum(encoded.lengths)]).tolist()
-  return [encoded.ids[i:j] for i, j in itertools.pairwise(ends)]
 
 
 def load_vocabulary(path: str | os.PathLike[str]) -> LazyVocabulary:
@@ -429,6 +406,21 @@ class Tokenizer:
     return self._encoder.maskable
 
   @property
+  def begins_word(self) -> np.ndarray:
+    """Whether a token begins a word, bool [vocabulary size], by id.
+
+    Raises:
+      UserError: if the vocabulary does not tell.
+    """
+    begins_word = self._encoder.begins_word
+    if begins_word is None:
+      raise UserError(
+        f"MaskingConfig.whole_words = True: the tokens of {self.path} do not tell where"
+        " words begin; set it to False"
+      )
+    return begins_word
+
+  @property
   def vocab_size(self) -> int:
     """Rows of the embedding table that the vocabulary needs."""
     return self._encoder.size
@@ -461,7 +453,7 @@ class Tokenizer:
       texts: cleaned texts; markers in them become one token each.
     """
     encoder = self._encoder
-    return _split(_drop_spaces(encoder, encoder.encode(texts)))
+    return split(drop_spaces(encoder, encoder.encode(texts)))
 
   def encode_batch_with_offsets(
     self, texts: Sequence[str]
@@ -473,31 +465,15 @@ class Tokenizer:
     empty. Tokens that share a character, such as its bytes, all have it.
     """
     encoder = self._encoder
-    encoded = _drop_spaces(encoder, encoder.encode(texts, offsets=True))
+    encoded = drop_spaces(encoder, encoder.encode(texts, offsets=True))
     assert encoded.offsets is not None
     results = []
     ends = np.concatenate([[0], np.cumsum(encoded.lengths)]).tolist()
     for text, (i, j) in zip(texts, itertools.pairwise(ends)):
       offsets = encoded.offsets[i:j]
-      results.append((encoded.ids[i:j], _without_spaces(text, offsets)))
+      results.append((encoded.ids[i:j], without_spaces(text, offsets)))
     return results
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of tokens, in which padding, end and beginning are nothing."""
     return self._encoder.decode(ids)
-
-
-def _without_spaces(text: str, offsets: np.ndarray) -> np.ndarray:
-  """Moves the start of each token behind the white space at its front."""
-  characters = np.frombuffer(f"{text}|".encode("utf-32-le", "surrogatepass"), "<u4")
-  is_space = _is_white_space()
-  starts, ends = offsets[:, 0].copy(), offsets[:, 1]
-  while (at_space := (starts < ends) & is_space[characters[starts]]).any():
-    starts += at_space
-  return np.stack([starts, ends], axis=1)
-
-
-@functools.cache
-def _is_white_space() -> np.ndarray:
-  """Whether a code point is white space, bool [code points]."""
-  return np.array([chr(i).isspace() for i in range(sys.maxunicode + 1)])

@@ -122,6 +122,7 @@ def test_forests_without_the_features_of_an_objective_are_refused():
 def test_a_run_begun_before_there_were_objectives_is_still_the_same_run():
   facts = data.pieces_facts(Preprocessing())
   assert "objective" not in facts
+  assert set(facts["masking"]) == {"rate", "mask_share", "random_share"}
   other = data.pieces_facts(Preprocessing(objective=ObjectiveConfig("clm")))
   assert other["objective"]["name"] == "clm"
   bare = dataclasses.replace(SHAPE, extras=())
