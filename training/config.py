@@ -15,7 +15,15 @@ from ..models.config import Condition, check_choice, check_range
 
 Schedule = Literal["constant", "rsqrt", "linear", "cosine", "wsd"]
 BestMetric = Literal[
-  "true/loss", "true/accuracy", "parent_only/loss", "none/loss", "shuffled/loss"
+  "true/loss",
+  "true/accuracy",
+  "parent_only/loss",
+  "none/loss",
+  "shuffled/loss",
+  "true/f1/micro",
+  "true/f1/macro",
+  "true/span_f1/micro",
+  "true/span_f1/macro",
 ]
 
 MESH_AXES = ("slice", "data", "fsdp", "model")

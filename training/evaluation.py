@@ -1,7 +1,8 @@
 """Does context help? Held-out loss under the four ancestor conditions.
 
 Every masked token counts the same. Results are reported over all tokens, by the depth
-of the comment they stand in, and by groups of target tokens that the caller names.
+of the comment they stand in, and by groups of target tokens that the caller names; with
+a head, for which labels stand where tokens do, also as F1 (`f1`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..models.interface import Model
-from . import checkpoints, data_input, hosts, partitioning, runtime, storage
+from . import checkpoints, data_input, f1, hosts, partitioning, runtime, storage
 from . import state as state_lib
 from .agreement import Agreement
 from .config import BestMetric, EvalConfig, HealthConfig, PartitioningConfig
@@ -28,7 +29,10 @@ from .watchdog import Watchdog
 TokenGroups = Mapping[str, Sequence[int] | np.ndarray]
 Results = dict[str, Any]
 """By condition: `loss` (nats), `accuracy`, `tokens`, and of the same `by_depth` and
-`by_group`, those with at least one token."""
+`by_group`, those with at least one token; with a head `f1`, for tags `span_f1` as well,
+see `f1.Scores`."""
+
+Sums = dict[str, dict[str, Any]]
 
 _PER_SLICE = ("loss", "accuracy", "tokens")
 
@@ -47,6 +51,7 @@ class Evaluator:
     partitioning_config: PartitioningConfig,
     config: EvalConfig,
     token_groups: TokenGroups | None = None,
+    label_names: Sequence[str] = (),
   ):
     """Compiles nothing yet.
 
@@ -56,6 +61,7 @@ class Evaluator:
       partitioning_config: the rules.
       config: what to measure.
       token_groups: ids of target tokens to report apart, by name.
+      label_names: names of the labels that a head predicts, by number.
     """
     self._mesh = mesh
     self._partitioning = partitioning_config
@@ -64,6 +70,7 @@ class Evaluator:
       name: np.unique(np.asarray(ids, np.int32))
       for name, ids in (token_groups or {}).items()
     }
+    self._labels = tuple(label_names)
     self._depths = depth_names(config.depth_edges)
     self._compiled: jax.stages.Compiled | None = None
     self._place = data_input.Placer(mesh)
@@ -93,7 +100,7 @@ class Evaluator:
     Raises:
       UserError: if no batch holds a masked token.
     """
-    totals = {name: np.zeros(()) for name in self._config.conditions}
+    totals: Any = None
     padding: HostBatch = {}
     for batch in itertools.chain(
       itertools.islice(batches, limit), itertools.repeat(None)
@@ -113,19 +120,23 @@ class Evaluator:
         hosts.meet("evaluation compiled")
       sums = jax.device_get(self._compiled(params, placed))
       # float64 on the host: thousands of batches add up.
-      totals = {name: totals[name] + sums[name].astype(np.float64) for name in totals}
-    return {name: self._results(total) for name, total in totals.items()}
+      sums = jax.tree.map(lambda x: x.astype(np.float64), sums)
+      totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+    return {
+      name: self._results(totals and totals[name]) for name in self._config.conditions
+    }
 
   def _make_sums(self, model: Model):
     edges = jnp.asarray(self._config.depth_edges)
     members = _group_table(self._groups)
 
-    def sums(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def sums(params: Any, batch: Mapping[str, jax.Array]) -> Sums:
       targets = batch["decoder_target_tokens"].reshape(-1)
       in_group = jnp.asarray(members)[jnp.minimum(targets, len(members) - 1)]
-      by_condition: dict[str, jax.Array] = {}
+      by_condition: Sums = {}
       for condition in self._config.conditions:
         tokens = model.evaluate_batch(params, batch, condition)
+        counts = f1.sums(tokens, self._labels)
         tokens = {name: values.reshape(-1) for name, values in tokens.items()}
         weights = tokens["weights"]
         depth = jnp.searchsorted(edges, tokens["depths"], side="right") - 1
@@ -135,19 +146,22 @@ class Evaluator:
           in_group,
         ]
         values = jnp.stack([tokens["nll"], tokens["correct"], jnp.ones_like(weights)])
-        by_condition[condition] = jnp.matmul(
+        by_slice = jnp.matmul(
           # 0 times a loss that is not finite is not 0.
           jnp.where(weights[None] > 0, values * weights[None], 0),
           jnp.concatenate(slices, axis=1),
           precision=jax.lax.Precision.HIGHEST,
         )
+        by_condition[condition] = {"slices": by_slice, "counts": counts}
       return by_condition
 
     return sums
 
-  def _results(self, total: np.ndarray) -> dict[str, Any]:
-    if total.ndim == 0 or total[2, 0] == 0:
-      raise UserError("the evaluation data holds no masked token: give more trees")
+  def _results(self, totals: Mapping[str, Any] | None) -> dict[str, Any]:
+    if totals is None or totals["slices"][2, 0] == 0:
+      what = "label" if self._labels else "masked token"
+      raise UserError(f"the evaluation data holds no {what}: give more trees")
+    total = totals["slices"]
 
     def result(column: int) -> dict[str, float]:
       nll, correct, tokens = total[:, column]
@@ -165,6 +179,7 @@ class Evaluator:
       **result(0),
       "by_depth": named(self._depths, 1),
       "by_group": named(self._groups, 1 + len(self._depths)),
+      **f1.results(totals["counts"], self._labels),
     }
 
 
@@ -204,7 +219,12 @@ def flat_metrics(results: Results) -> dict[str, float]:
 def metrics_of(results: Results) -> dict[str, float]:
   """Returns the overall metrics alone by path, for choosing checkpoints."""
   return {
-    path: value for path, value in flat_metrics(results).items() if path.count("/") == 1
+    f"{condition}/{name}": value
+    for condition, result in results.items()
+    for name, value in {
+      **{name: result[name] for name in _PER_SLICE},
+      **f1.overall(result),
+    }.items()
   }
 
 
@@ -224,6 +244,8 @@ def table(results: Results, title: str = "") -> Table:
   every = list(results.values())
   add("all", "loss", every)
   add("all: accuracy", "accuracy", every)
+  for name, values, count in f1.rows(every):
+    rendered.add_row(name, *(f"{value:.3f}" for value in values), f"{count:,}")
   for kind, prefix in (("by_group", ""), ("by_depth", "depth ")):
     rendered.add_section()
     for name in first[kind]:
@@ -239,6 +261,7 @@ def evaluate_checkpoint(
   step: int | Literal["best"] | None = None,
   eval_batches: int | None = None,
   token_groups: TokenGroups | None = None,
+  label_names: Sequence[str] = (),
   config: EvalConfig | None = None,
   partitioning_config: PartitioningConfig | None = None,
   best_metric: BestMetric = "true/loss",
@@ -254,6 +277,7 @@ def evaluate_checkpoint(
     step: which checkpoint; the newest if None.
     eval_batches: most batches; None for all.
     token_groups: ids of target tokens to report apart, by name.
+    label_names: names of the labels that a head predicts, by number.
     config: what to measure.
     partitioning_config: devices; may differ from those of the run.
     best_metric: what 'best' means.
@@ -279,7 +303,12 @@ def evaluate_checkpoint(
   path = checkpoints.path_of(folder, chosen)
   params = checkpoints.restore_params(path, like)
   evaluator = Evaluator(
-    model, mesh, partitioning_config, config or EvalConfig(), token_groups
+    model,
+    mesh,
+    partitioning_config,
+    config or EvalConfig(),
+    token_groups,
+    label_names,
   )
   watchdog = watchdog or Watchdog(HealthConfig())
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from . import f1
 from .clock import BEFORE, Clock
 from .config import TrainConfig
 from .evaluation import Results, flat_metrics
@@ -135,8 +136,10 @@ class Reporter:
         step, {f"eval/{name}/{k}": v for k, v in flat_metrics(result).items()}
       )
       losses = "  ".join(f"{k} {v['loss']:.4f}" for k, v in result.items())
+      first = next(iter(result.values()))
+      labels = f"  {said}" if (said := f1.in_short(first)) else ""
       self._console.print(
-        f"eval {step:>7,}  {name}: loss by ancestors: {losses}",
+        f"eval {step:>7,}  {name}: loss by ancestors: {losses}{labels}",
         highlight=False,
         soft_wrap=True,
       )

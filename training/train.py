@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from ..models.interface import Model
 from . import (
   checkpoints,
   data_input,
+  f1,
   flops,
   hosts,
   lease,
@@ -50,6 +51,7 @@ def train(
   eval_datasets: Mapping[str, EvalData] | None = None,
   *,
   token_groups: TokenGroups | None = None,
+  label_names: Sequence[str] = (),
   record: RunRecord | None = None,
   console: Console | None = None,
   watchdog: Watchdog | None = None,
@@ -63,6 +65,7 @@ def train(
     open_train_batches: opens this process's batches, endless and seekable.
     eval_datasets: held-out data by name; the first decides which checkpoint is best.
     token_groups: ids of target tokens to report apart, by name.
+    label_names: names of the labels that a head predicts, by number.
     record: the caller's settings that decide results, and the gin text.
     console: for people; stdout of host 0 if None.
     watchdog: is told of progress, and knows the other hosts; none if None.
@@ -77,6 +80,7 @@ def train(
     SystemExit: with 143 after SIGTERM and 130 after SIGINT, once a checkpoint is
       saved.
   """
+  f1.check_best_metric(config.checkpoint, label_names)
   runtime.set_flags(config.compile_cache_dir)
   watchdog = watchdog or Watchdog(config.health)
   step = 0
@@ -151,7 +155,7 @@ def train(
 
     # ---- Evaluation -------------------------------------------------------------
     evaluator = Evaluator(
-      model, mesh, config.partitioning, config.evaluation, token_groups
+      model, mesh, config.partitioning, config.evaluation, token_groups, label_names
     )
 
     def asked_to_stop() -> bool:
