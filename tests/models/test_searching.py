@@ -122,7 +122,8 @@ class Restless(BeamSearch):
 
 
 def test_a_search_is_over_once_nothing_better_can_be_found(tables):
-  config = configured("beam", beam_width=8, num_replies=1, length_penalty=0.6)
+  # So much for length that texts may win that are still behind.
+  config = configured("beam", beam_width=8, num_replies=1, length_penalty=2.0)
   texts, _, states = run(BeamSearch(config), tables)
   restless_texts, _, restless_states = run(Restless(config), tables)
   # Of these searches it is not the number of finished texts that ends them.
@@ -191,6 +192,22 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
   np.testing.assert_allclose(
     frequencies(top_k=3, temperature=2.0), [*hot / hot.sum(), 0], atol=0.03
   )
+
+
+def test_each_token_of_a_text_is_drawn_anew():
+  rows, size = 3000, 3
+  keys = jax.random.split(jax.random.key(1), rows)
+  drawing = OneByOne(configured("sample", num_replies=1, never=()), keys)
+  uniform = np.full((rows, 4), -np.log(4), np.float32)
+  uniform[:, END] = -np.inf
+  state = drawing.begin(np.zeros(rows, bool))
+  first, second = [], []
+  for position, drawn in enumerate((first, second)):
+    state, tokens, _ = drawing.advance(state, uniform, position)
+    drawn.extend(np.asarray(tokens) - 1)
+  counts = np.zeros((size, size))
+  np.add.at(counts, (first, second), 1)
+  np.testing.assert_allclose(counts / rows, 1 / size**2, atol=0.02)
 
 
 @pytest.mark.parametrize(
