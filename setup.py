@@ -18,6 +18,8 @@ SUBPACKAGES = [
   "training",
   "training.warm_starts",
   "launch",
+  "launch.inference",
+  "launch.inference.modes",
 ]
 
 # Lower bounds are the oldest, upper bounds the newest releases the suite passed with.

@@ -12,11 +12,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import UserError
 from ..models.config import ModelConfig
 from ..models.model import CommentTreeModel
 from ..tasks import data as data_lib
-from ..tasks import forest_layout, generated, label_objectives, registry
+from ..tasks import generated, label_objectives, registry
 from ..tasks.data import RunData
 from ..tasks.feature_converters import CommentForestFeatureConverter
 from ..tasks.generated_config import GeneratedTreesConfig
@@ -27,15 +26,11 @@ from ..training.clock import Clock
 from ..training.data_input import EvalData, TrainData
 from ..training.distributed import Joined
 from ..training.run_record import RunRecord
+from . import model_sizes
 from .configurables import RunConfig
 
 HELD_OUT = "held_out"
 
-# A multiple that tiles well on TPUs and divides over model-parallel devices.
-_VOCAB_MULTIPLE = 128
-
-# The head that an objective needs, if not one over the vocabulary.
-_HEADS = {"tag": "tagging", "classify": "classification"}
 _LATER_SETTINGS = (
   "num_languages",
   "head",
@@ -146,30 +141,11 @@ def build_model(run: RunConfig, task: CommentTreeTask) -> CommentTreeModel:
 def with_sizes(config: ModelConfig, task: CommentTreeTask) -> ModelConfig:
   """The settings of a model, with the sizes that the task's data needs.
 
-  Those are its vocabulary's and, of a head, the number of its labels.
-
   Raises:
     UserError: if the task's objective needs another head.
   """
-  objective = task.preprocessing.objective.name
-  head = _HEADS.get(objective, "masked_lm")
-  if config.head != head:
-    raise UserError(
-      f"ModelConfig.head = {config.head!r}: the objective {objective!r} needs {head!r}"
-      + (f"; add --gin_file=objectives/{objective}.gin" if objective in _HEADS else "")
-    )
-  names = label_objectives.label_names(task.preprocessing)
-  if config.num_labels and names and config.num_labels != len(names):
-    raise UserError(
-      f"ModelConfig.num_labels = {config.num_labels}: the data has {len(names)} labels,"
-      f" {', '.join(names)}; leave it out"
-    )
-  size = forest_layout.round_up(task.tokenizer.vocab_size, _VOCAB_MULTIPLE)
-  return dataclasses.replace(
-    config,
-    vocab_size=config.vocab_size or size,
-    num_labels=config.num_labels or len(names),
-  )
+  vocab_size = task.tokenizer.vocab_size
+  return model_sizes.with_sizes(config, task.preprocessing, vocab_size)
 
 
 def facts(model: CommentTreeModel, data: RunData) -> dict[str, Any]:

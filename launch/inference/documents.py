@@ -1,0 +1,80 @@
+"""Trees as the model reads them: tokens, nodes, and where text went on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+
+from ...tasks.pieces import Piece, PieceBuilder
+from ...tasks.trees import CommentTree
+from .forests import DOCUMENT
+
+EMPTY = "no text that the model could read"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Document:
+  """A tree that is being answered for.
+
+  Attributes:
+    tree: as it was read.
+    nodes: all of it as one piece; see `PieceBuilder.nodes`.
+    firsts: tokens of its comment that stand before each node. [N]
+    tokens_cut: tokens of each comment that there was no room for. [comments]
+  """
+
+  tree: CommentTree
+  nodes: Piece
+  firsts: np.ndarray
+  tokens_cut: np.ndarray
+
+  @classmethod
+  def of(
+    cls, tree: CommentTree, encoded: Sequence[np.ndarray], builder: PieceBuilder, **more
+  ) -> Self:
+    """Makes the document of a tree.
+
+    Args:
+      tree: the tree.
+      encoded: all tokens of each of its comments.
+      builder: the run's.
+      **more: fields of a subclass.
+    """
+    nodes = builder.nodes(tree, encoded)
+    lengths, comments = nodes["lengths"], nodes["node_ids"]
+    before = np.cumsum(lengths) - lengths
+    is_first = np.diff(comments, prepend=-1) > 0
+    full = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    kept = np.bincount(comments, lengths, len(encoded)).astype(np.int64)
+    firsts = before - before[is_first][comments]
+    return cls(tree, nodes, firsts, full - kept, **more)
+
+  @classmethod
+  def read(cls, tree: CommentTree, builder: PieceBuilder, **more) -> Self:
+    """Makes the document of a tree as training read it: cleaned, with its authors."""
+    texts = builder.texts(tree)
+    return cls.of(tree, builder.tokenizer.encode_batch(texts), builder, **more)
+
+  def piece(self) -> Piece:
+    """All nodes, numbered in the place of `node_ids`, for `forests` to lay out."""
+    numbers = np.arange(len(self.firsts), dtype=np.int32)
+    return {**self.nodes, "node_ids": numbers, DOCUMENT: self}
+
+  def comment_of(self, node: int) -> int:
+    """The comment that a node is, or is a chunk of."""
+    return int(self.nodes["node_ids"][node])
+
+  def tokens_of(self, node: int) -> np.ndarray:
+    """The tokens of a node."""
+    end = int(self.nodes["lengths"][: node + 1].sum())
+    return self.nodes["tokens"][end - int(self.nodes["lengths"][node]) : end]
+
+  def is_empty(self) -> np.ndarray:
+    """Which comments have no tokens, bool [comments]."""
+    found = np.bincount(
+      self.nodes["node_ids"], self.nodes["lengths"], len(self.tree.comments)
+    )
+    return found == 0

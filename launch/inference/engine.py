@@ -1,0 +1,97 @@
+"""A run's model, ready to answer: from trees to answers, a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+from ...models.model import CommentTreeModel
+from ...tasks.packing import Forest, empty_forest
+from ...tasks.trees import CommentTree
+from ...training import checkpoints, run_record, storage
+from .. import model_sizes
+from . import forests
+from .devices import Devices, Program
+from .forests import Filled
+from .modes.base import Answer, Mode
+from .run_facts import RunFacts
+
+T = TypeVar("T")
+
+
+class Engine:
+  """A model with its parameters on this process's devices.
+
+  Attributes:
+    run: what is known of the run.
+    step: of the checkpoint.
+    path: of the checkpoint.
+    devices: where the parameters are.
+  """
+
+  def __init__(self, run: RunFacts, step: int | Literal["best"] | None = None):
+    """Reads a checkpoint; all hosts do it together.
+
+    Args:
+      run: what is known of the run.
+      step: which checkpoint; the newest if None.
+
+    Raises:
+      UserError: if there is no such checkpoint, or it is of another model or
+        vocabulary.
+    """
+    self.run = run
+    train = run.config.train
+    folder = storage.as_path(train.model_dir)
+    self.step = checkpoints.choose(folder, step, train.checkpoint.best_metric)
+    self.path = checkpoints.path_of(folder, self.step)
+    vocabulary = {"vocabulary": run.tokenizer.fingerprint}
+    run_record.check_vocabulary(self.path, vocabulary)
+    data = run.config.data
+    config = model_sizes.with_sizes(run.config.model, data, run.tokenizer.vocab_size)
+    shape = forests.shape_for(data.layout, data.task_feature_lengths, 8)
+    example = {name: values[None] for name, values in empty_forest(shape).items()}
+    self.devices = Devices(
+      CommentTreeModel(config),
+      train.partitioning,
+      lambda like: checkpoints.restore_params(self.path, like),
+      example,
+    )
+
+  def program(self, mode: Mode) -> Program:
+    """Returns the computation of a mode's forests, to be compiled at its first one."""
+    return self.devices.program(mode.compute(self.devices.model))
+
+  def answers(
+    self,
+    mode: Mode,
+    program: Program,
+    chunks: Iterable[tuple[Sequence[CommentTree], T]],
+    ahead: int | None = None,
+  ) -> Iterator[tuple[list[list[Answer]], T]]:
+    """Yields the answers of chunks of trees, by tree and comment, in order.
+
+    Args:
+      mode: the kind of answer.
+      program: its `program`.
+      chunks: trees, each time with what is to come out beside their answers.
+      ahead: forests that are begun before the first is waited for; None for two a
+        group of devices. It changes nothing in the answers.
+    """
+    laid_out = self._lay_out(mode, chunks)
+    for arrays, (filled, documents, beside) in program.over(laid_out, ahead):
+      if filled is not None:
+        mode.collect(arrays, filled)
+      else:
+        yield [mode.answers(document) for document in documents], beside
+
+  def _lay_out(
+    self, mode: Mode, chunks: Iterable[tuple[Sequence[CommentTree], T]]
+  ) -> Iterator[tuple[Forest | None, tuple[Filled | None, list[Any], T]]]:
+    """Yields forests, and after the last of each chunk its documents."""
+    for trees, beside in chunks:
+      documents = [mode.read(tree) for tree in trees]
+      items = (item for document in documents for item in mode.items(document))
+      for filled in forests.fill(items, mode.shape):
+        yield filled.forest, (filled, [], beside)
+      yield None, (None, documents, beside)

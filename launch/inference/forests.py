@@ -1,0 +1,179 @@
+"""Forests of the comments to answer for, filled in order.
+
+Nothing is held back to fill forests better: which comments share a forest depends on
+what comes before them in their chunk, and on nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...tasks import forest_layout, packing, splitting
+from ...tasks.forest_layout import ForestLayout, ForestShape, PieceTotals
+from ...tasks.packing import Forest, ForestBuilder, PackItem
+from ...tasks.pieces import Piece, PiecesConfig, ranges
+
+# Tokens of a comment that rows and slots are made for; where comments are shorter a
+# forest is full of them before its rows are.
+_TARGET_TOKENS, _ENCODED_TOKENS = 16, 12
+
+DOCUMENT = "document"
+"""What a piece is part of; comes along with all that becomes of the piece."""
+
+
+def shape_for(
+  layout: ForestLayout,
+  task_feature_lengths: Mapping[str, int],
+  predicted_per_row: int,
+  extras: tuple[str, ...] = (),
+) -> ForestShape:
+  """Returns what a forest holds: as in training, by settings and not by the data.
+
+  Args:
+    layout: the run's.
+    task_feature_lengths: the run's.
+    predicted_per_row: most tokens to predict in a row.
+    extras: optional features of the batch.
+  """
+  layout = dataclasses.replace(layout, masked_per_row=predicted_per_row)
+  encoded_share = 0.6
+  totals = PieceTotals(
+    pieces=1,
+    targets=100,
+    target_tokens=100 * _TARGET_TOKENS,
+    masked_tokens=100,
+    encoded=round(100 * _TARGET_TOKENS * encoded_share / _ENCODED_TOKENS),
+    encoded_tokens=round(100 * _TARGET_TOKENS * encoded_share),
+  )
+  return forest_layout.resolve(layout, task_feature_lengths, totals, extras)
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+  """A forest, and whose each of its targets and encoder slots is.
+
+  Attributes:
+    forest: the features of one example.
+    targets: (document, number of the node in it) of targets 1, 2, …
+    slots: likewise, of encoder slots.
+  """
+
+  forest: Forest
+  targets: list[tuple[Any, int]]
+  slots: list[tuple[Any, int]]
+
+  def predicted(self) -> list[tuple[int, int, int, int]]:
+    """Returns where each predicted token stands.
+
+    Its row and column in the features `[R, M]`, its target, counted from 0, and its
+    position in the target's tokens.
+    """
+    forest = self.forest
+    rows, columns = np.nonzero(forest["decoder_loss_weights"] > 0)
+    places = forest["decoder_masked_positions"][rows, columns]
+    targets = forest["decoder_segment_ids"][rows, places] - 1
+    positions = forest["decoder_positions"][rows, places]
+    found = (rows, columns, targets, positions)
+    return list(zip(*(values.tolist() for values in found)))
+
+
+def fill(items: Iterable[PackItem], shape: ForestShape) -> Iterator[Filled]:
+  """Lays items out in forests, one after the other."""
+  builder, held = ForestBuilder(shape), []
+  for item in items:
+    if not builder.add(item):
+      yield _filled(builder, held)
+      builder, held = ForestBuilder(shape), []
+      if not builder.add(item):
+        raise AssertionError("an item that fits no empty forest")
+    held.append(item)
+  if held:
+    yield _filled(builder, held)
+
+
+def _filled(builder: ForestBuilder, items: Sequence[PackItem]) -> Filled:
+  def owners(item: PackItem, nodes: np.ndarray) -> list[tuple[Any, int]]:
+    document = item.piece[DOCUMENT]
+    return [(document, node) for node in item.piece["node_ids"][nodes].tolist()]
+
+  return Filled(
+    builder.build(),
+    [owner for item in items for owner in owners(item, item.targets)],
+    [owner for item in items for owner in owners(item, item.encoded)],
+  )
+
+
+def items_of(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
+  """Yields what of a piece is to be predicted, in parts that fit a forest."""
+  return packing.fitting_items(piece, shape)
+
+
+def encoded_alone(nodes: Piece, shape: ForestShape) -> Iterator[PackItem]:
+  """Yields each node with tokens as something to encode, with nothing to predict."""
+  lengths = nodes["lengths"]
+  starts = np.cumsum(lengths) - lengths
+  for node in np.flatnonzero(lengths).tolist():
+    one = slice(node, node + 1)
+    tokens = nodes["tokens"][starts[node] : starts[node] + lengths[node]]
+    piece = {
+      **nodes,
+      "tokens": tokens,
+      "lengths": lengths[one],
+      "depths": nodes["depths"][one],
+      "node_ids": nodes["node_ids"][one],
+      "input_tokens": tokens,
+      "is_masked": np.zeros(len(tokens), np.int32),
+    }
+    yield PackItem(
+      piece=piece,
+      targets=np.empty(0, np.int64),
+      target_lengths=np.empty(0, np.int64),
+      masked=np.empty(0, np.int64),
+      encoded=np.zeros(1, np.int64),
+      encoded_lengths=np.minimum(lengths[one], shape.encoder_length),
+      ancestors=np.empty((0, shape.max_ancestors), np.int64),
+    )
+
+
+def cut(
+  nodes: Piece,
+  is_target: np.ndarray,
+  config: PiecesConfig,
+  per_token: Sequence[str] = ("tokens",),
+) -> Iterator[Piece]:
+  """Yields pieces of a tree in which each of the targets is one once.
+
+  Args:
+    nodes: all nodes of the tree, as `PieceBuilder.nodes` returns them.
+    is_target: which are to be answered for. [N]
+    config: how large pieces are, and what a node sees.
+    per_token: features of which each token has one.
+  """
+  lengths = nodes["lengths"]
+  starts = np.cumsum(lengths) - lengths
+  for split in splitting.split_nodes(
+    nodes["parents"],
+    is_target,
+    max_tree_size=config.max_tree_size,
+    max_ancestors=config.max_ancestors,
+  ):
+    kept = split.nodes
+    tokens = ranges(starts[kept], lengths[kept])
+    yield {
+      **nodes,
+      **{name: nodes[name][tokens] for name in per_token},
+      "lengths": lengths[kept],
+      "depths": nodes["depths"][kept],
+      "node_ids": nodes["node_ids"][kept],
+      "parents": splitting.extract_parents(kept, nodes["parents"]),
+      "is_target": split.is_target.astype(np.int32),
+    }
+
+
+def columns(lengths: np.ndarray) -> np.ndarray:
+  """Returns the place of each token in its node."""
+  return ranges(np.zeros_like(lengths), lengths)

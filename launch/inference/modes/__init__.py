@@ -1,0 +1,1 @@
+"""The kinds of answers, each in a file of its own."""

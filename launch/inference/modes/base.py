@@ -1,0 +1,87 @@
+"""What every kind of answer has to say of itself."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+from ....models.ancestors import apply_condition
+from ....models.config import Condition
+from ....models.model import CommentTreeModel
+from ....tasks.forest_layout import ForestShape
+from ....tasks.packing import PackItem
+from ....tasks.trees import CommentTree
+from .. import forests
+from ..devices import Compute
+from ..documents import Document
+from ..forests import Filled
+from ..run_facts import RunFacts
+
+Answer = dict[str, Any]
+"""What is said of a comment; JSON-able, but for arrays of NumPy."""
+
+D = TypeVar("D", bound=Document)
+
+
+class Mode(abc.ABC, Generic[D]):
+  """A kind of answer.
+
+  Attributes:
+    name: what `--mode` calls it.
+    objectives: of the runs that can give it.
+    run: what is known of the run.
+    ancestors: which ancestors comments see.
+    shape: what its forests hold.
+  """
+
+  name: str
+  objectives: tuple[str, ...]
+
+  def __init__(self, run: RunFacts, ancestors: Condition = "true"):
+    """Sets up; subclasses check what the user asked for."""
+    self.run = run
+    self.ancestors = ancestors
+    self.shape = self.make_shape()
+
+  @abc.abstractmethod
+  def make_shape(self) -> ForestShape:
+    """Returns what forests hold."""
+
+  @abc.abstractmethod
+  def read(self, tree: CommentTree) -> D:
+    """Makes a document of a tree."""
+
+  @abc.abstractmethod
+  def items(self, document: D) -> Iterator[PackItem]:
+    """Yields what is to be computed of a document."""
+
+  @abc.abstractmethod
+  def compute(self, model: CommentTreeModel) -> Compute:
+    """Returns the computation of a forest; traced once."""
+
+  @abc.abstractmethod
+  def collect(self, arrays: Any, filled: Filled) -> None:
+    """Takes in what was computed of a forest, into the documents it is of."""
+
+  @abc.abstractmethod
+  def answers(self, document: D) -> list[Answer]:
+    """Returns one answer a comment, once all is collected."""
+
+  def shape_of(
+    self, predicted_per_row: int, extras: tuple[str, ...] = ()
+  ) -> ForestShape:
+    """Returns the shape of forests with so many tokens to predict in a row."""
+    data = self.run.config.data
+    return forests.shape_for(
+      data.layout, data.task_feature_lengths, predicted_per_row, extras
+    )
+
+  def hide(self, batch: Any) -> Any:
+    """Returns a batch with the ancestors that comments are to see."""
+    return apply_condition(batch, self.ancestors)
+
+
+def rounded(value: float) -> float:
+  """A number as it is written: six digits."""
+  return float(f"{value:.6g}")

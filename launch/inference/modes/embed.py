@@ -1,0 +1,157 @@
+"""`embed`: the vectors of comments, by themselves and as part of their threads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ....models.config import Condition
+from ....models.model import CommentTreeModel
+from ....tasks.forest_layout import ForestShape
+from ....tasks.packing import PackItem
+from ....tasks.trees import CommentTree
+from .. import forests
+from ..devices import Compute
+from ..documents import EMPTY, Document
+from ..forests import Filled
+from ..run_facts import RunFacts
+from .base import Answer, Mode
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EmbeddedDocument(Document):
+  """A tree and the vectors of its nodes.
+
+  Attributes:
+    alone: what each node is pooled to, `[J, D]`.
+    in_thread: mean of the decoder's states over each node, `[D]`.
+  """
+
+  alone: dict[int, np.ndarray]
+  in_thread: dict[int, np.ndarray]
+
+
+class Embed(Mode[EmbeddedDocument]):
+  """The pooled vectors of each comment; if asked for, its vector given its thread."""
+
+  name = "embed"
+  objectives = ("mlm", "clm", "tlm", "span_corruption", "classify", "tag")
+
+  def __init__(
+    self, run: RunFacts, ancestors: Condition = "true", *, contextual: bool = False
+  ):
+    """Sets up.
+
+    Args:
+      run: the run.
+      ancestors: which ancestors comments see; of effect with `contextual` alone.
+      contextual: whether to give vectors in threads too.
+    """
+    self._contextual = contextual
+    super().__init__(run, ancestors)
+
+  def make_shape(self) -> ForestShape:
+    """Returns what forests hold; nothing is predicted, but each target asks for it."""
+    return self.shape_of(self.run.decoder_length, self.run.extras)
+
+  def read(self, tree: CommentTree) -> EmbeddedDocument:
+    """Makes a document of a tree."""
+    return EmbeddedDocument.read(tree, self.run.builder, alone={}, in_thread={})
+
+  def items(self, document: EmbeddedDocument) -> Iterator[PackItem]:
+    """Yields every comment to be encoded, and all as targets if asked for.
+
+    What is encoded for a target's sake has numbers beyond the document's nodes.
+    """
+    nodes = document.piece()
+    yield from forests.encoded_alone(nodes, self.shape)
+    if not self._contextual:
+      return
+    lengths = nodes["lengths"]
+    nodes["node_ids"] = nodes["node_ids"] + len(lengths)
+    for piece in forests.cut(nodes, lengths > 0, self.run.builder.pieces):
+      if self.run.causal is not None:
+        piece = self.run.causal(piece, self.run.decoder_length, 0, 0, 0)
+      else:
+        piece["input_tokens"] = piece["tokens"]
+        piece["is_masked"] = (forests.columns(piece["lengths"]) == 0).astype(np.int32)
+      yield from forests.items_of(piece, self.shape)
+
+  def compute(self, model: CommentTreeModel) -> Compute:
+    """Returns vectors by slot `[B, E, J, D]` and, if asked for, target `[B, T, D]`."""
+    module = model.module
+
+    def compute(params: Any, batch: Any) -> Any:
+      variables = {"params": params}
+      batch = self.hide(batch)
+      vectors_BEJD, used_BEJ = module.apply(variables, batch, method=module.encode)
+      alone = vectors_BEJD.astype(jnp.float32)
+      if not self._contextual:
+        return {"alone": alone}
+      states_BRLD = module.apply(
+        variables, vectors_BEJD, used_BEJ, batch, method=module.decode_states
+      )
+      batch_size, _, _, width = states_BRLD.shape
+      targets_BN = batch["decoder_segment_ids"].reshape(batch_size, -1)
+      of_target_BNT = jax.nn.one_hot(
+        targets_BN - 1, batch["target_depths"].shape[-1], dtype=jnp.float32
+      )
+      sums_BTD = jnp.einsum(
+        "bnt,bnd->btd",
+        of_target_BNT,
+        states_BRLD.reshape(batch_size, -1, width).astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+      )
+      counts_BT1 = of_target_BNT.sum(1)[..., None]
+      return {"alone": alone, "in_thread": sums_BTD / jnp.maximum(counts_BT1, 1)}
+
+    return compute
+
+  def collect(self, arrays: Any, filled: Filled) -> None:
+    """Takes in the vectors of a forest."""
+    for slot, (document, node) in enumerate(filled.slots):
+      if node < len(document.firsts):
+        document.alone[node] = arrays["alone"][slot]
+    for target, (document, number) in enumerate(filled.targets):
+      node = number - len(document.firsts)
+      document.in_thread[node] = arrays["in_thread"][target]
+
+  def answers(self, document: EmbeddedDocument) -> list[Answer]:
+    """Returns `vectors` of each comment, and `in_thread` if asked for."""
+    found: list[Answer] = []
+    for empty in document.is_empty().tolist():
+      found.append({"vectors": None, "why": EMPTY} if empty else {})
+      if empty and self._contextual:
+        found[-1] = {"vectors": None, "in_thread": None, "why": EMPTY}
+    for name, vectors in self._by_name(document):
+      for comment, vector in _of_comments(document, vectors).items():
+        found[comment][name] = vector
+    return found
+
+  def _by_name(
+    self, document: EmbeddedDocument
+  ) -> list[tuple[str, dict[int, np.ndarray]]]:
+    named = [("vectors", document.alone)]
+    return [*named, ("in_thread", document.in_thread)] if self._contextual else named
+
+
+def _of_comments(
+  document: Document, vectors: dict[int, np.ndarray]
+) -> dict[int, np.ndarray]:
+  """Returns each comment's vectors: of one in chunks, their mean by tokens."""
+  nodes_of: dict[int, list[int]] = {}
+  for node in sorted(vectors):
+    nodes_of.setdefault(document.comment_of(node), []).append(node)
+  found = {}
+  for comment, nodes in nodes_of.items():
+    found[comment] = vectors[nodes[0]]
+    if len(nodes) > 1:
+      lengths = document.nodes["lengths"][nodes]
+      stacked = np.stack([vectors[node] for node in nodes])
+      found[comment] = np.average(stacked, 0, lengths).astype(np.float32)
+  return found

@@ -1,0 +1,225 @@
+"""`fill`: what may stand in the places that are masked in the comments given."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from ....errors import UserError
+from ....models.config import Condition
+from ....models.model import CommentTreeModel
+from ....tasks.encoder import WORD_START
+from ....tasks.forest_layout import ForestShape
+from ....tasks.packing import PackItem
+from ....tasks.trees import CommentTree
+from .. import forests
+from ..devices import Compute
+from ..documents import EMPTY, Document
+from ..forests import Filled
+from ..run_facts import RunFacts
+from .base import Answer, Mode, rounded
+
+MASK = "<mask>"
+
+# Supplementary private use, one for each mask of a comment: text that cleaning lets
+# pass, so that a mask is found again behind it.
+_FIRST_SENTINEL, _SENTINELS = 0xF0000, 0xFFFE
+_SENTINEL = re.compile("[\U000f0000-\U000ffffd]")
+_NO_MASK = "no mask in it"
+_LOST = "lost in cleaning, as within an address"
+_CUT = "behind the tokens that the model reads of a comment"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskedDocument(Document):
+  """A tree with masks in its comments' texts.
+
+  Attributes:
+    starts: where each mask of a comment begins in its text as given.
+    kept: which of those cleaning left, by their tokens' places in the comment.
+    found: ids of what may stand there and their probabilities, by comment and mask.
+  """
+
+  starts: list[list[int]]
+  kept: list[dict[int, int]]
+  found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]
+
+
+class Fill(Mode[MaskedDocument]):
+  """The `top_k` likeliest tokens for each mask, and the text with the first of them."""
+
+  name = "fill"
+  objectives = ("mlm", "tlm")
+
+  def __init__(
+    self,
+    run: RunFacts,
+    ancestors: Condition = "true",
+    *,
+    top_k: int = 5,
+    mask: str = MASK,
+  ):
+    """Sets up.
+
+    Args:
+      run: the run.
+      ancestors: which ancestors comments see.
+      top_k: tokens for each mask.
+      mask: what stands for a masked token in the text.
+
+    Raises:
+      UserError: if `top_k` or `mask` are of no use.
+    """
+    size = run.tokenizer.vocab_size
+    if not 1 <= top_k <= size:
+      raise UserError(
+        f"--top_k={top_k}: must be from 1 to {size}, the size of the vocabulary"
+      )
+    if not mask or mask != mask.strip():
+      raise UserError(f"--mask={mask!r}: must be a word, without white space around")
+    self._top_k = top_k
+    self._mask = mask
+    # More masks of a comment than a row has room for are predicted a lot at a time.
+    self._lot = max(8, run.decoder_length // 4)
+    super().__init__(run, ancestors)
+
+  def make_shape(self) -> ForestShape:
+    """Returns what forests hold."""
+    return self.shape_of(self._lot)
+
+  def read(self, tree: CommentTree) -> MaskedDocument:
+    """Makes a document of a tree and finds its masks."""
+    comments, starts = [], []
+    for comment in tree.comments:
+      text, places = self._with_sentinels(comment.text)
+      comments.append(dataclasses.replace(comment, text=text, spans=()))
+      starts.append(places)
+    builder, tokenizer = self.run.builder, self.run.tokenizer
+    texts = builder.texts(dataclasses.replace(tree, comments=comments))
+    spelling = tokenizer.id_to_piece(tokenizer.mask_id)
+    encoded = tokenizer.encode_batch([_SENTINEL.sub(spelling, text) for text in texts])
+    kept = [
+      {
+        place: ord(sentinel) - _FIRST_SENTINEL
+        for place, sentinel in zip(
+          np.flatnonzero(ids == tokenizer.mask_id).tolist(), _SENTINEL.findall(text)
+        )
+      }
+      for ids, text in zip(encoded, texts)
+    ]
+    return MaskedDocument.of(tree, encoded, builder, starts=starts, kept=kept, found={})
+
+  def _with_sentinels(self, text: str) -> tuple[str, list[int]]:
+    """Returns a text with a sentinel for each mask, and where the masks begin."""
+    places = re.finditer(re.escape(self._mask), text)
+    starts = [place.start() for place, _ in zip(places, range(_SENTINELS))]
+    marked, at = "", 0
+    for number, start in enumerate(starts):
+      marked += _SENTINEL.sub(" ", text[at:start]) + chr(_FIRST_SENTINEL + number)
+      at = start + len(self._mask)
+    return marked + _SENTINEL.sub(" ", text[at:]), starts
+
+  def items(self, document: MaskedDocument) -> Iterator[PackItem]:
+    """Yields the comments that have masks."""
+    nodes = document.piece()
+    lengths = nodes["lengths"]
+    node_of = np.repeat(np.arange(len(lengths)), lengths)
+    shown = forests.columns(lengths) < self.run.decoder_length
+    masked = shown & (nodes["tokens"] == self.run.tokenizer.mask_id)
+    before = np.concatenate([[0], np.cumsum(masked)])
+    rank = before[:-1] - before[np.cumsum(lengths) - lengths][node_of]
+    nodes["lots"] = np.where(masked, rank // self._lot, -1)
+    in_node = np.bincount(node_of, masked, len(lengths))
+    for lot in range(int(nodes["lots"].max(initial=-1)) + 1):
+      for piece in forests.cut(
+        nodes,
+        in_node > lot * self._lot,
+        self.run.builder.pieces,
+        per_token=("tokens", "lots"),
+      ):
+        piece["input_tokens"] = piece["tokens"]
+        piece["is_masked"] = (piece["lots"] == lot).astype(np.int32)
+        yield from forests.items_of(piece, self.shape)
+
+  def compute(self, model: CommentTreeModel) -> Compute:
+    """Returns log probabilities and ids of the likeliest tokens, `[B, R, M, k]`."""
+    size = self.run.tokenizer.vocab_size
+
+    def compute(params: Any, batch: Any) -> Any:
+      log_probs = jax.nn.log_softmax(model.logits(params, self.hide(batch)))
+      return jax.lax.top_k(log_probs[..., :size], self._top_k)
+
+    return compute
+
+  def collect(self, arrays: Any, filled: Filled) -> None:
+    """Takes in what may stand in a forest's masks."""
+    log_probs, ids = arrays
+    for row, column, target, position in filled.predicted():
+      document, node = filled.targets[target]
+      comment = document.comment_of(node)
+      number = document.kept[comment].get(int(document.firsts[node]) + position)
+      if number is not None:
+        chosen = ids[row, column], np.exp(log_probs[row, column])
+        document.found[comment, number] = chosen
+
+  def answers(self, document: MaskedDocument) -> list[Answer]:
+    """Returns `masks` of each comment, and its text `filled`."""
+    empty = document.is_empty()
+    return [
+      self._answer(document, comment, bool(empty[comment]))
+      for comment in range(len(empty))
+    ]
+
+  def _answer(self, document: MaskedDocument, comment: int, empty: bool) -> Answer:
+    starts = document.starts[comment]
+    if not starts:
+      return {"masks": None, "filled": None, "why": EMPTY if empty else _NO_MASK}
+    masks: list[Answer] = []
+    best: list[str | None] = []
+    kept = set(document.kept[comment].values())
+    for number, start in enumerate(starts):
+      if (comment, number) not in document.found:
+        why = _CUT if number in kept else _LOST
+        masks.append({"start": start, "candidates": None, "why": why})
+        best.append(None)
+        continue
+      ids, probabilities = document.found[comment, number]
+      names = [self.run.tokenizer.id_to_piece(i) for i in ids.tolist()]
+      candidates = [
+        {"token": name, "probability": rounded(probability)}
+        for name, probability in zip(names, probabilities.tolist())
+      ]
+      masks.append({"start": start, "candidates": candidates})
+      best.append(names[0])
+    text = document.tree.comments[comment].text
+    return {"masks": masks, "filled": put_in(text, starts, len(self._mask), best)}
+
+
+def put_in(text: str, starts: list[int], length: int, tokens: list[str | None]) -> str:
+  """Returns a text with tokens in the places of its masks.
+
+  A token that begins a word gets a space in front, one that goes on with a word none.
+
+  Args:
+    text: as given.
+    starts: where the masks begin.
+    length: of a mask.
+    tokens: as `Tokenizer.id_to_piece` spells them; None leaves the mask.
+  """
+  filled, at = "", 0
+  for start, token in zip(starts, tokens):
+    filled += text[at:start]
+    at = start + length
+    if token is None:
+      filled += text[start:at]
+    elif token.startswith(WORD_START):
+      space = "" if not filled or filled[-1].isspace() else " "
+      filled += space + token.removeprefix(WORD_START)
+    else:
+      filled = filled.removesuffix(" ") + token
+  return filled + text[at:]

@@ -1,0 +1,187 @@
+"""`score`: how likely comments are, with the comments above them and without.
+
+A model of masked tokens gives the pseudo-log-likelihood: each token's log probability
+where it alone is masked (Salazar, Liang, Nguyen and Kirchhoff, "Masked Language Model
+Scoring", 2020). A causal one gives the log-likelihood. The difference is what a thread
+explains of a comment, in nats.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ....models.config import Condition
+from ....models.model import CommentTreeModel
+from ....tasks import splitting
+from ....tasks.forest_layout import ForestShape
+from ....tasks.packing import PackItem
+from ....tasks.pieces import Piece
+from ....tasks.trees import CommentTree
+from .. import forests
+from ..devices import Compute
+from ..documents import EMPTY, Document
+from ..forests import Filled
+from ..run_facts import RunFacts
+from .base import Answer, Mode, rounded
+
+_NO_TOKEN = "no token that the model predicts"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoredDocument(Document):
+  """A tree and the sums over its comments.
+
+  Attributes:
+    sums: of each comment, log probabilities with ancestors and without, nats, and the
+      tokens they are of. float64 [comments, 3]
+  """
+
+  sums: np.ndarray
+
+
+class Score(Mode[ScoredDocument]):
+  """How likely each comment is; subclasses say what is predicted of what."""
+
+  name = "score"
+
+  def __init__(self, run: RunFacts, ancestors: Condition = "true"):
+    """Sets up."""
+    super().__init__(run, ancestors)
+
+  def read(self, tree: CommentTree) -> ScoredDocument:
+    """Makes a document of a tree."""
+    sums = np.zeros((len(tree.comments), 3))
+    return ScoredDocument.read(tree, self.run.builder, sums=sums)
+
+  def compute(self, model: CommentTreeModel) -> Compute:
+    """Returns the loss of each predicted token `[B, R, M]`, with and without."""
+
+    def compute(params: Any, batch: Any) -> Any:
+      return tuple(
+        model.evaluate_batch(params, batch, condition)["nll"]
+        for condition in (self.ancestors, "none")
+      )
+
+    return compute
+
+  def collect(self, arrays: Any, filled: Filled) -> None:
+    """Takes in the losses of a forest."""
+    with_ancestors, without = arrays
+    for row, column, target, _ in filled.predicted():
+      document, node = filled.targets[target]
+      document.sums[document.comment_of(node)] += (
+        -float(with_ancestors[row, column]),
+        -float(without[row, column]),
+        1,
+      )
+
+  def answers(self, document: ScoredDocument) -> list[Answer]:
+    """Returns log-likelihoods of each comment and their difference, in nats."""
+    found: list[Answer] = []
+    for empty, sums, cut in zip(
+      document.is_empty().tolist(), document.sums.tolist(), document.tokens_cut.tolist()
+    ):
+      given, without, tokens = sums
+      if tokens:
+        answer: Answer = {
+          "log_likelihood": rounded(given),
+          "without_ancestors": rounded(without),
+          "difference": rounded(given - without),
+          "tokens": int(tokens),
+        }
+        if cut:
+          answer["tokens_cut"] = cut
+      else:
+        names = ("log_likelihood", "without_ancestors", "difference")
+        answer = {**dict.fromkeys(names), "tokens": 0}
+        answer["why"] = EMPTY if empty else _NO_TOKEN
+      found.append(answer)
+    return found
+
+  @abc.abstractmethod
+  def items(self, document: ScoredDocument) -> Iterator[PackItem]:
+    """Yields comments and what is predicted of them."""
+
+
+class PseudoLikelihood(Score):
+  """Of a model of masked tokens: each token is masked in turn."""
+
+  objectives = ("mlm", "tlm")
+
+  def make_shape(self) -> ForestShape:
+    """Returns what forests hold: a token to predict in every copy of a comment."""
+    return self.shape_of(max(8, self.run.decoder_length // 4))
+
+  def items(self, document: ScoredDocument) -> Iterator[PackItem]:
+    """Yields every comment as often as it has tokens."""
+    nodes = document.piece()
+    max_ancestors = self.run.builder.pieces.max_ancestors
+    visible = splitting.visible_ancestors(nodes["parents"], max_ancestors)
+    starts = np.cumsum(nodes["lengths"]) - nodes["lengths"]
+    for node in range(len(starts)):
+      seen = visible[node]
+      above = [i for i in seen[::-1].tolist() if i >= 0 and nodes["lengths"][i]]
+      piece = self._copies(nodes, starts, node, above)
+      if piece is not None:
+        yield from forests.items_of(piece, self.shape)
+
+  def _copies(
+    self, nodes: Piece, starts: np.ndarray, node: int, above: list[int]
+  ) -> Piece | None:
+    """Returns a piece of a node's ancestors and copies of it, each with a mask."""
+    tokenizer = self.run.tokenizer
+
+    def tokens_of(which: int) -> np.ndarray:
+      return nodes["tokens"][starts[which] : starts[which] + nodes["lengths"][which]]
+
+    tokens = tokens_of(node)
+    places = np.flatnonzero(tokenizer.maskable[tokens[: self.run.decoder_length]])
+    if not len(places):
+      return None
+    copies = np.tile(tokens, (len(places), 1))
+    masked = copies.copy()
+    masked[np.arange(len(places)), places] = tokenizer.mask_id
+    # A copy's parent stands in front of it: for one without, a node without tokens.
+    context = [tokens_of(which) for which in above] or [np.empty(0, np.int32)]
+    before = np.concatenate(context)
+    depths = nodes["depths"]
+    return {
+      **nodes,
+      "tokens": np.concatenate([before, copies.ravel()]),
+      "input_tokens": np.concatenate([before, masked.ravel()]),
+      "is_masked": np.concatenate(
+        [np.zeros(len(before), np.int32), (masked != copies).ravel().astype(np.int32)]
+      ),
+      "lengths": np.array([*map(len, context), *[len(tokens)] * len(places)], np.int32),
+      "parents": np.array(
+        [*range(-1, len(context) - 1), *[len(context) - 1] * len(places)], np.int32
+      ),
+      "depths": np.array(
+        [*(depths[above] if above else [0]), *[depths[node]] * len(places)], np.int32
+      ),
+      "is_target": np.repeat([0, 1], [len(context), len(places)]).astype(np.int32),
+      "node_ids": np.repeat([-1, node], [len(context), len(places)]).astype(np.int32),
+    }
+
+
+class Likelihood(Score):
+  """Of a causal model: each token from those before it."""
+
+  objectives = ("clm",)
+
+  def make_shape(self) -> ForestShape:
+    """Returns what forests hold: every token is predicted."""
+    return self.shape_of(self.run.decoder_length, self.run.extras)
+
+  def items(self, document: ScoredDocument) -> Iterator[PackItem]:
+    """Yields every comment once."""
+    nodes = document.piece()
+    assert self.run.causal is not None
+    for piece in forests.cut(nodes, nodes["lengths"] > 0, self.run.builder.pieces):
+      read = self.run.causal(piece, self.run.decoder_length, 0, 0, 0)
+      yield from forests.items_of(read, self.shape)

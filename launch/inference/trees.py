@@ -1,0 +1,262 @@
+"""The trees to answer for, in units that can be read from any place in them.
+
+A unit's *position* is a number that only its own kind understands; 0 is its beginning.
+The trees behind a position are the same whenever they are read.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ...errors import UserError
+from ...tasks import built_dataset, readers, trees
+from ...tasks.building import tfrecord, tree_record
+from ...tasks.built_dataset import BuiltDataset
+from ...tasks.config import TreeConfig
+from ...tasks.readers import tree_jsonl
+from ...tasks.readers.files import LINE_TOO_LONG, READ
+from ...tasks.readers.rows import Format
+from ...tasks.trees import CommentTree, Fates
+
+STDIN = "-"
+
+_SKIPPED_BYTES = 2**20
+
+
+class Unit(abc.ABC):
+  """A part of the input that is read by itself.
+
+  Attributes:
+    name: what to call it.
+  """
+
+  name: str
+
+  @abc.abstractmethod
+  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+    """Yields the trees behind a position, each with the position behind it.
+
+    Args:
+      position: where to begin.
+      fates: counts what became of what is read.
+    """
+
+  @abc.abstractmethod
+  def share(self, position: int) -> float | None:
+    """Returns the share of the unit before a position; None if that is not known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines(Unit):
+  """A file of tree JSONL that is not compressed; positions are bytes."""
+
+  name: str
+  config: TreeConfig
+
+  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+    """Yields the trees, one a line; as `Unit.read`."""
+    limit = self.config.max_line_bytes
+    with open(self.name, "rb") as file:
+      file.seek(position)
+      while line := file.readline(limit + 1):
+        content = line.removesuffix(b"\n")
+        if len(content) > limit:
+          fates.trees[LINE_TOO_LONG] += 1
+          while line and not line.endswith(b"\n"):
+            line = file.readline(_SKIPPED_BYTES)
+          continue
+        tree = tree_of_line(content, self.config, fates)
+        if tree is not None:
+          yield tree, file.tell()
+    fates.files[READ] += 1
+
+  def share(self, position: int) -> float | None:
+    """Returns the share of its bytes."""
+    return position / max(1, os.path.getsize(self.name))
+
+
+def tree_of_line(line: bytes, config: TreeConfig, fates: Fates) -> CommentTree | None:
+  """Returns the tree on a line of tree JSONL, or None if none is left of it."""
+  rows = list(tree_jsonl.line_rows(line, fates))
+  return trees.assemble(rows, fates, config) if rows else None
+
+
+@dataclasses.dataclass(frozen=True)
+class File(Unit):
+  """A file of any other kind whose trees stand together; positions are trees."""
+
+  name: str
+  format: Format
+  config: TreeConfig
+
+  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+    """Yields the trees; as `Unit.read`."""
+    found = readers.trees_of_file(self.name, self.format, self.config, fates)
+    return _numbered(found, position)
+
+  def share(self, position: int) -> float | None:
+    """Returns None, but for the beginning."""
+    return None if position else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scattered(Unit):
+  """Files whose comments lie apart from their posts; positions are trees."""
+
+  name: str
+  paths: tuple[str, ...]
+  format_name: str | None
+  config: TreeConfig
+
+  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+    """Yields the trees; as `Unit.read`."""
+    found = readers.iter_trees(self.paths, self.config, fates, self.format_name)
+    return _numbered(found, position)
+
+  def share(self, position: int) -> float | None:
+    """Returns None, but for the beginning."""
+    return None if position else 0.0
+
+
+def _numbered(
+  found: Iterator[CommentTree], position: int
+) -> Iterator[tuple[CommentTree, int]]:
+  numbered = ((tree, number) for number, tree in enumerate(found, 1))
+  return itertools.islice(numbered, position, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard(Unit):
+  """A file of a built dataset; positions are bytes."""
+
+  name: str
+  dataset: BuiltDataset
+  split: str
+  number: int
+
+  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+    """Yields the trees; as `Unit.read`.
+
+    Raises:
+      UserError: naming the record that is damaged.
+    """
+    file = self.dataset.split(self.split).files[self.number]
+    try:
+      with file.open("rb") as stream:
+        stream.seek(position)
+        for record in tfrecord.read(stream):  # type: ignore[arg-type]
+          tree = tree_record.decode(record)
+          fates.comments[trees.KEPT] += len(tree.comments) - 1
+          fates.trees[trees.KEPT] += 1
+          yield tree, stream.tell()
+    except tfrecord.DamagedError as error:
+      raise UserError(
+        f"{file}: {error}, from byte {position:,} on; build the dataset again"
+      ) from error
+
+  def share(self, position: int) -> float | None:
+    """Returns the share of its bytes."""
+    file = self.dataset.split(self.split).files[self.number]
+    return position / max(1, file.stat().length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stdin(Unit):
+  """Tree JSONL from standard input, which can be read once; positions are trees."""
+
+  config: TreeConfig
+  name: str = STDIN
+
+  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+    """Yields the trees; as `Unit.read`."""
+    found = (
+      tree
+      for line in sys.stdin.buffer
+      if (tree := tree_of_line(line.rstrip(b"\r\n"), self.config, fates)) is not None
+    )
+    return _numbered(found, position)
+
+  def share(self, position: int) -> float | None:
+    """Returns None, but for the beginning."""
+    return None if position else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """All that is to be read.
+
+  Attributes:
+    units: in order.
+    signature: JSON-able; differs where the trees may differ. None if that cannot be
+      told, of standard input.
+  """
+
+  units: tuple[Unit, ...]
+  signature: Any
+
+
+def find(
+  patterns: Sequence[str],
+  config: TreeConfig,
+  format_name: str | None = None,
+  split: str | None = None,
+) -> Input:
+  """Finds what patterns stand for; reads nothing but how files begin.
+
+  Args:
+    patterns: files, globs, folders; the folder of a built dataset; or `-` alone.
+    config: what to do with what is odd.
+    format_name: of all files; None to tell it from each.
+    split: of a built dataset; None for all, in the order it has them.
+
+  Raises:
+    UserError: if there is nothing to be read.
+  """
+  if STDIN in patterns:
+    if len(patterns) > 1:
+      raise UserError("--input=-: standard input stands alone; leave out the files")
+    return Input((Stdin(config),), None)
+  built = built_dataset.find(patterns)
+  if built is not None:
+    return _shards(BuiltDataset(built), split)
+  if split is not None:
+    raise UserError(f"--split={split}: only datasets of `commentree build` have splits")
+  formats = readers.formats_of(patterns, config, format_name)
+  units: list[Unit] = []
+  for path, format_ in formats.items():
+    if format_ is tree_jsonl.FORMAT and _is_plain(path):
+      units.append(Lines(path, config))
+    elif format_.contiguous:
+      units.append(File(path, format_, config))
+  scattered = tuple(path for path, format_ in formats.items() if not format_.contiguous)
+  if scattered:
+    units.append(Scattered(scattered[0], scattered, format_name, config))
+  return Input(tuple(units), _signature(readers.inputs(patterns, format_name)))
+
+
+def _is_plain(path: str) -> bool:
+  """Whether a file surely is not compressed."""
+  with open(path, "rb") as file:
+    return file.read(1) == b"{"
+
+
+def _signature(paths: Sequence[str]) -> list[Any]:
+  """Name, bytes and time of change of each file; not where it lies."""
+  found = [(os.path.basename(path), os.stat(path)) for path in paths]
+  return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
+
+
+def _shards(dataset: BuiltDataset, split: str | None) -> Input:
+  names = list(dataset.splits) if split is None else [split]
+  units = [
+    Shard(file.name, dataset, name, number)
+    for name in names
+    for number, file in enumerate(dataset.split(name).files)
+  ]
+  return Input(tuple(units), {"built": dataset.identity, "splits": names})

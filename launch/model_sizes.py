@@ -1,0 +1,53 @@
+"""Sizes of a model that follow from its data, and the head that its objective needs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..errors import UserError
+from ..models.config import ModelConfig
+from ..tasks import forest_layout, label_objectives
+from ..tasks.label_objectives import LabelSettings
+
+# A multiple that tiles well on TPUs and divides over model-parallel devices.
+_VOCAB_MULTIPLE = 128
+
+# The head that an objective needs, if not one over the vocabulary.
+_HEADS = {"tag": "tagging", "classify": "classification"}
+
+
+def with_sizes(
+  config: ModelConfig, settings: LabelSettings, vocab_size: int
+) -> ModelConfig:
+  """The settings of a model, with the sizes that its data needs.
+
+  Those are its vocabulary's and, of a head, the number of its labels.
+
+  Args:
+    config: the settings.
+    settings: of the data: the objective and the labels.
+    vocab_size: tokens in the vocabulary.
+
+  Raises:
+    UserError: if the objective needs another head, or the data has another number of
+      labels.
+  """
+  objective = settings.objective.name
+  head = _HEADS.get(objective, "masked_lm")
+  if config.head != head:
+    raise UserError(
+      f"ModelConfig.head = {config.head!r}: the objective {objective!r} needs {head!r}"
+      + (f"; add --gin_file=objectives/{objective}.gin" if objective in _HEADS else "")
+    )
+  names = label_objectives.label_names(settings)
+  if config.num_labels and names and config.num_labels != len(names):
+    raise UserError(
+      f"ModelConfig.num_labels = {config.num_labels}: the data has {len(names)} labels,"
+      f" {', '.join(names)}; leave it out"
+    )
+  size = forest_layout.round_up(vocab_size, _VOCAB_MULTIPLE)
+  return dataclasses.replace(
+    config,
+    vocab_size=config.vocab_size or size,
+    num_labels=config.num_labels or len(names),
+  )
