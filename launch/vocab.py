@@ -34,6 +34,9 @@ examples:
     commentree vocab --from=roberta/tokenizer.json --output=roberta.json
     commentree vocab --from=t5/spiece.model --output=t5.model
 
+  with T5's sentinels, which the objective 'span_corruption' needs:
+    commentree vocab --from=t5/spiece.model --output=t5.model --sentinels=100
+
 --type=unigram and bpe write OUTPUT.model for SentencePiece, byte_bpe and wordpiece
 OUTPUT.json for tokenizers. Beside it goes a record of how it was made,
 OUTPUT.model.json or OUTPUT.record.json. The same input and flags give the same bytes.
@@ -115,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
     " runs that are to use it (default %(default)s)",
   )
   parser.add_argument(
+    "--sentinels",
+    type=int,
+    default=0,
+    metavar="N",
+    help="T5's sentinels <extra_id_0> to <extra_id_N-1>, to predict spans; part of"
+    " --size, or added to --from where it lacks them (default %(default)s)",
+  )
+  parser.add_argument(
     "--seed", type=int, default=0, help="of the draw of comments (default 0)"
   )
   return parser
@@ -129,6 +140,8 @@ def main(argv: Sequence[str]) -> int:
   arguments = _parser().parse_args(argv)
   if arguments.max_comments < 1:
     raise UserError(f"--max_comments={arguments.max_comments}: must be at least 1")
+  if not 0 <= arguments.sentinels <= 1000:
+    raise UserError(f"--sentinels={arguments.sentinels}: must be from 0 to 1000")
 
   from ..tasks import markers
 
@@ -150,10 +163,13 @@ def _add_markers(
 
   ending = ".json" if vocabularies.is_tokenizer_json(arguments.source) else ".model"
   path = _with_ending(arguments.output, ending)
-  added = vocabularies.add_markers(arguments.source, path, marker_tokens)
+  added = vocabularies.add_markers(
+    arguments.source, path, marker_tokens, arguments.sentinels
+  )
   size = vocabularies.Tokenizer(lambda: path).vocab_size
   console.print(
-    f"added {len(added)} of {len(marker_tokens)} markers to the"
+    f"added {len(added)} of {len(marker_tokens) + arguments.sentinels} markers"
+    f"{' and sentinels' if arguments.sentinels else ''} to the"
     f" {size - len(added):,} tokens of {arguments.source}, which keep their ids",
     soft_wrap=True,
   )
@@ -191,7 +207,9 @@ def _train(
   )
   console.print(fates.table())
   with console.status("training: some 10 s for each million words"):
-    vocabularies.train_vocabulary(texts, path, config, marker_tokens)
+    vocabularies.train_vocabulary(
+      texts, path, config, marker_tokens, arguments.sentinels
+    )
   trained = time.perf_counter()
 
   tokenizer = vocabularies.Tokenizer(lambda: path)

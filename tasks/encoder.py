@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -53,6 +54,8 @@ class Encoder(abc.ABC):
     maskable: whether a token may be masked or put in at random, bool [size].
     is_marker: whether a token is a marker, bool [size].
     begins_word: whether a token begins a word, bool [size]; None if tokens do not tell.
+    sentinels: ids of `<extra_id_0>`, `<extra_id_1>` and so on, T5's sentinels of spans
+      taken out, int32 [as many as there are].
   """
 
   backend: Any
@@ -66,6 +69,14 @@ class Encoder(abc.ABC):
   space_id: int | None
   maskable: np.ndarray
   is_marker: np.ndarray
+
+  @functools.cached_property
+  def sentinels(self) -> np.ndarray:
+    """Sought when they are first asked for."""
+    found: list[int] = []
+    while (token_id := first_known(self, sentinel_names(len(found)))) is not None:
+      found.append(token_id)
+    return np.array(found, np.int32)
 
   @property
   @abc.abstractmethod
@@ -87,6 +98,12 @@ class Encoder(abc.ABC):
   @abc.abstractmethod
   def piece_to_id(self, piece: str) -> int | None:
     """Returns a token's id by the vocabulary's own spelling; None if there is none."""
+
+
+def sentinel_names(number: int) -> tuple[str, str]:
+  """What vocabularies call a sentinel; the second is mT5's."""
+  name = f"<extra_id_{number}>"
+  return name, WORD_START + name
 
 
 def first_there(*token_ids: int | None) -> int | None:

@@ -354,6 +354,7 @@ def vocabulary(
   config: GeneratedTreesConfig,
   markers_config: MarkersConfig,
   cache_dir: str | None = None,
+  sentinels: int = 0,
 ) -> str:
   """Returns the SentencePiece model of these trees, made at first use.
 
@@ -364,16 +365,20 @@ def vocabulary(
     config: settings of the trees.
     markers_config: settings of the author markers.
     cache_dir: where to keep it; None for the user's cache folder.
+    sentinels: how many of T5's sentinels it is to have.
 
   Raises:
     UserError: if the folder cannot be written.
   """
   every_word = [w for members in words(config).groups().values() for w in members]
   every_marker = [*markers.all_markers(markers_config), *cues(config)]
-  text = json.dumps([sentencepiece_vocabulary.FORMAT_VERSION, every_word, every_marker])
+  contents = [sentencepiece_vocabulary.FORMAT_VERSION, every_word, every_marker]
+  text = json.dumps(contents + [sentinels] * (sentinels > 0))
   key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
   folder = cache.cache_root(cache_dir) / "vocabularies"
   path = folder / f"generated-{key}.model"
   if not path.exists():
-    sentencepiece_vocabulary.write_word_vocabulary(every_word, path, every_marker)
+    sentencepiece_vocabulary.write_word_vocabulary(
+      every_word, path, every_marker, sentinels
+    )
   return os.fspath(path)

@@ -38,6 +38,7 @@ from .encoder import (
   Encoder,
   first_known,
   first_there,
+  sentinel_names,
 )
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
@@ -178,17 +179,21 @@ def _write(document: dict[str, Any]) -> bytes:
   return json.dumps(document, ensure_ascii=False, indent=2).encode()
 
 
-def add_markers(content: bytes, markers: Sequence[str]) -> tuple[bytes, list[str]]:
+def add_markers(
+  content: bytes, markers: Sequence[str], sentinels: int = 0
+) -> tuple[bytes, list[str]]:
   """Appends those markers that a `tokenizer.json` lacks, behind all of its tokens.
 
-  `<mask>` is only sought: a vocabulary's own `[MASK]` serves.
+  Sentinels come first, as in SentencePiece models. `<mask>` is only sought: a
+  vocabulary's own `[MASK]` serves.
 
   Args:
     content: the file's.
     markers: tokens that are never to be cut.
+    sentinels: how many of T5's sentinels there are to be; no text is ever made of them.
 
   Returns:
-    (the new file's content, the markers added).
+    (the new file's content, the markers and sentinels added).
 
   Raises:
     UserError: if its ids have gaps, where new tokens would land.
@@ -203,6 +208,12 @@ def add_markers(content: bytes, markers: Sequence[str]) -> tuple[bytes, list[str
   listed = document.setdefault("added_tokens", [])
   already = {token["content"] for token in listed}
   added = []
+  for number in reversed(range(sentinels)):
+    names = sentinel_names(number)
+    if not any(name in ids for name in names):
+      ids[names[0]] = len(ids)
+      added.append(names[0])
+      listed.append(_added_token(ids[names[0]], names[0], special=True))
   for marker in markers:
     if marker in already:
       continue

@@ -105,9 +105,7 @@ class Masker:
       epoch: pass over the data; another epoch draws other masks.
       index: the example's place in the data, the same in every epoch.
     """
-    rng = np.random.Generator(
-      np.random.Philox(key=np.uint64(seed), counter=[0, 0, epoch, index])
-    )
+    rng = generator(seed, epoch, index)
     tokens, lengths = piece["tokens"], piece["lengths"]
     node_of = np.repeat(np.arange(len(lengths)), lengths)
     column = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -226,6 +224,13 @@ class Masker:
     return chosen
 
 
+def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+  """Draws that depend on these numbers alone."""
+  return np.random.Generator(
+    np.random.Philox(key=np.uint64(seed), counter=[0, 0, epoch, index])
+  )
+
+
 def _whole(phrases: np.ndarray, words: np.ndarray) -> np.ndarray:
   """Phrases with all the tokens of the words that they have a token of."""
   of_word = np.zeros(words[-1] + 1, phrases.dtype)
@@ -249,12 +254,12 @@ def _choose_of(
   """Those of the candidates that are to be predicted: tokens, or words whole."""
   nodes = node_of[candidates]
   if words is None:
-    return candidates[_choose(nodes, budget, rng)]
+    return candidates[choose(nodes, budget, rng)]
   chosen = _choose_words(nodes, words[candidates], budget, rng)
   left = budget - np.bincount(nodes[chosen], minlength=len(budget))
   # A node whose words are all too long for its budget: better in parts than none.
   stuck = np.flatnonzero((left == budget)[nodes])
-  return candidates[np.concatenate([chosen, stuck[_choose(nodes[stuck], budget, rng)]])]
+  return candidates[np.concatenate([chosen, stuck[choose(nodes[stuck], budget, rng)]])]
 
 
 def _choose_words(
@@ -280,7 +285,7 @@ def _choose_words(
   return np.flatnonzero(np.repeat(taken, sizes))
 
 
-def _choose(
+def choose(
   node_of: np.ndarray, budget: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
   """Indices of exactly `budget` of each node's candidates, or of all there are."""

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..errors import UserError
 from . import label_objectives, markers, masking
 from .objectives_causal import CAUSAL_FEATURES, CausalObjective
 from .objectives_config import CAUSAL, LANGUAGE_FEATURES, PREFIXES, ObjectiveConfig
+from .objectives_spans import SpanCorruption
 from .pieces import Piece
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ TARGET_LENGTHS, PREFIX_LENGTHS = "target_lengths", "prefix_lengths"
 # What an objective may add to a piece, by what there is one of.
 TOKEN_FEATURES = (*masking.MASKING_FEATURES, TARGET_TOKENS)
 NODE_FEATURES = (TARGET_LENGTHS, PREFIX_LENGTHS)
+ALL_FEATURES = (*TOKEN_FEATURES, *NODE_FEATURES, LANGUAGES)
 
 
 class Objective(Protocol):
@@ -105,7 +106,13 @@ def build(preprocessing: Preprocessing, tokenizer: Tokenizer) -> Objective:
   if not predicts_tokens(config):
     label_objectives.check(preprocessing)
     return label_objectives.LabelObjective(of_tokens=config.name == "tag")
-  raise UserError(f"ObjectiveConfig.name = {config.name!r}: is not built yet")
+  return SpanCorruption(
+    config,
+    tokenizer.start_id,
+    tokenizer.sentinels,
+    tokenizer.maskable,
+    tokenizer.path,
+  )
 
 
 def features(config: ObjectiveConfig) -> tuple[str, ...]:
@@ -123,6 +130,17 @@ def predicts_tokens(config: ObjectiveConfig) -> bool:
 def decoder_lengths(piece: Piece) -> np.ndarray:
   """Decoder tokens of each node of a piece that an objective was at, [N]."""
   return piece[TARGET_LENGTHS if TARGET_LENGTHS in piece else "lengths"]
+
+
+def complete(piece: Piece) -> Piece:
+  """A piece that an objective was at, with those of `ALL_FEATURES` that it left out."""
+  default = {
+    TARGET_TOKENS: piece["tokens"],
+    TARGET_LENGTHS: decoder_lengths(piece),
+    PREFIX_LENGTHS: decoder_lengths(piece),
+    LANGUAGES: np.zeros(len(piece["tokens"]), np.int32),
+  }
+  return {**default, **piece}
 
 
 def extras_of(features: Mapping[str, object]) -> tuple[str, ...]:

@@ -74,6 +74,11 @@ class ObjectiveConfig:
         " leave them out"
       )
 
+  def named(self, name: ObjectiveName) -> ObjectiveConfig:
+    """These settings for another objective, without what that one does not know."""
+    languages = () if name in CAUSAL else self.languages
+    return dataclasses.replace(self, name=name, languages=languages)
+
   @property
   def extras(self) -> tuple[str, ...]:
     """Optional features that a batch of it has."""

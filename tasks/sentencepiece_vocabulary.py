@@ -29,6 +29,7 @@ from .encoder import (
   Encoder,
   first_known,
   first_there,
+  sentinel_names,
 )
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -161,7 +162,10 @@ def _text_proto() -> Any:
 
 
 def write_word_vocabulary(
-  words: Sequence[str], path: pathlib.Path, markers: Sequence[str]
+  words: Sequence[str],
+  path: pathlib.Path,
+  markers: Sequence[str],
+  sentinels: int = 0,
 ) -> None:
   """Writes a vocabulary in which each of `words` is one piece, without training.
 
@@ -169,6 +173,7 @@ def write_word_vocabulary(
     words: distinct, most frequent first, of letters alone.
     path: file to write; it appears whole or not at all.
     markers: tokens that are never to be cut, among them `<mask>`.
+    sentinels: how many of T5's sentinels to add, behind all else.
 
   Raises:
     UserError: if the file cannot be written.
@@ -186,6 +191,7 @@ def write_word_vocabulary(
     # Without it, the space in front of a marker would be an unknown character.
     (WORD_START, kind.NORMAL),
     *((WORD_START + word, kind.NORMAL) for word in words),
+    *((sentinel_names(n)[0], kind.CONTROL) for n in reversed(range(sentinels))),
   ]
   for piece, type_ in pieces:
     model.pieces.add(piece=piece, type=type_, score=0.0)
@@ -203,8 +209,13 @@ def write_word_vocabulary(
   vocabulary_files.write(path, model.SerializeToString(deterministic=True))
 
 
-def add_markers(content: bytes, markers: Sequence[str]) -> tuple[bytes, list[str]]:
+def add_markers(
+  content: bytes, markers: Sequence[str], sentinels: int = 0
+) -> tuple[bytes, list[str]]:
   """Appends those markers that a model lacks, behind all of its pieces.
+
+  Sentinels come first, the last of them in front: so T5's get the ids that T5 and its
+  checkpoints have them at.
 
   A marker that is an ordinary piece, or one that no text can hold, keeps its id and
   becomes uncuttable. `<mask>` is only sought: a model's own `[MASK]` serves.
@@ -212,15 +223,21 @@ def add_markers(content: bytes, markers: Sequence[str]) -> tuple[bytes, list[str
   Args:
     content: the model file's.
     markers: tokens that are never to be cut.
+    sentinels: how many of T5's sentinels there are to be; no text is ever made of them.
 
   Returns:
-    (the new file's content, the markers added).
+    (the new file's content, the markers and sentinels added).
   """
   proto = _model_proto()
   kind = proto.ModelProto.SentencePiece
   model = proto.ModelProto.FromString(content)
   known = {piece.piece: piece for piece in model.pieces}
   added = []
+  for number in reversed(range(sentinels)):
+    names = sentinel_names(number)
+    if not any(name in known for name in names):
+      model.pieces.add(piece=names[0], type=kind.CONTROL, score=0.0)
+      added.append(names[0])
   for marker in markers:
     if marker == MASK_NAMES[0] and any(name in known for name in MASK_NAMES):
       continue
@@ -280,6 +297,7 @@ class SentencePieceEncoder(Encoder):
     self.unk_id = known(self.backend.unk_id())
     self.mask_id = first_known(self, MASK_NAMES)
     self.space_id = self.piece_to_id(WORD_START)
+    self.maskable[self.sentinels] = False
 
   @functools.cached_property
   def begins_word(self) -> np.ndarray | None:

@@ -70,6 +70,7 @@ def train_vocabulary(
   path: str | os.PathLike[str],
   config: VocabularyConfig,
   markers: Sequence[str],
+  sentinels: int = 0,
 ) -> pathlib.Path:
   """Trains a vocabulary; equal arguments give equal bytes.
 
@@ -79,6 +80,7 @@ def train_vocabulary(
       (`vocabulary_files.record_path`).
     config: size and kind.
     markers: tokens that are never to be cut, among them `<mask>`.
+    sentinels: how many of its tokens are T5's sentinels, behind all others.
 
   Returns:
     The path.
@@ -107,9 +109,11 @@ def train_vocabulary(
   content = train(
     itertools.chain([first], held),
     model_type=config.model_type,
-    size=config.size,
+    size=config.size - sentinels,
     markers=markers,
   )
+  if sentinels:
+    content, _ = _adding(content)(content, (), sentinels)
   _write_with_record(
     path,
     content,
@@ -118,6 +122,7 @@ def train_vocabulary(
       "texts": feed.texts,
       "characters": feed.characters,
       "markers": list(markers),
+      **({"sentinels": sentinels} if sentinels else {}),
       **library,
     },
   )
@@ -155,6 +160,7 @@ def add_markers(
   source: str | os.PathLike[str],
   path: str | os.PathLike[str],
   markers: Sequence[str],
+  sentinels: int = 0,
 ) -> list[str]:
   """Writes a copy of a vocabulary that knows our markers, behind its own tokens.
 
@@ -165,9 +171,10 @@ def add_markers(
     source: a SentencePiece model or `tokenizer.json`; it stays as it is.
     path: file to write; a record goes beside it (`vocabulary_files.record_path`).
     markers: tokens that are never to be cut, among them `<mask>`.
+    sentinels: how many of T5's sentinels, `<extra_id_0>` and so on, it is to have.
 
   Returns:
-    The markers that were not there before.
+    The markers and sentinels that were not there before.
 
   Raises:
     UserError: if the vocabulary cannot be read or take them, or the file be written.
@@ -176,13 +183,9 @@ def add_markers(
   vocabulary_files.check_writable(path)
   content = vocabulary_files.read(source)
   before = open_encoder(content, source)
-  add = (
-    hf_vocabulary.add_markers
-    if _is_json(content)
-    else sentencepiece_vocabulary.add_markers
-  )
+  add = _adding(content)
   try:
-    extended, added = add(content, markers)
+    extended, added = add(content, markers, sentinels)
   except UserError as error:
     raise UserError(f"{os.fspath(source)}: {error}") from None
   after = open_encoder(extended, source, markers)
@@ -200,6 +203,13 @@ def add_markers(
   }
   _write_with_record(path, extended, record)
   return added
+
+
+def _adding(content: bytes) -> Callable[..., tuple[bytes, list[str]]]:
+  """What adds markers and sentinels to a vocabulary of this kind."""
+  if _is_json(content):
+    return hf_vocabulary.add_markers
+  return sentencepiece_vocabulary.add_markers
 
 
 def _check_unchanged(
@@ -404,6 +414,11 @@ class Tokenizer:
     Padding, beginning, end, unknown, markers and tokens held in reserve may not.
     """
     return self._encoder.maskable
+
+  @property
+  def sentinels(self) -> np.ndarray:
+    """Ids of T5's sentinels, `<extra_id_0>` first, int32 [as many as there are]."""
+    return self._encoder.sentinels
 
   @property
   def begins_word(self) -> np.ndarray:

@@ -164,7 +164,7 @@ def test_ids_with_gaps_are_refused(theirs, tmp_path):
 def test_a_change_of_old_tokens_is_refused(theirs, tmp_path, monkeypatch):
   from commentree.tasks import hf_vocabulary
 
-  def shifting(content, markers):
+  def shifting(content, markers, sentinels):
     document = json.loads(content)
     vocab = document["model"]["vocab"]
     words = list(vocab)

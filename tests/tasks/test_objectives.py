@@ -10,6 +10,7 @@ from commentree.tasks import data, packing
 from commentree.tasks.masking import Masker, MaskingConfig
 from commentree.tasks.objectives_causal import CausalObjective
 from commentree.tasks.objectives_config import ObjectiveConfig
+from commentree.tasks.objectives_spans import SpanCorruption
 from commentree.tasks.registry import Preprocessing
 
 from .forest_reading import SHAPE, pack_and_read
@@ -18,7 +19,10 @@ from .pieces_fixture import MASK_ID, VOCAB_SIZE, maskable, random_pieces
 START, END, AUTHOR = 1, 2, 5
 MLM = Masker(MaskingConfig(), MASK_ID, maskable())
 CLM = CausalObjective(START, END, np.arange(VOCAB_SIZE) == AUTHOR, 40)
-OBJECTIVES = (MLM, CLM)
+SPANS = SpanCorruption(
+  ObjectiveConfig("span_corruption"), START, np.arange(90, 99), maskable(), "v.model"
+)
+OBJECTIVES = (MLM, CLM, SPANS)
 
 
 def apply(objective, pieces, length=SHAPE.decoder_length):
