@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -112,6 +113,10 @@ class OptimizerConfig:
     weight_decay: share of a parameter taken off per step, times the learning rate.
       Norms, biases and other vectors are excluded.
     kwargs: further arguments of the optax function, by name.
+    learning_rate_rules: pairs of a regular expression and a multiple of the learning
+      rate; the first that matches a parameter's whole name counts, 0 freezes. See
+      docs/finetuning.md.
+    layer_decay: what the multiple of each layer is to that of the layer above it.
   """
 
   name: str = "adafactor"
@@ -119,11 +124,35 @@ class OptimizerConfig:
   clip_norm: float | None = 1.0
   weight_decay: float = 0.0
   kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  learning_rate_rules: tuple[tuple[str, float], ...] = ()
+  layer_decay: float = 1.0
 
   def __post_init__(self):
     if self.clip_norm is not None:
       check_range("OptimizerConfig", "clip_norm", self.clip_norm, 1e-12)
     check_range("OptimizerConfig", "weight_decay", self.weight_decay, 0)
+    check_range("OptimizerConfig", "layer_decay", self.layer_decay, 1e-3, 1)
+    rules = tuple(map(self._rule, self.learning_rate_rules))
+    object.__setattr__(self, "learning_rate_rules", rules)
+
+  @staticmethod
+  def _rule(rule: Any) -> tuple[str, float]:
+    """Checks a rule; gin hands over lists, and a frozen configuration hashes."""
+    owner, field = "OptimizerConfig", "learning_rate_rules"
+    if not (isinstance(rule, (list, tuple)) and len(rule) == 2):
+      raise UserError(
+        f"{owner}.{field} has {rule!r}: each must be (regular expression, multiple of"
+        " the learning rate)"
+      )
+    pattern, multiple = rule
+    check_range(owner, f"{field}[{pattern!r}]", multiple, 0)
+    try:
+      re.compile(pattern)
+    except (re.error, TypeError) as error:
+      raise UserError(
+        f"{owner}.{field} has {pattern!r}, which is no regular expression: {error}"
+      ) from error
+    return pattern, float(multiple)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +224,7 @@ class CheckpointConfig:
     keep: newest ones kept.
     keep_best: best ones kept besides.
     best_metric: what decides: an ancestor condition and a metric of the first
-      evaluation dataset.
+      evaluation dataset; with a head that may be an F1.
     save_timeout_seconds: a checkpoint not on disk by then stops the run.
     save_attempts: saves that may fail in a row before the run stops.
   """

@@ -6,10 +6,11 @@ import inspect
 import re
 from typing import Any
 
-import flax
+import jax
 import optax
 
 from ..errors import UserError
+from . import learning_rates
 from .config import OptimizerConfig
 from .schedules import Schedule
 
@@ -22,17 +23,15 @@ _NOT_DECAYED = re.compile(r"(scale|bias|rel_embedding|null_vector)$")
 
 def decay_mask(params: PyTree) -> PyTree:
   """Returns which parameters weight decay acts on."""
-  flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(params), sep=".")
-  decayed = {
-    name: leaf.ndim > 1 and not _NOT_DECAYED.search(name) for name, leaf in flat.items()
-  }
-  return flax.traverse_util.unflatten_dict(decayed, sep=".")
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaf.ndim > 1 and not _NOT_DECAYED.search(path[-1].key), params
+  )
 
 
 def make_optimizer(
   config: OptimizerConfig, schedule: Schedule
 ) -> optax.GradientTransformation:
-  """Builds the optimizer: clip, optimize, decay.
+  """Builds the optimizer: clip, optimize, decay, to each parameter its learning rate.
 
   An optimizer with weight decay and a mask of its own is given ours, so that `adamw`
   and `lamb` are what their names say; to the others decay is added after the
@@ -80,4 +79,4 @@ def make_optimizer(
         lambda step: -config.weight_decay * schedule(step), mask=decay_mask
       )
     )
-  return optax.chain(*steps)
+  return learning_rates.with_multiples(optax.chain(*steps), config)

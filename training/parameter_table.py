@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from ..models.batch import smallest
 from ..models.interface import Model
-from . import partitioning, runtime, schedules
+from . import learning_rates, partitioning, runtime, schedules
 from . import state as state_lib
 from .config import TrainConfig
 from .optimizers import make_optimizer
@@ -42,7 +43,10 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
   batch = smallest()
   params = state_lib.abstract_params(model, batch, mesh, config.partitioning)
   like = state_lib.abstract_state(params, optimizer, mesh)
-  console.print(table(like, state_lib.parameter_axes(model, batch), mesh))
+  multiples = None
+  if not learning_rates.is_default(config.optimizer):
+    multiples = learning_rates.multiples(config.optimizer, params)
+  console.print(table(like, state_lib.parameter_axes(model, batch), mesh, multiples))
   lines = partitioning.left_whole(params, mesh, config.partitioning)
   if (source := config.initial_checkpoint_path) is not None:
     specs = apply.specs_of(params)
@@ -55,13 +59,19 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
     console.print(line, highlight=False, soft_wrap=True)
 
 
-def table(like: TrainState, axes: PyTree, mesh: Mesh) -> Table:
+def table(
+  like: TrainState,
+  axes: PyTree,
+  mesh: Mesh,
+  multiples: Mapping[str, learning_rates.Multiple] | None = None,
+) -> Table:
   """Returns a row for each parameter, and the sums.
 
   Args:
     like: the abstract state, with shardings.
     axes: `params_axes` as the model returns them.
     mesh: the mesh.
+    multiples: of the learning rate, by parameter; None if all have the same.
   """
   names_of = partitioning.axis_names(axes)
   params = partitioning.flatten_names(like.params)
@@ -70,6 +80,8 @@ def table(like: TrainState, axes: PyTree, mesh: Mesh) -> Table:
   for heading in ("name", "shape", "dtype", "logical axes", "sharding"):
     rendered.add_column(heading, overflow="fold")
   rendered.add_column("bytes per device", justify="right")
+  if multiples is not None:
+    rendered.add_column("learning rate", justify="right")
   for name, leaf in params.items():
     rendered.add_row(
       name,
@@ -78,6 +90,7 @@ def table(like: TrainState, axes: PyTree, mesh: Mesh) -> Table:
       ", ".join(map(str, names_of[name])),
       _lies(leaf.sharding.spec),
       f"{state_lib.bytes_per_device(leaf):,}",
+      *([] if multiples is None else [learning_rates.in_words(multiples[name])]),
     )
   rendered.add_section()
   whole = sum(leaf.size * leaf.dtype.itemsize for leaf in params.values())

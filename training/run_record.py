@@ -24,7 +24,7 @@ from etils import epath
 
 from ..errors import UserError
 from . import saving, storage
-from .config import TrainConfig
+from .config import OptimizerConfig, TrainConfig
 from .schedules import decay_steps
 
 _PACKAGES = (
@@ -77,6 +77,10 @@ def training_facts(config: TrainConfig) -> dict[str, Any]:
   """
   optimizer = dataclasses.asdict(config.optimizer)
   schedule = optimizer.pop("schedule")
+  # Runs of before there were these have none.
+  for field in ("learning_rate_rules", "layer_decay"):
+    if optimizer[field] == getattr(OptimizerConfig, field):
+      del optimizer[field]
   if config.optimizer.schedule.name in ("constant", "rsqrt"):
     for field in ("decay_steps", "decay_share", "final_share"):
       del schedule[field]

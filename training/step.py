@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..models.interface import Model
-from . import partitioning
+from . import learning_rates, partitioning
 from .config import BATCH_AXES, TrainConfig
 from .schedules import Schedule
 from .state import PyTree, TrainState
@@ -37,7 +37,8 @@ def make_train_step(
 
   `key` is the run's: each step and each microbatch folds its number in. `sums` are
   the model's `loss_sums`, and `objective`, the mean loss that was minimized,
-  `gradient_norm` before clipping, `learning_rate` and `finite`, 1 or 0.
+  `gradient_norm` before clipping (of what is not frozen), `learning_rate` and `finite`,
+  1 or 0.
 
   Args:
     model: the model.
@@ -81,9 +82,11 @@ def make_train_step(
   def train_step(state: TrainState, batch: Batch, key: jax.Array):
     grads, sums = gradients(state.params, batch, jax.random.fold_in(key, state.step))
     # A batch of padding has neither loss nor gradient.
-    weight = jnp.maximum(sums.pop("_weight"), 1)
+    weight = sums.pop("_weight")
+    weight = jnp.where(weight > 0, weight, 1)
     grads = jax.tree.map(lambda g: g / weight, grads)
-    norm = optax.global_norm(grads)
+    # Gradients of what is frozen are then read by nothing, and not computed.
+    norm = optax.global_norm(learning_rates.trained(config.optimizer, grads))
     objective = sums["objective"] / weight
     finite = jnp.isfinite(objective) & jnp.isfinite(norm)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)

@@ -19,6 +19,7 @@ from . import (
   f1,
   flops,
   hosts,
+  learning_rates,
   lease,
   partitioning,
   restore,
@@ -120,6 +121,7 @@ def train(
     say(
       f"{partitioning.describe(mesh)};"
       f" {state_lib.count_parameters(params):,} parameters"
+      f"{learning_rates.how_many_trained(config.optimizer, params)}"
     )
     for line in partitioning.left_whole(params, mesh, config.partitioning):
       say(line)
