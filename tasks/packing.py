@@ -20,11 +20,10 @@ import numpy as np
 from ..errors import UserError
 from . import objectives, splitting
 from .forest_layout import ForestShape, PieceTotals
+from .laying_out import Forest, lay_out, lay_out_languages, lay_out_masked
 from .objectives import LANGUAGES, PREFIX_LENGTHS, TARGET_LENGTHS, TARGET_TOKENS
 from .objectives_config import LANGUAGE_FEATURES, PREFIXES
 from .pieces import COMMENT_LABELS, LABELS, NODE_FEATURES, PHRASES, Piece, ranges
-
-Forest = dict[str, np.ndarray]
 
 # A forest is closed once so many pieces in a row found no place in its rows.
 _MAX_MISFITS = 30
@@ -209,7 +208,7 @@ class ForestBuilder:
     forest["encoder_slot_depths"][: len(encoded)] = depths[encoded]
     tokens = np.concatenate([item.piece["tokens"] for item in items])
     encoded_lengths = np.concatenate([item.encoded_lengths for item in items])
-    source, cells = _lay_out(
+    source, cells = lay_out(
       forest,
       "encoder",
       tokens,
@@ -220,7 +219,7 @@ class ForestBuilder:
     )
     if with_languages:
       languages = np.concatenate([_languages(item.piece) for item in items])
-      _lay_out_languages(forest, "encoder", languages[source], cells)
+      lay_out_languages(forest, "encoder", languages[source], cells)
 
     targets = np.concatenate(
       [item.targets + before for item, before in zip(items, nodes_before)]
@@ -229,7 +228,7 @@ class ForestBuilder:
     in_decoder = np.concatenate([objectives.decoder_lengths(i.piece) for i in items])
     target_lengths = np.concatenate([item.target_lengths for item in items])
     places = np.array(self._decoder_places, np.int64).reshape(-1, 2)
-    source, cells = _lay_out(
+    source, cells = lay_out(
       forest,
       "decoder",
       input_tokens,
@@ -243,10 +242,10 @@ class ForestBuilder:
     answers = np.concatenate(
       [item.piece.get(TARGET_TOKENS, item.piece["tokens"]) for item in items]
     )
-    self._lay_out_masked(forest, answers[source[picked]], cells[picked])
+    lay_out_masked(forest, answers[source[picked]], cells[picked])
     if with_languages:
       languages = np.concatenate([_decoder_languages(item.piece) for item in items])
-      _lay_out_languages(forest, "decoder", languages[source], cells)
+      lay_out_languages(forest, "decoder", languages[source], cells)
 
     ancestors = np.concatenate(
       [
@@ -266,40 +265,6 @@ class ForestBuilder:
     )
     return forest
 
-  def _lay_out_masked(
-    self, forest: Forest, tokens: np.ndarray, cells: np.ndarray
-  ) -> None:
-    """Writes targets at masked cells (row * length + column) into the row's first M."""
-    order = np.argsort(cells)
-    row, column = np.divmod(cells[order], self._shape.decoder_length)
-    in_row = np.bincount(row, minlength=self._shape.decoder_rows)
-    rank = np.arange(len(row)) - np.repeat(np.cumsum(in_row) - in_row, in_row)
-    forest["decoder_masked_positions"][row, rank] = column
-    forest["decoder_target_tokens"][row, rank] = tokens[order]
-    forest["decoder_loss_weights"][row, rank] = 1.0
-
-
-def _lay_out(
-  forest: Forest,
-  side: str,
-  tokens: np.ndarray,
-  starts: np.ndarray,
-  lengths: np.ndarray,
-  places: np.ndarray,
-  row_length: int,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Writes items into one side's rows; returns token indices and cells written to."""
-  source = ranges(starts, lengths)
-  cells = ranges(places[:, 0] * row_length + places[:, 1], lengths)
-  forest[f"{side}_input_tokens"].reshape(-1)[cells] = tokens[source]
-  forest[f"{side}_segment_ids"].reshape(-1)[cells] = np.repeat(
-    np.arange(1, len(lengths) + 1), lengths
-  )
-  forest[f"{side}_positions"].reshape(-1)[cells] = ranges(
-    np.zeros_like(lengths), lengths
-  )
-  return source, cells
-
 
 def _languages(piece: Piece) -> np.ndarray:
   """Language of each of the piece's tokens."""
@@ -318,18 +283,6 @@ def _prefix_lengths(item: PackItem) -> np.ndarray:
   if PREFIX_LENGTHS not in item.piece:
     return item.target_lengths
   return np.minimum(item.piece[PREFIX_LENGTHS][item.targets], item.target_lengths)
-
-
-def _lay_out_languages(
-  forest: Forest, side: str, languages: np.ndarray, cells: np.ndarray
-) -> None:
-  """Writes tokens' languages; where it changes in a comment, positions begin anew."""
-  forest[f"{side}_languages"].reshape(-1)[cells] = languages
-  positions = forest[f"{side}_positions"].reshape(-1)
-  in_comment = positions[cells]
-  begins = (in_comment == 0) | (np.diff(languages, prepend=0) != 0)
-  last_begin = np.maximum.accumulate(np.where(begins, np.arange(len(cells)), 0))
-  positions[cells] = in_comment - in_comment[last_begin]
 
 
 def empty_forest(shape: ForestShape) -> Forest:
