@@ -56,6 +56,7 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
     {HELD_OUT: held_out_data(run, data)},
     token_groups=token_groups(run, data),
     record=RunRecord(
+    label_names=label_objectives.label_names(data.task.preprocessing),
       facts=facts(model, data),
       config_text=config_text,
       grown_from=data.task.tokenizer.grown_from,
@@ -91,6 +92,7 @@ def evaluate(
     eval_batches=batches,
     token_groups=token_groups(run, data),
     config=run.train.evaluation,
+    label_names=label_objectives.label_names(data.task.preprocessing),
     partitioning_config=run.train.partitioning,
     best_metric=run.train.checkpoint.best_metric,
     compile_cache_dir=run.train.compile_cache_dir,

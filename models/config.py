@@ -167,7 +167,7 @@ class ModelConfig:
         f"ModelConfig.num_labels = {self.num_labels}: must be odd: a tag for what is"
         " outside, and two for each kind of span, its beginning and its inside"
       )
-    if self.class_weights and len(self.class_weights) != self.num_labels:
+    if len(self.class_weights) not in (0, self.num_labels) and self.num_labels:
       raise UserError(
         f"ModelConfig.class_weights has {len(self.class_weights)} weights: must have"
         f" one for each of the num_labels = {self.num_labels} labels"

@@ -2,8 +2,9 @@
 
 Rules name parameters, and lower layers may learn more slowly (Howard & Ruder 2018; of
 pretrained encoders, Clark et al. 2020): the lower, the more general what they know.
-What is multiplied is the whole update, weight decay included. A parameter whose multiple
-is 0 is frozen: it has no optimizer state and no gradient, and not a bit of it changes.
+What is multiplied is the whole update, weight decay included. A parameter whose
+multiple is 0 is frozen: it has no optimizer state and no gradient, and no bit of it
+changes.
 """
 
 from __future__ import annotations
