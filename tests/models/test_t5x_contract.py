@@ -7,6 +7,7 @@ what comes back.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ from commentree.training import optimizers
 from commentree.training.config import DEFAULT_AXIS_RULES, OptimizerConfig
 from commentree.training.t5x_optimizer import OptaxOptimizer
 
-from . import conftest
+from . import conftest, labelled
 
 assert registered  # Registers the task of generated trees.
 TASK = "commentree_generated"
@@ -43,16 +44,22 @@ TASK = "commentree_generated"
 # ---- The model ---------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def t5x(make, packed):
-  """Calls the model as T5X does."""
-  model, params = make()
-  batch = {name: jnp.asarray(values) for name, values in packed.batch.items()}
-  return model, params, batch
+HEADS = {"masked_lm": {}, **labelled.HEADS}
 
 
-def test_initial_variables_come_by_keyword_from_a_bound_method(make, packed):
-  init = make()[0].get_initial_variables
+@pytest.fixture(scope="module", params=HEADS)
+def t5x(request, make, packed):
+  """Calls the model as T5X does, with each of its heads."""
+  model, params = make(**HEADS[request.param])
+  batch = packed.batch
+  if request.param != "masked_lm":
+    batch = labelled.for_head(model.config, batch)
+  return model, params, {name: jnp.asarray(values) for name, values in batch.items()}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_initial_variables_come_by_keyword_from_a_bound_method(head, make, packed):
+  init = make(**HEADS[head])[0].get_initial_variables
   assert inspect.ismethod(init)
   for types in (None, {name: x.dtype for name, x in packed.batch.items()}):
     variables = jax.eval_shape(
@@ -116,6 +123,13 @@ def test_inference_is_called_by_what_it_has_names_for(t5x, name, takes_rng, with
     leaves = [result]
   size = len(batch["decoder_input_tokens"])
   assert all(leaf.shape[0] == size for leaf in leaves)
+
+
+def test_axes_of_every_head_are_known_to_the_rules_that_t5x_is_given():
+  for changes in labelled.HEADS.values():
+    t5x_model.check_axes(
+      CommentTreeModel(dataclasses.replace(conftest.CONFIG, **changes))
+    )
 
 
 def test_what_else_is_read_is_there():
