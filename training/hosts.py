@@ -8,6 +8,7 @@ each function equally often with the same names, in the same order per name.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import threading
 import time
@@ -27,6 +28,7 @@ WAIT_SECONDS = 1800.0
 
 # Python sees signals between calls into the store, not within them.
 _POLL_SECONDS = 5.0
+_LOOK_SECONDS = 0.2
 _USER_ERRORS = {
   name: error
   for name, error in vars(errors).items()
@@ -108,6 +110,57 @@ def meet(name: str, seconds: float = WAIT_SECONDS) -> None:
     HostLostError: if one does not come in that time.
   """
   share(name, "", seconds)
+
+
+def await_all(name: str, meanwhile: Callable[[], None]) -> None:
+  """Returns once all hosts have called it, however long that takes.
+
+  Args:
+    name: what they have done; unlike elsewhere, each name is for one call.
+    meanwhile: called again and again; what it raises ends the waiting.
+  """
+  if jax.process_count() == 1:
+    return
+  if jax.process_index() > 0:
+    raise_flag(f"{name}/{jax.process_index()}")
+  else:
+    for process in range(1, jax.process_count()):
+      _await_flag(f"{name}/{process}", meanwhile)
+    raise_flag(f"{name}/all")
+  _await_flag(f"{name}/all", meanwhile)
+
+
+def _await_flag(name: str, meanwhile: Callable[[], None]) -> None:
+  while flag(name) is None:
+    meanwhile()
+    time.sleep(_LOOK_SECONDS)
+
+
+def raise_flag(name: str, text: str = "up") -> None:
+  """Says something that every host may look for; who says it first is heard.
+
+  Args:
+    name: what it is about; it can be said once.
+    text: what to say.
+  """
+  if jax.process_count() > 1:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was faster
+      _store().key_value_set(f"commentree/flag/{name}", text)
+
+
+def flag(name: str) -> str | None:
+  """Returns what some host said by `raise_flag`, None if none has yet."""
+  if jax.process_count() == 1:
+    return None
+  try:
+    return _store().key_value_try_get(f"commentree/flag/{name}")
+  except jax.errors.JaxRuntimeError as error:
+    if "NOT_FOUND" in str(error):
+      return None
+    raise HostLostError(
+      f"the coordinator does not answer ({str(error).splitlines()[0][:120]}):"
+      " start again on every host"
+    ) from error
 
 
 def chief_decides(name: str, decide: Callable[[], T]) -> T:

@@ -245,8 +245,12 @@ def sync_folder(folder: epath.Path) -> None:
     os.close(descriptor)
 
 
-def check_writable(model_dir: epath.Path) -> None:
-  """Makes a run's folder, and tries whether files can be written there.
+def check_writable(model_dir: epath.Path, what: str = "MODEL_DIR") -> None:
+  """Makes a folder, and tries whether files can be written there.
+
+  Args:
+    model_dir: the folder, as a rule a run's.
+    what: what the user calls it.
 
   Raises:
     UserError: if not.
@@ -262,15 +266,19 @@ def check_writable(model_dir: epath.Path) -> None:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     mend = "free space there" if full else "make it writable"
     raise UserError(
-      f"MODEL_DIR {model_dir} cannot be written ({reason(error)}): {mend}, or use"
-      " another MODEL_DIR"
+      f"{what} {model_dir} cannot be written ({reason(error)}): {mend}, or use"
+      f" another {what}"
     ) from error
 
 
-def check_shared(model_dir: epath.Path) -> None:
+def check_shared(model_dir: epath.Path, what: str = "MODEL_DIR") -> None:
   """Makes sure that all hosts see one folder, by a file that host 0 writes.
 
   Every host calls it.
+
+  Args:
+    model_dir: the folder, as a rule a run's.
+    what: what the user calls it.
 
   Raises:
     UserError: on every host, naming those that do not see the file; or if host 0
@@ -279,13 +287,13 @@ def check_shared(model_dir: epath.Path) -> None:
   probe = model_dir / ".shared_by_all_hosts"
 
   def write() -> str:
-    check_writable(model_dir)
+    check_writable(model_dir, what)
     token = secrets.token_hex(8)
     write_text(probe, token)
     return token
 
   if jax.process_count() == 1:
-    check_writable(model_dir)
+    check_writable(model_dir, what)
     return
   token = hosts.chief_decides("shared folder", write)
   seen = _sees(probe, token)
@@ -295,7 +303,7 @@ def check_shared(model_dir: epath.Path) -> None:
   blind = [name for seen, name in map(json.loads, said) if not seen]
   if blind:
     raise UserError(
-      f"MODEL_DIR {model_dir} is not one folder for all hosts: {', '.join(blind)} did"
+      f"{what} {model_dir} is not one folder for all hosts: {', '.join(blind)} did"
       f" not see within {_SHARED_SECONDS:g} s what host 0 wrote there: give gs://, s3://"
       " or a folder mounted on every host"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from ...models.model import CommentTreeModel
@@ -68,6 +68,7 @@ class Engine:
     program: Program,
     chunks: Iterable[tuple[Sequence[CommentTree], T]],
     ahead: int | None = None,
+    tick: Callable[[], None] = lambda: None,
   ) -> Iterator[tuple[list[list[Answer]], T]]:
     """Yields the answers of chunks of trees, by tree and comment, in order.
 
@@ -77,9 +78,11 @@ class Engine:
       chunks: trees, each time with what is to come out beside their answers.
       ahead: forests that are begun before the first is waited for; None for two a
         group of devices. It changes nothing in the answers.
+      tick: called for every forest; what it raises ends the work.
     """
     laid_out = self._lay_out(mode, chunks)
     for arrays, (filled, documents, beside) in program.over(laid_out, ahead):
+      tick()
       if filled is not None:
         mode.collect(arrays, filled)
       else:

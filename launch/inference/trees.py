@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from etils import epath
+
 from ...errors import UserError
 from ...tasks import built_dataset, readers, trees
 from ...tasks.building import tfrecord, tree_record
@@ -38,6 +40,11 @@ class Unit(abc.ABC):
 
   name: str
 
+  @property
+  @abc.abstractmethod
+  def size(self) -> int:
+    """Its bytes, as they lie on disk."""
+
   @abc.abstractmethod
   def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees behind a position, each with the position behind it.
@@ -59,6 +66,11 @@ class Lines(Unit):
   name: str
   config: TreeConfig
 
+  @property
+  def size(self) -> int:
+    """Its bytes, as they lie on disk."""
+    return os.path.getsize(self.name)
+
   def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees, one a line; as `Unit.read`."""
     limit = self.config.max_line_bytes
@@ -78,7 +90,7 @@ class Lines(Unit):
 
   def share(self, position: int) -> float | None:
     """Returns the share of its bytes."""
-    return position / max(1, os.path.getsize(self.name))
+    return position / max(1, self.size)
 
 
 def tree_of_line(line: bytes, config: TreeConfig, fates: Fates) -> CommentTree | None:
@@ -94,6 +106,11 @@ class File(Unit):
   name: str
   format: Format
   config: TreeConfig
+
+  @property
+  def size(self) -> int:
+    """Its bytes, as they lie on disk."""
+    return os.path.getsize(self.name)
 
   def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees; as `Unit.read`."""
@@ -113,6 +130,11 @@ class Scattered(Unit):
   paths: tuple[str, ...]
   format_name: str | None
   config: TreeConfig
+
+  @property
+  def size(self) -> int:
+    """Its bytes, as they lie on disk."""
+    return sum(map(os.path.getsize, self.paths))
 
   def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees; as `Unit.read`."""
@@ -136,9 +158,12 @@ class Shard(Unit):
   """A file of a built dataset; positions are bytes."""
 
   name: str
-  dataset: BuiltDataset
-  split: str
-  number: int
+  file: epath.Path
+
+  @property
+  def size(self) -> int:
+    """Its bytes, as they lie on disk."""
+    return int(self.file.stat().length)
 
   def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees; as `Unit.read`.
@@ -146,9 +171,8 @@ class Shard(Unit):
     Raises:
       UserError: naming the record that is damaged.
     """
-    file = self.dataset.split(self.split).files[self.number]
     try:
-      with file.open("rb") as stream:
+      with self.file.open("rb") as stream:
         stream.seek(position)
         for record in tfrecord.read(stream):  # type: ignore[arg-type]
           tree = tree_record.decode(record)
@@ -157,13 +181,12 @@ class Shard(Unit):
           yield tree, stream.tell()
     except tfrecord.DamagedError as error:
       raise UserError(
-        f"{file}: {error}, from byte {position:,} on; build the dataset again"
+        f"{self.file}: {error}, from byte {position:,} on; build the dataset again"
       ) from error
 
   def share(self, position: int) -> float | None:
     """Returns the share of its bytes."""
-    file = self.dataset.split(self.split).files[self.number]
-    return position / max(1, file.stat().length)
+    return position / max(1, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +195,11 @@ class Stdin(Unit):
 
   config: TreeConfig
   name: str = STDIN
+
+  @property
+  def size(self) -> int:
+    """Its bytes, as they lie on disk."""
+    return 0
 
   def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees; as `Unit.read`."""
@@ -240,6 +268,22 @@ def find(
   return Input(tuple(units), _signature(readers.inputs(patterns, format_name)))
 
 
+def check_there_is(word: str, found: Input, flag: str) -> None:
+  """Makes sure that some comment has a word; reads until one does.
+
+  Raises:
+    UserError: if none does.
+  """
+  for unit in found.units:
+    for tree, _ in unit.read(0, Fates()):
+      if any(word in comment.text for comment in tree.comments):
+        return
+  raise UserError(
+    f"no comment of --input holds {word!r}: put it in place of what is to be filled"
+    f" in, or name another word by {flag}"
+  )
+
+
 def _is_plain(path: str) -> bool:
   """Whether a file surely is not compressed."""
   with open(path, "rb") as file:
@@ -255,8 +299,6 @@ def _signature(paths: Sequence[str]) -> list[Any]:
 def _shards(dataset: BuiltDataset, split: str | None) -> Input:
   names = list(dataset.splits) if split is None else [split]
   units = [
-    Shard(file.name, dataset, name, number)
-    for name in names
-    for number, file in enumerate(dataset.split(name).files)
+    Shard(file.name, file) for name in names for file in dataset.split(name).files
   ]
   return Input(tuple(units), {"built": dataset.identity, "splits": names})

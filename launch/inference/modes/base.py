@@ -29,14 +29,12 @@ class Mode(abc.ABC, Generic[D]):
 
   Attributes:
     name: what `--mode` calls it.
-    objectives: of the runs that can give it.
     run: what is known of the run.
     ancestors: which ancestors comments see.
     shape: what its forests hold.
   """
 
   name: str
-  objectives: tuple[str, ...]
 
   def __init__(self, run: RunFacts, ancestors: Condition = "true"):
     """Sets up; subclasses check what the user asked for."""

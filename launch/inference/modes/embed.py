@@ -40,7 +40,6 @@ class Embed(Mode[EmbeddedDocument]):
   """The pooled vectors of each comment; if asked for, its vector given its thread."""
 
   name = "embed"
-  objectives = ("mlm", "clm", "tlm", "span_corruption", "classify", "tag")
 
   def __init__(
     self, run: RunFacts, ancestors: Condition = "true", *, contextual: bool = False

@@ -54,7 +54,6 @@ class Fill(Mode[MaskedDocument]):
   """The `top_k` likeliest tokens for each mask, and the text with the first of them."""
 
   name = "fill"
-  objectives = ("mlm", "tlm")
 
   def __init__(
     self,

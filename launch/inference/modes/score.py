@@ -111,8 +111,6 @@ class Score(Mode[ScoredDocument]):
 class PseudoLikelihood(Score):
   """Of a model of masked tokens: each token is masked in turn."""
 
-  objectives = ("mlm", "tlm")
-
   def make_shape(self) -> ForestShape:
     """Returns what forests hold: a token to predict in every copy of a comment."""
     return self.shape_of(max(8, self.run.decoder_length // 4))
@@ -171,8 +169,6 @@ class PseudoLikelihood(Score):
 
 class Likelihood(Score):
   """Of a causal model: each token from those before it."""
-
-  objectives = ("clm",)
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold: every token is predicted."""

@@ -1,0 +1,86 @@
+"""Which modes there are, of which runs, and with which flags; light to import."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+
+if TYPE_CHECKING:
+  from .modes.base import Mode
+  from .run_facts import RunFacts
+
+_ALL = ("mlm", "tlm", "clm", "span_corruption", "classify", "tag")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModeFacts:
+  """What is known of a mode before anything heavy loads.
+
+  Attributes:
+    objectives: of the runs that can do it.
+    options: its own flags.
+  """
+
+  objectives: tuple[str, ...]
+  options: tuple[str, ...] = ()
+
+
+MODES = {
+  "fill": ModeFacts(("mlm", "tlm"), ("top_k", "mask")),
+  "embed": ModeFacts(_ALL, ("contextual",)),
+  "score": ModeFacts(("mlm", "tlm", "clm")),
+}
+
+
+def check(mode: str, objective: str, options: Mapping[str, Any]) -> None:
+  """Makes sure that a run can do what is asked.
+
+  Args:
+    mode: what is asked.
+    objective: what the run was trained to predict.
+    options: flags that were given, by name.
+
+  Raises:
+    UserError: if not.
+  """
+  able = [name for name, facts in MODES.items() if objective in facts.objectives]
+  if mode not in able:
+    raise UserError(
+      f"--mode={mode}: is for runs of the objective"
+      f" {' or '.join(MODES[mode].objectives)}; this run's is {objective!r}, which can"
+      f" {', '.join(able)}"
+    )
+  for option in options:
+    if option not in MODES[mode].options:
+      owners = [name for name, facts in MODES.items() if option in facts.options]
+      raise UserError(
+        f"--{option}: is of no use with --mode={mode}; it is for"
+        f" --mode={' or '.join(owners)}"
+      )
+
+
+def make(
+  mode: str, run: RunFacts, ancestors: str = "true", options: Mapping[str, Any] = {}
+) -> Mode:
+  """Makes a mode that `check` has let pass.
+
+  Args:
+    mode: its name.
+    run: the run.
+    ancestors: which ancestors comments see.
+    options: its own.
+
+  Raises:
+    UserError: if an option is out of range.
+  """
+  from .modes import embed, fill, score
+
+  kinds: dict[str, Any] = {
+    "fill": fill.Fill,
+    "embed": embed.Embed,
+    "score": score.Likelihood if run.objective == "clm" else score.PseudoLikelihood,
+  }
+  return kinds[mode](run, ancestors, **options)

@@ -1,0 +1,220 @@
+"""From input to output: the chunks that are missing, then all parts joined."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+
+from ...errors import UserError
+from ...tasks.trees import Fates
+from ...training import hosts, run_record, runtime, storage
+from ...training.distributed import Joined
+from ...training.signals import StopRequest
+from . import chunks, outputs
+from .chunks import Chunk, ChunkSize
+from .engine import Engine
+from .modes.base import Mode
+from .parts import Parts
+from .progress import Progress
+from .run_facts import RunFacts
+from .trees import Input
+
+# Raise when lines, vectors or the dealing of chunks get another form.
+_FORMAT_VERSION = 1
+_LOOK_SECONDS = 1.0
+_STDOUT = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What is to be done.
+
+  Attributes:
+    run: the run.
+    step: the checkpoint; the newest if None.
+    make_mode: makes the mode, once the vocabulary is there.
+    options: of the mode, by flag; they decide answers.
+    found: the input.
+    output: file to write; `-` for standard output.
+    chunk: when a chunk is full.
+    batch_size: forests that are begun before the first is waited for; None for two
+      a group of devices.
+  """
+
+  run: RunFacts
+  step: int | Literal["best"] | None
+  make_mode: Callable[[], Mode]
+  options: Mapping[str, Any]
+  found: Input
+  output: str
+  chunk: ChunkSize = ChunkSize()
+  batch_size: int | None = None
+
+
+def infer(job: Job, joined: Joined) -> None:
+  """Answers for all comments of the input, and writes the output.
+
+  Raises:
+    UserError: for anything the user can mend.
+    SystemExit: with 143 after SIGTERM and 130 after SIGINT; what is done is kept.
+  """
+  runtime.set_flags(job.run.config.train.compile_cache_dir)
+  with StopRequest() as stop:
+    tick = _Tick(stop, joined)
+    engine = Engine(job.run, job.step)
+    mode = job.make_mode()
+    if job.output == _STDOUT:
+      _stream(job, engine, mode, tick)
+      return
+    settings = _settings(job, engine)
+    joined.watchdog.agree(settings, "settings")
+    form = outputs.for_path(job.output, mode.name)
+    parts = Parts(storage.as_path(job.output), form.part_ending, settings, joined.say)
+    again = job.found.signature is not None
+    if hosts.chief_decides("parts", lambda: parts.begin(again)):
+      joined.say(f"nothing to do: {parts.output} is whole")
+      return
+    storage.check_shared(parts.folder, "--output's folder")
+    joined.say(f"checkpoint {engine.path}")
+    _fill_in(job, engine, mode, form, parts, joined, tick)
+    joined.watchdog.at(0, "data")
+    hosts.await_all("parts written", tick)
+    hosts.chief_decides("join", lambda: _join(job, form, parts, joined))
+
+
+def _fill_in(
+  job: Job,
+  engine: Engine,
+  mode: Mode,
+  form: outputs.Output,
+  parts: Parts,
+  joined: Joined,
+  tick: Callable[[], None],
+) -> None:
+  """Writes the parts that are this host's to write and not there yet."""
+  fates = Fates()
+  done = parts.done()
+  if done:
+    joined.say(f"going on: {sum(map(len, done.values())):,} parts are there")
+  progress = Progress(job.found.units, joined.say)
+  missing = chunks.missing(
+    job.found.units, job.chunk, done, jax.process_index(), jax.process_count(), fates
+  )
+  program = engine.program(mode)
+  found = engine.answers(
+    mode, program, ((c.trees, c) for c in missing), job.batch_size, tick
+  )
+  for answers, chunk in found:
+    parts.write(chunk, form.encode(chunk.trees, answers))
+    progress.add(chunk)
+  progress.end()
+  _tell_fates(fates, joined)
+
+
+def _tell_fates(fates: Fates, joined: Joined) -> None:
+  """Tells what became of what was read, if anything but well."""
+  kept = fates.trees.total() + fates.comments.total()
+  if kept and (len(fates.trees) + len(fates.comments) > 2 or fates.mended):
+    joined.console.print(fates.table())
+
+
+def _join(job: Job, form: outputs.Output, parts: Parts, joined: Joined) -> None:
+  done = parts.done()
+  if not chunks.is_whole(job.found.units, done):
+    raise UserError(f"{parts.folder}: parts went missing; start the same command again")
+  comments = form.join(parts.in_order(), parts.output)
+  parts.finish({"comments": comments, "versions": run_record.versions()})
+  joined.say(f"{parts.output}: {comments:,} comments")
+
+
+def _stream(job: Job, engine: Engine, mode: Mode, tick: Callable[[], None]) -> None:
+  """Writes answers to standard output as they come."""
+
+  def read() -> Iterator[tuple[Any, Chunk]]:
+    for which, unit in enumerate(job.found.units):
+      for chunk in chunks.cut(unit, which, job.chunk, Fates()):
+        yield chunk.trees, chunk
+
+  program = engine.program(mode)
+  for answers, chunk in engine.answers(mode, program, read(), job.batch_size, tick):
+    for line in outputs.lines(chunk.trees, answers):
+      sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _settings(job: Job, engine: Engine) -> dict[str, Any]:
+  """What decides answers, by the names that the user knows."""
+  config = job.run.config
+  sums = engine.path / "checksums.json"
+  data = dataclasses.asdict(config.data)
+  for name in _BESIDE_THE_POINT:
+    data.pop(name, None)
+  settings = {
+    "format": _FORMAT_VERSION,
+    **job.options,
+    "--input": job.found.signature,
+    "--step": engine.step,
+    "the checkpoint's checksums": _digest(sums.read_text() if sums.exists() else ""),
+    "the vocabulary": job.run.tokenizer.fingerprint,
+    "--chunk_trees": job.chunk.trees,
+    **{f"ModelConfig.{k}": v for k, v in dataclasses.asdict(config.model).items()},
+    **_flat("DataConfig", data),
+  }
+  return json.loads(json.dumps(settings))
+
+
+# Of the data's settings, those that no answer depends on.
+_BESIDE_THE_POINT = (
+  "files",
+  "files_format",
+  "vocabulary",
+  "held_out_share",
+  "cache_dir",
+  "use_cached",
+  "seqio_additional_cache_dirs",
+  "prepare_processes",
+  "eval_seed",
+  "masking",
+  "discourse",
+  "generated",
+)
+
+
+def _flat(name: str, node: Any) -> dict[str, Any]:
+  if not isinstance(node, dict):
+    return {name: node}
+  return {k: v for key, n in node.items() for k, v in _flat(f"{name}.{key}", n).items()}
+
+
+def _digest(text: str) -> str:
+  return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class _Tick:
+  """Called now and then: tells the watchdog, and ends all hosts after a signal."""
+
+  def __init__(self, stop: StopRequest, joined: Joined):
+    self._stop = stop
+    self._joined = joined
+    self._looked = time.monotonic()
+
+  def __call__(self) -> None:
+    self._joined.watchdog.at(0, "infer")
+    number = self._stop.number
+    if number:
+      hosts.raise_flag("stop", str(number))
+    elif time.monotonic() - self._looked > _LOOK_SECONDS:
+      self._looked = time.monotonic()
+      number = int(hosts.flag("stop") or 0)
+    if number:
+      name = signal.Signals(number).name
+      self._joined.say(f"{name}: stopped; the same command goes on from what is done")
+      raise SystemExit(128 + number)
