@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
   console = Console(stderr=True, highlight=False)
   try:
     with beam_flags.errors_in_one_line():
-      print(cache_job.run(job, console))
+      print(*cache_job.run(job, console), sep="\n")
   except KeyboardInterrupt:
     console.print("stopped; the same command begins anew", soft_wrap=True)
     return beam_flags.INTERRUPTED

@@ -18,6 +18,9 @@ examples:
   T5X's own form to Orbax, optimizer and step included:
     commentree convert --to=orbax t5/checkpoint_1000000 t5_orbax/checkpoint_1000000
 
+  the parameters alone as safetensors, for other programs and for later warm starts:
+    commentree convert --to=safetensors runs/mine/checkpoint_1000 mine_safetensors
+
   a first checkpoint of a run from other files, T5X's or safetensors; the settings are
   those of the run:
     commentree convert roberta-base runs/mine/checkpoint_0 \\
@@ -48,11 +51,14 @@ def main(argv: Sequence[str]) -> int:
   )
   parser.add_argument("source", metavar="FROM", help="a checkpoint, or safetensors")
   parser.add_argument(
-    "target", metavar="TO", nargs="?", help="folder to make, checkpoint_<step>"
+    "target",
+    metavar="TO",
+    nargs="?",
+    help="folder to make; checkpoint_<step>, unless of safetensors",
   )
   parser.add_argument(
     "--to",
-    choices=("orbax", "t5x_native"),
+    choices=("orbax", "t5x_native", "safetensors"),
     default="orbax",
     help="its form; default orbax, which runs of ours read and T5X by default",
   )
@@ -74,6 +80,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
   if arguments.target is None:
     raise UserError("commentree convert FROM TO: name the folder to make, TO")
+  if arguments.gin_file and arguments.to == "safetensors":
+    raise UserError(
+      "--to=safetensors: takes a checkpoint as it is; leave --gin_file out"
+    )
   if not arguments.gin_file:
     if overrides:
       raise UserError("--gin.NAME=VALUE: give the --gin_file of the run as well")
@@ -113,11 +123,15 @@ def _say(line: str) -> None:
 def _copy(arguments: argparse.Namespace) -> int:
   """Copies every array as it is."""
   from ..training import storage
-  from ..training.warm_starts import sources, writing
+  from ..training.warm_starts import safetensors_writing, sources, writing
 
   path = storage.as_path(arguments.target)
-  source = sources.open_source(arguments.source)
-  writing.step_of(path)
+  source: sources.ArraySource = sources.open_source(arguments.source)
+  if arguments.to == "safetensors":
+    safetensors_writing.refuse_existing(path)
+    source = safetensors_writing.parameters_of(source)
+  else:
+    writing.step_of(path)
   for line in source.check():
     _say(line)
   size = sum(spec.num_bytes for spec in source.arrays.values())
@@ -126,7 +140,10 @@ def _copy(arguments: argparse.Namespace) -> int:
   if arguments.dry_run:
     _say(f"would write {path} ({arguments.to})")
     return 0
-  writing.write(source, path, arguments.to, writing.data_state(source.path))
+  if arguments.to == "safetensors":
+    safetensors_writing.write_parameters(source, path)
+  else:
+    writing.write(source, path, arguments.to, writing.data_state(source.path))
   _say(f"wrote {path} ({arguments.to}): {what}")
   return 0
 
@@ -171,7 +188,8 @@ def _started(run: RunConfig, say: Callable[[str], None]):
   assert config.initial_checkpoint_path is not None
   runtime.set_flags(config.compile_cache_dir)
   data_lib.register_tasks(run.data)
-  model = job.build_model(run, registry.get_task(run.data.mixture_or_task_name))
+  (part, *_) = registry.get_parts(run.data.mixture_or_task_name)
+  model = job.build_model(run, part.task)
   mesh = partitioning.make_mesh(config.partitioning)
   schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
   optimizer = optimizers.make_optimizer(config.optimizer, schedule)

@@ -20,6 +20,7 @@ from ..tasks.data import RunData
 from ..tasks.feature_converters import CommentForestFeatureConverter
 from ..tasks.generated_config import GeneratedTreesConfig
 from ..tasks.registry import CommentTreeTask
+from ..tasks.sources import GeneratedTreesSource
 from ..training import evaluation, parameter_table, run_record, runtime, storage
 from ..training import train as trainer
 from ..training.clock import Clock
@@ -53,10 +54,10 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
     run.train,
     model,
     train_data(run, data),
-    {HELD_OUT: held_out_data(run, data)},
+    held_out_data(run, data),
     token_groups=token_groups(run, data),
-    record=RunRecord(
     label_names=label_objectives.label_names(data.task.preprocessing),
+    record=RunRecord(
       facts=facts(model, data),
       config_text=config_text,
       grown_from=data.task.tokenizer.grown_from,
@@ -67,7 +68,7 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
   )
   if outcome["eval"] and runtime.is_chief():
     joined.watchdog.at(outcome["step"], "data")
-    report(run, data, outcome["eval"][HELD_OUT], console)
+    report(run, data, outcome["eval"], console)
   return 0
 
 
@@ -87,24 +88,28 @@ def evaluate(
   outcome = evaluation.evaluate_checkpoint(
     run.train.model_dir,
     build_model(run, data.task),
-    {HELD_OUT: held_out_data(run, data)},
+    held_out_data(run, data),
     step=step,
     eval_batches=batches,
     token_groups=token_groups(run, data),
-    config=run.train.evaluation,
     label_names=label_objectives.label_names(data.task.preprocessing),
+    config=run.train.evaluation,
     partitioning_config=run.train.partitioning,
     best_metric=run.train.checkpoint.best_metric,
     compile_cache_dir=run.train.compile_cache_dir,
     watchdog=joined.watchdog,
   )
-  results = outcome["results"][HELD_OUT]
+  results = outcome["results"]
   joined.watchdog.at(outcome["step"], "data")
   console.print(f"checkpoint {outcome['path']}", highlight=False, soft_wrap=True)
-  console.print(evaluation.table(results))
+  for name, result in results.items():
+    if len(results) > 1:
+      console.print(name, highlight=False)
+    console.print(evaluation.table(result))
   if runtime.is_chief():
     report(run, data, results, console)
-  return {"step": outcome["step"], "path": outcome["path"], **results}
+  whole = results.get(HELD_OUT, results)
+  return {"step": outcome["step"], "path": outcome["path"], **whole}
 
 
 def train_data(run: RunConfig, data: RunData) -> TrainData:
@@ -114,15 +119,27 @@ def train_data(run: RunConfig, data: RunData) -> TrainData:
   )
 
 
-def held_out_data(run: RunConfig, data: RunData) -> EvalData:
-  """How to open a process's share of the held-out batches."""
-  return lambda share: data.eval_batches(run.train.batch_size, share.index, share.count)
+def held_out_data(run: RunConfig, data: RunData) -> dict[str, EvalData]:
+  """How to open a process's share of the held-out batches, by name.
+
+  Those of a mixture's tasks are evaluated apart, each by its task's name.
+  """
+
+  def opener(part: int) -> EvalData:
+    size = run.train.batch_size
+    return lambda share: data.eval_batches(size, share.index, share.count, part)
+
+  alone = len(data.parts) == 1
+  return {
+    HELD_OUT if alone else part.task.name: opener(number)
+    for number, part in enumerate(data.parts)
+  }
 
 
 def describe(run: RunConfig) -> int:
   """Prints the parameters and how they would lie on the devices here."""
   data_lib.register_tasks(run.data)
-  task = registry.get_task(run.data.mixture_or_task_name)
+  task = registry.get_parts(run.data.mixture_or_task_name)[0].task
   # As wide as it gets, where the output is a file and no terminal.
   console = Console() if sys.stdout.isatty() else Console(width=200)
   parameter_table.describe(run.train, build_model(run, task), console)
@@ -132,8 +149,10 @@ def describe(run: RunConfig) -> int:
 def build_model(run: RunConfig, task: CommentTreeTask) -> CommentTreeModel:
   """The model, its embedding table as large as the task's vocabulary needs."""
   vocabulary = task.tokenizer.vocabulary
+  # Of a mixture, whose first task may know no languages.
+  languages = run.model.num_languages or len(run.data.objective.languages)
   return CommentTreeModel(
-    with_sizes(run.model, task),
+    with_sizes(dataclasses.replace(run.model, num_languages=languages), task),
     input_vocabulary=vocabulary,
     output_vocabulary=vocabulary,
     feature_converter_cls=CommentForestFeatureConverter,
@@ -169,28 +188,54 @@ def token_groups(run: RunConfig, data: RunData) -> dict[str, Any]:
   """Groups of targets to report apart: each label, or those of the generated trees."""
   if names := label_objectives.label_names(data.task.preprocessing):
     return {name: [label] for label, name in enumerate(names)}
-  if data.task.name != registry.GENERATED:
+  if not isinstance(data.task.tree_source, GeneratedTreesSource):
     return {}
   return generated.token_groups(run.data.generated, data.task.tokenizer)
 
 
 def report(
-  run: RunConfig, data: RunData, results: evaluation.Results, console: Console
+  run: RunConfig,
+  data: RunData,
+  results: Mapping[str, evaluation.Results],
+  console: Console,
 ) -> None:
   """Prints what the losses are to be compared with.
 
-  For generated trees the analytic entropies; for others the entropy of the held-out
-  targets, the loss of a model that knows their frequencies and no context.
+  For masked tokens of generated trees the analytic entropies; else the entropy of the
+  held-out targets, the loss of a model that knows their frequencies and no context.
+
+  Args:
+    run: the settings.
+    data: what was evaluated.
+    results: by the names of `held_out_data`, in its order.
+    console: where to.
   """
-  if data.task.name == registry.GENERATED:
-    console.print(context_table(results, run.data.generated))
-    return
-  batches = data.eval_batches(run.train.batch_size)
+  for number, (name, result) in enumerate(results.items()):
+    task = data.parts[number].task
+    masked = task.preprocessing.objective.name == "mlm"
+    if masked and isinstance(task.tree_source, GeneratedTreesSource):
+      console.print(context_table(result, run.data.generated))
+    else:
+      _report_entropy(run, data, number, name, result, console)
+
+
+def _report_entropy(
+  run: RunConfig,
+  data: RunData,
+  part: int,
+  name: str,
+  results: evaluation.Results,
+  console: Console,
+) -> None:
+  batches = data.eval_batches(run.train.batch_size, part=part)
   loss = results[next(iter(results))]["loss"]
-  labels = label_objectives.label_names(data.task.preprocessing)
+  preprocessing = data.parts[part].task.preprocessing
+  kind = "masked token" if preprocessing.objective.name == "mlm" else "target token"
+  if label_objectives.label_names(preprocessing):
+    kind = "label"
+  where = "held-out loss" if name == HELD_OUT else f"{name}: held-out loss"
   console.print(
-    f"held-out loss {loss:.3f} nats a"
-    f" {'label' if labels else 'masked token'}; their unigram entropy is"
+    f"{where} {loss:.3f} nats a {kind}; their unigram entropy is"
     f" {unigram_entropy(batches):.3f}",
     highlight=False,
   )

@@ -39,7 +39,8 @@ def comment_tree_model(
   """Makes a model for T5X.
 
   Args:
-    mixture_or_task_name: a registered task of comment trees, for its vocabulary.
+    mixture_or_task_name: a registered task of comment trees, or mixture of such, for
+      its vocabulary.
     config: architecture and loss.
     optimizer_def: makes the optimizer; ours (`training.t5x_optimizer`) or T5X's.
     layout: rows and slots of a forest.
@@ -49,7 +50,7 @@ def comment_tree_model(
     UserError: if there is no such task, or a parameter has an axis that no rule knows
       or not as many as dimensions, of which T5X would say nothing.
   """
-  task = registry.get_task(mixture_or_task_name)
+  task = registry.get_parts(mixture_or_task_name)[0].task
   model = CommentTreeModel(
     job.with_sizes(config, task),
     input_vocabulary=task.tokenizer.vocabulary,
@@ -79,9 +80,9 @@ class LossesOnly:
   ):
     """Takes the keywords that T5X gives a `seqio.Evaluator`."""
     del unused
-    task = registry.get_task(mixture_or_task_name)
-    self.eval_tasks = [task]
-    shape = feature_converter.forest_shape(task.output_features, sequence_length)
+    self.eval_tasks = [part.task for part in registry.get_parts(mixture_or_task_name)]
+    features = self.eval_tasks[0].output_features
+    shape = feature_converter.forest_shape(features, sequence_length)
     self.model_feature_shapes = shape.feature_shapes()
 
   def evaluate(self, **unused: Any) -> tuple[Future[dict[str, Any]], None]:

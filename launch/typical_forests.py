@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 from ..models.config import check_range
-from ..tasks import forest_layout
+from ..tasks import forest_layout, mixture_config
 from ..tasks.data_config import DataConfig
 from ..tasks.forest_layout import ForestShape, PieceTotals
 
@@ -34,7 +35,7 @@ def typical_shape(data: DataConfig, comment_tokens: float) -> tuple[ForestShape,
   _, row = forest_layout.row_lengths(data.task_feature_lengths)
   check_range("compile", "--comment_tokens", comment_tokens, 1, row)
   tokens = math.ceil(_SAMPLE * comment_tokens)
-  share, most_masked = data.objective.shares(data.masking.rate, row)
+  share, most_masked, extras = _predicted(data, row)
   shape = forest_layout.resolve(
     data.layout,
     data.task_feature_lengths,
@@ -47,7 +48,24 @@ def typical_shape(data: DataConfig, comment_tokens: float) -> tuple[ForestShape,
       encoded=math.ceil(_ENCODED_SHARE * _SAMPLE),
       encoded_tokens=math.ceil(_ENCODED_SHARE * tokens),
     ),
-    data.objective.extras,
+    extras,
   )
   held = _FILL * shape.decoder_rows * shape.decoder_length / comment_tokens
   return shape, min(held, shape.target_slots)
+
+
+def _predicted(data: DataConfig, row: int) -> tuple[float, int, tuple[str, ...]]:
+  """Share of tokens predicted, most in a target, optional features of forests."""
+  members = data.members()
+  rates = {member.name: member.rate for member in members}
+  parts = mixture_config.shares("MIXTURE", rates) if members else [Fraction(1)]
+  names = [member.objective for member in members] or [data.objective.name]
+  share, most = 0.0, 0
+  extras: dict[str, None] = {}
+  for name, part in zip(names, parts):
+    objective = data.objective.named(name)
+    predicted, in_one = objective.shares(data.masking.rate, row)
+    share += float(part) * predicted
+    most = max(most, in_one)
+    extras |= dict.fromkeys(objective.extras)
+  return share, most, tuple(extras)

@@ -46,14 +46,23 @@ class CacheJob:
   overwrite: bool = False
 
 
-def run(job: CacheJob, console: Console) -> epath.Path:
-  """Caches all splits of a task, and makes their indexes; returns the task's folder.
+def run(job: CacheJob, console: Console) -> list[epath.Path]:
+  """Caches all splits of a task, or of a mixture's tasks, and makes their indexes.
+
+  Returns:
+    The tasks' folders.
 
   Raises:
-    UserError: if it is cached already, or the runner or the storage refuses.
+    UserError: if one is cached already, or the runner or the storage refuses.
   """
   data.register_tasks(job.config)
-  task = registry.get_task(job.config.mixture_or_task_name)
+  tasks = [part.task for part in registry.get_parts(job.config.mixture_or_task_name)]
+  _check_not_cached(job, tasks)
+  return [_cache(job, task, console) for task in tasks]
+
+
+def _cache(job: CacheJob, task: CommentTreeTask, console: Console) -> epath.Path:
+  """Caches a task; returns its folder."""
   folder = _empty_folder(job, task)
   note = preparation.note(task)  # reads the vocabulary: a missing one is told now
   pipeline = beam.Pipeline(options=beam_pipeline.options_of(job.pipeline_options))
@@ -73,16 +82,26 @@ def run(job: CacheJob, console: Console) -> epath.Path:
   return folder
 
 
-def _empty_folder(job: CacheJob, task: CommentTreeTask) -> epath.Path:
-  """The task's folder in the cache, without what a killed or older job left there."""
-  folder = epath.Path(job.output_cache_dir).expanduser() / (
+def _folder(job: CacheJob, task: CommentTreeTask) -> epath.Path:
+  """The task's folder in the cache."""
+  return epath.Path(job.output_cache_dir).expanduser() / (
     seqio.get_task_dir_from_name(task.name)
   )
-  if (folder / _COMPLETED).exists() and not job.overwrite:
-    raise UserError(
-      f"{folder}: is cached already; add --overwrite to cache it again, or give another"
-      " --output_cache_dir"
-    )
+
+
+def _check_not_cached(job: CacheJob, tasks: Sequence[CommentTreeTask]) -> None:
+  """Raises UserError if a task is cached, unless that is to be overwritten."""
+  for folder in (_folder(job, task) for task in tasks):
+    if (folder / _COMPLETED).exists() and not job.overwrite:
+      raise UserError(
+        f"{folder}: is cached already; add --overwrite to cache it again, or give"
+        " another --output_cache_dir"
+      )
+
+
+def _empty_folder(job: CacheJob, task: CommentTreeTask) -> epath.Path:
+  """The task's folder in the cache, without what a killed or older job left there."""
+  folder = _folder(job, task)
   try:
     if folder.exists():
       # COMPLETED goes first: a job that is killed here leaves no cache.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from rich.console import Console
 
+from ..errors import UserError
 from . import (
   built_dataset,
   cached_pieces,
   forest_layout,
+  mixtures,
   packing,
   preparation,
   records,
@@ -20,6 +23,7 @@ from . import (
 )
 from .data_config import DataConfig
 from .forest_layout import ForestShape
+from .objectives_config import ObjectiveConfig
 from .registry import CommentTreeTask, Preprocessing
 
 Pieces = records.PieceRecords | cached_pieces.CachedPieces
@@ -29,28 +33,66 @@ _DEFAULT_SHARE = DataConfig.held_out_share
 
 
 @dataclasses.dataclass(frozen=True)
-class RunData:
-  """What a run reads.
+class TaskData:
+  """What a run reads of a task.
 
   Attributes:
     task: the SeqIO task.
-    shape: what a forest holds.
-    config: the settings it came from.
+    share: of all pieces that are read in training; 1 for a task alone.
     splits: pieces of 'train' and 'validation', prepared or cached.
   """
 
   task: CommentTreeTask
+  share: Fraction
+  splits: Mapping[str, Pieces]
+
+  def facts(self) -> dict[str, Any]:
+    """What of it decides a run's results."""
+    return {
+      "pieces": pieces_facts(self.task.preprocessing),
+      **{
+        f"{name}_pieces": f"{len(split):,}, of digest {split.totals.digest:016x}"
+        for name, split in self.splits.items()
+      },
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+  """What a run reads.
+
+  Attributes:
+    name: of the task or mixture.
+    parts: the task, or those of the mixture.
+    shape: what a forest holds.
+    config: the settings it came from.
+  """
+
+  name: str
+  parts: tuple[TaskData, ...]
   shape: ForestShape
   config: DataConfig
-  splits: Mapping[str, Pieces]
+
+  @property
+  def task(self) -> CommentTreeTask:
+    """The task; of a mixture the first, with which the others share the vocabulary."""
+    return self.parts[0].task
+
+  @property
+  def splits(self) -> Mapping[str, Pieces]:
+    """That task's pieces."""
+    return self.parts[0].splits
 
   def train_batches(
     self, batch_size: int, seed: int, host: int = 0, num_hosts: int = 1
   ) -> streams.TrainBatches:
     """This host's rows of the global training batches, endless and resumable."""
+    sources = [
+      streams.Source(part.splits["train"], part.task.objective(), part.share)
+      for part in self.parts
+    ]
     return streams.TrainBatches(
-      self.splits["train"],
-      self.task.objective(),
+      sources,
       self.shape,
       batch_size=batch_size,
       seed=seed,
@@ -60,12 +102,12 @@ class RunData:
     )
 
   def eval_batches(
-    self, batch_size: int, host: int = 0, num_hosts: int = 1
+    self, batch_size: int, host: int = 0, num_hosts: int = 1, part: int = 0
   ) -> Iterator[streams.Batch]:
-    """This host's rows of a pass over the held-out data, the same each time."""
+    """This host's rows of a pass over a task's held-out data, the same each time."""
     return streams.eval_batches(
-      self.splits["validation"],
-      self.task.objective(),
+      self.parts[part].splits["validation"],
+      self.parts[part].task.objective(),
       self.shape,
       batch_size=batch_size,
       seed=self.config.eval_seed,
@@ -79,16 +121,19 @@ class RunData:
     return streams.stack([packing.empty_forest(self.shape)] * batch_size)
 
   def facts(self) -> dict[str, Any]:
-    """What of the data decides a run's results: shapes, vocabulary, sources."""
-    return {
-      "task": self.task.name,
+    """What of the data decides a run's results: shapes, vocabulary, sources, rates."""
+    facts = {
+      "task": self.name,
       "vocabulary": self.task.tokenizer.fingerprint,
       **{f"forest.{k}": v for k, v in shape_facts(self.shape).items()},
-      "pieces": pieces_facts(self.task.preprocessing),
-      **{
-        f"{name}_pieces": f"{len(split):,}, of digest {split.totals.digest:016x}"
-        for name, split in self.splits.items()
-      },
+    }
+    if self.name == self.task.name:
+      return facts | self.parts[0].facts()
+    return facts | {
+      "mixture": [
+        {"task": part.task.name, "share": str(part.share), **part.facts()}
+        for part in self.parts
+      ]
     }
 
 
@@ -114,22 +159,49 @@ def pieces_facts(preprocessing: Preprocessing) -> dict[str, Any]:
 
 def register_tasks(config: DataConfig) -> None:
   """Makes the settings' own tasks known to SeqIO, beside those already registered."""
-  preprocessing = config.preprocessing()
-  registry.add_generated_task(
-    config=config.generated,
-    preprocessing=dataclasses.replace(
-      preprocessing,
-      masking=dataclasses.replace(
-        preprocessing.masking, mask_share=1.0, random_share=0.0
-      ),
-    ),
-    cache_dir=config.cache_dir,
-  )
+  add = _Adder(config)
+  add(registry.GENERATED, registry.GENERATED, config.objective)
   if config.files and config.vocabulary:
+    add(registry.FILES, registry.FILES, config.objective)
+  members = config.members()
+  for member in members:
+    objective = config.objective.named(member.objective)
+    add(member.name, member.source, objective)
+  if members:
+    rates = {member.name: member.rate for member in members}
+    registry.add_mixture(config.mixture_or_task_name, rates)
+
+
+class _Adder:
+  """Registers tasks as settings say."""
+
+  def __init__(self, config: DataConfig):
+    self._config = config
+    self._preprocessing = config.preprocessing()
+    self._files = {**(config.corpora or {}), registry.FILES: config.files}
+
+  def __call__(self, name: str, source: str, objective: ObjectiveConfig) -> None:
+    config = self._config
+    preprocessing = dataclasses.replace(self._preprocessing, objective=objective)
+    if source == registry.GENERATED:
+      masking = dataclasses.replace(
+        preprocessing.masking, mask_share=1.0, random_share=0.0
+      )
+      registry.add_generated_task(
+        name,
+        config.generated,
+        dataclasses.replace(preprocessing, masking=masking),
+        config.cache_dir,
+        with_sentinels="span_corruption" in config.objective_names,
+      )
+      return
+    files, vocabulary = self._files[source], config.vocabulary
+    assert files is not None  # `DataConfig` sees to both
+    assert vocabulary is not None
     registry.add_files_task(
-      registry.FILES,
-      config.files,
-      config.vocabulary,
+      name,
+      files,
+      vocabulary,
       config.held_out_share,
       preprocessing,
       config.files_format,
@@ -153,23 +225,49 @@ def open_data(
   """
   console = console or Console(quiet=True)
   register_tasks(config)
-  task = registry.get_task(config.mixture_or_task_name)
-  if built_dataset.find(config.files or ()) and config.held_out_share != _DEFAULT_SHARE:
-    console.print(
-      f"HELD_OUT_SHARE = {config.held_out_share} does not apply: {config.files} has"
-      " splits of its own",
-      soft_wrap=True,
-    )
+  found = registry.get_parts(config.mixture_or_task_name)
+  if config.held_out_share != _DEFAULT_SHARE:
+    for files in (config.files, *(config.corpora or {}).values()):
+      if built_dataset.find(files or ()):
+        console.print(
+          f"HELD_OUT_SHARE = {config.held_out_share} does not apply: {files} has splits"
+          " of its own",
+          soft_wrap=True,
+        )
   open_split = preparation.open_cached if config.use_cached else preparation.prepare
-  prepared: dict[str, Pieces] = {
-    split: open_split(task, split, config, console) for split in splits
-  }
+  parts = tuple(
+    TaskData(
+      part.task,
+      part.share,
+      {split: open_split(part.task, split, config, console) for split in splits},
+    )
+    for part in found
+  )
+  shape = _resolve(config, parts, splits[0])
+  return RunData(config.mixture_or_task_name, parts, shape, config)
+
+
+def _resolve(
+  config: DataConfig, parts: Sequence[TaskData], split: str
+) -> forest_layout.ForestShape:
+  """The forest's shape, from what the pieces of all tasks take in their proportions."""
   lengths = forest_layout.row_lengths(config.task_feature_lengths)
-  objective = task.objective()
-  totals = streams.sample_totals(
-    prepared[splits[0]], objective, lengths, config.layout.max_ancestors
+  most_ancestors = config.layout.max_ancestors
+  totals = []
+  extras: dict[str, None] = {}
+  for part in parts:
+    objective, pieces = part.task.objective(), part.splits[split]
+    found = streams.sample_totals(pieces, objective, lengths, most_ancestors)
+    if len(parts) > 1 and not streams.has_target(pieces, objective, lengths[1]):
+      raise UserError(
+        f"{part.task.name}: holds no comment with anything to predict; leave it out of"
+        " the mixture"
+      )
+    totals.append(found)
+    extras |= dict.fromkeys(objective.extras)
+  return forest_layout.resolve(
+    config.layout,
+    config.task_feature_lengths,
+    mixtures.mix_totals(totals, [part.share for part in parts]),
+    tuple(extras),
   )
-  shape = forest_layout.resolve(
-    config.layout, config.task_feature_lengths, totals, objective.extras
-  )
-  return RunData(task, shape, config, prepared)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..models.config import check_range
-from . import label_objectives, readers
+from . import label_objectives, mixture_config, readers
 from .config import (
   CleaningConfig,
   CommentLabelsConfig,
@@ -20,6 +20,7 @@ from .config import (
 from .forest_layout import ForestLayout, row_lengths
 from .generated_config import GeneratedTreesConfig
 from .masking import MaskingConfig
+from .mixture_config import Member
 from .objectives_config import ObjectiveConfig
 from .pieces import PiecesConfig
 
@@ -32,8 +33,8 @@ class DataConfig:
   """Which trees, and how they become batches.
 
   Attributes:
-    mixture_or_task_name: a task registered with SeqIO; 'commentree_files' takes
-      `files` and `vocabulary` from here.
+    mixture_or_task_name: a task or mixture registered with SeqIO; 'commentree_files'
+      takes `files` and `vocabulary` from here, 'commentree_mixture' `mixture` as well.
     task_feature_lengths: tokens per row, {'encoder': 128, 'decoder': 128}.
     files: tree files: one, a glob, a folder, or several; or the folder of a dataset
       made by `commentree build`.
@@ -47,6 +48,9 @@ class DataConfig:
     seqio_additional_cache_dirs: folders that SeqIO seeks cached tasks in.
     prepare_processes: processes that prepare a built dataset; None for as many as pay.
     eval_seed: seed of the masks in evaluation.
+    mixture: of the task 'commentree_mixture', rates of 'CORPUS:OBJECTIVE', 'CORPUS' or
+      'OBJECTIVE'; see `mixture_config`.
+    corpora: files or a built dataset by the corpus's name in `mixture`.
   """
 
   mixture_or_task_name: str
@@ -70,6 +74,8 @@ class DataConfig:
   discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
   comment_labels: CommentLabelsConfig = CommentLabelsConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
+  mixture: Mapping[str, float] | None = None
+  corpora: Mapping[str, str | Sequence[str]] | None = None
   generated: GeneratedTreesConfig = GeneratedTreesConfig()
 
   def __post_init__(self):
@@ -89,17 +95,57 @@ class DataConfig:
         f"MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r}: give a task's name in"
         " quotes"
       )
-    if self.mixture_or_task_name == "commentree_files":
+    self._check_mixture()
+    if any(source == mixture_config.FILES for source in self._sources()):
       for field in ("files", "vocabulary"):
         if not getattr(self, field):
           raise UserError(
-            f"{field.upper()} is missing: the task 'commentree_files' needs it"
+            f"{field.upper()} is missing: the task {mixture_config.FILES!r} needs it"
           )
-    if self.files and not self.vocabulary:
+    if (self.files or self.corpora) and not self.vocabulary:
       raise UserError(
-        "VOCABULARY is missing: make one for your FILES with `commentree vocab`"
+        "VOCABULARY is missing: make one for your"
+        f" {'FILES' if self.files else 'CORPORA'} with `commentree vocab`"
       )
     label_objectives.check(self)
+
+  def _check_mixture(self) -> None:
+    name = self.mixture_or_task_name
+    if name == mixture_config.MIXTURE:
+      if not isinstance(self.mixture, Mapping) or not self.mixture:
+        raise UserError(
+          f"MIXTURE = {self.mixture!r}: the mixture {name!r} needs rates, such as"
+          " {'mlm': 0.7, 'clm': 0.3}"
+        )
+      if not isinstance(self.corpora or {}, Mapping):
+        raise UserError(
+          f"CORPORA = {self.corpora!r}: give files by name, such as"
+          " {'forum': 'data/forum'}"
+        )
+      rates = {member.name: member.rate for member in self.members()}
+      mixture_config.shares("MIXTURE", rates)
+    elif self.mixture or self.corpora:
+      raise UserError(
+        f"{'MIXTURE' if self.mixture else 'CORPORA'} is for MIXTURE_OR_TASK_NAME ="
+        f" {mixture_config.MIXTURE!r}, not {name!r}"
+      )
+
+  def members(self) -> list[Member]:
+    """The tasks that these settings mix; none where they name one, or a mixture's."""
+    if self.mixture_or_task_name != mixture_config.MIXTURE:
+      return []
+    return mixture_config.members(
+      self.mixture or {}, self.corpora or {}, self.objective.name
+    )
+
+  def _sources(self) -> set[str]:
+    return {member.source for member in self.members()} or {self.mixture_or_task_name}
+
+  @property
+  def objective_names(self) -> tuple[str, ...]:
+    """What is predicted, by name; several in a mixture of objectives."""
+    names = [member.objective for member in self.members()]
+    return tuple(dict.fromkeys(names)) or (self.objective.name,)
 
   def preprocessing(self) -> Preprocessing:
     """The part of the settings that a task is built from."""

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..errors import UserError
-from .objectives_config import ObjectiveConfig
 from .pieces import COMMENT_LABELS, LABELS, NO_LABEL, Piece, target_lengths
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ class LabelSettings(Protocol):
   """Settings that labels follow from: `DataConfig`'s, `registry.Preprocessing`'s."""
 
   @property
-  def objective(self) -> ObjectiveConfig:
-    """What is predicted."""
+  def objective_names(self) -> tuple[str, ...]:
+    """What is predicted: objectives of which, for labels, there is but one."""
 
   @property
   def labels(self) -> LabelsConfig:
@@ -53,22 +52,24 @@ def label_names(settings: LabelSettings) -> tuple[str, ...]:
   That is `('O', 'B-claim', 'I-claim', …)` for `tag`, the names of
   `CommentLabelsConfig` for `classify`, and nothing for objectives that predict tokens.
   """
-  if settings.objective.name == "tag":
+  (name, *_) = settings.objective_names
+  if name == "tag":
     inside = [f"{part}-{name}" for name in settings.labels.names for part in "BI"]
     return (OUTSIDE, *inside)
-  if settings.objective.name == "classify":
+  if name == "classify":
     return settings.comment_labels.names
   return ()
 
 
 def check(settings: LabelSettings) -> None:
   """Raises UserError if an objective's labels are not named."""
-  if settings.objective.name == "tag" and not settings.labels.names:
+  names = settings.objective_names
+  if "tag" in names and not settings.labels.names:
     raise UserError(
       "LabelsConfig.names is missing: the objective 'tag' needs the labels of spans,"
       " such as ('claim', 'premise')"
     )
-  if settings.objective.name == "classify" and not settings.comment_labels.names:
+  if "classify" in names and not settings.comment_labels.names:
     raise UserError(
       "CommentLabelsConfig.source is missing: the objective 'classify' needs a label of"
       " each comment: 'label', 'subreddit' or 'deleted_next'"

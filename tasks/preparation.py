@@ -60,7 +60,9 @@ def prepare(
   check_split(task, split)
   signature = settings(task, split)
   key = records.fingerprint(signature)
-  folder = cache_root(config.cache_dir) / "pieces" / f"{task.name}-{split}-{key}"
+  # Tasks of a mixture that differ in nothing but their objective share their pieces.
+  source, _, _ = task.name.partition(":")
+  folder = cache_root(config.cache_dir) / "pieces" / f"{source}-{split}-{key}"
   meta: dict[str, Any] = {"key": key, "signature": signature}
   counts = PieceCounts()
   fates = Fates()
@@ -125,7 +127,7 @@ def _parts(
     workers, mp_context=multiprocessing.get_context("spawn")
   ) as pool:
     futures = [
-      pool.submit(_write_part_apart, config, split, shard, os.fspath(draft))
+      pool.submit(_write_part_apart, config, task.name, split, shard, os.fspath(draft))
       for shard in range(shards)
     ]
     try:
@@ -148,19 +150,22 @@ def _count_workers(
 ) -> int:
   source = task.tree_source
   # Another process knows the task only if the settings alone make it.
-  if task.name != registry.FILES or not isinstance(source, BuiltTreesSource):
+  known = {registry.FILES, *(member.name for member in config.members())}
+  if task.name not in known or not isinstance(source, BuiltTreesSource):
     return 1
   paying = 1 + source.dataset.split(split).num_bytes // _BYTES_PER_WORKER
   wanted = config.prepare_processes or min(os.cpu_count() or 1, paying)
   return max(1, min(wanted, shards))
 
 
-def _write_part_apart(config: DataConfig, split: str, shard: int, draft: str) -> _Part:
+def _write_part_apart(
+  config: DataConfig, name: str, split: str, shard: int, draft: str
+) -> _Part:
   """`_write_part` in a process of its own, which makes the task from its settings."""
   from . import data  # which imports this module
 
   data.register_tasks(config)
-  task = registry.get_task(config.mixture_or_task_name)
+  task = registry.get_task(name)
   return _write_part(task, split, shard, pathlib.Path(draft), Console(quiet=True))
 
 

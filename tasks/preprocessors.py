@@ -8,7 +8,8 @@ import seqio
 import tensorflow as tf
 
 from .columns import TREE_INDEX, from_columns
-from .objectives import TARGET_TOKENS, Objective
+from .masking import MASKING_FEATURES
+from .objectives import TARGET_TOKENS, Objective, complete
 from .pieces import ANNOTATIONS, NODE_FEATURES, PIECE_FEATURES, PieceBuilder
 
 # The place of a tree in its source and of a piece in its tree: whatever order a cache
@@ -50,24 +51,27 @@ def apply_objective(
   sequence_length: Mapping[str, int] | None,
   objective: Objective,
   max_comment_tokens: int,
+  written: Sequence[str],
 ) -> tf.data.Dataset:
-  """Adds what the decoder reads and predicts: `objective.features`.
+  """Adds what the decoder reads and predicts.
 
   Args:
     ds: pieces.
     sequence_length: SeqIO's; 'decoder' bounds the tokens of a target that are shown.
     objective: says what is to be predicted.
     max_comment_tokens: the bound when SeqIO gives none.
+    written: the features to add: the objective's, and of `objectives.ALL_FEATURES`
+      those that other tasks of a mixture have.
   """
   max_length = (sequence_length or {}).get("decoder") or max_comment_tokens
   annotations = (name for name in ANNOTATIONS if name in ds.element_spec)
   read = (*PIECE_FEATURES, *annotations)
-  written = objective.features
 
   def draw(seed, *features):
     piece = dict(zip(read, features))
     masked = objective(piece, max_length, int(seed[0]) & 0x7FFFFFFF, 0, int(seed[1]))
-    return [masked[name] for name in written]
+    whole = complete(masked)
+    return [whole[name] for name in written]
 
   @seqio.map_over_dataset(num_seeds=1)
   def mask(piece, seed):
@@ -85,7 +89,7 @@ def apply_objective(
 
 def output_features(
   vocabulary: seqio.Vocabulary,
-  added: Sequence[str],
+  added: Sequence[str] = MASKING_FEATURES,
   annotations: Sequence[str] = (),
   predicts_tokens: bool = True,
 ) -> dict[str, seqio.Feature]:

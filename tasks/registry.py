@@ -3,18 +3,31 @@
     registry.add_files_task("my_forum", files="dumps/*.jsonl.gz",
                             vocabulary="my_forum.model")
 
-makes a task that SeqIO's tools, our trainer and T5X's know by that name.
+makes a task that SeqIO's tools, our trainer and T5X's know by that name, and
+
+    registry.add_mixture("both", {"my_forum": 0.7, "other_forum": 0.3})
+
+a mixture of such tasks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import seqio
 
 from ..errors import UserError
-from . import built_dataset, generated, objectives, preprocessors, vocabularies
+from . import (
+  built_dataset,
+  generated,
+  label_objectives,
+  mixture_config,
+  objectives,
+  preprocessors,
+  vocabularies,
+)
 from .config import (
   CleaningConfig,
   CommentLabelsConfig,
@@ -30,8 +43,9 @@ from .objectives_config import ObjectiveConfig
 from .pieces import PieceBuilder, PiecesConfig
 from .sources import BuiltTreesSource, GeneratedTreesSource, TreeFilesSource, TreeSource
 
-GENERATED = "commentree_generated"
-FILES = "commentree_files"
+GENERATED, FILES = mixture_config.GENERATED, mixture_config.FILES
+
+_SENTINELS = 100  # as many as T5 has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +62,11 @@ class Preprocessing:
   comment_labels: CommentLabelsConfig = CommentLabelsConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
 
+  @property
+  def objective_names(self) -> tuple[str, ...]:
+    """The objective's name, alone."""
+    return (self.objective.name,)
+
 
 class CommentTreeTask(seqio.Task):
   """A SeqIO task over comment trees, its parts at hand for trainer and inspection.
@@ -56,6 +75,7 @@ class CommentTreeTask(seqio.Task):
     tree_source: where the trees come from.
     tokenizer: text to token ids.
     preprocessing: the settings.
+    features: what is added to pieces when the task is read through SeqIO.
   """
 
   def __init__(
@@ -64,11 +84,28 @@ class CommentTreeTask(seqio.Task):
     tree_source: TreeSource,
     tokenizer: vocabularies.Tokenizer,
     preprocessing: Preprocessing,
+    features: Sequence[str] = (),
   ):
-    """Builds the pipeline; nothing is read or trained yet."""
+    """Builds the pipeline; nothing is read or trained yet.
+
+    Args:
+      name: what SeqIO is to know it by.
+      tree_source: where the trees come from.
+      tokenizer: text to token ids.
+      preprocessing: the settings.
+      features: features of `objectives.ALL_FEATURES` that SeqIO's examples are to have
+        beside those of the objective, as other tasks of a mixture have them.
+    """
     self.tree_source = tree_source
     self.tokenizer = tokenizer
     self.preprocessing = preprocessing
+    wanted = {*objectives.features(preprocessing.objective), *features}
+    annotations = self.piece_builder().annotations
+    self.features = tuple(
+      name
+      for name in objectives.ALL_FEATURES
+      if name in wanted and name not in annotations
+    )
     super().__init__(
       name,
       source=tree_source,
@@ -79,8 +116,8 @@ class CommentTreeTask(seqio.Task):
       ],
       output_features=preprocessors.output_features(
         tokenizer.vocabulary,
-        objectives.features(preprocessing.objective),
-        self.piece_builder().annotations,
+        self.features,
+        annotations,
         objectives.predicts_tokens(preprocessing.objective),
       ),
     )
@@ -112,7 +149,9 @@ class CommentTreeTask(seqio.Task):
 
   def _apply_objective(self, ds, sequence_length):
     limit = self.preprocessing.pieces.max_comment_tokens
-    return preprocessors.apply_objective(ds, sequence_length, self.objective(), limit)
+    return preprocessors.apply_objective(
+      ds, sequence_length, self.objective(), limit, self.features
+    )
 
 
 def add_generated_task(
@@ -120,17 +159,28 @@ def add_generated_task(
   config: GeneratedTreesConfig = GeneratedTreesConfig(),
   preprocessing: Preprocessing | None = None,
   cache_dir: str | None = None,
+  with_sentinels: bool = False,
 ) -> CommentTreeTask:
   """Registers (or replaces) a task of generated trees with their own vocabulary.
 
   Masks are all `<mask>` and text is left as generated unless `preprocessing` says
   otherwise: the closed-form entropies hold for that.
+
+  Args:
+    name: what SeqIO is to know it by.
+    config: of the trees.
+    preprocessing: how trees become pieces, and what is predicted of them.
+    cache_dir: where the vocabulary lies.
+    with_sentinels: whether the vocabulary has sentinels for spans that are taken out,
+      as a mixture with such a task needs of all.
   """
   preprocessing = preprocessing or Preprocessing(
     masking=MaskingConfig(mask_share=1.0, random_share=0.0)
   )
+  with_spans = preprocessing.objective.name == "span_corruption"
+  sentinels = _SENTINELS if with_spans or with_sentinels else 0
   tokenizer = vocabularies.Tokenizer(
-    lambda: generated.vocabulary(config, preprocessing.markers, cache_dir)
+    lambda: generated.vocabulary(config, preprocessing.markers, cache_dir, sentinels)
   )
   return _register(
     CommentTreeTask(name, GeneratedTreesSource(config), tokenizer, preprocessing)
@@ -186,8 +236,10 @@ def get_task(name: str) -> CommentTreeTask:
     UserError: if there is none of that name, or it is not of comment trees.
   """
   if name in seqio.MixtureRegistry.names():
+    tasks = ", ".join(task.name for task in seqio.MixtureRegistry.get(name).tasks)
     raise UserError(
-      f"MIXTURE_OR_TASK_NAME = {name!r}: is a mixture; name one task of comment trees"
+      f"MIXTURE_OR_TASK_NAME = {name!r}: is a mixture, where one task is wanted: name"
+      f" one of {tasks}"
     )
   ours = [
     known
@@ -195,11 +247,107 @@ def get_task(name: str) -> CommentTreeTask:
     if isinstance(seqio.TaskRegistry.get(known), CommentTreeTask)
   ]
   if name not in ours:
+    known = ", ".join(sorted((*ours, *seqio.MixtureRegistry.names())))
     raise UserError(
-      f"MIXTURE_OR_TASK_NAME = {name!r}: no such task of comment trees; there are"
-      f" {', '.join(sorted(ours)) or 'none'}"
+      f"MIXTURE_OR_TASK_NAME = {name!r}: no such task of comment trees, nor mixture;"
+      f" there are {known or 'none'}"
     )
   return seqio.TaskRegistry.get(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A task, and its share of what it is mixed into: 1 if it stands alone."""
+
+  task: CommentTreeTask
+  share: Fraction
+
+
+def add_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
+  """Registers (or replaces) a mixture of registered tasks of comment trees.
+
+  SeqIO wants all tasks of a mixture to have the same features: those that a task lacks
+  are added to it, saying what goes without saying. For our trainer they change nothing.
+
+  Args:
+    name: what SeqIO is to know it by.
+    rates: by task, relative to the others.
+
+  Raises:
+    UserError: for a rate that is none, or tasks that do not mix.
+  """
+  mixture_config.shares(name, rates)
+  tasks = [get_task(task) for task in rates]
+  wanted = {feature for task in tasks for feature in task.output_features}
+  tasks = [
+    _register(
+      CommentTreeTask(
+        task.name, task.tree_source, task.tokenizer, task.preprocessing, tuple(wanted)
+      )
+    )
+    for task in tasks
+  ]
+  for task in tasks[1:]:
+    if tuple(task.output_features) != tuple(tasks[0].output_features):
+      raise UserError(
+        f"{name}: {tasks[0].name!r} has features that {task.name!r} lacks or the other"
+        " way round: give both the same labels and discourse markers"
+      )
+  if name in seqio.MixtureRegistry.names():
+    seqio.MixtureRegistry.remove(name)
+  return seqio.MixtureRegistry.add(name, list(rates.items()))
+
+
+def get_parts(name: str) -> list[Part]:
+  """Returns the tasks of a mixture as it names them, or one task.
+
+  Raises:
+    UserError: if there is none of that name; or a mixture's tasks are not all of
+      comment trees, or not of one vocabulary, or predict different things.
+  """
+  if name not in seqio.MixtureRegistry.names():
+    return [Part(get_task(name), Fraction(1))]
+  mixture = seqio.MixtureRegistry.get(name)
+  tasks = _tasks_of(mixture)
+  for task in tasks:
+    if not isinstance(task, CommentTreeTask):
+      raise UserError(
+        f"{name}: its task {task.name!r} is not of comment trees; register tasks with"
+        " commentree.tasks.registry"
+      )
+  rates = {task.name: mixture.get_rate(task) for task in tasks}
+  for task in tasks[1:]:
+    _check_mix(name, tasks[0], task)
+  return [Part(t, share) for t, share in zip(tasks, mixture_config.shares(name, rates))]
+
+
+def _tasks_of(mixture: seqio.Mixture) -> list[seqio.Task]:
+  """The tasks of a mixture and of those in it, in the order they are named."""
+  found: dict[str, seqio.Task] = {}
+  for name in mixture.rate_per_task_name:
+    if name in seqio.MixtureRegistry.names():
+      found |= {t.name: t for t in _tasks_of(seqio.MixtureRegistry.get(name))}
+    else:
+      found[name] = seqio.TaskRegistry.get(name)
+  return list(found.values())
+
+
+def _check_mix(name: str, one: CommentTreeTask, other: CommentTreeTask) -> None:
+  """Raises UserError if two tasks cannot be trained on together."""
+  prints = one.tokenizer.fingerprint, other.tokenizer.fingerprint
+  if prints[0] != prints[1]:
+    raise UserError(
+      f"{name}: the vocabularies of {one.name!r} and {other.name!r} differ"
+      f" ({one.tokenizer.path}, fingerprint {prints[0]}; {other.tokenizer.path},"
+      f" {prints[1]}): a mixture needs one for all"
+    )
+  labels = [label_objectives.label_names(task.preprocessing) for task in (one, other)]
+  if labels[0] != labels[1]:
+    predicted = [", ".join(names) or "tokens" for names in labels]
+    raise UserError(
+      f"{name}: {one.name!r} predicts {predicted[0]} where {other.name!r} predicts"
+      f" {predicted[1]}: one model has one head"
+    )
 
 
 def _register(task: CommentTreeTask) -> CommentTreeTask:

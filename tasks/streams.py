@@ -1,60 +1,50 @@
 """Batches whose order is a pure function of the run's seed and the step.
 
 The data is dealt over a fixed number of *streams*, whatever the number of hosts:
-stream i of N reads positions i, i+N, i+2N… of an endless shuffled order, packs its
-own forests from its own pool, and always fills the same rows of the global batch. A
-host owns whole streams. What a stream has read is a position and the keys of its pool,
-a few numbers, so resuming seeks instead of replaying.
+stream i of N reads positions i, i+N, i+2N… of an endless shuffled order, of one task
+or of several in turns (see `mixtures`), packs its own forests from its own pool, and
+always fills the same rows of the global batch. A host owns whole streams. What a stream
+has read is a position and the keys of its pool, a few numbers: resuming seeks, and
+replays nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from ..errors import UserError
 from . import packing
 from .forest_layout import ForestShape, PieceTotals
+from .mixtures import MixedOrder
 from .objectives import Objective
+from .orders import EndlessOrder
 from .packing import Forest, Packer, PackItem
 from .pieces import Piece
 
 Batch = dict[str, np.ndarray]
 
-_SHUFFLE_BLOCK = 1024
 _MAX_STREAMS = 64
 
 
-class EndlessOrder:
-  """Positions 0, 1, 2… to (epoch, index): each epoch a permutation of its own.
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A task's part of the training data.
 
-  Nothing is held in memory: the permutation is a keyed bijection, so any position is
-  found at once.
+  Attributes:
+    records: its pieces, by index.
+    objective: says what is to be predicted of them.
+    share: its share of the pieces read; the shares of all sources add up to 1.
   """
 
-  def __init__(self, examples: int, seed: int):
-    self._examples = examples
-    self._seed = seed
-    self._block: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
-
-  def __getitem__(self, position: int) -> tuple[int, int]:
-    epoch, place = divmod(position, self._examples)
-    block, offset = divmod(place, _SHUFFLE_BLOCK)
-    key = epoch * (self._examples // _SHUFFLE_BLOCK + 1) + block
-    if self._block[0] != key:
-      start = block * _SHUFFLE_BLOCK
-      places = np.arange(start, min(start + _SHUFFLE_BLOCK, self._examples))
-      shuffled = tf.random.experimental.index_shuffle(
-        tf.constant(places, tf.int64),
-        seed=tf.constant([self._seed & 0x7FFFFFFF, epoch], tf.int32),
-        max_index=tf.constant(self._examples - 1, tf.int64),
-      )
-      self._block = (key, np.atleast_1d(shuffled.numpy()))
-    return epoch, int(self._block[1][offset])
+  records: Sequence[Piece]
+  objective: Objective
+  share: Fraction = Fraction(1)
 
 
 class ForestStream:
@@ -62,8 +52,7 @@ class ForestStream:
 
   def __init__(
     self,
-    records: Sequence[Piece],
-    objective: Objective,
+    sources: Sequence[Source],
     shape: ForestShape,
     *,
     seed: int,
@@ -74,28 +63,29 @@ class ForestStream:
     """Starts at the beginning.
 
     Args:
-      records: pieces by index.
-      objective: says what is to be predicted.
+      sources: what is read, in turns; pieces of all may share a forest.
       shape: what a forest holds.
       seed: seed of the run, for order and masks.
       stream: which stream this is, from 0.
       num_streams: how many there are over all hosts.
       lookahead: pieces in the pool.
     """
-    self._records = records
-    self._objective = objective
+    self._sources = sources
     self._shape = shape
     self._seed = seed
     self._stream = stream
     self._num_streams = num_streams
-    self._order = EndlessOrder(len(records), seed)
+    self._order = MixedOrder(
+      [len(source.records) for source in sources], [s.share for s in sources], seed
+    )
     self._packer = Packer(shape, lookahead)
     self._next = 0
 
   def _items(self, position: int) -> list[PackItem]:
-    epoch, index = self._order[position * self._num_streams + self._stream]
-    piece = self._objective(
-      self._records[index], self._shape.decoder_length, self._seed, epoch, index
+    number, epoch, index = self._order[position * self._num_streams + self._stream]
+    source = self._sources[number]
+    piece = source.objective(
+      source.records[index], self._shape.decoder_length, self._seed, epoch, index
     )
     return list(packing.fitting_items(piece, self._shape))
 
@@ -106,7 +96,7 @@ class ForestStream:
       self._packer.pool += [((self._next, k), item) for k, item in enumerate(items)]
       self._next += 1
       barren = 0 if items else barren + 1
-      if barren > len(self._records):
+      if barren > sum(len(source.records) for source in self._sources):
         raise UserError("the data holds no comment with a token to predict")
     return self._packer.next_forest()
 
@@ -154,8 +144,7 @@ class TrainBatches:
 
   def __init__(
     self,
-    records: Sequence[Piece],
-    objective: Objective,
+    sources: Sequence[Source],
     shape: ForestShape,
     *,
     batch_size: int,
@@ -167,8 +156,7 @@ class TrainBatches:
     """Starts at step 0.
 
     Args:
-      records: pieces of the split, by index.
-      objective: says what is to be predicted.
+      sources: what is read: a task, or those of a mixture.
       shape: what a forest holds.
       batch_size: forests in a global batch.
       seed: seed of the run.
@@ -183,8 +171,7 @@ class TrainBatches:
     self._rows_per_stream = batch_size // num_streams
     self._streams = {
       stream: ForestStream(
-        records,
-        objective,
+        sources,
         shape,
         seed=seed,
         stream=stream,
@@ -297,3 +284,11 @@ def sample_totals(
       totals, packing.measure(piece, encoder_length, decoder_length, max_ancestors)
     )
   return totals
+
+
+def has_target(records: Sequence[Piece], objective: Objective, length: int) -> bool:
+  """Whether any piece has something to predict; reads until one has."""
+  for index in range(len(records)):
+    if objective(records[index], length, 0, 0, index)["is_masked"].any():
+      return True
+  return False

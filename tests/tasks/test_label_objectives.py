@@ -173,7 +173,7 @@ def test_labels_are_named_by_what_is_predicted():
 def task(name):
   tokenizer = types.SimpleNamespace(vocab_size=200)
   return types.SimpleNamespace(
-    name="any", preprocessing=settings(name), tokenizer=tokenizer
+    preprocessing=settings(name), tokenizer=tokenizer, tree_source=None
   )
 
 

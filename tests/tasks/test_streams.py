@@ -22,7 +22,12 @@ def prepared(tmp_path_factory):
 
 def batches(prepared, batch_size=4, **hosts):
   return streams.TrainBatches(
-    prepared, MASKER, SHAPE, batch_size=batch_size, seed=7, lookahead=8, **hosts
+    [streams.Source(prepared, MASKER)],
+    SHAPE,
+    batch_size=batch_size,
+    seed=7,
+    lookahead=8,
+    **hosts,
   )
 
 
