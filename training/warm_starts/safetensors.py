@@ -31,17 +31,9 @@ KIND = "safetensors"
 MODEL_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-T = TypeVar("T")
-
-_METADATA = "__metadata__"
-_LENGTH_BYTES = 8
-# A hundred thousand arrays take a third of it.
-_LONGEST_HEADER = 2**25
-_MOST_DIMENSIONS = 32
-_LONGEST_AXIS = 2**40
-_BLOCK_BYTES = 2**24
-_ATTEMPTS = 3
-_DTYPES = {
+METADATA = "__metadata__"
+LENGTH_BYTES = 8
+DTYPES = {
   "BOOL": np.dtype(np.bool_),
   **{f"I{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
   **{f"U{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
@@ -50,6 +42,14 @@ _DTYPES = {
   "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
   "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+
+T = TypeVar("T")
+# A hundred thousand arrays take a third of it.
+_LONGEST_HEADER = 2**25
+_MOST_DIMENSIONS = 32
+_LONGEST_AXIS = 2**40
+_BLOCK_BYTES = 2**24
+_ATTEMPTS = 3
 
 # Files that run code when they are loaded, or may, in a folder without safetensors.
 _UNSAFE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt")
@@ -226,11 +226,11 @@ def _header(file: epath.Path) -> dict[str, tuple[ArraySpec, int]]:
   """Returns what a file's arrays are, and at which byte each begins."""
   size = file.stat().length
   with file.open("rb") as stream:
-    start = stream.read(_LENGTH_BYTES)
+    start = stream.read(LENGTH_BYTES)
     if start == b"version " and size < 1024:
       raise UserError(f"{file} is a pointer of Git LFS: run `git lfs pull` there")
     length = int.from_bytes(start, "little")
-    if len(start) < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+    if len(start) < LENGTH_BYTES or length > size - LENGTH_BYTES:
       raise _damaged(
         file, f"it has {size:,} bytes and claims a header of {length:,} at their head"
       )
@@ -239,7 +239,7 @@ def _header(file: epath.Path) -> dict[str, tuple[ArraySpec, int]]:
         file, f"claims a header of {length:,} bytes, of at most {_LONGEST_HEADER:,}"
       )
     text = stream.read(length)
-  data_start = _LENGTH_BYTES + length
+  data_start = LENGTH_BYTES + length
   found = {}
   for name, entry in _entries(file, text).items():
     spec = _spec(file, name, entry)
@@ -253,7 +253,7 @@ def _entries(file: epath.Path, text: bytes) -> dict[str, _Entry]:
   try:
     # Types first: nothing is built of what is no header.
     raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    metadata = raw.pop(_METADATA, None)
+    metadata = raw.pop(METADATA, None)
     if metadata is not None:
       msgspec.json.decode(metadata, type=dict[str, str])
     entries = {n: msgspec.json.decode(e, type=_Entry) for n, e in raw.items()}
@@ -273,10 +273,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _spec(file: epath.Path, name: str, entry: _Entry) -> ArraySpec:
-  dtype = _DTYPES.get(entry.dtype)
+  dtype = DTYPES.get(entry.dtype)
   if dtype is None:
     raise UserError(
-      f"{file}: array {name} is of type {entry.dtype!r}, of which {', '.join(_DTYPES)}"
+      f"{file}: array {name} is of type {entry.dtype!r}, of which {', '.join(DTYPES)}"
       " are read: convert it"
     )
   sound = all(0 <= size < _LONGEST_AXIS for size in entry.shape)

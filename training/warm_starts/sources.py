@@ -85,6 +85,31 @@ def extent(index: Index) -> tuple[int, ...]:
   return tuple(s.stop - s.start for s in index)
 
 
+class Renamed:
+  """Some arrays of a source, by other names."""
+
+  def __init__(self, source: ArraySource, names: Mapping[str, str]):
+    """Gives them names.
+
+    Args:
+      source: the arrays as they are.
+      names: from their names here to those in the source; others are not there.
+    """
+    self.path, self.kind = source.path, source.kind
+    self._source, self._names = source, names
+    self.arrays: Mapping[str, ArraySpec] = {
+      name: source.arrays[old] for name, old in names.items()
+    }
+
+  def check(self) -> list[str]:
+    """As `ArraySource.check`."""
+    return self._source.check()
+
+  def read(self, name: str, index: Index) -> np.ndarray:
+    """As `ArraySource.read`."""
+    return self._source.read(self._names[name], index)
+
+
 class Unstacked:
   """A source whose layers, stacked in one array, appear one by one."""
 

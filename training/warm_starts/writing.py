@@ -32,6 +32,9 @@ PyTree = Any
 Form = Literal["orbax", "t5x_native"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
+PARAMETERS = "target."
+"""Of parameters' names in T5X's layout."""
+
 _NAME = re.compile(rf"{saving.PREFIX}_(\d+)")
 _DATASET = "dataset/metadata"
 _CHUNK_BYTES = 2**26
@@ -95,7 +98,7 @@ def write(
     StorageError: if it cannot be written.
   """
   step = step_of(path)
-  if not any(name.startswith("target.") for name in source.arrays):
+  if not any(name.startswith(PARAMETERS) for name in source.arrays):
     raise UserError(
       f"{source.path} ({source.kind}) has no arrays under 'target': give --gin_file and"
       " the settings of a run, so that its arrays find their places"
@@ -150,11 +153,7 @@ def _write_t5x_native(
   source: ArraySource, path: epath.Path, step: int, texts: Mapping[str, str]
 ) -> None:
   del step  # The name tells it.
-  draft = path
-  if not storage.is_remote(path):
-    draft = path.with_name(f".{path.name}.draft-{secrets.token_hex(4)}")
-  try:
-    draft.mkdir(parents=True, exist_ok=True)
+  with drafted(path) as draft:
     leaves = {
       name: _write_array(source, name, spec, draft)
       for name, spec in source.arrays.items()
@@ -164,6 +163,21 @@ def _write_t5x_native(
       storage.write_text(draft / file, text)
     tree = {"version": t5x_native.VERSION, "optimizer": _tree(source, leaves)}
     storage.write_bytes(draft / t5x_native.FILE, flax_msgpack.pack(tree))
+
+
+@contextlib.contextmanager
+def drafted(path: epath.Path) -> Iterator[epath.Path]:
+  """Gives a folder to write to, which is there once all is written, or not at all.
+
+  In a bucket, which has no rename, it is there from the beginning: write last the file
+  that makes it one.
+  """
+  draft = path
+  if not storage.is_remote(path):
+    draft = path.with_name(f".{path.name}.draft-{secrets.token_hex(4)}")
+  try:
+    draft.mkdir(parents=True, exist_ok=True)
+    yield draft
     if draft != path:
       draft.rename(path)
       storage.sync_folder(path.parent)
@@ -193,7 +207,7 @@ def _write_array(
   }
   place = {**noted, "kvstore": kvstore(folder / name)}
   store = ts.open(place, create=True).result()
-  for index in _parts(spec.shape, chunks):
+  for index in parts(spec.shape, chunks):
     store[index].write(source.read(name, index)).result()
   return noted
 
@@ -209,8 +223,8 @@ def chunk_shape(spec: ArraySpec) -> list[int]:
   return [max(1, size) for size in chunks]
 
 
-def _parts(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[Index]:
-  """Yields the index of each chunk."""
+def parts(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[Index]:
+  """Yields the index of each chunk, in order."""
   starts = [range(0, size, chunk) for size, chunk in zip(shape, chunks)]
   for corner in itertools.product(*starts):
     yield tuple(
