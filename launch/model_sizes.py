@@ -21,7 +21,7 @@ def with_sizes(
 ) -> ModelConfig:
   """The settings of a model, with the sizes that its data needs.
 
-  Those are its vocabulary's and, of a head, the number of its labels.
+  Those are its vocabulary's, the number of its languages and, of a head, of its labels.
 
   Args:
     config: the settings.
@@ -30,7 +30,7 @@ def with_sizes(
 
   Raises:
     UserError: if the objective needs another head, or the data has another number of
-      labels.
+      labels, or more languages.
   """
   objective = settings.objective.name
   head = _HEADS.get(objective, "masked_lm")
@@ -45,9 +45,16 @@ def with_sizes(
       f"ModelConfig.num_labels = {config.num_labels}: the data has {len(names)} labels,"
       f" {', '.join(names)}; leave it out"
     )
+  languages = settings.objective.languages
+  if 0 < config.num_languages < len(languages):
+    raise UserError(
+      f"ModelConfig.num_languages = {config.num_languages}: the data has"
+      f" {len(languages)}, {', '.join(languages)}; leave it out"
+    )
   size = forest_layout.round_up(vocab_size, _VOCAB_MULTIPLE)
   return dataclasses.replace(
     config,
     vocab_size=config.vocab_size or size,
+    num_languages=config.num_languages or len(languages),
     num_labels=config.num_labels or len(names),
   )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 
 from ..errors import UserError
+from .layers import Array
 
 FEATURE_AXES: dict[str, str] = {
   # Comments that some target can see, several to a row, none across two rows.
@@ -40,6 +42,20 @@ OPTIONAL_FEATURE_AXES: dict[str, str] = {
   "encoder_languages": "BRL",
   "decoder_languages": "BRL",
 }
+
+
+def places(batch: Mapping[str, Array], side: str) -> Array:
+  """Returns how many tokens of its comment stand before each token, `[B, R, L]`.
+
+  Its position, but where a translation follows, in which positions begin anew.
+  """
+  if f"{side}_languages" not in batch:
+    return batch[f"{side}_positions"]
+  ids_BRL = batch[f"{side}_segment_ids"]
+  columns_L = jnp.arange(ids_BRL.shape[-1])
+  before_BRL = jnp.pad(ids_BRL[..., :-1], ((0, 0), (0, 0), (1, 0)))
+  starts_BRL = jnp.where(ids_BRL != before_BRL, columns_L, 0)
+  return columns_L - jax.lax.cummax(starts_BRL, axis=2)
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:

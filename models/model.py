@@ -181,7 +181,7 @@ class CommentTreeModel:
       sums[f"{side}_tokens"] = jnp.sum(present_BRL, dtype=jnp.float32)
       sums[f"{side}_positions"] = jnp.float32(present_BRL.size)
       if side == "decoder":
-        begins_BRL = present_BRL & (batch["decoder_positions"] == 0)
+        begins_BRL = present_BRL & (batch_lib.places(batch, "decoder") == 0)
         sums["comments"] = jnp.sum(begins_BRL, dtype=jnp.float32)
     return jnp.sum(losses.loss * weights_BRM), weight_sum, sums
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from .ancestors import Ancestors
 from .attention import AncestorContext
+from .batch import places
 from .config import ModelConfig
 from .heads import HEADS, Scores
 from .layers import Array, parameter, small_normal
@@ -81,7 +82,7 @@ class CommentTreeTransformer(nn.Module):
     return self.pooling(
       x_RLD.reshape(*slots_BRL.shape, -1),
       slots_BRL,
-      batch["encoder_positions"],
+      places(batch, "encoder"),
       batch["encoder_slot_depths"].shape[-1],
     )
 

@@ -18,6 +18,13 @@ that were built before there were these have neither:
   labels         string [K]
   reply_deleted  int32 [R]   the comment's row
 
+Likewise of the L comments whose language is known, and the T that have a translation:
+
+  language_comments  int32 [L]   the comment's row
+  languages          string [L]
+  translated         int32 [T]   the comment's row
+  translation_languages  string [T]   translations  string [T]
+
 Sources add the tree's place among all of its split:
 
   tree_index   int64 []
@@ -31,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from .trees import Comment, CommentTree, Span
+from .trees import Comment, CommentTree, Span, Translation
 
 # By feature: its type as NumPy names it, and its rank.
 COLUMNS: dict[str, tuple[str, int]] = {
@@ -50,8 +57,22 @@ COLUMNS: dict[str, tuple[str, int]] = {
   "labelled": ("int32", 1),
   "labels": ("str", 1),
   "reply_deleted": ("int32", 1),
+  "language_comments": ("int32", 1),
+  "languages": ("str", 1),
+  "translated": ("int32", 1),
+  "translation_languages": ("str", 1),
+  "translations": ("str", 1),
 }
-OPTIONAL_COLUMNS = ("labelled", "labels", "reply_deleted")
+OPTIONAL_COLUMNS = (
+  "labelled",
+  "labels",
+  "reply_deleted",
+  "language_comments",
+  "languages",
+  "translated",
+  "translation_languages",
+  "translations",
+)
 TREE_INDEX = "tree_index"
 NO_TIME = -1
 NO_SCORE = -(2**31)
@@ -62,6 +83,8 @@ def to_columns(tree: CommentTree) -> dict[str, Any]:
   comments = tree.comments
   spans = [(row, span) for row, c in enumerate(comments) for span in c.spans]
   labelled = [(row, c.label) for row, c in enumerate(comments) if c.label is not None]
+  spoken = [(row, c.language) for row, c in enumerate(comments) if c.language]
+  translated = [(row, c.translation) for row, c in enumerate(comments) if c.translation]
   return {
     "tree_id": _bytes(tree.id),
     "subreddit": _bytes(tree.subreddit or ""),
@@ -84,6 +107,11 @@ def to_columns(tree: CommentTree) -> dict[str, Any]:
     "reply_deleted": np.array(
       [row for row, c in enumerate(comments) if c.reply_deleted], np.int32
     ),
+    "language_comments": np.array([row for row, _ in spoken], np.int32),
+    "languages": [_bytes(language) for _, language in spoken],
+    "translated": np.array([row for row, _ in translated], np.int32),
+    "translation_languages": [_bytes(t.language) for _, t in translated],
+    "translations": [_bytes(t.text) for _, t in translated],
   }
 
 
@@ -102,6 +130,20 @@ def from_columns(columns: Mapping[str, Any]) -> CommentTree:
     for row, label in zip(columns.get("labelled", ()), columns.get("labels", ()))
   }
   reply_deleted = frozenset(map(int, columns.get("reply_deleted", ())))
+  languages = {
+    int(row): language.decode("utf-8")
+    for row, language in zip(
+      columns.get("language_comments", ()), columns.get("languages", ())
+    )
+  }
+  translations = {
+    int(row): Translation(language.decode("utf-8"), text.decode("utf-8"))
+    for row, language, text in zip(
+      columns.get("translated", ()),
+      columns.get("translation_languages", ()),
+      columns.get("translations", ()),
+    )
+  }
   rows = zip(
     columns["ids"],
     columns["parents"].tolist(),
@@ -123,6 +165,8 @@ def from_columns(columns: Mapping[str, Any]) -> CommentTree:
         spans=tuple(spans[row]) if row in spans else (),
         label=labels.get(row),
         reply_deleted=row in reply_deleted,
+        language=languages.get(row),
+        translation=translations.get(row),
       )
       for row, (ident, parent, author, text, created, score) in enumerate(rows)
     ],

@@ -27,6 +27,8 @@ def iter_texts(
 ) -> Iterator[str]:
   """Yields the cleaned text of every comment that has one, without its author.
 
+  Behind it comes that of its translation, if it has one.
+
   Args:
     files: a file, a glob, a folder, or several of those; or the folder of a dataset
       made by `commentree build`, of which the train split is read.
@@ -47,6 +49,10 @@ def iter_texts(
     for comment in tree.comments:
       if text := cleaning.clean_text(comment.text, cleaning_config):
         yield text
+      if comment.translation is not None:
+        translated = cleaning.clean_text(comment.translation.text, cleaning_config)
+        if translated:
+          yield translated
 
 
 def sample(texts: Iterable[str], size: int, seed: int) -> tuple[list[str], int]:

@@ -13,8 +13,8 @@ from ..errors import UserError
 from . import packing
 from .forest_layout import ForestLayout, ForestShape, resolve, row_lengths
 from .masking import MASKING_FEATURES
-from .objectives import LANGUAGES, NODE_FEATURES, TARGET_TOKENS, extras_of
-from .pieces import PIECE_FEATURES, Piece
+from .objectives import NODE_FEATURES, TARGET_TOKENS, extras_of
+from .pieces import LANGUAGES, PIECE_FEATURES, Piece
 
 _Spec = seqio.FeatureConverter.FeatureSpec
 # Features that pieces have by their objective or their data.

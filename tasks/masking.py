@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import UserError
 from ..models.config import check_range
 from .config import check_switches
-from .pieces import PHRASES, Piece, target_lengths
+from .pieces import LANGUAGES, PHRASES, Piece, target_lengths
 
 MASKING_FEATURES = ("input_tokens", "is_masked")
 
@@ -114,7 +114,7 @@ class Masker:
     )
     available = np.bincount(node_of[candidates], minlength=len(lengths))
     budget = masked_counts(available, self.config.rate)
-    words = self._number_words(tokens, column)
+    words = self._number_words(piece, column)
     if PHRASES in piece and piece[PHRASES].any():
       phrases = piece[PHRASES] if words is None else _whole(piece[PHRASES], words)
       positions = self._choose_with_phrases(
@@ -137,16 +137,18 @@ class Masker:
     is_masked[positions] = 1
     return {**piece, "input_tokens": input_tokens, "is_masked": is_masked}
 
-  def _number_words(self, tokens: np.ndarray, column: np.ndarray) -> np.ndarray | None:
+  def _number_words(self, piece: Piece, column: np.ndarray) -> np.ndarray | None:
     """Numbers of the words that tokens are in, rising; None if words are no matter.
 
     What is not maskable, such as a marker, is a word of its own.
     """
     if self.begins_word is None:
       return None
-    apart = ~self.maskable[tokens]
-    begins = self.begins_word[tokens] | apart | (column == 0)
+    apart = ~self.maskable[piece["tokens"]]
+    begins = self.begins_word[piece["tokens"]] | apart | (column == 0)
     begins[1:] |= apart[:-1]
+    if LANGUAGES in piece:
+      begins[1:] |= np.diff(piece[LANGUAGES]) != 0
     return np.cumsum(begins)
 
   def _choose_with_phrases(

@@ -27,14 +27,11 @@ from . import label_objectives, markers, masking
 from .objectives_causal import CAUSAL_FEATURES, CausalObjective
 from .objectives_config import CAUSAL, LANGUAGE_FEATURES, PREFIXES, ObjectiveConfig
 from .objectives_spans import SpanCorruption
-from .pieces import Piece
+from .pieces import LANGUAGES, Piece
 
 if TYPE_CHECKING:
   from .registry import Preprocessing
   from .vocabularies import Tokenizer
-
-# Of each token of a piece, int32 [sum(lengths)]: its language from 1, 0 for none.
-LANGUAGES = "languages"
 
 TARGET_TOKENS = "target_tokens"
 TARGET_LENGTHS, PREFIX_LENGTHS = "target_lengths", "prefix_lengths"

@@ -21,9 +21,17 @@ from ..errors import UserError
 from . import objectives, splitting
 from .forest_layout import ForestShape, PieceTotals
 from .laying_out import Forest, lay_out, lay_out_languages, lay_out_masked
-from .objectives import LANGUAGES, PREFIX_LENGTHS, TARGET_LENGTHS, TARGET_TOKENS
+from .objectives import PREFIX_LENGTHS, TARGET_LENGTHS, TARGET_TOKENS
 from .objectives_config import LANGUAGE_FEATURES, PREFIXES
-from .pieces import COMMENT_LABELS, LABELS, NODE_FEATURES, PHRASES, Piece, ranges
+from .pieces import (
+  COMMENT_LABELS,
+  LABELS,
+  LANGUAGES,
+  NODE_FEATURES,
+  PHRASES,
+  Piece,
+  ranges,
+)
 
 # A forest is closed once so many pieces in a row found no place in its rows.
 _MAX_MISFITS = 30

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..models.config import check_choice, check_range
-from . import cleaning, markers, spans, splitting
+from . import cleaning, markers, spans, splitting, translations
 from .config import (
   CleaningConfig,
   CommentLabelsConfig,
@@ -27,6 +27,7 @@ from .config import (
   TreeConfig,
 )
 from .discourse import PhraseFinder, read_phrases
+from .objectives_config import ObjectiveConfig
 
 if TYPE_CHECKING:
   from .trees import Comment, CommentTree, Span
@@ -44,7 +45,10 @@ LABELS, PHRASES = "token_labels", "phrases"
 # And int32 [N] as the nodes: the class of a comment by `config.CommentLabelsConfig`, at
 # the node that its text begins in; -1 for none.
 COMMENT_LABELS = "comment_labels"
-ANNOTATIONS = (LABELS, PHRASES, COMMENT_LABELS)
+# Per token again: its language by `ObjectiveConfig.languages` from 1, 0 for none. Where
+# it changes in a node, a translation begins.
+LANGUAGES = "languages"
+ANNOTATIONS = (LABELS, PHRASES, COMMENT_LABELS, LANGUAGES)
 NO_LABEL = -1
 
 # Arrays by feature, and the tree's id as bytes.
@@ -142,6 +146,7 @@ class PieceBuilder:
   labels: LabelsConfig = LabelsConfig()
   discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
   comment_labels: CommentLabelsConfig = CommentLabelsConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
 
   @property
   def annotations(self) -> tuple[str, ...]:
@@ -150,6 +155,7 @@ class PieceBuilder:
       bool(self.labels.names),
       self.discourse.file is not None,
       self.comment_labels.source != "none",
+      bool(self.objective.languages),
     )
     return tuple(name for name, there in zip(ANNOTATIONS, asked) if there)
 
@@ -279,9 +285,54 @@ class PieceBuilder:
     self, tree: CommentTree
   ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
     """Tokens of each comment, and annotations of those by feature."""
+    encoded, annotations = self._encode_comments(tree)
+    if self.objective.languages:
+      self._add_languages(tree, encoded, annotations)
+    return encoded, annotations
+
+  def _add_languages(
+    self,
+    tree: CommentTree,
+    encoded: list[np.ndarray],
+    annotations: dict[str, list[np.ndarray]],
+  ) -> None:
+    """Adds languages of tokens and, for `tlm`, the tokens of translations."""
+    names = self.objective.languages
+    annotations[LANGUAGES] = [
+      np.full(len(ids), translations.language_of(comment.language, names), np.int32)
+      for comment, ids in zip(tree.comments, encoded)
+    ]
+    if self.objective.name != "tlm":
+      return
+    found = {
+      index: translation
+      for index, comment in enumerate(tree.comments)
+      if (translation := translations.translation_of(comment, names))
+    }
+    clean = [cleaning.clean_text(text, self.cleaning) for text, _ in found.values()]
+    for (index, (_, language)), ids in zip(
+      found.items(), self.tokenizer.encode_batch(clean)
+    ):
+      kept, more = len(encoded[index]), len(ids)
+      if not (kept and more):
+        continue
+      if self.pieces.long_comments == "truncate":
+        kept, more = translations.share(kept, more, self.pieces.max_comment_tokens)
+        cut = len(encoded[index]) + len(ids) - kept - more
+        self.counts.tokens += cut
+        self.counts.tokens_cut += cut
+      encoded[index] = np.append(encoded[index][:kept], ids[:more])
+      fill = {LANGUAGES: language, LABELS: NO_LABEL, PHRASES: 0}
+      for name, values in annotations.items():
+        values[index] = translations.append(values[index], kept, more, fill[name])
+
+  def _encode_comments(
+    self, tree: CommentTree
+  ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+    """Tokens of each comment itself, and what is found in its text."""
     clean = self._clean(tree)
     texts = self._texts(tree, clean)
-    per_token = [name for name in self.annotations if name != COMMENT_LABELS]
+    per_token = [name for name in self.annotations if name in (LABELS, PHRASES)]
     if not per_token:
       return self.tokenizer.encode_batch(texts), {}
     labelled = self._labelled_spans(tree, clean) if self.labels.names else {}

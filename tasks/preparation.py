@@ -40,6 +40,9 @@ def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
     later["comment_labels"] = records.jsonable(builder.comment_labels)
   if builder.labels.bare_trees != "outside":
     later["bare_trees"] = builder.labels.bare_trees
+  if builder.objective.languages:
+    later["languages"] = list(builder.objective.languages)
+    later["translations"] = builder.objective.name == "tlm"
   return {
     "source": task.tree_source.signature(split),
     "vocabulary": task.tokenizer.fingerprint,

@@ -134,6 +134,7 @@ class CommentTreeTask(seqio.Task):
       labels=config.labels,
       discourse=config.discourse,
       comment_labels=config.comment_labels,
+      objective=config.objective,
     )
 
   def objective(self) -> objectives.Objective:
@@ -213,6 +214,11 @@ def add_files_task(
   else:
     source = BuiltTreesSource(built)
     _check_labels(source, preprocessing.comment_labels)
+    if preprocessing.objective.languages and "languages" not in source.dataset.columns:
+      raise UserError(
+        f"ObjectiveConfig.languages: {built} was built before datasets noted languages;"
+        " build it again with `commentree build`"
+      )
   tokenizer = vocabularies.Tokenizer(
     lambda: vocabulary, all_markers(preprocessing.markers)
   )

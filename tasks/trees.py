@@ -62,6 +62,7 @@ NO_POST = (KEPT_NO_POST, TREE_EMPTY_NO_POST)  # trees that no post was read for
 # What was mended inside a comment or tree.
 MENDED_SURROGATES = "lone surrogates replaced"
 MENDED_NUL = "NUL characters removed"
+MENDED_TRANSLATION = "translation without text or language left out"
 
 
 class Span(NamedTuple):
@@ -70,6 +71,13 @@ class Span(NamedTuple):
   start: int
   end: int
   label: str
+
+
+class Translation(NamedTuple):
+  """What a comment says, in another language."""
+
+  language: str
+  text: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,6 +96,8 @@ class Comment:
     label: what the source says of the whole comment, or None.
     reply_deleted: whether a direct reply to it was deleted or removed, be that reply
       still in the tree or not.
+    language: what the source calls the text's language, or None.
+    translation: the text in another language, or None.
   """
 
   id: str
@@ -99,6 +109,8 @@ class Comment:
   spans: tuple[Span, ...] = ()
   label: str | None = None
   reply_deleted: bool = False
+  language: str | None = None
+  translation: Translation | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -259,7 +271,15 @@ def _post(row: Row | None, comment_rows: Sequence[Row], config: TreeConfig) -> C
     score=row.score,
     spans=row.spans,
     label=row.label,
+    language=row.language,
+    translation=_translation(row),
   )
+
+
+def _translation(row: Row) -> Translation | None:
+  if row.translation is None or row.translation_language is None:
+    return None
+  return Translation(row.translation_language, row.translation)
 
 
 @dataclasses.dataclass(slots=True)
@@ -379,6 +399,8 @@ def _depth_first(
         spans=row.spans,
         label=row.label,
         reply_deleted=key in lost_reply,
+        language=row.language,
+        translation=_translation(row),
       )
     )
     below = living.get(key)

@@ -36,7 +36,7 @@ LOCK = ".build.lock"
 
 # Raise when parts, shards or records get another form: what was begun before is then
 # refused, and not gone on with.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # One sort reads all row groups that its range of keys touches, of every part; with
 # many more sorts than a part has row groups, each would read much in vain.

@@ -39,6 +39,9 @@ class Row(NamedTuple):
     score: votes, or None.
     subreddit: the community it was written in, or None.
     label: what the source says of the whole comment, such as its stance, or None.
+    language: of the text, as the source calls it, or None.
+    translation: the text (a post's title and text) in another language, or None.
+    translation_language: which; None if there is no translation.
     spans: labelled parts of a comment's `text`, or of what `trees.post_text` makes of
       a post.
   """
@@ -54,6 +57,9 @@ class Row(NamedTuple):
   score: int | None = None
   subreddit: str | None = None
   label: str | None = None
+  language: str | None = None
+  translation: str | None = None
+  translation_language: str | None = None
   spans: tuple[Span, ...] = ()
 
 

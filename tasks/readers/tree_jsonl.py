@@ -4,8 +4,9 @@
      "comments": [{"id", "parent_id", "author", "body", "created_utc"}, ...]}
 
 `parent_id` is the tree's id or another comment's; any field may be null, and comments
-may come in any order. Read too, where they are there: `score` and `label` of either,
-`created_utc` and `subreddit` of the tree.
+may come in any order. Read too, where they are there: of either `score`, `label`,
+`language` and `translation` ({"language", "text"}), of the tree `created_utc` and
+`subreddit`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class _Comment(msgspec.Struct, gc=False):
   created_utc: Any = None
   score: Any = None
   label: Any = None
+  language: Any = None
+  translation: Any = None
 
 
 class _Tree(msgspec.Struct, gc=False):
@@ -45,6 +48,8 @@ class _Tree(msgspec.Struct, gc=False):
   score: Any = None
   subreddit: Any = None
   label: Any = None
+  language: Any = None
+  translation: Any = None
   comments: list[_Comment] | None = None
 
 
@@ -124,6 +129,8 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
     score=votes(tree.score),
     subreddit=subreddit,
     label=label(tree.label, fates),
+    language=identifier(tree.language, fates),
+    **_translation(tree.translation, fates),
   )
   for comment in comments:
     yield Row(
@@ -138,4 +145,19 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
       votes(comment.score),
       subreddit,
       label(comment.label, fates),
+      identifier(comment.language, fates),
+      **_translation(comment.translation, fates),
     )
+
+
+def _translation(value: Any, fates: Fates) -> dict[str, str]:
+  """A row's fields of a translation; none if it lacks its language or its text."""
+  if value is None:
+    return {}
+  parts = value if isinstance(value, Mapping) else {}
+  language = identifier(parts.get("language"), fates)
+  translated = text(parts.get("text"), fates)
+  if not language or not translated or translated.isspace():
+    fates.mended[trees.MENDED_TRANSLATION] += 1
+    return {}
+  return {"translation": translated, "translation_language": language}

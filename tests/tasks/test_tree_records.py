@@ -9,13 +9,25 @@ import tensorflow_datasets as tfds
 
 from commentree.tasks.building import order, tfrecord, tree_record
 from commentree.tasks.columns import COLUMNS, from_columns, to_columns
-from commentree.tasks.trees import Comment, CommentTree, Span
+from commentree.tasks.trees import Comment, CommentTree, Span, Translation
 
 TREE = CommentTree(
   "p",
   [
     Comment("p", -1, None, "title\n\nbody é", None),
-    Comment("a", 0, "ann", "x" * 20_000, 2**40, -7, (Span(0, 3, "claim"),), "é", True),
+    Comment(
+      "a",
+      0,
+      "ann",
+      "x" * 20_000,
+      2**40,
+      -7,
+      (Span(0, 3, "claim"),),
+      "é",
+      True,
+      "en",
+      Translation("ß", "ö"),
+    ),
     Comment("b", 1, "bob", "\U0001f600", 0, 2**31 - 1),
   ],
   "sub",
