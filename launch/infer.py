@@ -17,6 +17,9 @@ modes:
   fill      the likeliest tokens for each <mask> in the comments, given their threads
   embed     a vector for each comment; with --contextual one given its thread too
   score     how likely each comment is, with the comments above it and without
+  generate  replies to comments (runs of clm)
+  tag       labelled parts of comments (runs of tag)
+  classify  a label for each comment (runs of classify)
 
 examples:
   fill in what is masked:
@@ -32,6 +35,10 @@ examples:
   how much threads explain, in a pipe:
     zcat trees.jsonl.gz | commentree infer --model_dir=runs/mine --mode=score \\
       --input - --output - | jq .difference
+
+  three replies to each comment that nobody answered:
+    commentree infer --model_dir=runs/replies --mode=generate --input trees.jsonl \
+      --output=replies.jsonl --num_replies=3 --top_p=0.9 --temperature=0.8
 
 Every comment that is read gets one line, in the input's order; so do posts. What is
 done lies in OUTPUT.parts until all is: the same command again, with any number of
@@ -55,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
   settings = distributed_flags.settings(arguments)
   run = run_folder.load(arguments.model_dir, overrides)
   options = _options(arguments)
-  mode_table.check(arguments.mode, run.data.objective.name, options)
+  mode_table.check(arguments.mode, run.data.objective_names, options)
   _check(arguments)
 
   # The settings are sound: now what is heavy.
@@ -65,9 +72,21 @@ def main(argv: Sequence[str]) -> int:
   found = trees.find(
     arguments.input, facts.builder.trees, arguments.format, arguments.split
   )
-  if arguments.mode == "fill" and found.signature is not None:
-    trees.check_there_is(options.get("mask", "<mask>"), found, "--mask")
+  sought = _sought(arguments, options)
+  if sought is not None and found.signature is not None:
+    trees.check_there_is(*sought, found)
   return _infer(arguments, settings, run, facts, found, options)
+
+
+def _sought(
+  arguments: argparse.Namespace, options: dict[str, Any]
+) -> tuple[str, str] | None:
+  """What some comment must hold, and the flag that says so; None for nothing."""
+  if arguments.mode == "fill":
+    return options.get("mask", "<mask>"), "--mask"
+  if options.get("reply_to") == "marked":
+    return options.get("mark", "<reply>"), "--mark"
+  return None
 
 
 def _infer(
@@ -109,7 +128,7 @@ def _infer(
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="commentree infer",
-    description="Fill, embed or score the comments of trees with a trained model.",
+    description="Answer for the comments of trees with a trained model.",
     epilog=_EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -160,7 +179,10 @@ def _parser() -> argparse.ArgumentParser:
   )
   fill = parser.add_argument_group("fill")
   fill.add_argument(
-    "--top_k", type=int, metavar="K", help="tokens for each mask (default 5)"
+    "--top_k",
+    type=int,
+    metavar="K",
+    help="tokens for each mask (default 5); generate: draw from so many",
   )
   fill.add_argument(
     "--mask", metavar="WORD", help="what stands for a masked token (default <mask>)"
@@ -172,8 +194,38 @@ def _parser() -> argparse.ArgumentParser:
     default=None,
     help="also the mean of the decoder's states, which see the comments above",
   )
+  _add_generate_flags(parser)
   distributed_flags.add_flags(parser)
   return parser
+
+
+def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group(
+    "generate",
+    "greedy, unless --temperature, --top_k, --top_p or --num_replies make replies drawn"
+    " or --beam_width searched for",
+  )
+  group.add_argument(
+    "--reply_to",
+    choices=("leaves", "post", "all", "marked"),
+    help="comments that nobody answered (default), posts, all, or marked ones",
+  )
+  group.add_argument(
+    "--mark", metavar="WORD", help="what marks comments in their text (default <reply>)"
+  )
+  group.add_argument(
+    "--author", metavar="NAME", help="who writes (default somebody new to the tree)"
+  )
+  for flag, kind, text in (
+    ("--seed", int, "of what is drawn (default 0)"),
+    ("--max_tokens", int, "most tokens of a reply (default 64)"),
+    ("--num_replies", int, "replies to each comment (default 1)"),
+    ("--temperature", float, "below 1 likelier tokens, above 1 others (default 1)"),
+    ("--top_p", float, "draw from the likeliest tokens with such a share (default 1)"),
+    ("--beam_width", int, "replies searched for at the same time"),
+    ("--length_penalty", float, "of a beam: 0 favours short replies (default 0.6)"),
+  ):
+    group.add_argument(flag, type=kind, metavar="N", help=text)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

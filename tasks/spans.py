@@ -20,6 +20,7 @@ from .trees import Span
 
 # Supplementary private use: in no alphabet, and no pattern of `cleaning` looks for it.
 _FIRST_SENTINEL, _SENTINELS = 0xF0000, 0xFFFE
+_WORDS = _SENTINELS // 2
 _SENTINEL = re.compile("([\U000f0000-\U000ffffd])")
 # What `cleaning` takes off a quoted line.
 _QUOTE_SIGNS = re.compile(r"(?:[ \t]*+(?:>|&gt;)(?!!))++[ \t]*+")
@@ -47,6 +48,43 @@ def through_cleaning(
     # One boundary at a bad place must not cost the comment all of its spans.
     found = [s for span in spans for s in _carry(text, clean, [span], config) or ()]
   return found or []
+
+
+def words_through_cleaning(
+  text: str, clean: str, config: CleaningConfig
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+  """Returns where the words of a text are in it, and where in the text cleaned.
+
+  Args:
+    text: as written.
+    clean: `cleaning.clean_text(text, config)`.
+    config: the steps of cleaning.
+
+  Returns:
+    Pairs of starts and ends, in order; without the words that cleaning took away, or
+    replaced together with others.
+  """
+  if max(text, default="") >= chr(_FIRST_SENTINEL):
+    return []
+  words = []
+  for number, word in enumerate(re.finditer(r"\S+", text)):
+    start, end = _trim(text, Span(word.start(), word.end(), ""))
+    words.append(Span(start, end, str(number)))
+  # A word at a bad place must not cost the others theirs: cut them off by halves.
+  waiting = [words[i : i + _WORDS] for i in range(0, len(words), _WORDS)]
+  carried: list[Span] = []
+  while waiting:
+    together = waiting.pop()
+    found = _carry(text, clean, together, config)
+    if found is not None:
+      carried += found
+    elif len(together) > 1:
+      middle = len(together) // 2
+      waiting += [together[:middle], together[middle:]]
+  of_number = {int(word.label): word for word in words}
+  return sorted(
+    (of_number[int(span.label)][:2], (span.start, span.end)) for span in carried
+  )
 
 
 def _carry(

@@ -67,10 +67,9 @@ class Document:
     """The comment that a node is, or is a chunk of."""
     return int(self.nodes["node_ids"][node])
 
-  def tokens_of(self, node: int) -> np.ndarray:
-    """The tokens of a node."""
-    end = int(self.nodes["lengths"][: node + 1].sum())
-    return self.nodes["tokens"][end - int(self.nodes["lengths"][node]) : end]
+  def start_of(self, node: int) -> int:
+    """The place of a node's first token among those of all nodes."""
+    return int(self.nodes["lengths"][:node].sum())
 
   def is_empty(self) -> np.ndarray:
     """Which comments have no tokens, bool [comments]."""

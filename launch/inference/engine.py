@@ -96,5 +96,5 @@ class Engine:
       documents = [mode.read(tree) for tree in trees]
       items = (item for document in documents for item in mode.items(document))
       for filled in forests.fill(items, mode.shape):
-        yield filled.forest, (filled, [], beside)
+        yield mode.arrays(filled), (filled, [], beside)
       yield None, (None, documents, beside)

@@ -83,7 +83,7 @@ class Filled:
 
 def fill(items: Iterable[PackItem], shape: ForestShape) -> Iterator[Filled]:
   """Lays items out in forests, one after the other."""
-  builder, held = ForestBuilder(shape), []
+  builder, held = ForestBuilder(shape), list[PackItem]()
   for item in items:
     if not builder.add(item):
       yield _filled(builder, held)

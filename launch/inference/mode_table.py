@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
@@ -32,26 +32,44 @@ MODES = {
   "fill": ModeFacts(("mlm", "tlm"), ("top_k", "mask")),
   "embed": ModeFacts(_ALL, ("contextual",)),
   "score": ModeFacts(("mlm", "tlm", "clm")),
+  "generate": ModeFacts(
+    ("clm",),
+    (
+      "reply_to",
+      "author",
+      "mark",
+      "seed",
+      "max_tokens",
+      "num_replies",
+      "temperature",
+      "top_k",
+      "top_p",
+      "beam_width",
+      "length_penalty",
+    ),
+  ),
+  "tag": ModeFacts(("tag",)),
+  "classify": ModeFacts(("classify",)),
 }
 
 
-def check(mode: str, objective: str, options: Mapping[str, Any]) -> None:
+def check(mode: str, objectives: Sequence[str], options: Mapping[str, Any]) -> None:
   """Makes sure that a run can do what is asked.
 
   Args:
     mode: what is asked.
-    objective: what the run was trained to predict.
+    objectives: what the run was trained to predict.
     options: flags that were given, by name.
 
   Raises:
     UserError: if not.
   """
-  able = [name for name, facts in MODES.items() if objective in facts.objectives]
+  able = [name for name, f in MODES.items() if set(objectives) & set(f.objectives)]
   if mode not in able:
     raise UserError(
       f"--mode={mode}: is for runs of the objective"
-      f" {' or '.join(MODES[mode].objectives)}; this run's is {objective!r}, which can"
-      f" {', '.join(able)}"
+      f" {' or '.join(MODES[mode].objectives)}; this run's is"
+      f" {' and '.join(objectives)}, which can {', '.join(able)}"
     )
   for option in options:
     if option not in MODES[mode].options:
@@ -76,11 +94,19 @@ def make(
   Raises:
     UserError: if an option is out of range.
   """
-  from .modes import embed, fill, score
+  from .modes import classify, embed, fill, generate, score, tag
 
   kinds: dict[str, Any] = {
     "fill": fill.Fill,
     "embed": embed.Embed,
-    "score": score.Likelihood if run.objective == "clm" else score.PseudoLikelihood,
+    "score": score.Likelihood if _is_causal(run) else score.PseudoLikelihood,
+    "generate": generate.Generate,
+    "tag": tag.Tag,
+    "classify": classify.Classify,
   }
   return kinds[mode](run, ancestors, **options)
+
+
+def _is_causal(run: RunFacts) -> bool:
+  """Whether comments are scored in order: of a mixture, the first objective decides."""
+  return next(n for n in run.objectives if n in MODES["score"].objectives) == "clm"

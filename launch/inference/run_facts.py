@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
+from typing import Any
 
-from ...tasks import forest_layout, generated, objectives
+from ...tasks import forest_layout, generated, mixture_config, objectives
 from ...tasks.data_config import DataConfig
 from ...tasks.markers import all_markers
 from ...tasks.objectives_causal import CausalObjective
 from ...tasks.pieces import PieceBuilder
 from ...tasks.vocabularies import Tokenizer
 from ..configurables import RunConfig
-
-_GENERATED = "commentree_generated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,23 +31,32 @@ class RunFacts:
   builder: PieceBuilder
 
   @property
-  def objective(self) -> str:
-    """The name of what the model was trained to predict."""
-    return self.config.data.objective.name
+  def objectives(self) -> tuple[str, ...]:
+    """What the model was trained to predict; several in a mixture of objectives."""
+    return self.config.data.objective_names
 
   @functools.cached_property
   def causal(self) -> CausalObjective | None:
-    """How a comment is read in order, if the model was trained to (`clm`)."""
-    if self.objective != "clm":
+    """How comments are read in order, if the model was trained to (`clm`)."""
+    if "clm" not in self.objectives:
       return None
-    built = objectives.build(self.config.data, self.tokenizer)
+    data = self.config.data
+    # Of all that settings of data are, it takes what tasks are built from.
+    asked: Any = types.SimpleNamespace(
+      objective=dataclasses.replace(data.objective, name="clm", languages=()),
+      markers=data.markers,
+      pieces=data.pieces,
+      masking=data.masking,
+      discourse=data.discourse,
+    )
+    built = objectives.build(asked, self.tokenizer)
     assert isinstance(built, CausalObjective)
     return built
 
   @property
-  def extras(self) -> tuple[str, ...]:
-    """Optional features of a batch in which comments are read as in training."""
-    return () if self.causal is None else self.causal.extras
+  def reads_in_order(self) -> CausalObjective | None:
+    """`causal`, if that is all that the model was trained to."""
+    return self.causal if self.objectives[0] == "clm" else None
 
   @property
   def decoder_length(self) -> int:
@@ -76,8 +85,8 @@ def of_run(config: RunConfig) -> RunFacts:
 
 
 def _tokenizer(data: DataConfig) -> Tokenizer:
-  name = data.mixture_or_task_name
-  if name == _GENERATED:
+  sources = {member.source for member in data.members()} or {data.mixture_or_task_name}
+  if mixture_config.GENERATED in sources:
     return Tokenizer(
       lambda: generated.vocabulary(data.generated, data.markers, data.cache_dir)
     )
@@ -87,4 +96,4 @@ def _tokenizer(data: DataConfig) -> Tokenizer:
   # Somebody's own task; to know it takes SeqIO.
   from ...tasks import registry
 
-  return registry.get_task(name).tokenizer
+  return registry.get_task(data.mixture_or_task_name).tokenizer

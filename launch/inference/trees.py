@@ -268,7 +268,7 @@ def find(
   return Input(tuple(units), _signature(readers.inputs(patterns, format_name)))
 
 
-def check_there_is(word: str, found: Input, flag: str) -> None:
+def check_there_is(word: str, flag: str, found: Input) -> None:
   """Makes sure that some comment has a word; reads until one does.
 
   Raises:
@@ -279,8 +279,8 @@ def check_there_is(word: str, found: Input, flag: str) -> None:
       if any(word in comment.text for comment in tree.comments):
         return
   raise UserError(
-    f"no comment of --input holds {word!r}: put it in place of what is to be filled"
-    f" in, or name another word by {flag}"
+    f"no comment of --input holds {word!r}: put it into the texts, or name another word"
+    f" by {flag}"
   )
 
 

@@ -10,7 +10,7 @@ from ....models.ancestors import apply_condition
 from ....models.config import Condition
 from ....models.model import CommentTreeModel
 from ....tasks.forest_layout import ForestShape
-from ....tasks.packing import PackItem
+from ....tasks.packing import Forest, PackItem
 from ....tasks.trees import CommentTree
 from .. import forests
 from ..devices import Compute
@@ -53,6 +53,10 @@ class Mode(abc.ABC, Generic[D]):
   @abc.abstractmethod
   def items(self, document: D) -> Iterator[PackItem]:
     """Yields what is to be computed of a document."""
+
+  def arrays(self, filled: Filled) -> Forest:
+    """Returns what the computation of a forest is given."""
+    return filled.forest
 
   @abc.abstractmethod
   def compute(self, model: CommentTreeModel) -> Compute:

@@ -56,7 +56,8 @@ class Embed(Mode[EmbeddedDocument]):
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold; nothing is predicted, but each target asks for it."""
-    return self.shape_of(self.run.decoder_length, self.run.extras)
+    causal = self.run.reads_in_order
+    return self.shape_of(self.run.decoder_length, causal.extras if causal else ())
 
   def read(self, tree: CommentTree) -> EmbeddedDocument:
     """Makes a document of a tree."""
@@ -74,8 +75,8 @@ class Embed(Mode[EmbeddedDocument]):
     lengths = nodes["lengths"]
     nodes["node_ids"] = nodes["node_ids"] + len(lengths)
     for piece in forests.cut(nodes, lengths > 0, self.run.builder.pieces):
-      if self.run.causal is not None:
-        piece = self.run.causal(piece, self.run.decoder_length, 0, 0, 0)
+      if (causal := self.run.reads_in_order) is not None:
+        piece = causal(piece, self.run.decoder_length, 0, 0, 0)
       else:
         piece["input_tokens"] = piece["tokens"]
         piece["is_masked"] = (forests.columns(piece["lengths"]) == 0).astype(np.int32)
@@ -92,7 +93,7 @@ class Embed(Mode[EmbeddedDocument]):
       alone = vectors_BEJD.astype(jnp.float32)
       if not self._contextual:
         return {"alone": alone}
-      states_BRLD = module.apply(
+      states_BRLD: Any = module.apply(
         variables, vectors_BEJD, used_BEJ, batch, method=module.decode_states
       )
       batch_size, _, _, width = states_BRLD.shape

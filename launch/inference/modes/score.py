@@ -172,7 +172,8 @@ class Likelihood(Score):
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold: every token is predicted."""
-    return self.shape_of(self.run.decoder_length, self.run.extras)
+    assert self.run.causal is not None
+    return self.shape_of(self.run.decoder_length, self.run.causal.extras)
 
   def items(self, document: ScoredDocument) -> Iterator[PackItem]:
     """Yields every comment once."""

@@ -1,0 +1,93 @@
+"""`classify`: a label for each comment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ....models.config import Condition
+from ....models.model import CommentTreeModel
+from ....tasks import label_objectives
+from ....tasks.forest_layout import ForestShape
+from ....tasks.packing import PackItem
+from ....tasks.trees import CommentTree
+from .. import forests
+from ..devices import Compute
+from ..documents import EMPTY, Document
+from ..forests import Filled
+from ..run_facts import RunFacts
+from .base import Answer, Mode, rounded
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClassifiedDocument(Document):
+  """A tree and the probabilities of its comments' labels.
+
+  Attributes:
+    found: by comment, `[C]`.
+  """
+
+  found: dict[int, np.ndarray]
+
+
+class Classify(Mode[ClassifiedDocument]):
+  """The likeliest label of each comment, and the probabilities of all."""
+
+  name = "classify"
+
+  def __init__(self, run: RunFacts, ancestors: Condition = "true"):
+    """Sets up."""
+    super().__init__(run, ancestors)
+    self._names = label_objectives.label_names(run.config.data)
+
+  def make_shape(self) -> ForestShape:
+    """Returns what forests hold: a label a comment."""
+    return self.shape_of(self.run.decoder_length)
+
+  def read(self, tree: CommentTree) -> ClassifiedDocument:
+    """Makes a document of a tree."""
+    return ClassifiedDocument.read(tree, self.run.builder, found={})
+
+  def items(self, document: ClassifiedDocument) -> Iterator[PackItem]:
+    """Yields every comment once; of one in chunks the first, as in training."""
+    nodes = document.piece()
+    asked = (nodes["lengths"] > 0) & (document.firsts == 0)
+    for piece in forests.cut(nodes, asked, self.run.builder.pieces):
+      piece["input_tokens"] = piece["tokens"]
+      piece["is_masked"] = (forests.columns(piece["lengths"]) == 0).astype(np.int32)
+      yield from forests.items_of(piece, self.shape)
+
+  def compute(self, model: CommentTreeModel) -> Compute:
+    """Returns the probabilities of all labels, `[B, R, M, C]`."""
+
+    def compute(params: Any, batch: Any) -> Any:
+      _, beside = model.predict_batch_with_aux(params, self.hide(batch))
+      return beside["probabilities"]
+
+    return compute
+
+  def collect(self, arrays: Any, filled: Filled) -> None:
+    """Takes in the probabilities of a forest."""
+    for row, column, target, _ in filled.predicted():
+      document, node = filled.targets[target]
+      document.found[document.comment_of(node)] = arrays[row, column]
+
+  def answers(self, document: ClassifiedDocument) -> list[Answer]:
+    """Returns `label` and `probabilities` of each comment."""
+    return [
+      self._answer(document.found.get(comment))
+      for comment in range(len(document.tree.comments))
+    ]
+
+  def _answer(self, probabilities: np.ndarray | None) -> Answer:
+    if probabilities is None:
+      return {"label": None, "probabilities": None, "why": EMPTY}
+    return {
+      "label": self._names[int(probabilities.argmax())],
+      "probabilities": {
+        name: rounded(p) for name, p in zip(self._names, probabilities.tolist())
+      },
+    }

@@ -1,0 +1,223 @@
+"""`tag`: labelled parts of comments, by their places in the texts as given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ....models.config import Condition
+from ....models.model import CommentTreeModel
+from ....tasks import cleaning, label_objectives, spans
+from ....tasks.forest_layout import ForestShape
+from ....tasks.label_objectives import OUTSIDE
+from ....tasks.packing import PackItem
+from ....tasks.trees import CommentTree
+from .. import forests
+from ..devices import Compute
+from ..documents import EMPTY, Document
+from ..forests import Filled
+from ..run_facts import RunFacts
+from .base import Answer, Mode, rounded
+
+_BEGINNING = "B-"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaggedDocument(Document):
+  """A tree and the labels of its tokens.
+
+  Attributes:
+    clean: cleaned text of each comment.
+    offsets: of each comment's tokens in that; those of the author's marker are below 0.
+    labels: of each token in all nodes, by number; 0 where none was predicted.
+    probabilities: of those.
+  """
+
+  clean: list[str]
+  offsets: list[np.ndarray]
+  labels: np.ndarray
+  probabilities: np.ndarray
+
+
+class Tag(Mode[TaggedDocument]):
+  """The spans of each comment that have a label."""
+
+  name = "tag"
+
+  def __init__(self, run: RunFacts, ancestors: Condition = "true"):
+    """Sets up."""
+    super().__init__(run, ancestors)
+    self._names = label_objectives.label_names(run.config.data)
+
+  def make_shape(self) -> ForestShape:
+    """Returns what forests hold: every token has a label."""
+    return self.shape_of(self.run.decoder_length)
+
+  def read(self, tree: CommentTree) -> TaggedDocument:
+    """Makes a document of a tree."""
+    builder = self.run.builder
+    clean = [cleaning.clean_text(c.text, builder.cleaning) for c in tree.comments]
+    texts = builder.texts(tree)
+    encoded, offsets = [], []
+    for text, own, (ids, places) in zip(
+      texts, clean, builder.tokenizer.encode_batch_with_offsets(texts)
+    ):
+      # `texts` has the author's marker in front, and no white space at its ends.
+      left_out = len(own) - len(own.lstrip())
+      encoded.append(ids)
+      offsets.append(places - (len(text) - len(own.strip()) - left_out))
+    document = TaggedDocument.of(
+      tree,
+      encoded,
+      builder,
+      clean=clean,
+      offsets=offsets,
+      labels=np.empty(0, np.int32),
+      probabilities=np.empty(0),
+    )
+    tokens = len(document.nodes["tokens"])
+    return dataclasses.replace(
+      document, labels=np.zeros(tokens, np.int32), probabilities=np.zeros(tokens)
+    )
+
+  def items(self, document: TaggedDocument) -> Iterator[PackItem]:
+    """Yields every comment once."""
+    nodes = document.piece()
+    for piece in forests.cut(nodes, nodes["lengths"] > 0, self.run.builder.pieces):
+      shown = forests.columns(piece["lengths"]) < self.run.decoder_length
+      piece["input_tokens"] = piece["tokens"]
+      piece["is_masked"] = shown.astype(np.int32)
+      yield from forests.items_of(piece, self.shape)
+
+  def compute(self, model: CommentTreeModel) -> Compute:
+    """Returns labels and their log probabilities, `[B, R, M]`."""
+
+    def compute(params: Any, batch: Any) -> Any:
+      labels, beside = model.predict_batch_with_aux(params, self.hide(batch))
+      return labels, beside["scores"]
+
+    return compute
+
+  def collect(self, arrays: Any, filled: Filled) -> None:
+    """Takes in the labels of a forest."""
+    labels, log_probs = arrays
+    for row, column, target, position in filled.predicted():
+      document, node = filled.targets[target]
+      place = document.start_of(node) + position
+      document.labels[place] = labels[row, column]
+      document.probabilities[place] = np.exp(np.float64(log_probs[row, column]))
+
+  def answers(self, document: TaggedDocument) -> list[Answer]:
+    """Returns `spans` of each comment."""
+    found: list[Answer] = []
+    counts = np.bincount(
+      document.nodes["node_ids"], document.nodes["lengths"], len(document.clean)
+    ).astype(int)
+    ends = np.cumsum(counts).tolist()
+    for comment, (count, end) in enumerate(zip(counts.tolist(), ends)):
+      if not count:
+        found.append({"spans": None, "why": EMPTY})
+        continue
+      own = slice(end - count, end)
+      names = [self._names[label] for label in document.labels[own].tolist()]
+      answer: Answer = {
+        "spans": self._spans(
+          document.tree.comments[comment].text,
+          document.clean[comment],
+          document.offsets[comment][:count],
+          names,
+          document.probabilities[own],
+        )
+      }
+      if cut := int(document.tokens_cut[comment]):
+        answer["tokens_cut"] = cut
+      found.append(answer)
+    return found
+
+  def _spans(
+    self,
+    text: str,
+    clean: str,
+    offsets: np.ndarray,
+    names: Sequence[str],
+    probabilities: np.ndarray,
+  ) -> list[Answer]:
+    chunks = spans_of(names)
+    if not chunks:
+      return []
+    words = spans.words_through_cleaning(text, clean, self.run.builder.cleaning)
+    found: list[Answer] = []
+    for first, behind, label in chunks:
+      places = offsets[first:behind]
+      visible = places[(places[:, 0] >= 0) & (places[:, 0] < places[:, 1])]
+      if not len(visible):
+        continue
+      place = as_given(int(visible[0, 0]), int(visible[-1, 1]), clean, text, words)
+      start, end = place or (None, None)
+      found.append(
+        {
+          "start": start,
+          "end": end,
+          "label": label,
+          "score": rounded(float(probabilities[first:behind].mean())),
+          "text": clean[visible[0, 0] : visible[-1, 1]]
+          if end is None
+          else text[start:end],
+        }
+      )
+    return found
+
+
+def spans_of(names: Sequence[str]) -> list[tuple[int, int, str]]:
+  """Returns first token, the one behind the last, and label of each span.
+
+  A span begins at a `B-`, or at an `I-` that goes on with nothing, as in seqeval.
+  """
+  found: list[tuple[int, int, str]] = []
+  for number, name in enumerate(names):
+    if name == OUTSIDE:
+      continue
+    label = name.partition("-")[2]
+    goes_on = (
+      not name.startswith(_BEGINNING) and found and found[-1][1:] == (number, label)
+    )
+    if goes_on:
+      found[-1] = (found[-1][0], number + 1, label)
+    else:
+      found.append((number, number + 1, label))
+  return found
+
+
+def as_given(
+  start: int,
+  end: int,
+  clean: str,
+  text: str,
+  words: Sequence[tuple[tuple[int, int], tuple[int, int]]],
+) -> tuple[int, int] | None:
+  """Returns where a part of a cleaned text is in the text as given.
+
+  Args:
+    start: of the part.
+    end: of the part.
+    clean: the cleaned text.
+    text: as given.
+    words: see `spans.words_through_cleaning`.
+
+  Returns:
+    Start and end, or None if it is nowhere. Inside of a word that cleaning changed
+    they are the word's.
+  """
+  inside = [pair for pair in words if pair[1][0] < end and pair[1][1] > start]
+  if not inside:
+    return None
+  first, last = inside[0], inside[-1]
+  begins, ends = first[0][0], last[0][1]
+  if clean[slice(*first[1])] == text[slice(*first[0])]:
+    begins += max(0, start - first[1][0])
+  if clean[slice(*last[1])] == text[slice(*last[0])]:
+    ends -= max(0, last[1][1] - end)
+  return begins, ends
