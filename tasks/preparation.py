@@ -79,6 +79,10 @@ def prepare(
       counts.add(part.counts)
       fates += part.fates
     meta["counts"] = dataclasses.asdict(counts)
+    if not counts.pieces:
+      raise UserError(
+        f"no comment trees were found for the split {split!r} of {task.name!r}"
+      )
     return parts
 
   # Processes of one machine need it at the same moment: one prepares, the others wait.
