@@ -1,0 +1,210 @@
+"""A trained model from Python, in a few lines.
+
+    import commentree
+
+    model = commentree.load("runs/mine")
+    for answer in model.fill({"id": "t1", "title": "<mask> or dogs?", "comments": []}):
+      print(answer["comment"], answer["filled"])
+
+Answers are those of `commentree infer`, by the same code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ...errors import UserError
+from ...tasks import trees
+from ...tasks.readers import tree_jsonl
+from ...tasks.trees import CommentTree, Fates
+from .. import quiet, run_folder
+from . import mode_table, run_facts
+from .run_facts import RunFacts
+
+Tree = CommentTree | Mapping[str, Any]
+"""A tree, or a dictionary as a line of tree JSONL holds it."""
+Answers = list[Any]
+"""Of a tree: a dictionary for each comment. Of several: a list of those for each."""
+
+
+class Model:
+  """A trained model that answers for comments.
+
+  Every method takes a tree or several, and `ancestors`: which of the comments above it
+  a comment sees, `'true'` (all), `'parent_only'` or `'none'`. Answers come in the order
+  of the tree's comments, posts first, and name them by `tree` and `comment`; what
+  became of comments of dictionaries that are odd is in `fates`.
+
+  Attributes:
+    run: what is known of the run.
+    step: of the checkpoint.
+    path: of the checkpoint.
+    fates: what became of what was read from dictionaries.
+  """
+
+  def __init__(self, run: RunFacts, step: int | Literal["best"] | None):
+    """Reads the parameters onto this process's devices; see `load`."""
+    from .engine import Engine
+
+    self.run = run
+    self.fates = Fates()
+    self._engine = Engine(run, step)
+    self._programs: dict[Any, Any] = {}
+    self.step, self.path = self._engine.step, str(self._engine.path)
+
+  def fill(
+    self,
+    of: Tree | Sequence[Tree],
+    *,
+    top_k: int = 5,
+    mask: str = "<mask>",
+    ancestors: str = "true",
+  ) -> Answers:
+    """Returns what may stand in the masks of comments.
+
+    Args:
+      of: a tree, or several.
+      top_k: tokens for each mask.
+      mask: what stands for a masked token in the texts.
+      ancestors: which of the comments above it a comment sees.
+
+    Returns:
+      Of each comment `masks`, with `start` and `candidates` of each, and the text
+      `filled`.
+    """
+    return self._answers("fill", of, ancestors, {"top_k": top_k, "mask": mask})
+
+  def embed(
+    self,
+    of: Tree | Sequence[Tree],
+    *,
+    contextual: bool = False,
+    ancestors: str = "true",
+  ) -> Answers:
+    """Returns vectors of comments.
+
+    Args:
+      of: a tree, or several.
+      contextual: whether to give vectors in threads too.
+      ancestors: which of the comments above it a comment sees.
+
+    Returns:
+      Of each comment `vectors` `[J, D]` and, if asked for, `in_thread` `[D]`.
+    """
+    return self._answers("embed", of, ancestors, {"contextual": contextual})
+
+  def score(self, of: Tree | Sequence[Tree], *, ancestors: str = "true") -> Answers:
+    """Returns how likely comments are.
+
+    Args:
+      of: a tree, or several.
+      ancestors: which of the comments above it a comment sees.
+
+    Returns:
+      Of each comment `log_likelihood`, `without_ancestors` and their `difference`, in
+      nats, and the `tokens` they are of.
+    """
+    return self._answers("score", of, ancestors, {})
+
+  def generate(
+    self, of: Tree | Sequence[Tree], *, ancestors: str = "true", **options: Any
+  ) -> Answers:
+    """Returns replies to comments.
+
+    Args:
+      of: a tree, or several.
+      ancestors: which of the comments above it a reply sees.
+      **options: those of `commentree infer --mode=generate`: `reply_to`, `author`,
+        `seed`, `max_tokens`, `num_replies`, `temperature`, `top_k`, `top_p`, …
+
+    Returns:
+      Of each comment `replies`, with `text`, `log_likelihood`, `tokens` and `ended` of
+      each; None for comments that none was asked for to.
+    """
+    return self._answers("generate", of, ancestors, options)
+
+  def tag(self, of: Tree | Sequence[Tree], *, ancestors: str = "true") -> Answers:
+    """Returns labelled parts of comments.
+
+    Args:
+      of: a tree, or several.
+      ancestors: which of the comments above it a comment sees.
+
+    Returns:
+      Of each comment `spans`, with `start`, `end`, `label`, `score` and `text` of each.
+    """
+    return self._answers("tag", of, ancestors, {})
+
+  def classify(self, of: Tree | Sequence[Tree], *, ancestors: str = "true") -> Answers:
+    """Returns labels of comments.
+
+    Args:
+      of: a tree, or several.
+      ancestors: which of the comments above it a comment sees.
+
+    Returns:
+      Of each comment its `label`, and the `probabilities` of all labels.
+    """
+    return self._answers("classify", of, ancestors, {})
+
+  def _answers(
+    self,
+    mode: str,
+    of: Tree | Sequence[Tree],
+    ancestors: str,
+    options: Mapping[str, Any],
+  ) -> Answers:
+    mode_table.check(mode, self.run.objectives, options)
+    key = (mode, ancestors, *sorted(options.items()))
+    if key not in self._programs:
+      made = mode_table.make(mode, self.run, ancestors, options)
+      self._programs[key] = made, self._engine.program(made)
+    one = isinstance(of, (CommentTree, Mapping))
+    read = [self._tree(tree) for tree in ([of] if one else of)]  # type: ignore[list-item]
+    made, program = self._programs[key]
+    ((answers, _),) = self._engine.answers(made, program, [(read, None)])
+    named = [
+      [
+        {"tree": tree.id, "comment": comment.id, **answer}
+        for comment, answer in zip(tree.comments, of_tree, strict=True)
+      ]
+      for tree, of_tree in zip(read, answers)
+    ]
+    return named[0] if one else named
+
+  def _tree(self, tree: Tree) -> CommentTree:
+    if isinstance(tree, CommentTree):
+      return tree
+    rows = list(tree_jsonl.record_rows(tree, self.fates))
+    found = trees.assemble(rows, self.fates, self.run.builder.trees) if rows else None
+    if found is None:
+      raise UserError(
+        f"tree {tree.get('id')!r}: no comment is left of it; give 'id', 'title' or"
+        " 'selftext', and 'comments' as in docs/data.md"
+      )
+    return found
+
+
+def load(
+  model_dir: str | os.PathLike[str],
+  step: int | Literal["best"] | None = None,
+  **settings: Any,
+) -> Model:
+  """Loads a trained model.
+
+  Args:
+    model_dir: folder of a run of `commentree train`, local, gs:// or s3://.
+    step: the checkpoint, or 'best'; the newest if None.
+    **settings: of the run, to be changed, as `VOCABULARY="moved.model"`.
+
+  Raises:
+    UserError: if there is no such run or checkpoint.
+  """
+  if "jax" not in sys.modules:
+    quiet.keep_out_tpu_library()
+  overrides = [f"{name} = {value!r}" for name, value in settings.items()]
+  run = run_facts.of_run(run_folder.load(os.fspath(model_dir), overrides))
+  return Model(run, step)
