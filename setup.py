@@ -18,6 +18,7 @@ SUBPACKAGES = [
   "training",
   "training.warm_starts",
   "launch",
+  "launch.exporting",
   "launch.inference",
   "launch.inference.modes",
 ]

@@ -19,6 +19,7 @@ VERBS = {
   "vocab": "train a vocabulary on comment trees, or add markers to one",
   "cache": "tokenise a run's trees once, into a SeqIO cache, with Apache Beam",
   "convert": "write a checkpoint for T5X, or make a run's first from others' files",
+  "export": "write a model's functions as files that run without this package",
   "compile": "what a run takes on a TPU slice, asked of the TPU compiler; needs no TPU",
   "launch": "bring a run up on many hosts: this machine, TPU VMs, GKE",
 }

@@ -1,0 +1,313 @@
+"""What functions a model is exported as: inputs, outputs, computation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...models import decoding
+from ...models.model import CommentTreeModel
+from ...tasks.forest_layout import ForestShape
+from ..inference import mode_table
+from ..inference.modes.generate import Generate
+from ..inference.run_facts import RunFacts
+
+Arrays = Mapping[str, jax.Array]
+
+# Words of 32 bits that tell a reply from all others.
+IDENTITY_WORDS = 4
+
+_AXES = {
+  "encoder_input_tokens": "tokens of the comments that others see, [B, R, L]",
+  "encoder_segment_ids": "slot of each token's comment from 1, 0 for padding",
+  "encoder_positions": "place of each token in its comment, from 0",
+  "encoder_slot_depths": "depth of each slot's comment, -1 for an unused slot, [B, E]",
+  "decoder_input_tokens": "tokens that are read, [B, R, L]",
+  "decoder_segment_ids": "target that each token is of from 1, 0 for padding",
+  "decoder_positions": "place of each token in its target, from 0",
+  "decoder_masked_positions": "columns of the rows to predict at, [B, R, M]",
+  "decoder_target_tokens": "tokens or labels to score there",
+  "ancestor_slots": "slots of a target's ancestors, nearest first, 0: none, [B, T, A]",
+  "ancestor_distances": "hops to them, 1 for the parent",
+  "target_depths": "depth of each target, 0 for a post, [B, T]",
+  "target_prefix_lengths": "leading tokens of a target that all of its tokens see",
+  "encoder_languages": "language of each token from 1, 0 for none",
+  "decoder_languages": "language of each token from 1, 0 for none",
+}
+_READ = (
+  "encoder_input_tokens",
+  "encoder_segment_ids",
+  "encoder_positions",
+  "encoder_slot_depths",
+)
+_ABOVE = ("ancestor_slots", "ancestor_distances", "target_depths")
+_PREDICTED = (
+  "decoder_input_tokens",
+  "decoder_segment_ids",
+  "decoder_positions",
+  "decoder_masked_positions",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """An array that a function takes.
+
+  Attributes:
+    shape: with the batch.
+    dtype: name of NumPy's.
+    about: what it is.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  about: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+  """A function of parameters and inputs.
+
+  Attributes:
+    name: as users call it.
+    about: what it computes.
+    inputs: by name.
+    outputs: what each array that it returns is, by name.
+    settings: of what it does, for those who call it.
+    compute: from parameters and inputs to outputs.
+  """
+
+  name: str
+  about: str
+  inputs: Mapping[str, Input]
+  outputs: Mapping[str, str]
+  settings: Mapping[str, Any]
+  compute: Callable[[Any, Arrays], dict[str, jax.Array]]
+
+
+def make(
+  mode: str,
+  run: RunFacts,
+  model: CommentTreeModel,
+  batch_size: int,
+  options: Mapping[str, Any],
+) -> Function:
+  """Makes the function of a mode of `commentree infer`.
+
+  Args:
+    mode: its name.
+    run: the run.
+    model: its model.
+    batch_size: forests that are computed at once.
+    options: the mode's own, as `mode_table` has them.
+
+  Raises:
+    UserError: if an option is out of range.
+  """
+  made = mode_table.make(mode, run, options=options)
+  forest = _Forest(made.shape, batch_size, model)
+  if isinstance(made, Generate):
+    return _generate(forest, made, model)
+  kinds: dict[str, Callable[..., Function]] = {
+    "fill": _fill,
+    "embed": _embed,
+    "score": _score,
+    "tag": _labels,
+    "classify": _labels,
+  }
+  return kinds[mode](mode, forest, run, model, options)
+
+
+class _Forest:
+  """What inputs have in common."""
+
+  def __init__(self, shape: ForestShape, batch_size: int, model: CommentTreeModel):
+    self.shapes = {
+      name: (batch_size, *sizes) for name, sizes in shape.feature_shapes().items()
+    }
+    # What a model was trained without it has no parameters for.
+    self.languages = bool(model.config.num_languages)
+    self._extras = shape.extras
+
+  def inputs(self, *names: str) -> dict[str, Input]:
+    """Returns features as inputs, and the optional ones that belong to them."""
+    sides = [side for side in ("encoder", "decoder") if f"{side}_positions" in names]
+    if self.languages:
+      names += tuple(f"{side}_languages" for side in sides)
+    if "decoder" in sides:
+      names += tuple(name for name in self._extras if "languages" not in name)
+    sizes = {**self.shapes}
+    for side in sides:
+      sizes[f"{side}_languages"] = sizes[f"{side}_positions"]
+    return {name: Input(sizes[name], "int32", _AXES[name]) for name in names}
+
+
+def _fill(
+  name: str,
+  forest: _Forest,
+  run: RunFacts,
+  model: CommentTreeModel,
+  options: Mapping[str, Any],
+) -> Function:
+  top_k, size = options.get("top_k", 5), run.tokenizer.vocab_size
+
+  def compute(params: Any, inputs: Arrays) -> dict[str, jax.Array]:
+    log_probs = jax.nn.log_softmax(model.logits(params, inputs))
+    best, tokens = jax.lax.top_k(log_probs[..., :size], top_k)
+    return {"tokens": tokens, "log_probabilities": best}
+
+  return Function(
+    name,
+    "The likeliest tokens at masked positions, given the ancestors.",
+    forest.inputs(*_READ, *_PREDICTED, *_ABOVE),
+    {
+      "tokens": "the likeliest tokens at each position, best first",
+      "log_probabilities": "theirs, in nats",
+    },
+    {"mask_id": run.tokenizer.mask_id},
+    compute,
+  )
+
+
+def _embed(
+  name: str,
+  forest: _Forest,
+  run: RunFacts,
+  model: CommentTreeModel,
+  options: Mapping[str, Any],
+) -> Function:
+  del run, options
+
+  def compute(params: Any, inputs: Arrays) -> dict[str, jax.Array]:
+    vectors, used = model.module.apply({"params": params}, inputs, method="encode")
+    return {"vectors": vectors.astype(jnp.float32), "used": used}
+
+  return Function(
+    name,
+    "The vectors that comments are pooled to.",
+    forest.inputs(*_READ),
+    {
+      "vectors": "of each slot, [B, E, vectors per comment, width]",
+      "used": "which of them hold anything",
+    },
+    {},
+    compute,
+  )
+
+
+def _score(
+  name: str,
+  forest: _Forest,
+  run: RunFacts,
+  model: CommentTreeModel,
+  options: Mapping[str, Any],
+) -> Function:
+  del options
+
+  def compute(params: Any, inputs: Arrays) -> dict[str, jax.Array]:
+    log_probs = jax.nn.log_softmax(model.logits(params, inputs))
+    targets = inputs["decoder_target_tokens"][..., None]
+    found = jnp.take_along_axis(log_probs, targets, axis=-1)[..., 0]
+    return {"log_probabilities": found}
+
+  settings: dict[str, Any] = {}
+  if run.reads_in_order is not None:
+    causal = run.reads_in_order
+    settings = {"start_id": causal.start_id, "end_id": causal.end_id}
+  else:
+    settings = {"mask_id": run.tokenizer.mask_id}
+  return Function(
+    name,
+    "The log probability of given tokens at given positions, given the ancestors.",
+    forest.inputs(*_READ, *_PREDICTED, "decoder_target_tokens", *_ABOVE),
+    {"log_probabilities": "of `decoder_target_tokens`, in nats"},
+    settings,
+    compute,
+  )
+
+
+def _labels(
+  name: str,
+  forest: _Forest,
+  run: RunFacts,
+  model: CommentTreeModel,
+  options: Mapping[str, Any],
+) -> Function:
+  del run, options
+
+  def compute(params: Any, inputs: Arrays) -> dict[str, jax.Array]:
+    # Every position given is of a chain of labels.
+    weights = jnp.ones(inputs["decoder_masked_positions"].shape)
+    labels, beside = model.predict_batch_with_aux(
+      params, {**inputs, "decoder_loss_weights": weights}
+    )
+    return {"labels": labels, "probabilities": beside["probabilities"]}
+
+  what = "tokens" if name == "tag" else "comments"
+  return Function(
+    name,
+    f"Labels of {what}, given the ancestors.",
+    forest.inputs(*_READ, *_PREDICTED, *_ABOVE),
+    {
+      "labels": "number of the label at each position",
+      "probabilities": "of all labels there",
+    },
+    {},
+    compute,
+  )
+
+
+def _generate(forest: _Forest, mode: Generate, model: CommentTreeModel) -> Function:
+  config = mode.config
+  slots = forest.shapes["target_depths"]
+  more = {
+    "wanted": Input(slots, "bool", "to which targets replies are wanted"),
+    "first_tokens": Input(
+      (*slots, 1), "int32", "token that a reply begins with, -1 for none given"
+    ),
+  }
+  if config.method == "sample":
+    more["identities"] = Input(
+      (*slots, IDENTITY_WORDS),
+      "uint32",
+      "what tells a reply from all others: the same words, the same draws",
+    )
+    more["seed"] = Input((), "uint32", "of all that is drawn")
+
+  def compute(params: Any, inputs: Arrays) -> dict[str, jax.Array]:
+    keys = None
+    if config.method == "sample":
+      keys = decoding.reply_keys(inputs["seed"], inputs["identities"])
+    replies = model.generate(
+      params,
+      inputs,
+      config,
+      keys,
+      wanted=inputs["wanted"],
+      first_tokens=inputs["first_tokens"],
+    )
+    return {
+      field.name: getattr(replies, field.name) for field in dataclasses.fields(replies)
+    }
+
+  return Function(
+    "generate",
+    "Replies, each to the ancestors of a target.",
+    {**forest.inputs(*_READ, *_ABOVE), **more},
+    {
+      "tokens": "of the replies, [B, T, replies, most tokens]",
+      "log_probabilities": "in nats; -inf for a reply that a beam did not find",
+      "lengths": "tokens without the end",
+      "ended": "false for what was cut off",
+    },
+    {
+      name: value
+      for name, value in dataclasses.asdict(config).items()
+      if name != "never"
+    },
+    compute,
+  )
