@@ -1,0 +1,152 @@
+"""Fine-tuning by the whole command, on made-up trees whose labels need ancestors."""
+
+import json
+import random
+
+import pytest
+
+from commentree.launch import main
+from commentree.tasks.config import MarkersConfig
+from commentree.tasks.markers import all_markers
+from commentree.tasks.sentencepiece_vocabulary import write_word_vocabulary
+
+COLOURS = ("red", "blue")
+CUE = "namely"
+FILLERS = tuple(
+  a + b for a in ("ba", "de", "gi", "ko", "lu") for b in ("ma", "ne", "pi")
+)
+SMALL = {
+  "BATCH_SIZE": 1,
+  "CACHE_DIR": None,
+  "EVAL_PERIOD": 0,
+  "EVAL_BATCHES": None,
+  "TASK_FEATURE_LENGTHS": {"encoder": 32, "decoder": 32},
+  "LEARNING_RATE": 0.005,
+  "WARMUP_STEPS": 20,
+  "DROPOUT_RATE": 0.0,
+  "ANCESTOR_DROPOUT_RATE": 0.2,
+  "MAX_ANCESTORS": 4,
+  "ForestLayout.decoder_rows": 16,
+  "PiecesConfig.max_tree_size": 16,
+  "PiecesConfig.max_comment_tokens": 32,
+  "ModelConfig.emb_dim": 48,
+  "ModelConfig.num_encoder_layers": 1,
+  "ModelConfig.num_decoder_layers": 1,
+  "ModelConfig.mlp_dim": 96,
+  "ModelConfig.dtype": "float32",
+  "OptimizerConfig.layer_decay": 1.0,
+  "OptimizerConfig.learning_rate_rules": [],
+  "EvalConfig.conditions": ("true", "none"),
+  "TrainConfig.tensorboard": False,
+}
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+  path = tmp_path_factory.mktemp("vocabulary") / "words.model"
+  write_word_vocabulary([*FILLERS, *COLOURS, CUE], path, all_markers(MarkersConfig()))
+  return path
+
+
+def thread(rng, number):
+  """A chain of comments as annotated XML. A comment's one span is what the cue begins;
+  whether that is a claim or a premise, its parent's colour says."""
+  parts = [f'<thread ID="t{number}"><title>{rng.choice(FILLERS)}</title>']
+  above = rng.choice(COLOURS)
+  parts.append(f'<OP author="a">{rng.choice(FILLERS)} {above}</OP>')
+  for reply in range(4):
+    words = rng.choices(FILLERS, k=rng.randint(2, 4))
+    kind = "claim" if above == "red" else "premise"
+    span = " ".join([CUE, *rng.choices(FILLERS, k=2)])
+    above = rng.choice(COLOURS)
+    units = [*words, f'<{kind} id="{reply}">{span}</{kind}>', above]
+    rng.shuffle(units)
+    text = " ".join(units)
+    parts.append(
+      f'<reply id="r{number}_{reply}" author="{"bc"[reply % 2]}">{text}</reply>'
+    )
+  return "".join([*parts, "</thread>"])
+
+
+def tree(rng, number):
+  """A tree of which all comments are labelled with the colour that the post names."""
+  colour = rng.choice(COLOURS)
+  words = rng.choices(FILLERS, k=3)
+  title = " ".join([*words[:1], colour, *words[1:]])
+  comments = [
+    {
+      "id": f"t{number}_{i}",
+      "parent_id": f"t{number}_{rng.randrange(i)}"
+      if i and rng.random() < 0.5
+      else f"t{number}",
+      "author": rng.choice("abc"),
+      "body": " ".join(rng.choices(FILLERS, k=rng.randint(1, 4))),
+      "label": colour,
+    }
+    for i in range(6)
+  ]
+  return {"id": f"t{number}", "title": title, "comments": comments}
+
+
+def results_of(verb_file, folder, files, vocabulary, settings):
+  flags = {
+    **SMALL,
+    "MODEL_DIR": str(folder / "run"),
+    "CACHE_DIR": str(folder / "cache"),
+    "FILES": str(files),
+    "VOCABULARY": str(vocabulary),
+    "HELD_OUT_SHARE": 0.2,
+    **settings,
+  }
+  command = [f"--gin.{name}={value!r}" for name, value in flags.items()]
+  assert main.main(["train", f"--gin_file=runs/{verb_file}.gin", *command]) == 0
+  path = folder / "results.json"
+  assert main.main(["eval", f"--model_dir={folder / 'run'}", f"--json={path}"]) == 0
+  return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_tags_follow_words_and_parents(tmp_path, vocabulary, capsys):
+  rng = random.Random(1)
+  files = tmp_path / "threads"
+  files.mkdir()
+  for number in range(600):
+    (files / f"{number}.xml").write_text(thread(rng, number))
+  results = results_of(
+    "finetune_tag",
+    tmp_path,
+    files,
+    vocabulary,
+    {
+      "TRAIN_STEPS": 300,
+      "TreeConfig.target_post": False,
+      "ModelConfig.tagger": "crf",
+      # Which ancestor to ask is learnt fastest so.
+      "ModelConfig.ancestor_positions": "distance",
+    },
+  )
+  assert results["true"]["span_f1"]["micro"] > 0.95
+  # Without the parent spans are found, and their kinds guessed.
+  assert 0.3 < results["none"]["span_f1"]["micro"] < 0.7
+  said = capsys.readouterr().out
+  assert "span F1" in said
+  assert "F1 of spans: premise" in said
+
+
+def test_labels_that_only_the_post_tells_are_learnt_from_it(tmp_path, vocabulary):
+  rng = random.Random(2)
+  files = tmp_path / "trees.jsonl"
+  with files.open("w") as stream:
+    for number in range(200):
+      stream.write(json.dumps(tree(rng, number)) + "\n")
+  results = results_of(
+    "finetune_classify",
+    tmp_path,
+    files,
+    vocabulary,
+    {"TRAIN_STEPS": 150, "LABEL_SOURCE": "label", "LABELS": COLOURS},
+  )
+  assert results["true"]["f1"]["macro"] > 0.95
+  assert results["true"]["accuracy"] > 0.95
+  assert results["none"]["accuracy"] < 0.65
+  assert results["none"]["loss"] > 0.6
