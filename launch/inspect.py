@@ -11,9 +11,12 @@ from typing import Any, get_args
 from rich.console import Console
 
 from ..errors import UserError
+from ..tasks.config import DiscourseMarkersConfig
 from ..tasks.data_config import DataConfig
 from ..tasks.forest_layout import ForestLayout
 from ..tasks.inspection_views import InspectionConfig
+from ..tasks.masking import MaskingConfig
+from ..tasks.objectives_config import ObjectiveConfig
 from ..tasks.pieces import LongComments, PiecesConfig
 from . import quiet
 
@@ -38,6 +41,9 @@ examples:
   one held-out tree, with the masks of the second pass over the data:
     commentree inspect --files=trees.jsonl.gz --vocabulary=trees.model \\
       --split=validation --tree_id=t3_7cqm1 --count=1 --epoch=1
+
+  what a run that writes replies reads and predicts:
+    commentree inspect --objective=clm
 
   short rows and small pieces, in colour through a pager:
     FORCE_COLOR=1 commentree inspect --decoder_length=64 --encoder_length=64 \\
@@ -121,6 +127,29 @@ def _parser() -> argparse.ArgumentParser:
     choices=get_args(LongComments),
     default=pieces.long_comments,
     help="what is done with longer ones (default %(default)s)",
+  )
+
+  predicted = parser.add_argument_group("what is predicted")
+  predicted.add_argument(
+    "--objective",
+    choices=("mlm", "clm", "span_corruption", "tlm"),
+    default=ObjectiveConfig().name,
+    help="see docs/objectives.md (default %(default)s)",
+  )
+  predicted.add_argument(
+    "--languages",
+    nargs="+",
+    default=(),
+    metavar="NAME",
+    help="of comments and translations, as the data calls them, for --objective=tlm",
+  )
+  predicted.add_argument(
+    "--whole_words", action="store_true", help="mask all tokens of a word together"
+  )
+  predicted.add_argument(
+    "--discourse_markers",
+    metavar="FILE",
+    help="phrases to mask first, one a line; or 'english'",
   )
 
   output = parser.add_argument_group("output")
@@ -217,6 +246,9 @@ def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfi
       max_comment_tokens=arguments.max_comment_tokens,
       long_comments=arguments.long_comments,
     ),
+    objective=ObjectiveConfig(arguments.objective, languages=arguments.languages),
+    masking=MaskingConfig(whole_words=arguments.whole_words),
+    discourse=DiscourseMarkersConfig(arguments.discourse_markers),
   )
   default = _MAX_COMMENTS_ON_PAGE if arguments.html else _MAX_COMMENTS_ON_TERMINAL
   view_config = InspectionConfig(

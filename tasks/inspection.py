@@ -21,16 +21,11 @@ import numpy as np
 from ..errors import UserError
 from . import cleaning, forest_layout, inspection_labels, markers, packing
 from .forest_layout import ForestShape, PieceTotals
+from .inspection_reading import Entry, ForestReader
 from .inspection_views import (
-  AncestorView,
-  BlockView,
   CommentView,
-  ForestView,
   Inspection,
   InspectionConfig,
-  PartView,
-  TokenKind,
-  TokenView,
   TreeView,
 )
 from .packing import Fill, Forest, ForestBuilder, PackItem
@@ -52,21 +47,6 @@ _BALANCE = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
-class _Entry:
-  """A measured piece.
-
-  Attributes:
-    item: the piece.
-    tree: index of its tree among those shown; None if it only fills the forest up.
-    number: its place among all pieces, in order of the trees.
-  """
-
-  item: PackItem
-  tree: int | None
-  number: int
-
-
-@dataclasses.dataclass(frozen=True)
 class _Shown:
   """A tree to be shown.
 
@@ -75,14 +55,14 @@ class _Shown:
     order: indices of the comments to show, depth first.
     pieces: number of pieces.
     masked: masked pieces: those with a target to show, and a few others.
-    texts: cleaned text of each comment to show, the author's marker in front.
+    encoded: all tokens of each comment to show, the author's marker in front.
   """
 
   tree: CommentTree
   order: list[int]
   pieces: int
   masked: list[Piece]
-  texts: list[str]
+  encoded: list[np.ndarray]
 
   def shows(self, item: PackItem) -> bool:
     """Whether a target of the item is a comment to show."""
@@ -137,14 +117,14 @@ def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection
 
   ordinals = itertools.count()
 
-  def entries(pieces: Iterable[Piece], tree: int | None) -> list[_Entry]:
+  def entries(pieces: Iterable[Piece], tree: int | None) -> list[Entry]:
     return [
-      _Entry(item, tree, next(ordinals))
+      Entry(item, tree, next(ordinals))
       for piece in pieces
       for item in packing.fitting_items(piece, shape)
     ]
 
-  wanted: list[_Entry] = []
+  wanted: list[Entry] = []
   filling = entries(others, None)
   for number, one in enumerate(shown):
     for entry in entries(one.masked, number):
@@ -153,7 +133,7 @@ def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection
   fill = Fill()
   for _, forest in packed:
     fill.add(forest)
-  reader = _ForestReader(task)
+  reader = ForestReader(task)
   views = tuple(reader.read(i, *each) for i, each in enumerate(packed))
   cleaned: collections.Counter[str] = collections.Counter()
   trees = tuple(
@@ -163,6 +143,7 @@ def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection
   items = [entry.item for taken, _ in packed for entry in taken]
   return Inspection(
     task=task.name,
+    objective=task.preprocessing.objective.name,
     config=config,
     shape=shape,
     trees=trees,
@@ -233,8 +214,8 @@ def _show(
     if shows or others < _MIN_FILLING_PIECES:
       kept.append(piece)
       others += not shows
-  texts = builder.texts(tree)
-  return _Shown(tree, order, number, kept, [texts[index] for index in order])
+  encoded, _ = builder.encode(tree)
+  return _Shown(tree, order, number, kept, [encoded[index] for index in order])
 
 
 def depth_first(children: Sequence[Sequence[int]], limit: int) -> list[int]:
@@ -249,14 +230,14 @@ def depth_first(children: Sequence[Sequence[int]], limit: int) -> list[int]:
 
 
 def _pack(
-  entries: list[_Entry], filling: list[_Entry], shape: ForestShape
-) -> list[tuple[list[_Entry], Forest]]:
+  entries: list[Entry], filling: list[Entry], shape: ForestShape
+) -> list[tuple[list[Entry], Forest]]:
   """Puts entries into as few forests as may be, and what fills these up behind them."""
   packed = []
   while entries:
     builder = ForestBuilder(shape)
-    taken: list[_Entry] = []
-    left: list[_Entry] = []
+    taken: list[Entry] = []
+    left: list[Entry] = []
     for entry in entries:
       (taken if builder.add(entry.item) else left).append(entry)
     entries = left
@@ -282,118 +263,10 @@ def _room_beside(item: PackItem, builder: ForestBuilder, shape: ForestShape) -> 
   return decoder**2 + encoder**2 + _BALANCE * (decoder - encoder) ** 2
 
 
-class _ForestReader:
-  """Reads forests back into what a person can follow."""
-
-  def __init__(self, task: CommentTreeTask):
-    self._tokenizer = task.tokenizer
-    self._maskable = task.tokenizer.maskable
-    self._mask_id = task.tokenizer.mask_id
-    # Parts of each (tree, comment), with their piece's number.
-    self._parts: dict[tuple[int, int], list[tuple[int, PartView]]] = (
-      collections.defaultdict(list)
-    )
-
-  def parts(self, tree: int, comment: int) -> tuple[PartView, ...]:
-    """Parts of a comment as a target, in the forests read so far, in its order."""
-    found = sorted(self._parts[tree, comment], key=lambda part: part[0])
-    return tuple(part for _, part in found)
-
-  def read(self, number: int, entries: list[_Entry], forest: Forest) -> ForestView:
-    """Returns the forest's blocks; notes the parts of comments that are shown."""
-    targets = _owners(entries, [entry.item.targets for entry in entries])
-    encoded = _owners(entries, [entry.item.encoded for entry in entries])
-    decoder = _blocks(forest["decoder_segment_ids"], targets)
-    answers = _answers(forest)
-    numbers = [e.number for e in entries for _ in e.item.targets]
-    for block in decoder:
-      if block.tree is None:
-        continue
-      slot = block.slot - 1
-      ancestors = tuple(
-        AncestorView(encoded[seen - 1][1], distance, seen)
-        for seen, distance in zip(
-          forest["ancestor_slots"][slot].tolist(),
-          forest["ancestor_distances"][slot].tolist(),
-        )
-        if seen
-      )
-      columns = slice(block.column, block.column + block.length)
-      tokens = self.tokens(
-        answers[block.row, columns], forest["decoder_input_tokens"][block.row, columns]
-      )
-      part = PartView(number, block.slot, block.row, block.column, tokens, ancestors)
-      self._parts[block.tree, block.comment].append((numbers[slot], part))
-    fill = Fill()
-    fill.add(forest)
-    return ForestView(
-      decoder=decoder,
-      encoder=_blocks(forest["encoder_segment_ids"], encoded),
-      masked=int(np.count_nonzero(forest["decoder_loss_weights"])),
-      fill=fill,
-    )
-
-  def tokens(
-    self, answers: np.ndarray, read: Sequence[int] | np.ndarray
-  ) -> tuple[TokenView, ...]:
-    """Tokens from ids; `answers` are what is to be predicted, -1 where nothing is."""
-    views = []
-    for answer, seen in zip(np.asarray(answers).tolist(), np.asarray(read).tolist()):
-      piece = self._tokenizer.id_to_piece(seen)
-      if answer < 0:
-        views.append(
-          TokenView(piece, piece, "plain" if self._maskable[seen] else "marker")
-        )
-        continue
-      kind: TokenKind = "random"
-      if seen == self._mask_id:
-        kind = "masked"
-      elif seen == answer:
-        kind = "kept"
-      views.append(TokenView(self._tokenizer.id_to_piece(answer), piece, kind))
-    return tuple(views)
-
-
-def _owners(
-  entries: list[_Entry], nodes: list[np.ndarray]
-) -> list[tuple[int | None, int]]:
-  """The (tree, comment) of each slot, in the order in which slots are numbered."""
-  return [
-    (entry.tree, comment)
-    for entry, own in zip(entries, nodes)
-    for comment in np.asarray(entry.item.piece["node_ids"])[own].tolist()
-  ]
-
-
-def _answers(forest: Forest) -> np.ndarray:
-  """Tokens to be predicted at each position, -1 where none is: int32 [Rd, Ld]."""
-  answers = np.full_like(forest["decoder_input_tokens"], -1)
-  row, used = np.nonzero(forest["decoder_loss_weights"])
-  columns = forest["decoder_masked_positions"][row, used]
-  answers[row, columns] = forest["decoder_target_tokens"][row, used]
-  return answers
-
-
-def _blocks(
-  segments: np.ndarray, owners: list[tuple[int | None, int]]
-) -> tuple[BlockView, ...]:
-  """Where each segment stands in the rows, by slot."""
-  rows, columns = np.nonzero(segments)
-  slots, first, lengths = np.unique(
-    segments[rows, columns], return_index=True, return_counts=True
-  )
-  return tuple(
-    BlockView(slot, row, column, length, *owners[slot - 1])
-    for slot, row, column, length in zip(
-      slots.tolist(), rows[first].tolist(), columns[first].tolist(), lengths.tolist()
-    )
-  )
-
-
 def _tree_view(
   one: _Shown,
   builder: PieceBuilder,
-  reader: _ForestReader,
+  reader: ForestReader,
   number: int,
   config: InspectionConfig,
   cleaned: collections.Counter[str],
@@ -404,12 +277,12 @@ def _tree_view(
   author_markers = markers.author_markers(tree, builder.markers)
   limit = min(builder.pieces.max_comment_tokens, config.lengths["encoder"])
   comments = []
-  for index, encoded in zip(one.order, builder.tokenizer.encode_batch(one.texts)):
+  for index, encoded in zip(one.order, one.encoded):
     comment = tree.comments[index]
     parts = reader.parts(number, index)
     clean = cleaning.clean_text(comment.text, builder.cleaning, cleaned)
     context = encoded[: 0 if parts else limit]
-    kept = sum(len(part.tokens) for part in parts) or len(context)
+    kept = sum(part.shown for part in parts) or len(context)
     comments.append(
       CommentView(
         index=index,
@@ -424,11 +297,13 @@ def _tree_view(
         left_out=max(0, len(comment.text) - _MAX_CHARACTERS),
         changes=compare(comment.text, clean),
         tokens_cut=len(encoded) - kept,
-        context=reader.tokens(np.full(len(context), -1), context),
+        context=reader.tokens(context),
         parts=parts,
         labelled=inspection_labels.cut(comment.text, comment.spans, _MAX_CHARACTERS),
         label=comment.label,
         reply_deleted=comment.reply_deleted,
+        language=comment.language,
+        translated=comment.translation.language if comment.translation else None,
       )
     )
   return TreeView(

@@ -22,6 +22,7 @@ from ..errors import UserError
 from .inspection_assets import CSS, JAVASCRIPT
 from .inspection_maps import hue, name_of, row_maps
 from .inspection_views import (
+  EXPLAINED,
   CommentView,
   Inspection,
   TokenView,
@@ -96,12 +97,11 @@ def page(inspection: Inspection) -> str:
       f"<title>{escape(inspection.task)}: trees as the model sees them</title>\n",
       f'<style>{CSS}</style>\n</head>\n<body>\n<div class="page">\n',
       "<header>\n<h1>Trees as the model sees them</h1>\n",
-      '<p class="lead">Every comment predicts its masked tokens from its own words and'
-      " from the vectors of the comments above it. Point at a comment, a dot or a block"
-      " to see which.</p>\n",
+      f'<p class="lead">{_lead(inspection.objective)} Point at a comment, a dot or a'
+      " block to see which.</p>\n",
       f'<p class="run">{escape(run)}</p>\n',
       _tiles(inspection),
-      _legend(),
+      _legend(inspection.objective),
       '</header>\n<p id="status" class="hidden" role="status"></p>\n',
       f'<div class="columns{"" if forests else " alone"}">\n<main>\n',
       *(_tree(number, tree) for number, tree in enumerate(inspection.trees)),
@@ -117,6 +117,19 @@ def escape(text: str) -> str:
   return html.escape(_DISORDERLY.sub("\ufffd", text))
 
 
+def _lead(objective: str) -> str:
+  explained = EXPLAINED.get(objective)
+  if explained is None:
+    return (
+      "Every comment predicts its masked tokens from its own words and from the vectors"
+      " of the comments above it."
+    )
+  return (
+    f"{escape(explained[0].upper() + explained[1:])}. It sees the vectors of the"
+    " comments above it."
+  )
+
+
 def _tiles(inspection: Inspection) -> str:
   kinds = inspection.tokens()
   chosen = kinds["masked"] + kinds["random"] + kinds["kept"]
@@ -125,17 +138,18 @@ def _tiles(inspection: Inspection) -> str:
   shown = sum(len(tree.comments) for tree in inspection.trees)
   deepest = max((tree.max_depth for tree in inspection.trees), default=0)
   fill = inspection.fill
+  masks = (
+    f"{chosen / maskable:.1%}",
+    f"of {maskable:,} tokens to predict: {kinds['masked']:,}"
+    f" masked, {kinds['random']:,} random, {kinds['kept']:,} kept",
+  )
   tiles = [
     (
       count(size, "comment"),
       f"in {count(len(inspection.trees), 'tree')}, depth up to {deepest:,}"
       + (f"; {shown:,} of them shown" if shown < size else ""),
     ),
-    (
-      f"{chosen / maskable:.1%}",
-      f"of {maskable:,} tokens to predict: {kinds['masked']:,}"
-      f" masked, {kinds['random']:,} random, {kinds['kept']:,} kept",
-    ),
+    inspection.to_predict() if inspection.objective in EXPLAINED else masks,
   ]
   for side, share in (("decoder", fill.decoder), ("encoder", fill.encoder)):
     if fill.forests:
@@ -153,17 +167,20 @@ def _tiles(inspection: Inspection) -> str:
   return f'<div class="tiles">{cells}</div>\n'
 
 
-def _legend() -> str:
+def _legend(objective: str) -> str:
   def example(written: str, read: str, kind: str, text: str) -> str:
     token = _token(TokenView(written, read, kind))  # type: ignore[arg-type]
     return f'<span><span class="said">{token}</span> {text}</span>'
 
-  return (
-    '<div class="legend">'
-    + example("word", "<mask>", "masked", "reads &lt;mask&gt;")
+  masks = (
+    example("word", "<mask>", "masked", "reads &lt;mask&gt;")
     + example("word", "other", "random", "reads another")
     + example("word", "word", "kept", "is kept, and predicted")
     + example("<user_0>", "<user_0>", "marker", "is never masked")
+  )
+  return (
+    '<div class="legend">'
+    + ("" if objective in EXPLAINED else masks)
     + "<span>click pins · <kbd>↑</kbd> <kbd>↓</kbd> next · <kbd>←</kbd> parent ·"
     " <kbd>→</kbd> reply · <kbd>Esc</kbd> lets go</span></div>\n"
   )
@@ -327,7 +344,9 @@ def _said(number: int, comment: CommentView) -> str:
   for place, part in enumerate(comment.parts, 1):
     if len(comment.parts) > 1:
       said.append(f'<p class="part">part {place} of {len(comment.parts)}</p>')
-    said.append(_tokens(part.tokens))
+    said.append(_tokens(part.tokens, part.breaks))
+    if part.predicted:
+      said.append(f'<p class="part">predicts</p>{_tokens(part.predicted)}')
     seen = ", ".join(
       f"<b>{name_of(number, ancestor.comment)}</b> "
       + ("earlier" if not ancestor.distance else f"{ancestor.distance} up")
@@ -343,8 +362,14 @@ def _said(number: int, comment: CommentView) -> str:
   return "".join(said)
 
 
-def _tokens(tokens: Sequence[TokenView]) -> str:
-  return f'<p class="said">{"".join(map(_token, tokens)).strip()}</p>'
+def _tokens(tokens: Sequence[TokenView], breaks: Sequence[tuple[int, str]] = ()) -> str:
+  begins = dict(breaks)
+  pieces = []
+  for place, token in enumerate(tokens):
+    if place in begins:
+      pieces.append(f" <b>{escape(begins[place])}</b> ")
+    pieces.append(_token(token))
+  return f'<p class="said">{"".join(pieces).strip()}</p>'
 
 
 def _token(token: TokenView) -> str:

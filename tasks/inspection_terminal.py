@@ -8,7 +8,7 @@ sequences.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, RenderableType
 from rich.rule import Rule
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from .inspection_labels import LabelledText
 from .inspection_views import (
+  EXPLAINED,
   BlockView,
   CommentView,
   ForestView,
@@ -59,7 +60,7 @@ def render(inspection: Inspection, console: Console) -> None:
       f" · {config.split} · seed {config.seed} · epoch {config.epoch}",
     )
   )
-  console.print(_legend())
+  console.print(_legend(inspection.objective))
   names = sorted(inspection.labels())
   for number, tree in enumerate(inspection.trees):
     console.print()
@@ -79,18 +80,10 @@ def render(inspection: Inspection, console: Console) -> None:
 
 def summary(inspection: Inspection) -> RenderableType:
   """The figures: masks, padding, cleaning, and what became of all that was read."""
-  kinds = inspection.tokens()
-  chosen = kinds["masked"] + kinds["random"] + kinds["kept"]
   table = Table(box=None, pad_edge=False, show_header=False)
   table.add_column(style="bold", no_wrap=True)
   table.add_column()
-  table.add_row(
-    "masks",
-    f"{chosen:,} of {chosen + kinds['plain']:,} tokens to predict"
-    f" ({chosen / max(1, chosen + kinds['plain']):.1%}):"
-    f" {kinds['masked']:,} read <mask>, {kinds['random']:,} a random token,"
-    f" {kinds['kept']:,} themselves; {kinds['marker']:,} markers never are",
-  )
+  table.add_row(*_to_predict(inspection))
   shares = {"decoder": inspection.fill.decoder, "encoder": inspection.fill.encoder}
   for side, share in shares.items() if inspection.forests else ():
     table.add_row(
@@ -113,12 +106,29 @@ def summary(inspection: Inspection) -> RenderableType:
   return table
 
 
+def _to_predict(inspection: Inspection) -> tuple[str, str]:
+  kinds = inspection.tokens()
+  if inspection.objective in EXPLAINED:
+    return inspection.objective, " ".join(inspection.to_predict())
+  chosen = kinds["masked"] + kinds["random"] + kinds["kept"]
+  return (
+    "masks",
+    f"{chosen:,} of {chosen + kinds['plain']:,} tokens to predict"
+    f" ({chosen / max(1, chosen + kinds['plain']):.1%}):"
+    f" {kinds['masked']:,} read <mask>, {kinds['random']:,} a random token,"
+    f" {kinds['kept']:,} themselves; {kinds['marker']:,} markers never are",
+  )
+
+
 def printable(text: str) -> str:
   """Text on one line, without characters that a terminal would obey."""
   return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
-def _legend() -> Text:
+def _legend(objective: str) -> Text:
+  if objective in EXPLAINED:
+    return Text(EXPLAINED[objective])
+
   def example(kind: str, written: str, read: str) -> Text:
     return _token(TokenView(written, read, kind))  # type: ignore[arg-type]
 
@@ -212,7 +222,13 @@ def _body(
   for number, part in enumerate(comment.parts, 1):
     if len(comment.parts) > 1:
       yield Text(f"part {number} of {len(comment.parts)}", "dim italic")
-    yield from _wrap(_tokens(part.tokens), width, _TOKEN_LINES)
+    if part.number_predicted and part.predicted:
+      reads = Text.assemble(("reads", "dim"), _tokens(part.tokens, part.breaks))
+      yield from _wrap(reads, width, _TOKEN_LINES)
+      predicts = Text.assemble(("predicts", "dim"), _tokens(part.predicted))
+      yield from _wrap(predicts, width, _TOKEN_LINES)
+    else:
+      yield from _wrap(_tokens(part.tokens, part.breaks), width, _TOKEN_LINES)
     yield from _wrap(_sees(part, name), width, _CHANGE_LINES)
   yield from _wrap(_tokens(comment.context), width, _TOKEN_LINES)
   if comment.tokens_cut:
@@ -264,8 +280,18 @@ def _wrap(text: Text, width: int, limit: int) -> Iterator[Text]:
     yield Text(f"… {count(len(lines) - limit, 'line')} more", "dim italic")
 
 
-def _tokens(tokens: Iterable[TokenView]) -> Text:
-  return Text().join(map(_token, tokens))
+def _tokens(
+  tokens: Sequence[TokenView], breaks: Sequence[tuple[int, str]] = ()
+) -> Text:
+  begins = dict(breaks)
+  shown = Text()
+  for place, token in enumerate(tokens):
+    if place in begins:
+      shown.append(f" {printable(begins[place])}", "bold")
+    behind = _token(token)
+    shown.append(" " * (place in begins and not behind.plain.startswith(" ")))
+    shown.append_text(behind)
+  return shown
 
 
 def _token(token: TokenView) -> Text:

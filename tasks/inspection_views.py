@@ -98,8 +98,12 @@ class PartView:
     slot: its target slot there.
     row: its decoder row.
     column: where it begins in the row.
-    tokens: as read and as to be predicted.
+    tokens: as read and, where tokens are hidden, as to be predicted in their places.
     ancestors: what it sees, nearest first.
+    shown: tokens of the comment that are read or predicted.
+    number_predicted: tokens or labels to predict.
+    predicted: what those are, in order, where it is not what `tokens` hide.
+    breaks: places in `tokens` where something begins, and what that is.
   """
 
   forest: int
@@ -108,6 +112,10 @@ class PartView:
   column: int
   tokens: tuple[TokenView, ...]
   ancestors: tuple[AncestorView, ...]
+  shown: int
+  number_predicted: int
+  predicted: tuple[TokenView, ...] = ()
+  breaks: tuple[tuple[int, str], ...] = ()
 
   def ancestor_groups(self) -> Iterator[tuple[AncestorView, int]]:
     """Each comment seen, with the number of encoder slots it takes, nearest first."""
@@ -139,6 +147,8 @@ class CommentView:
     labelled: the raw text cut where labels begin and end; empty if it has none.
     label: of the whole comment, as the source has it, or None.
     reply_deleted: whether a reply to it was deleted.
+    language: of its text, as the source has it, or None.
+    translated: language of its translation, or None.
   """
 
   index: int
@@ -158,11 +168,16 @@ class CommentView:
   labelled: tuple[LabelledText, ...] = ()
   label: str | None = None
   reply_deleted: bool = False
+  language: str | None = None
+  translated: str | None = None
 
   def notes(self) -> list[str]:
     """What the source says of the whole comment, in a few words each."""
     notes = [] if self.label is None else [f"label: {self.label}"]
-    return notes + ["a reply was deleted"] * self.reply_deleted
+    notes += ["a reply was deleted"] * self.reply_deleted
+    for what, language in (("in", self.language), ("translated to", self.translated)):
+      notes += [] if language is None else [f"{what} {language}"]
+    return notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +247,7 @@ class Inspection:
 
   Attributes:
     task: name of the task.
+    objective: what is predicted.
     config: what was asked for.
     shape: of a forest.
     trees: the trees.
@@ -244,6 +260,7 @@ class Inspection:
   """
 
   task: str
+  objective: str
   config: InspectionConfig
   shape: ForestShape
   trees: tuple[TreeView, ...]
@@ -265,15 +282,36 @@ class Inspection:
       if not label.goes_on
     )
 
+  def parts(self) -> Iterator[PartView]:
+    """All targets shown."""
+    for tree in self.trees:
+      for comment in tree.comments:
+        yield from comment.parts
+
+  def to_predict(self) -> tuple[str, str]:
+    """How much is to be predicted in the targets shown, and of how many of them."""
+    what = "label" if self.objective in ("classify", "tag") else "token"
+    numbers = [part.number_predicted for part in self.parts()]
+    targets = count(sum(number > 0 for number in numbers), "target")
+    return count(sum(numbers), what), f"to predict of {targets}"
+
   def tokens(self) -> collections.Counter[str]:
     """Number of tokens shown in targets, by kind."""
     return collections.Counter(
-      token.kind
-      for tree in self.trees
-      for comment in tree.comments
-      for part in comment.parts
-      for token in part.tokens
+      token.kind for part in self.parts() for token in part.tokens
     )
+
+
+# What a person is told of each objective but 'mlm' and 'tlm', whose tokens say it.
+EXPLAINED = {
+  "clm": "the decoder reads the upper line and predicts the lower, each token from"
+  " those before it",
+  "span_corruption": "spans are taken out and predicted behind the comment: all see"
+  " what is in front of ‖, and what is behind it is read in order",
+  "classify": "the decoder reads the comment and predicts its label at its first token",
+  "tag": "the decoder reads the comment and predicts a label at each token, O where"
+  " none is shown",
+}
 
 
 def letter(tree: int) -> str:

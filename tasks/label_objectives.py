@@ -83,19 +83,16 @@ class LabelObjective:
   Attributes:
     of_tokens: whether those of a comment's tokens; else that of the comment, at its
       first token.
+    extras: optional features that forests of its pieces have.
   """
 
   of_tokens: bool
+  extras: tuple[str, ...] = ()
 
   @property
   def features(self) -> tuple[str, ...]:
     """Features that it adds to a piece."""
     return LABEL_FEATURES
-
-  @property
-  def extras(self) -> tuple[str, ...]:
-    """Optional features that forests of its pieces have: none."""
-    return ()
 
   def most_masked(self, decoder_length: int) -> int:
     """Most labels of one target."""

@@ -102,7 +102,7 @@ def build(preprocessing: Preprocessing, tokenizer: Tokenizer) -> Objective:
     )
   if not predicts_tokens(config):
     label_objectives.check(preprocessing)
-    return label_objectives.LabelObjective(of_tokens=config.name == "tag")
+    return label_objectives.LabelObjective(config.name == "tag", config.extras)
   return SpanCorruption(
     config,
     tokenizer.start_id,

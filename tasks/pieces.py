@@ -185,7 +185,7 @@ class PieceBuilder:
 
   def __call__(self, tree: CommentTree) -> Iterator[Piece]:
     """Yields the pieces of a tree, in which each comment is a target exactly once."""
-    encoded, annotations = self._encode(tree)
+    encoded, annotations = self.encode(tree)
     whole = self.nodes(tree, encoded)
     per_token = ["tokens", *annotations]
     per_node = ["lengths", "depths", "node_ids"]
@@ -281,10 +281,10 @@ class PieceBuilder:
       comments = [values[:limit] for values in comments]
     return np.concatenate([np.empty(0, np.int32), *comments], dtype=np.int32)
 
-  def _encode(
+  def encode(
     self, tree: CommentTree
   ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
-    """Tokens of each comment, and annotations of those by feature."""
+    """All tokens of each comment, and annotations of those by feature."""
     encoded, annotations = self._encode_comments(tree)
     if self.objective.languages:
       self._add_languages(tree, encoded, annotations)
