@@ -109,4 +109,5 @@ def make(
 
 def _is_causal(run: RunFacts) -> bool:
   """Whether comments are scored in order: of a mixture, the first objective decides."""
-  return next(n for n in run.objectives if n in MODES["score"].objectives) == "clm"
+  able = MODES["score"].objectives
+  return next((n for n in run.objectives if n in able), None) == "clm"
