@@ -11,8 +11,10 @@ import argparse
 import dataclasses
 import difflib
 import logging
+import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,12 +22,14 @@ import gin
 from gin import config as gin_config
 
 from ..errors import UserError
+from . import quiet
 from .configurables import RunConfig, register
 
 GIN_ROOT = pathlib.Path(__file__).parent.parent / "gin"
 
 _OVERRIDE = "--gin."
 _REQUIRED = "%gin.REQUIRED"
+_IMPORT = re.compile(r"^(?:import|from)\s", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +113,12 @@ def load(
   folders = [p for p in search_paths.split(",") if p] + [".", str(GIN_ROOT)]
   for folder in reversed(folders):
     gin.add_config_file_search_path(folder)
+  # A module that a gin file imports, to register tasks, may lie where one works.
+  if os.getcwd() not in sys.path:
+    sys.path.append(os.getcwd())
   for path in files:
-    _find(path, folders)
+    if _IMPORT.search(_find(path, folders).read_text("utf-8", "replace")):
+      quiet.load_tensorflow()  # before the module that registers tasks does, aloud
     _guarded(lambda path=path: gin.parse_config_file(path), path)
   known = set(_macros())
   for override in overrides:
@@ -122,14 +130,15 @@ def load(
   return _guarded(lambda: gin.get_configurable(RunConfig)(), "settings")
 
 
-def _find(path: str, folders: Iterable[str]) -> None:
-  candidates = [pathlib.Path(path)] + [pathlib.Path(f) / path for f in folders]
-  if not any(candidate.is_file() for candidate in candidates):
-    available = sorted(
-      str(p.relative_to(GIN_ROOT)) for p in GIN_ROOT.rglob("*.gin") if p.is_file()
-    )
-    hint = suggestion(path, available) or f"; there are {', '.join(available)}"
-    raise UserError(f"--gin_file={path}: no such file{hint}")
+def _find(path: str, folders: Iterable[str]) -> pathlib.Path:
+  for candidate in (pathlib.Path(path), *(pathlib.Path(f) / path for f in folders)):
+    if candidate.is_file():
+      return candidate
+  available = sorted(
+    str(p.relative_to(GIN_ROOT)) for p in GIN_ROOT.rglob("*.gin") if p.is_file()
+  )
+  hint = suggestion(path, available) or f"; there are {', '.join(available)}"
+  raise UserError(f"--gin_file={path}: no such file{hint}")
 
 
 def _macros() -> dict[str, Any]:
@@ -233,6 +242,8 @@ def _one_line(error: Exception, where: str, text: str | None) -> str:
     return f"{where}: {owner} has no setting {found[2]!r}" + suggestion(
       found[2], fields
     )
+  if isinstance(cause, ModuleNotFoundError):
+    return f"{where}: {message}: start where that module lies, or install it"
   if isinstance(error, SyntaxError):
     if text is not None:
       value = text.partition(" = ")[2]

@@ -55,7 +55,7 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
     model,
     train_data(run, data),
     held_out_data(run, data),
-    token_groups=token_groups(run, data),
+    token_groups=token_groups(data),
     label_names=label_objectives.label_names(data.task.preprocessing),
     record=RunRecord(
       facts=facts(model, data),
@@ -91,7 +91,7 @@ def evaluate(
     held_out_data(run, data),
     step=step,
     eval_batches=batches,
-    token_groups=token_groups(run, data),
+    token_groups=token_groups(data),
     label_names=label_objectives.label_names(data.task.preprocessing),
     config=run.train.evaluation,
     partitioning_config=run.train.partitioning,
@@ -184,13 +184,14 @@ def facts(model: CommentTreeModel, data: RunData) -> dict[str, Any]:
   return {**{f"ModelConfig.{k}": v for k, v in settings.items()}, **data.facts()}
 
 
-def token_groups(run: RunConfig, data: RunData) -> dict[str, Any]:
+def token_groups(data: RunData) -> dict[str, Any]:
   """Groups of targets to report apart: each label, or those of the generated trees."""
   if names := label_objectives.label_names(data.task.preprocessing):
     return {name: [label] for label, name in enumerate(names)}
-  if not isinstance(data.task.tree_source, GeneratedTreesSource):
+  source = data.task.tree_source
+  if not isinstance(source, GeneratedTreesSource):
     return {}
-  return generated.token_groups(run.data.generated, data.task.tokenizer)
+  return generated.token_groups(source.config, data.task.tokenizer)
 
 
 def report(
@@ -212,9 +213,11 @@ def report(
   """
   for number, (name, result) in enumerate(results.items()):
     task = data.parts[number].task
-    masked = task.preprocessing.objective.name == "mlm"
-    if masked and isinstance(task.tree_source, GeneratedTreesSource):
-      console.print(context_table(result, run.data.generated))
+    source, preprocessing = task.tree_source, task.preprocessing
+    all_masks = preprocessing.masking.mask_share == 1
+    masked = preprocessing.objective.name == "mlm" and all_masks
+    if masked and isinstance(source, GeneratedTreesSource):
+      console.print(context_table(result, source.config))
     else:
       _report_entropy(run, data, number, name, result, console)
 

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+import gin
 from commentree.errors import UserError
 from commentree.launch import gin_cli
 
@@ -88,6 +89,35 @@ def test_later_files_win(tmp_path):
   path = tmp_path / "mine.gin"
   path.write_text("BATCH_SIZE = 4\n")
   assert load(files=["runs/pretrain.gin", str(path)]).train.batch_size == 4
+
+
+def test_a_module_that_a_file_imports_may_lie_in_the_current_folder(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  (tmp_path / "a_module_of_mine.py").write_text("MADE = 'by me'\n")
+  (tmp_path / "mine.gin").write_text(
+    "import a_module_of_mine\ninclude 'runs/pretrain.gin'\n"
+  )
+  load(files=["mine.gin"])
+  assert sys.modules["a_module_of_mine"].MADE == "by me"
+  # As MODEL_DIR/config.gin has it, so that `eval` knows its tasks.
+  assert gin.config_str().startswith("import a_module_of_mine\n")
+  (tmp_path / "none.gin").write_text("import no_such_module\n")
+  with pytest.raises(UserError, match=r"none\.gin: No module named 'no_such_module': st"):
+    load(files=["none.gin"])
+
+
+def test_mixtures_are_set_on_the_command_line():
+  run = load(
+    "MIXTURE_OR_TASK_NAME = 'commentree_mixture'",
+    "MIXTURE = {'ufc:mlm': 0.7, 'ufc:clm': 0.2, 'iac': 0.1}",
+    "CORPORA = {'ufc': 'data/ufc', 'iac': ['a.jsonl', 'b.jsonl']}",
+    "VOCABULARY = 'trees.model'",
+  )
+  names = [member.name for member in run.data.members()]
+  assert names == ["ufc:mlm", "ufc:clm", "iac:mlm"]
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "xl", "xxl"])

@@ -184,7 +184,7 @@ def task(name):
 def test_a_model_has_as_many_labels_as_its_data(objective, head, labels):
   sized = job.with_sizes(ModelConfig(head=head), task(objective))
   assert (sized.vocab_size, sized.num_labels) == (256, labels)
-  groups = job.token_groups(None, types.SimpleNamespace(task=task(objective)))
+  groups = job.token_groups(types.SimpleNamespace(task=task(objective)))
   names = label_objectives.label_names(settings(objective))
   assert groups == {name: [number] for number, name in enumerate(names)}
 
