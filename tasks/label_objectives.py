@@ -24,6 +24,7 @@ from .pieces import COMMENT_LABELS, LABELS, NO_LABEL, Piece, target_lengths
 
 if TYPE_CHECKING:
   from .config import CommentLabelsConfig, LabelsConfig
+  from .objectives_config import ObjectiveConfig
 
 # What they add to a piece.
 LABEL_FEATURES = ("input_tokens", "is_masked", "target_tokens")
@@ -36,6 +37,10 @@ class LabelSettings(Protocol):
   @property
   def objective_names(self) -> tuple[str, ...]:
     """What is predicted: objectives of which, for labels, there is but one."""
+
+  @property
+  def objective(self) -> ObjectiveConfig:
+    """Settings of what is predicted."""
 
   @property
   def labels(self) -> LabelsConfig:

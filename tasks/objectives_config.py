@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, cast
 
 from ..errors import UserError
 from ..models.config import check_choice, check_range
@@ -74,10 +74,11 @@ class ObjectiveConfig:
         " leave them out"
       )
 
-  def named(self, name: ObjectiveName) -> ObjectiveConfig:
+  def named(self, name: str) -> ObjectiveConfig:
     """These settings for another objective, without what that one does not know."""
     languages = () if name in CAUSAL else self.languages
-    return dataclasses.replace(self, name=name, languages=languages)
+    known = cast(ObjectiveName, name)  # which the new object checks
+    return dataclasses.replace(self, name=known, languages=languages)
 
   @property
   def extras(self) -> tuple[str, ...]:

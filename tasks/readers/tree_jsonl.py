@@ -118,6 +118,7 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
       fates.comments[trees.DROPPED_WITH_TREE] += len(comments)
     return
   subreddit = text(tree.subreddit, fates)
+  translation, into = _translation(tree.translation, fates)
   yield Row(
     tree_id,
     True,
@@ -130,9 +131,11 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
     subreddit=subreddit,
     label=label(tree.label, fates),
     language=identifier(tree.language, fates),
-    **_translation(tree.translation, fates),
+    translation=translation,
+    translation_language=into,
   )
   for comment in comments:
+    translation, into = _translation(comment.translation, fates)
     yield Row(
       tree_id,
       False,
@@ -146,18 +149,19 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
       subreddit,
       label(comment.label, fates),
       identifier(comment.language, fates),
-      **_translation(comment.translation, fates),
+      translation,
+      into,
     )
 
 
-def _translation(value: Any, fates: Fates) -> dict[str, str]:
-  """A row's fields of a translation; none if it lacks its language or its text."""
+def _translation(value: Any, fates: Fates) -> tuple[str | None, str | None]:
+  """Text and language of a translation; neither if it lacks one of them."""
   if value is None:
-    return {}
+    return None, None
   parts = value if isinstance(value, Mapping) else {}
   language = identifier(parts.get("language"), fates)
   translated = text(parts.get("text"), fates)
   if not language or not translated or translated.isspace():
     fates.mended[trees.MENDED_TRANSLATION] += 1
-    return {}
-  return {"translation": translated, "translation_language": language}
+    return None, None
+  return translated, language
