@@ -13,7 +13,9 @@ from ...models import decoding
 from ...models.model import CommentTreeModel
 from ...tasks.forest_layout import ForestShape
 from ..inference import mode_table
+from ..inference.modes.base import Mode
 from ..inference.modes.generate import Generate
+from ..inference.modes.score import Likelihood
 from ..inference.run_facts import RunFacts
 
 Arrays = Mapping[str, jax.Array]
@@ -119,7 +121,7 @@ def make(
     "tag": _labels,
     "classify": _labels,
   }
-  return kinds[mode](mode, forest, run, model, options)
+  return kinds[mode](made, forest, run, model, options)
 
 
 class _Forest:
@@ -147,7 +149,7 @@ class _Forest:
 
 
 def _fill(
-  name: str,
+  mode: Mode,
   forest: _Forest,
   run: RunFacts,
   model: CommentTreeModel,
@@ -161,7 +163,7 @@ def _fill(
     return {"tokens": tokens, "log_probabilities": best}
 
   return Function(
-    name,
+    mode.name,
     "The likeliest tokens at masked positions, given the ancestors.",
     forest.inputs(*_READ, *_PREDICTED, *_ABOVE),
     {
@@ -174,7 +176,7 @@ def _fill(
 
 
 def _embed(
-  name: str,
+  mode: Mode,
   forest: _Forest,
   run: RunFacts,
   model: CommentTreeModel,
@@ -187,7 +189,7 @@ def _embed(
     return {"vectors": vectors.astype(jnp.float32), "used": used}
 
   return Function(
-    name,
+    mode.name,
     "The vectors that comments are pooled to.",
     forest.inputs(*_READ),
     {
@@ -200,7 +202,7 @@ def _embed(
 
 
 def _score(
-  name: str,
+  mode: Mode,
   forest: _Forest,
   run: RunFacts,
   model: CommentTreeModel,
@@ -215,13 +217,13 @@ def _score(
     return {"log_probabilities": found}
 
   settings: dict[str, Any] = {}
-  if run.reads_in_order is not None:
-    causal = run.reads_in_order
-    settings = {"start_id": causal.start_id, "end_id": causal.end_id}
+  if isinstance(mode, Likelihood):
+    assert run.causal is not None
+    settings = {"start_id": run.causal.start_id, "end_id": run.causal.end_id}
   else:
     settings = {"mask_id": run.tokenizer.mask_id}
   return Function(
-    name,
+    mode.name,
     "The log probability of given tokens at given positions, given the ancestors.",
     forest.inputs(*_READ, *_PREDICTED, "decoder_target_tokens", *_ABOVE),
     {"log_probabilities": "of `decoder_target_tokens`, in nats"},
@@ -231,7 +233,7 @@ def _score(
 
 
 def _labels(
-  name: str,
+  mode: Mode,
   forest: _Forest,
   run: RunFacts,
   model: CommentTreeModel,
@@ -247,9 +249,9 @@ def _labels(
     )
     return {"labels": labels, "probabilities": beside["probabilities"]}
 
-  what = "tokens" if name == "tag" else "comments"
+  what = "tokens" if mode.name == "tag" else "comments"
   return Function(
-    name,
+    mode.name,
     f"Labels of {what}, given the ancestors.",
     forest.inputs(*_READ, *_PREDICTED, *_ABOVE),
     {
