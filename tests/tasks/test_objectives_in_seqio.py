@@ -1,0 +1,67 @@
+"""Every objective through SeqIO: its own inspection, and its feature converters."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from commentree.tasks import registry
+from commentree.tasks.feature_converters import CommentForestFeatureConverter
+from commentree.tasks.forest_layout import ForestLayout
+from commentree.tasks.generated_config import GeneratedTreesConfig
+from commentree.tasks.objectives_config import PREFIXES, ObjectiveConfig
+from commentree.tasks.pieces import PiecesConfig
+from commentree.tasks.registry import Preprocessing
+
+LENGTHS = {"encoder": 32, "decoder": 32}
+CONFIG = GeneratedTreesConfig(num_train_trees=30, max_tree_size=12)
+
+
+@pytest.fixture(scope="module", params=["clm", "span_corruption", "tlm"])
+def task(request, tmp_path_factory):
+  languages = ("en",) if request.param == "tlm" else ()
+  return registry.add_generated_task(
+    f"in_seqio_{request.param}",
+    CONFIG,
+    Preprocessing(
+      objective=ObjectiveConfig(request.param, languages=languages),
+      pieces=PiecesConfig(max_tree_size=8, max_ancestors=4),
+    ),
+    tmp_path_factory.mktemp("cache"),
+  )
+
+
+@pytest.fixture(scope="module")
+def pieces(task):
+  return task.get_dataset(LENGTHS, split="train", shuffle=False, seed=3)
+
+
+def test_examples_hold_what_the_objective_adds(task, pieces):
+  assert set(task.output_features) <= set(pieces.element_spec)
+  example = next(pieces.as_numpy_iterator())
+  for name in task.objective().features:
+    assert example[name].dtype == np.int32
+    assert name in task.output_features
+  tokens = [n for n in ("tokens", "input_tokens", "target_tokens") if n in example]
+  for name in tokens:
+    vocabulary = task.output_features[name].vocabulary
+    assert len(vocabulary.decode(example[name].tolist())) > 0
+
+
+def test_forests_have_the_optional_features_that_the_pieces_need(task, pieces):
+  converter = CommentForestFeatureConverter(layout=ForestLayout(decoder_rows=8))
+  forests = list(itertools.islice(converter(pieces, LENGTHS).as_numpy_iterator(), 2))
+  assert set(forests[0]) == set(converter.MODEL_FEATURES)
+  assert (
+    task.objective().extras
+    == converter.forest_shape(task.output_features, LENGTHS).extras
+  )
+  assert set(task.objective().extras) <= set(forests[0])
+  for forest in forests:
+    lengths = np.bincount(forest["decoder_segment_ids"].ravel())[1:]
+    if task.preprocessing.objective.name == "span_corruption":
+      assert (forest[PREFIXES][: len(lengths)] < lengths).all()
+      assert (forest[PREFIXES][: len(lengths)] > 0).all()
+    if task.preprocessing.objective.name == "clm":
+      assert not forest[PREFIXES].any()
+      assert forest["decoder_loss_weights"].sum() == lengths.sum() - len(lengths)
