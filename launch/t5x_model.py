@@ -15,6 +15,7 @@ import jax
 from ..errors import UserError
 from ..models.batch import smallest
 from ..models.config import ModelConfig
+from ..models.decoding_config import DecodingConfig
 from ..models.model import CommentTreeModel
 from ..tasks import registry
 from ..tasks.feature_converters import CommentForestFeatureConverter
@@ -35,6 +36,7 @@ def comment_tree_model(
   optimizer_def: Any,
   layout: ForestLayout = ForestLayout(),
   loss_normalizing_factor: float | None = None,
+  decoding_config: DecodingConfig | None = None,
 ) -> CommentTreeModel:
   """Makes a model for T5X.
 
@@ -45,6 +47,8 @@ def comment_tree_model(
     optimizer_def: makes the optimizer; ours (`training.t5x_optimizer`) or T5X's.
     layout: rows and slots of a forest.
     loss_normalizing_factor: see `CommentTreeModel`.
+    decoding_config: makes T5X's `infer.py` write replies by its mode 'predict', with a
+      model trained by the objective `clm`.
 
   Raises:
     UserError: if there is no such task, or a parameter has an axis that no rule knows
@@ -59,6 +63,7 @@ def comment_tree_model(
       CommentForestFeatureConverter, layout=layout
     ),
     loss_normalizing_factor=loss_normalizing_factor,
+    decoding_config=decoding_config,
   )
   check_axes(model)
   return model

@@ -45,6 +45,7 @@ class CommentTreeModel:
     optimizer_def: Any = None,
     feature_converter_cls: Callable[..., Any] | None = None,
     loss_normalizing_factor: float | None = None,
+    decoding_config: DecodingConfig | None = None,
   ):
     """Makes the model; no parameters yet.
 
@@ -57,6 +58,8 @@ class CommentTreeModel:
       loss_normalizing_factor: the summed loss is divided by it; if None, by the
         number of masked tokens in the batch. T5X adds up microbatches' gradients,
         so give a number when microbatching there.
+      decoding_config: makes `predict_batch` write replies in place of a forest's
+        targets; None for predictions at masked positions.
     """
     check_range("ModelConfig", "vocab_size", config.vocab_size, 1, whole=True)
     if config.head != "masked_lm":
@@ -72,6 +75,7 @@ class CommentTreeModel:
     self._output_vocabulary = output_vocabulary
     self._feature_converter_cls = feature_converter_cls
     self._loss_normalizing_factor = loss_normalizing_factor
+    self._decoding_config = decoding_config
 
   @property
   def FEATURE_CONVERTER_CLS(self) -> Callable[..., Any]:
@@ -251,7 +255,7 @@ class CommentTreeModel:
   def predict_batch(
     self, params: PyTree, batch: Batch, rng: Array | None = None
   ) -> Array:
-    """Returns the likeliest token at each masked position, `[B, R, M]`."""
+    """Returns the likeliest token at each masked position, `[B, R, M]`, or replies."""
     return self.predict_batch_with_aux(params, batch, rng)[0]
 
   def predict_batch_with_aux(
@@ -262,14 +266,17 @@ class CommentTreeModel:
     Args:
       params: the parameters.
       batch: a batch of forests.
-      rng: ignored; nothing is sampled.
+      rng: of sampled replies alone.
 
     Returns:
       The likeliest tokens, `[B, R, M]` int32, 0 where nothing is masked; and their
       log probabilities as `scores`. With a head also `probabilities` of all labels,
       `[B, R, M, C]`; those of a chain are marginals, its labels the likeliest path.
+      With a `decoding_config` the tokens of replies `[B, T, K, L]`, and their log
+      probabilities as `scores` `[B, T, K]`.
     """
-    del rng
+    if self._decoding_config is not None:
+      return self._write_replies(params, batch, self._decoding_config, rng)
     if self.config.head != "masked_lm":
       return self._predict_labels(params, batch)
     log_probs_BRMV = jax.nn.log_softmax(self.logits(params, batch))
@@ -277,6 +284,21 @@ class CommentTreeModel:
     tokens_BRM = jnp.where(used_BRM, jnp.argmax(log_probs_BRMV, axis=-1), 0)
     scores_BRM = jnp.where(used_BRM, jnp.max(log_probs_BRMV, axis=-1), 0)
     return tokens_BRM.astype(jnp.int32), {"scores": scores_BRM}
+
+  def _write_replies(
+    self, params: PyTree, batch: Batch, config: DecodingConfig, rng: Array | None
+  ) -> tuple[Array, dict[str, Array]]:
+    depths_BT = batch["target_depths"]
+    keys = None
+    if config.method == "sample":
+      places = jnp.arange(depths_BT.size).reshape(depths_BT.shape)
+      rng = jax.random.key(0) if rng is None else rng
+      keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))(rng, places)
+    # Slots of a forest that hold no target are not written for.
+    written = batch["decoder_segment_ids"].max(axis=(1, 2))[:, None]
+    wanted = jnp.arange(depths_BT.shape[-1])[None] < written
+    replies = self.generate(params, batch, config, keys, wanted=wanted)
+    return replies.tokens, {"scores": replies.log_probabilities}
 
   def _predict_labels(
     self, params: PyTree, batch: Batch

@@ -23,9 +23,12 @@ it. Replies are written to where "reply": true stands, as if that comment was ye
 written.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.export
@@ -43,17 +46,17 @@ class Exported:
     params: the parameters, by name; give others of the same shapes if you like.
   """
 
-  def __init__(self, folder):
+  def __init__(self, folder: str | pathlib.Path):
     """Reads the spec and the parameters; functions are read when they are called."""
     self._folder = pathlib.Path(folder)
     self.spec = json.loads((self._folder / "spec.json").read_text())
-    self.params = {}
+    self.params: dict[str, Any] = {}
     for file in self.spec["weights"]:
       self.params |= read_safetensors(self._folder / file)
     self.params = jax.device_put(self.params)
-    self._functions = {}
+    self._functions: dict[str, Any] = {}
 
-  def __call__(self, function, **inputs):
+  def __call__(self, function: str, **inputs: Any) -> dict[str, np.ndarray]:
     """Calls a function; returns arrays by name."""
     about = self.spec["functions"][function]
     check(function, about["inputs"], inputs)
@@ -66,7 +69,9 @@ class Exported:
     }
     return jax.tree.map(np.asarray, self._functions[function](self.params, arrays))
 
-  def lay_out(self, function, comments):
+  def lay_out(
+    self, function: str, comments: list[dict[str, Any]]
+  ) -> tuple[dict[str, np.ndarray], dict[Any, Any]]:
     """Lays a tree out as the one example of a function's inputs.
 
     Returns:
@@ -86,7 +91,7 @@ class Exported:
     return fill_forest(arrays, function, about["settings"], comments)
 
 
-def check(function, expected, given):
+def check(function: str, expected: dict[str, Any], given: dict[str, Any]) -> None:
   """Raises ValueError if arrays are not those that a function takes."""
   if set(expected) != set(given):
     raise ValueError(f"{function} takes {sorted(expected)}, not {sorted(given)}")
@@ -96,13 +101,13 @@ def check(function, expected, given):
       raise ValueError(f"{name} has the shape {np.shape(values)}: must have {shape}")
 
 
-def read_safetensors(file):
+def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
   """Returns the arrays of a file, as they lie on the disk."""
   with open(file, "rb") as stream:
     size = int.from_bytes(stream.read(8), "little")
     header = json.loads(stream.read(size))
   header.pop("__metadata__", None)
-  arrays = {}
+  arrays: dict[str, np.ndarray] = {}
   for name, entry in header.items():
     shape, dtype = tuple(entry["shape"]), np.dtype(DTYPES[entry["dtype"]])
     begin, end = entry["data_offsets"]
@@ -114,9 +119,14 @@ def read_safetensors(file):
   return arrays
 
 
-def fill_forest(arrays, function, settings, comments):
+def fill_forest(
+  arrays: dict[str, np.ndarray],
+  function: str,
+  settings: dict[str, Any],
+  comments: list[dict[str, Any]],
+) -> tuple[dict[str, np.ndarray], dict[Any, Any]]:
   """Fills the arrays of one example; see `Exported.lay_out`."""
-  paths = []
+  paths: list[list[int]] = []
   for comment in comments:
     parent = comment["parent"]
     paths.append([parent, *paths[parent]] if parent >= 0 else [])
@@ -133,13 +143,13 @@ def fill_forest(arrays, function, settings, comments):
     encoded = list(range(len(comments)))
   slots = {comment: slot for slot, comment in enumerate(encoded)}
   room("encoder_slot_depths", arrays, len(slots))
-  for comment, slot in slots.items():
-    put(arrays, "encoder", comments[comment]["tokens"], slot + 1)
-    arrays["encoder_slot_depths"][0, slot] = len(paths[comment])
+  for number, slot in slots.items():
+    put(arrays, "encoder", comments[number]["tokens"], slot + 1)
+    arrays["encoder_slot_depths"][0, slot] = len(paths[number])
   if function == "embed":
     return arrays, slots
   room("target_depths", arrays, len(targets))
-  places = {}
+  places: dict[Any, Any] = {}
   for target, i in enumerate(targets):
     arrays["target_depths"][0, target] = len(paths[i])
     for a, ancestor in enumerate(seen[i]):
@@ -157,7 +167,14 @@ def fill_forest(arrays, function, settings, comments):
   return arrays, places
 
 
-def predict_in(arrays, settings, comment, target, number, places):
+def predict_in(
+  arrays: dict[str, np.ndarray],
+  settings: dict[str, Any],
+  comment: dict[str, Any],
+  target: int,
+  number: int,
+  places: dict[Any, Any],
+) -> None:
   """Puts a target's tokens in a row, and notes where they are predicted."""
   tokens, predicted = comment["tokens"], comment["predict"]
   causal = "start_id" in settings
@@ -182,7 +199,9 @@ def predict_in(arrays, settings, comment, target, number, places):
     arrays["target_prefix_lengths"][0, target] = 0 if causal else len(reads)
 
 
-def put(arrays, side, tokens, segment):
+def put(
+  arrays: dict[str, np.ndarray], side: str, tokens: list[int], segment: int
+) -> tuple[int, int]:
   """Puts tokens in the first row that has room; returns the row and the column."""
   segments = arrays[f"{side}_segment_ids"][0]
   used = (segments > 0).sum(-1)
@@ -197,13 +216,13 @@ def put(arrays, side, tokens, segment):
   return row, start
 
 
-def room(name, arrays, needed):
+def room(name: str, arrays: dict[str, np.ndarray], needed: int) -> None:
   """Raises ValueError if an input's last axis is too short."""
   if needed > arrays[name].shape[-1]:
     raise ValueError(f"{name} has room for {arrays[name].shape[-1]}, not for {needed}")
 
 
-def main():
+def main() -> None:
   """Runs a function once."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -225,7 +244,7 @@ def main():
     inputs, _ = model.lay_out(arguments.function, comments)
   else:
     inputs = dict(np.load(arguments.inputs))
-  outputs = model(arguments.function, **inputs)
+  outputs: dict[str, Any] = model(arguments.function, **inputs)
   if arguments.outputs:
     np.savez(arguments.outputs, **outputs)
   else:

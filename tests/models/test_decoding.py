@@ -10,6 +10,7 @@ import pytest
 
 from commentree.models import decoding
 from commentree.models.decoding_config import DecodingConfig
+from commentree.models.model import CommentTreeModel
 
 from . import conftest, forests
 
@@ -116,12 +117,12 @@ SHRINK = {"bias": 9, "logits_bias": 9, "type_embedding": 9, "position_embedding"
 VARIANTS = [
   ("t5", False, "relative_bias", 1),
   ("t5", True, "distance", 2),
-  ("roberta", False, "none", 1),
+  pytest.param(("roberta", False, "none", 1), marks=pytest.mark.slow),
   ("roberta", True, "depth", 1),
 ]
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: f"{v[0]}-{v[1]}")
+@pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: f"{v[0]}-scanned-{v[1]}")
 def variant(request, make, thread):
   """A model, its parameters, and where it predicts next tokens without a cache."""
   name, scan_layers, positions, many = request.param
@@ -282,3 +283,24 @@ def test_forced_tokens_begin_a_reply_and_nobody_waits_for_unwanted_ones(
   assert np.asarray(replies.lengths)[0].max() == 0
   assert np.asarray(replies.log_probabilities)[~wanted].max() == 0
   assert sorted(steps) == list(range(len(text)))
+
+
+def test_t5x_predicts_replies_in_place_of_the_targets_if_so_asked(make, packed):
+  config = configured("sample", temperature=2.0)
+  model, params = make(scan_layers=True)
+  writing = CommentTreeModel(model.config, decoding_config=config)
+  predict = jax.jit(
+    writing.predict_batch_with_aux, compiler_options=forests.QUICK_COMPILE
+  )
+  tokens, aux = predict(params, packed.batch, jax.random.key(3))
+  others, _ = predict(params, packed.batch, jax.random.key(4))
+  shape = packed.batch["target_depths"].shape
+  assert tokens.shape == (*shape, 1, LENGTH)
+  assert aux["scores"].shape == (*shape, 1)
+  numbers = packed.batch["decoder_segment_ids"].max(axis=(1, 2))
+  is_target = np.arange(shape[1]) < numbers[:, None]
+  assert (np.asarray(aux["scores"])[is_target] < 0).all()
+  assert (np.asarray(tokens)[~is_target] == END).all()
+  written = np.asarray(tokens)[is_target][:, 0]
+  assert len(np.unique(written, axis=0)) > len(written) / 2
+  assert (np.asarray(others)[is_target][:, 0] != written).any()
