@@ -129,12 +129,10 @@ class RunData:
     }
     if self.name == self.task.name:
       return facts | self.parts[0].facts()
-    return facts | {
-      "mixture": [
-        {"task": part.task.name, "share": str(part.share), **part.facts()}
-        for part in self.parts
-      ]
-    }
+    facts["mixture"] = ", ".join(f"{p.share} {p.task.name}" for p in self.parts)
+    for part in self.parts:
+      facts |= {f"{part.task.name}.{name}": v for name, v in part.facts().items()}
+    return facts
 
 
 def shape_facts(shape: ForestShape) -> dict[str, Any]:

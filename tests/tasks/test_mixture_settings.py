@@ -133,11 +133,12 @@ def test_a_mixture_of_objectives_shares_pieces_vocabulary_and_forests(opened, co
   assert alone.shape.extras == ()
   # Whoever would change the rates is told that the run is another.
   facts = json.loads(json.dumps(opened.facts()))
-  assert [part["share"] for part in facts["mixture"]] == ["7/10", "3/10"]
-  assert facts["mixture"][1]["pieces"]["objective"]["name"] == "clm"
+  mlm, clm = BOTH
+  assert facts["mixture"] == f"7/10 {mlm}, 3/10 {clm}"
+  assert facts[f"{clm}.pieces"]["objective"]["name"] == "clm"
   assert "mixture" not in alone.facts()
   as_written = json.loads(json.dumps(alone.facts()))
-  assert as_written["pieces"] == facts["mixture"][0]["pieces"]
+  assert as_written["pieces"] == facts[f"{mlm}.pieces"]
 
 
 def test_each_task_of_a_mixture_is_evaluated_on_its_own(opened):
