@@ -22,6 +22,17 @@ SEGMENTS = np.array([[[1, 1, 1, 2, 3, 3, 0, 0], [4, 4, 4, 4, 4, 4, 4, 4]]], np.i
 WIDTH = 6
 
 
+def quick(function):
+  return jax.jit(function, compiler_options=QUICK_COMPILE)
+
+
+def drawn(module, *arguments):
+  """Random parameters of a module."""
+  keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+  variables = jax.eval_shape(lambda: module.init(keys, *arguments))
+  return conftest.draw(variables["params"])
+
+
 def states(seed=0):
   rng = np.random.default_rng(seed)
   return rng.normal(0, 1, (*SEGMENTS.shape, WIDTH)).astype(np.float32)
@@ -31,8 +42,11 @@ def comments(row):
   return [np.flatnonzero(row == segment) for segment in range(1, row.max() + 1)]
 
 
-# The linear tagger is the GRU less the GRU.
-@pytest.fixture(scope="module", params=["classification", "gru", "crf"])
+# The linear tagger is the GRU less the GRU, which is compared with Flax's below.
+@pytest.fixture(
+  scope="module",
+  params=["classification", "crf", pytest.param("gru", marks=pytest.mark.slow)],
+)
 def head(request, make, packed):
   """A model with a head, its parameters, a batch, and what it makes of that."""
   model, params = make(**labelled.HEADS[request.param])
@@ -42,17 +56,21 @@ def head(request, make, packed):
     grads, sums = jax.grad(
       lambda p: model.loss_sums(p, batch, None)[0::2], has_aux=True
     )(params)
-    return {
-      "evaluated": model.evaluate_batch(params, batch, "true"),
-      "without": model.evaluate_batch(params, batch, "none"),
-      "predicted": model.predict_batch_with_aux(params, batch),
-      "scored": model.score_batch(params, batch),
-      "sums": sums,
-      "gradients": grads,
-    }
+    without = model.evaluate_batch(params, batch, "none")
+    # The network once for all the rest.
+    scores = model._scores(params, batch, None)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(model, "_scores", lambda *_: scores)
+      return {
+        "evaluated": model.evaluate_batch(params, batch, "true"),
+        "without": without,
+        "predicted": model.predict_batch_with_aux(params, batch),
+        "scored": model.score_batch(params, batch),
+        "sums": sums,
+        "gradients": grads,
+      }
 
-  step = jax.jit(everything, compiler_options=QUICK_COMPILE)
-  return model, params, batch, jax.device_get(step(params, batch))
+  return model, params, batch, jax.device_get(quick(everything)(params, batch))
 
 
 # ---- The parts ---------------------------------------------------------------------
@@ -62,9 +80,8 @@ def head(request, make, packed):
 def test_the_gru_is_flaxs_cell_over_each_comment_alone(reverse):
   gru = heads.Gru(4, jnp.dtype("float32"), reverse)
   x = states()
-  variables = gru.init(jax.random.key(0), x, SEGMENTS)
-  params = conftest.draw(jax.eval_shape(lambda: variables["params"]))
-  found = np.asarray(gru.apply({"params": params}, x, SEGMENTS))
+  params = drawn(gru, x, SEGMENTS)
+  found = np.asarray(quick(gru.apply)({"params": params}, x, SEGMENTS))
   gates = {
     name: (kernel, bias)
     for name, kernel, bias in zip(
@@ -77,7 +94,7 @@ def test_the_gru_is_flaxs_cell_over_each_comment_alone(reverse):
   cell_params = {f"i{n}": {"kernel": k, "bias": b} for n, (k, b) in gates.items()}
   cell_params |= {f"h{n}": {"kernel": k} for n, k in zip(gates, kept)}
   cell_params["hn"]["bias"] = params["recurrent_bias"]
-  cell = jax.jit(nn.GRUCell(features=4).apply, compiler_options=QUICK_COMPILE)
+  cell = quick(nn.GRUCell(features=4).apply)
   for row in range(SEGMENTS.shape[1]):
     for columns in comments(SEGMENTS[0, row]):
       state = jnp.zeros(4)
@@ -97,8 +114,8 @@ def test_a_comments_label_comes_from_its_own_states(classify_from):
     "decoder_masked_positions": np.array([[[0, 3, 4], [0, 0, 0]]], np.int32),
   }
   x = states()
-  params = classifier.init(jax.random.key(0), x, batch)["params"]
-  found = np.asarray(classifier.apply({"params": params}, x, batch))
+  params = drawn(classifier, x, batch)
+  found = np.asarray(quick(classifier.apply)({"params": params}, x, batch))
   hidden, logits = params["hidden"], params["logits"]
   for m, columns in enumerate(comments(SEGMENTS[0, 0])):
     own = x[0, 0, columns]
@@ -205,8 +222,13 @@ def test_weights_of_classes_make_a_weighted_mean_and_leave_measures_alone(
   batch = labelled.for_head(config, packed.batch)
   scores = made_up(model, batch)
   monkeypatch.setattr(model, "_scores", lambda *_: scores)
-  loss, weight, measured = model.loss_sums({}, batch, None)
-  tokens = model.evaluate_batch({}, batch, "true")
+  both = quick(
+    lambda batch: (
+      model.loss_sums({}, batch, None),
+      model.evaluate_batch({}, batch, "true"),
+    )
+  )
+  (loss, weight, measured), tokens = jax.device_get(both(batch))
   each = np.array(weights)[np.asarray(tokens["labels"])] * batch["decoder_loss_weights"]
   np.testing.assert_allclose(weight, each.sum(), rtol=1e-5)
   np.testing.assert_allclose(loss, (each * tokens["nll"]).sum(), rtol=1e-5)
@@ -224,8 +246,10 @@ def test_emissions_are_what_a_chain_has_for_logits(packed, monkeypatch):
   monkeypatch.setattr(model, "_scores", lambda *_: scores)
   assert model.logits({}, batch) is scores.emissions_BRMC
   # And all that is said of it is by brute force right in test_crf.py.
-  path = crf.viterbi(scores.emissions_BRMC, heads.chains_of(batch), scores.transitions)
-  np.testing.assert_array_equal(model.predict_batch({}, batch), path)
+  decode = quick(lambda s, b: crf.viterbi(s.emissions_BRMC, b, s.transitions))
+  predict = quick(lambda batch: model.predict_batch({}, batch))
+  path = decode(scores, heads.chains_of(batch))
+  np.testing.assert_array_equal(predict(batch), path)
 
 
 def test_dropout_of_a_head_draws_anew():
@@ -237,12 +261,12 @@ def test_dropout_of_a_head_draws_anew():
     "decoder_segment_ids": SEGMENTS,
     "decoder_masked_positions": np.broadcast_to(np.arange(8), SEGMENTS.shape),
   }
-  x, keys = states(), {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-  params = tagger.init(keys, x, batch)["params"]
-  one, other, same = (
-    tagger.apply({"params": params}, x, batch, rngs={"dropout": jax.random.key(i)})
-    for i in (0, 1, 0)
+  x = states()
+  params = drawn(tagger, x, batch)
+  apply = quick(
+    lambda key: tagger.apply({"params": params}, x, batch, rngs={"dropout": key})
   )
+  one, other, same = (apply(jax.random.key(i)) for i in (0, 1, 0))
   assert np.any(one != other)
   np.testing.assert_array_equal(one, same)
 
