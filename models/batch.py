@@ -52,10 +52,10 @@ def places(batch: Mapping[str, Array], side: str) -> Array:
   if f"{side}_languages" not in batch:
     return batch[f"{side}_positions"]
   ids_BRL = batch[f"{side}_segment_ids"]
-  columns_L = jnp.arange(ids_BRL.shape[-1])
+  columns_11L = jnp.arange(ids_BRL.shape[-1])[None, None]
   before_BRL = jnp.pad(ids_BRL[..., :-1], ((0, 0), (0, 0), (1, 0)))
-  starts_BRL = jnp.where(ids_BRL != before_BRL, columns_L, 0)
-  return columns_L - jax.lax.cummax(starts_BRL, axis=2)
+  starts_BRL = jnp.where(ids_BRL != before_BRL, columns_11L, 0)
+  return columns_11L - jax.lax.cummax(starts_BRL, axis=2)
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:

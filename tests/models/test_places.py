@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,5 +12,6 @@ def test_a_translation_goes_on_counting_the_tokens_of_its_comment():
   }
   assert places(batch, "encoder") is batch["encoder_positions"]
   batch["encoder_languages"] = jnp.zeros_like(batch["encoder_positions"])
-  found = np.where(batch["encoder_segment_ids"] > 0, places(batch, "encoder"), 0)
+  with jax.numpy_rank_promotion("raise"):  # as in a run
+    found = np.where(batch["encoder_segment_ids"] > 0, places(batch, "encoder"), 0)
   assert found.tolist() == [[[0, 1, 2, 3, 0, 1, 0, 0], list(range(8))]]
