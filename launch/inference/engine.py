@@ -9,7 +9,6 @@ from ...models.model import CommentTreeModel
 from ...tasks.packing import Forest, empty_forest
 from ...tasks.trees import CommentTree
 from ...training import checkpoints, run_record, storage
-from .. import model_sizes
 from . import forests
 from .devices import Devices, Program
 from .forests import Filled
@@ -48,11 +47,10 @@ class Engine:
     vocabulary = {"vocabulary": run.tokenizer.fingerprint}
     run_record.check_vocabulary(self.path, vocabulary)
     data = run.config.data
-    config = model_sizes.with_sizes(run.config.model, data, run.tokenizer.vocab_size)
     shape = forests.shape_for(data.layout, data.task_feature_lengths, 8)
     example = {name: values[None] for name, values in empty_forest(shape).items()}
     self.devices = Devices(
-      CommentTreeModel(config),
+      CommentTreeModel(run.model_config),
       train.partitioning,
       lambda like: checkpoints.restore_params(self.path, like),
       example,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import UserError
 from ...tasks import trees
@@ -23,6 +23,10 @@ from ...tasks.trees import CommentTree, Fates
 from .. import quiet, run_folder
 from . import mode_table, run_facts
 from .run_facts import RunFacts
+
+if TYPE_CHECKING:
+  from .devices import Program
+  from .modes.base import Mode
 
 Tree = CommentTree | Mapping[str, Any]
 """A tree, or a dictionary as a line of tree JSONL holds it."""
@@ -52,7 +56,8 @@ class Model:
     self.run = run
     self.fates = Fates()
     self._engine = Engine(run, step)
-    self._programs: dict[Any, Any] = {}
+    self._modes: dict[Any, Mode] = {}
+    self._programs: dict[Any, Program] = {}
     self.step, self.path = self._engine.step, str(self._engine.path)
 
   def fill(
@@ -159,12 +164,14 @@ class Model:
   ) -> Answers:
     mode_table.check(mode, self.run.objectives, options)
     key = (mode, ancestors, *sorted(options.items()))
-    if key not in self._programs:
-      made = mode_table.make(mode, self.run, ancestors, options)
-      self._programs[key] = made, self._engine.program(made)
+    if key not in self._modes:
+      self._modes[key] = mode_table.make(mode, self.run, ancestors, options)
+    made = self._modes[key]
+    if made.program_key not in self._programs:
+      self._programs[made.program_key] = self._engine.program(made)
+    program = self._programs[made.program_key]
     one = isinstance(of, (CommentTree, Mapping))
     read = [self._tree(tree) for tree in ([of] if one else of)]  # type: ignore[list-item]
-    made, program = self._programs[key]
     ((answers, _),) = self._engine.answers(made, program, [(read, None)])
     named = [
       [

@@ -7,12 +7,14 @@ import functools
 import types
 from typing import Any
 
+from ...models.config import ModelConfig
 from ...tasks import forest_layout, generated, mixture_config, objectives
 from ...tasks.data_config import DataConfig
 from ...tasks.markers import all_markers
 from ...tasks.objectives_causal import CausalObjective
 from ...tasks.pieces import PieceBuilder
 from ...tasks.vocabularies import Tokenizer
+from .. import model_sizes
 from ..configurables import RunConfig
 
 
@@ -29,6 +31,12 @@ class RunFacts:
   config: RunConfig
   tokenizer: Tokenizer
   builder: PieceBuilder
+
+  @functools.cached_property
+  def model_config(self) -> ModelConfig:
+    """The model's settings, with the sizes that follow from the data."""
+    config = self.config
+    return model_sizes.with_sizes(config.model, config.data, self.tokenizer.vocab_size)
 
   @property
   def objectives(self) -> tuple[str, ...]:

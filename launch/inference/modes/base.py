@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
 from ....models.ancestors import apply_condition
@@ -41,6 +41,11 @@ class Mode(abc.ABC, Generic[D]):
     self.run = run
     self.ancestors = ancestors
     self.shape = self.make_shape()
+
+  @property
+  def program_key(self) -> Hashable:
+    """Equal for modes of one run with the same computation."""
+    return self.name, self.ancestors
 
   @abc.abstractmethod
   def make_shape(self) -> ForestShape:

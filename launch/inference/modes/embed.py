@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
@@ -53,6 +53,11 @@ class Embed(Mode[EmbeddedDocument]):
     """
     self._contextual = contextual
     super().__init__(run, ancestors)
+
+  @property
+  def program_key(self) -> Hashable:
+    """Equal for modes of one run with the same computation."""
+    return super().program_key, self._contextual
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold; nothing is predicted, but each target asks for it."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ....errors import UserError
@@ -74,10 +75,10 @@ class Fill(Mode[MaskedDocument]):
     Raises:
       UserError: if `top_k` or `mask` are of no use.
     """
-    size = run.tokenizer.vocab_size
-    if not 1 <= top_k <= size:
+    words = int(run.tokenizer.maskable.sum())
+    if not 1 <= top_k <= words:
       raise UserError(
-        f"--top_k={top_k}: must be from 1 to {size}, the size of the vocabulary"
+        f"--top_k={top_k}: must be from 1 to {words}, the tokens that a mask may hide"
       )
     if not mask or mask != mask.strip():
       raise UserError(f"--mask={mask!r}: must be a word, without white space around")
@@ -86,6 +87,11 @@ class Fill(Mode[MaskedDocument]):
     # More masks of a comment than a row has room for are predicted a lot at a time.
     self._lot = max(8, run.decoder_length // 4)
     super().__init__(run, ancestors)
+
+  @property
+  def program_key(self) -> Hashable:
+    """Equal for modes of one run with the same computation."""
+    return super().program_key, self._top_k
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold."""
@@ -147,11 +153,14 @@ class Fill(Mode[MaskedDocument]):
 
   def compute(self, model: CommentTreeModel) -> Compute:
     """Returns log probabilities and ids of the likeliest tokens, `[B, R, M, k]`."""
-    size = self.run.tokenizer.vocab_size
+    # Markers and the like are never hidden, and so never sought.
+    words = np.zeros(model.config.vocab_size, bool)
+    words[: len(self.run.tokenizer.maskable)] = self.run.tokenizer.maskable
 
     def compute(params: Any, batch: Any) -> Any:
       log_probs = jax.nn.log_softmax(model.logits(params, self.hide(batch)))
-      return jax.lax.top_k(log_probs[..., :size], self._top_k)
+      found = jnp.where(words[None, None, None], log_probs, -jnp.inf)
+      return jax.lax.top_k(found, self._top_k)
 
     return compute
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, Literal, get_args
 
-import jax.numpy as jnp
 import numpy as np
 
 from ....errors import UserError
@@ -119,7 +118,9 @@ class Generate(Mode[AnsweredDocument]):
       drawn["beam_width"] = beam_width
       if length_penalty is not None:
         drawn["length_penalty"] = length_penalty
-    never = np.flatnonzero(~run.tokenizer.maskable).tolist()
+    never = np.ones(run.model_config.vocab_size, bool)
+    never[: run.tokenizer.vocab_size] = ~run.tokenizer.maskable
+    never[run.causal.end_id] = False
     try:
       self.config = DecodingConfig(
         run.causal.start_id,
@@ -127,13 +128,18 @@ class Generate(Mode[AnsweredDocument]):
         max_length=max_tokens,
         method=method,
         num_replies=num_replies,
-        never=tuple(i for i in never if i != run.causal.end_id),
+        never=tuple(np.flatnonzero(never).tolist()),
         **drawn,
       )
     except UserError as error:
       said = str(error).replace("DecodingConfig.max_length", "--max_tokens")
       raise UserError(said.replace("DecodingConfig.", "--")) from None
     super().__init__(run, ancestors)
+
+  @property
+  def program_key(self) -> Hashable:
+    """Equal for modes of one run with the same computation."""
+    return super().program_key, self.config
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold: so many replies, and all that they answer to."""
@@ -201,6 +207,7 @@ class Generate(Mode[AnsweredDocument]):
       "wanted": np.arange(slots) < len(filled.targets),
       "first_tokens": firsts,
       "identities": identities,
+      "seed": np.uint32(self._seed),
     }
 
   def compute(self, model: CommentTreeModel) -> Compute:
@@ -209,7 +216,7 @@ class Generate(Mode[AnsweredDocument]):
     def compute(params: Any, batch: Any) -> Any:
       keys = None
       if self.config.method == "sample":
-        keys = decoding.reply_keys(jnp.uint32(self._seed), batch["identities"])
+        keys = decoding.reply_keys(batch["seed"][0], batch["identities"])
       return model.generate(
         params,
         self.hide(batch),
