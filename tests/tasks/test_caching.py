@@ -86,6 +86,32 @@ def take(iterator, count):
   return [next(iterator) for _ in range(count)]
 
 
+@pytest.mark.slow
+def test_every_task_of_a_mixture_is_cached(folder, built_config):
+  mixture = dataclasses.replace(
+    built_config,
+    mixture_or_task_name="commentree_mixture",
+    mixture={"mlm": 2, "clm": 1},
+  )
+  job = cache_job.CacheJob(mixture, str(folder / "mixed"), min_shards=2)
+  folders = cache_job.run(job, QUIET)
+  assert [found.name for found in folders] == ["mlm", "clm"]
+  cached_mixture = dataclasses.replace(
+    mixture,
+    use_cached=True,
+    seqio_additional_cache_dirs=str(folder / "mixed"),
+    cache_dir=str(folder / "for indexes"),
+  )
+  without, with_cache = data.open_data(mixture), data.open_data(cached_mixture)
+  assert with_cache.facts() == without.facts()
+  assert_same_batches(
+    take(with_cache.train_batches(2, seed=5), 8),
+    take(without.train_batches(2, seed=5), 8),
+  )
+  with pytest.raises(UserError, match="is cached already"):
+    cache_job.run(job, QUIET)
+
+
 def test_batches_from_the_cache_are_those_without_it(built_config, cached_config):
   without, with_cache = data.open_data(built_config), data.open_data(cached_config)
   assert with_cache.shape == without.shape
