@@ -37,7 +37,7 @@ class Uncached:
     batch["decoder_positions"][0, 0, : len(tokens)] = np.arange(len(tokens))
     batch["decoder_masked_positions"] = np.full((1, 1, 1), len(tokens) - 1)
     batch["target_prefix_lengths"] = np.zeros_like(batch["target_depths"])
-    logits = np.float64(self._logits(self._params, batch)[0, 0, 0])
+    logits = np.float64(self._logits(self._params, batch))[0, 0, 0]
     return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 
@@ -80,7 +80,7 @@ def beam(next_log_probs, width, penalty):
 def written(replies, *place):
   """Returns a text with its end, as `greedy` has it."""
   length = int(replies.lengths[place])
-  tokens = np.asarray(replies.tokens[place])
+  tokens = replies.tokens[place]
   assert (tokens[length:] == END).all()
   assert bool(replies.ended[place]) == (length < LENGTH)
   return tokens[: length + int(length < LENGTH)].tolist()
@@ -88,9 +88,11 @@ def written(replies, *place):
 
 @functools.cache
 def generate_of(model):
-  return jax.jit(
+  """Returns the compiled `generate`, with replies as arrays of NumPy."""
+  compiled = jax.jit(
     model.generate, static_argnums=2, compiler_options=forests.QUICK_COMPILE
   )
+  return lambda *arguments, **named: jax.device_get(compiled(*arguments, **named))
 
 
 def configured(method, **settings):
@@ -237,7 +239,7 @@ def test_what_is_sampled_has_its_log_probability_and_nothing_excluded(sampled, t
         replies.log_probabilities[*place, k], total, rtol=1e-5, atol=1e-5
       )
       assert not {0, START, 9} & set(text)
-  first, second = (np.asarray(replies.tokens[:, :, k]) for k in range(2))
+  first, second = (replies.tokens[:, :, k] for k in range(2))
   assert (first != second).any(-1).mean() > 0.9
 
 
@@ -279,28 +281,32 @@ def test_forced_tokens_begin_a_reply_and_nobody_waits_for_unwanted_ones(
   np.testing.assert_allclose(
     replies.log_probabilities[1, 0], [total], rtol=1e-5, atol=1e-5
   )
-  assert np.asarray(replies.lengths)[1, 1:].max() == 0
-  assert np.asarray(replies.lengths)[0].max() == 0
-  assert np.asarray(replies.log_probabilities)[~wanted].max() == 0
+  assert replies.lengths[1, 1:].max() == 0
+  assert replies.lengths[0].max() == 0
+  assert replies.log_probabilities[~wanted].max() == 0
   assert sorted(steps) == list(range(len(text)))
 
 
-def test_t5x_predicts_replies_in_place_of_the_targets_if_so_asked(make, packed):
+def test_t5x_predicts_replies_in_place_of_the_targets_if_so_asked(packed, monkeypatch):
   config = configured("sample", temperature=2.0)
-  model, params = make(scan_layers=True)
-  writing = CommentTreeModel(model.config, decoding_config=config)
-  predict = jax.jit(
-    writing.predict_batch_with_aux, compiler_options=forests.QUICK_COMPILE
-  )
-  tokens, aux = predict(params, packed.batch, jax.random.key(3))
-  others, _ = predict(params, packed.batch, jax.random.key(4))
+  model = CommentTreeModel(conftest.CONFIG, decoding_config=config)
   shape = packed.batch["target_depths"].shape
-  assert tokens.shape == (*shape, 1, LENGTH)
-  assert aux["scores"].shape == (*shape, 1)
+  given = {}
+
+  def generate(params, batch, config, keys, *, wanted):
+    given.update(params=params, config=config, keys=keys, wanted=wanted)
+    tokens = np.zeros((*shape, 1, LENGTH), np.int32)
+    return decoding.Replies(tokens, tokens[..., 0] - 1.5, None, None)
+
+  monkeypatch.setattr(model, "generate", generate)
+  tokens, aux = model.predict_batch_with_aux("params", packed.batch, jax.random.key(3))
+  assert (tokens.shape, aux["scores"].shape) == ((*shape, 1, LENGTH), (*shape, 1))
+  assert (given["params"], given["config"]) == ("params", config)
   numbers = packed.batch["decoder_segment_ids"].max(axis=(1, 2))
-  is_target = np.arange(shape[1]) < numbers[:, None]
-  assert (np.asarray(aux["scores"])[is_target] < 0).all()
-  assert (np.asarray(tokens)[~is_target] == END).all()
-  written = np.asarray(tokens)[is_target][:, 0]
-  assert len(np.unique(written, axis=0)) > len(written) / 2
-  assert (np.asarray(others)[is_target][:, 0] != written).any()
+  np.testing.assert_array_equal(given["wanted"].sum(-1), numbers)
+  assert (given["wanted"][:, 0] == (numbers > 0)).all()
+  keys = jax.random.key_data(given["keys"]).reshape(shape[0] * shape[1], -1)
+  assert len(np.unique(keys, axis=0)) == len(keys)
+  others = model.predict_batch("params", packed.batch, jax.random.key(4))
+  assert others.shape == tokens.shape
+  assert (jax.random.key_data(given["keys"]).reshape(keys.shape) != keys).any()

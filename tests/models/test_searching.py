@@ -17,6 +17,8 @@ from commentree.models.beam_search import BeamSearch
 from commentree.models.decoding_config import DecodingConfig
 from commentree.models.sampling import OneByOne
 
+from . import forests
+
 VOCABULARY = 3
 LENGTH = 4
 START, END = 1, 0
@@ -68,7 +70,7 @@ def configured(method, **settings):
 def run(method, tables):
   """Returns texts with their ends `[Q][K]`, log probabilities, and all states."""
   states = [state := method.begin(np.zeros(NUM_TABLES, bool))]
-  advance = jax.jit(method.advance)
+  advance = jax.jit(method.advance, compiler_options=forests.QUICK_COMPILE)
   for position in range(LENGTH):
     texts = state[0].reshape(NUM_TABLES, -1, LENGTH)
     state, _, _ = advance(state, tables.next(texts, position), position)
@@ -78,7 +80,7 @@ def run(method, tables):
   return [[tuple(t.tolist()) for t in beam] for beam in cut], log_probs, states
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.5])
+@pytest.mark.parametrize("penalty", [0.0, 1.5])
 def test_a_beam_that_holds_all_texts_finds_the_best(tables, penalty):
   config = configured(
     "beam", beam_width=VOCABULARY**LENGTH, num_replies=50, length_penalty=penalty
@@ -181,8 +183,11 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 
   def frequencies(**settings):
     config = configured("sample", **settings)
-    drawn = sampling.sample(keys, np.tile(log_probs, (rows, 1)), config)
-    return np.bincount(drawn, minlength=4) / rows
+    draw = jax.jit(
+      lambda keys, log_probs: sampling.sample(keys, log_probs, config),
+      compiler_options=forests.QUICK_COMPILE,
+    )
+    return np.bincount(draw(keys, np.tile(log_probs, (rows, 1))), minlength=4) / rows
 
   np.testing.assert_allclose(frequencies(), [0.4, 0.3, 0.2, 0.1], atol=0.03)
   np.testing.assert_allclose(
@@ -201,9 +206,10 @@ def test_each_token_of_a_text_is_drawn_anew():
   uniform = np.full((rows, 4), -np.log(4), np.float32)
   uniform[:, END] = -np.inf
   state = drawing.begin(np.zeros(rows, bool))
+  advance = jax.jit(drawing.advance, compiler_options=forests.QUICK_COMPILE)
   first, second = [], []
   for position, drawn in enumerate((first, second)):
-    state, tokens, _ = drawing.advance(state, uniform, position)
+    state, tokens, _ = advance(state, uniform, position)
     drawn.extend(np.asarray(tokens) - 1)
   counts = np.zeros((size, size))
   np.add.at(counts, (first, second), 1)
