@@ -113,6 +113,15 @@ def test_a_layout_that_is_set_stays_as_set():
   assert comments == 60
 
 
+def test_forests_of_a_mixture_have_room_for_all_its_objectives():
+  mixture = ["MIXTURE = {'mlm': 3, 'clm': 1}", "FILES = 'f'", "VOCABULARY = 'v'"]
+  settings = ["MIXTURE_OR_TASK_NAME = 'commentree_mixture'", *mixture]
+  data = gin_cli.load(["runs/compile.gin"], settings).data
+  shape, _ = typical_forests.typical_shape(data, 48)
+  assert shape.extras == ("target_prefix_lengths",)
+  assert shape.masked_per_row == shape.decoder_length
+
+
 def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
   cells = aot_table.CELLS[:2]
   monkeypatch.setattr(aot_table, "CELLS", cells)
