@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 
 import gin
 from commentree.launch import gin_cli, model_sizes
@@ -53,8 +54,18 @@ def make(folder: pathlib.Path, objective: str = "mlm", **settings) -> pathlib.Pa
   config = model_sizes.with_sizes(run.model, run.data, facts.tokenizer.vocab_size)
   shapes = {name: values.shape for name, values in smallest().items()}
   model = CommentTreeModel(config)
-  draw = jax.jit(lambda key: model.get_initial_variables(key, shapes)["params"])
-  params = draw(jax.random.key(0))
+  variables = jax.eval_shape(
+    lambda: model.get_initial_variables(jax.random.key(0), shapes)
+  )
+  # By NumPy, because it takes no compiling.
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    if path[-1].key == "bias":
+      return np.zeros(leaf.shape, np.float32)
+    return np.float32(rng.normal(size=leaf.shape, scale=leaf.shape[0] ** -0.5))
+
+  params = jax.tree_util.tree_map_with_path(draw, variables["params"])
   path = as_path(model_dir / "checkpoint_1")
   writing.write(writing.TreeArrays({"target": params}), path, "orbax", {})
   (model_dir / "config.gin").write_text(gin.config_str(max_line_length=88))

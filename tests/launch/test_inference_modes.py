@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +16,13 @@ from commentree.tasks import cleaning, spans
 from commentree.tasks.config import CleaningConfig
 
 from . import made_runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_to_compile():
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
