@@ -21,7 +21,7 @@ from ..errors import UserError
 from . import objectives, splitting
 from .forest_layout import ForestShape, PieceTotals
 from .laying_out import Forest, lay_out, lay_out_languages, lay_out_masked
-from .objectives import PREFIX_LENGTHS, TARGET_LENGTHS, TARGET_TOKENS
+from .objectives import PREFIX_LENGTHS, TARGET_TOKENS
 from .objectives_config import LANGUAGE_FEATURES, PREFIXES
 from .pieces import (
   COMMENT_LABELS,
@@ -281,7 +281,8 @@ def _languages(piece: Piece) -> np.ndarray:
 
 def _decoder_languages(piece: Piece) -> np.ndarray:
   """Language of each decoder token; none if those are not the piece's own tokens."""
-  if TARGET_LENGTHS in piece:
+  in_decoder = objectives.decoder_lengths(piece)
+  if not np.array_equal(in_decoder, piece["lengths"]):
     return np.zeros(len(piece["input_tokens"]), np.int32)
   return _languages(piece)
 

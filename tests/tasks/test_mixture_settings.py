@@ -217,6 +217,41 @@ def test_seqio_mixes_tasks_of_several_objectives(config):
   assert "target_prefix_lengths" in forest
 
 
+def test_seqio_mixes_tasks_with_languages_and_without(tmp_path, config, vocabulary):
+  translated = {
+    "language": "en",
+    "translation": {"language": "de", "text": "einige Worte"},
+  }
+  config = dataclasses.replace(
+    config,
+    mixture={"tlm": 1, "clm": 1},
+    files=forum(tmp_path / "forum", "t", 20, **translated),
+    vocabulary=vocabulary,
+    objective=ObjectiveConfig("mlm", languages=("en", "de")),
+    held_out_share=0.3,
+  )
+  data.register_tasks(config)
+  mixture = seqio.get_mixture_or_task("commentree_mixture")
+  ds = mixture.get_dataset(LENGTHS, split="train", shuffle=False, seed=1).take(12)
+  forests = CommentForestFeatureConverter(layout=LAYOUT)(ds, LENGTHS)
+  for converted in (
+    next(iter(forests.as_numpy_iterator())),
+    {k: v[0] for k, v in next(data.open_data(config).train_batches(1, 0)).items()},
+  ):
+    segments = converted["decoder_segment_ids"]
+    by_target = [
+      set(converted["decoder_languages"][segments == slot].tolist())
+      for slot in range(1, segments.max() + 1)
+    ]
+    lengths = np.bincount(segments.ravel())[1:]
+    prefixes = converted["target_prefix_lengths"][: len(lengths)]
+    for languages, prefix in zip(by_target, prefixes):
+      # A causal target knows none; of the others, the author's marker has its own.
+      assert languages == {0} if prefix == 0 else languages <= {0, 1, 2}
+    assert {1, 2} <= set().union(*by_target)
+    assert (prefixes == 0).any()
+
+
 def add(name, vocabulary, folder, **preprocessing):
   return registry.add_files_task(
     name, forum(folder, name), vocabulary, preprocessing=Preprocessing(**preprocessing)
