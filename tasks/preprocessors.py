@@ -111,8 +111,5 @@ def output_features(
       vocabulary=vocabulary if text else numbers, add_eos=False, dtype=tf.int32
     )
 
-  # In one order, whoever adds them: SeqIO takes tasks of another for different.
-  others = [name for name in added if name not in ANNOTATIONS]
-  last = [name for name in ANNOTATIONS if name in (*added, *annotations)]
-  names = ("tokens", *others, *NODE_FEATURES, *last)
+  names = ("tokens", *added, *NODE_FEATURES, *annotations)
   return {name: feature(name) for name in names}
