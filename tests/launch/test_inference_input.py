@@ -15,6 +15,8 @@ from commentree.tasks import readers
 from commentree.tasks.config import TreeConfig
 from commentree.tasks.trees import CommentTree, Fates
 
+from ..tasks import built_fixture
+
 CONFIG = TreeConfig(target_post=True, max_line_bytes=200)
 
 
@@ -175,3 +177,19 @@ def test_a_start_reads_no_unit_that_is_done_and_of_others_the_rest():
   done = {0: {0: 2, 1: 4, 2: None}, 1: {0: 2, 2: None}}
   list(chunks.missing(units, ChunkSize(2), done, 0, 1, Fates()))
   assert [unit.read_from for unit in units] == [[], [2]]
+
+
+def test_a_built_dataset_is_read_from_every_position(tmp_path):
+  splits = {"train": built_fixture.trees(0, 9), "validation": built_fixture.trees(9, 4)}
+  built = str(built_fixture.write(tmp_path, splits))
+  found = trees.find([built], CONFIG)
+  assert [type(unit) for unit in found.units] == [trees.Shard] * 6
+  whole = [tree for unit in found.units for tree, _ in unit.read(0, Fates())]
+  assert whole == [*splits["train"], *splits["validation"]]
+  for unit in found.units:
+    of_unit = list(unit.read(0, Fates()))
+    for number, (_, position) in enumerate(of_unit, 1):
+      assert list(unit.read(position, Fates())) == of_unit[number:]
+  held_out = trees.find([built], CONFIG, split="validation")
+  assert len(held_out.units) == 3
+  assert held_out.signature != found.signature
