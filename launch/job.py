@@ -81,7 +81,9 @@ def evaluate(
   """Evaluates a checkpoint of MODEL_DIR; prints tables and returns the results."""
   console = joined.console
   joined.watchdog.at(0, "data")
-  data = data_lib.open_data(run.data, console)
+  # Where all trees are held out, none are left to train on.
+  splits = ("validation",) if run.data.held_out_share == 1 else ("train", "validation")
+  data = data_lib.open_data(run.data, console, splits)
   run_record.check_vocabulary(
     storage.as_path(run.train.model_dir) / "checkpoint", data.facts()
   )
