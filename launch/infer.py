@@ -102,16 +102,15 @@ def _infer(
   from .inference import run as run_lib
   from .inference.chunks import ChunkSize
 
+  whole = mode_table.with_defaults(arguments.mode, facts, options)
   job = run_lib.Job(
     run=facts,
     step=arguments.step,
-    make_mode=lambda: mode_table.make(
-      arguments.mode, facts, arguments.ancestors, options
-    ),
+    mode=mode_table.make(arguments.mode, facts, arguments.ancestors, options),
     options={
       "--mode": arguments.mode,
       "--ancestors": arguments.ancestors,
-      **{f"--{name}": value for name, value in options.items()},
+      **{f"--{name}": value for name, value in whole.items()},
     },
     found=found,
     output=arguments.output,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +95,22 @@ def make(
   Raises:
     UserError: if an option is out of range.
   """
+  return _kind(mode, run)(run, ancestors, **options)
+
+
+def with_defaults(
+  mode: str, run: RunFacts, options: Mapping[str, Any]
+) -> dict[str, Any]:
+  """A mode's own options, those that were not given too."""
+  parameters = inspect.signature(_kind(mode, run)).parameters
+  defaults = {name: parameters[name].default for name in MODES[mode].options}
+  return {**defaults, **options}
+
+
+def _kind(mode: str, run: RunFacts) -> type[Any]:
   from .modes import classify, embed, fill, generate, score, tag
 
-  kinds: dict[str, Any] = {
+  kinds: dict[str, type[Any]] = {
     "fill": fill.Fill,
     "embed": embed.Embed,
     "score": score.Likelihood if _is_causal(run) else score.PseudoLikelihood,
@@ -104,7 +118,7 @@ def make(
     "tag": tag.Tag,
     "classify": classify.Classify,
   }
-  return kinds[mode](run, ancestors, **options)
+  return kinds[mode]
 
 
 def _is_causal(run: RunFacts) -> bool:

@@ -46,7 +46,8 @@ class Progress:
 
   def _counts(self, now: float) -> str:
     rate = self.comments / max(1e-9, now - self._start)
-    return f"{self.comments:,} comments of {self.trees:,} trees, {rate:,.0f} comments/s"
+    trees = "1 tree" if self.trees == 1 else f"{self.trees:,} trees"
+    return f"{self.comments:,} comments of {trees}, {rate:,.1f} comments/s"
 
   def _share(self, chunk: Chunk) -> float | None:
     """Returns the share of the input before a chunk's end, by bytes."""

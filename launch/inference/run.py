@@ -40,7 +40,7 @@ class Job:
   Attributes:
     run: the run.
     step: the checkpoint; the newest if None.
-    make_mode: makes the mode, once the vocabulary is there.
+    mode: the kind of answer.
     options: of the mode, by flag; they decide answers.
     found: the input.
     output: file to write; `-` for standard output.
@@ -51,7 +51,7 @@ class Job:
 
   run: RunFacts
   step: int | Literal["best"] | None
-  make_mode: Callable[[], Mode]
+  mode: Mode
   options: Mapping[str, Any]
   found: Input
   output: str
@@ -70,7 +70,7 @@ def infer(job: Job, joined: Joined) -> None:
   with StopRequest() as stop:
     tick = _Tick(stop, joined)
     engine = Engine(job.run, job.step)
-    mode = job.make_mode()
+    mode = job.mode
     if job.output == _STDOUT:
       _stream(job, engine, mode, tick)
       return
