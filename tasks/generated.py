@@ -66,6 +66,8 @@ FACT_CUE = "[fact]"
 
 OWN_FACT = "own fact"
 FILLER = "filler"
+# Of a vocabulary that is to have them: as many as T5 has.
+SENTINELS = 100
 
 # Keeps the trees' random numbers apart from those of masks drawn with the same seed
 # and index: shared ones would tie what is masked to what it says.

@@ -45,8 +45,6 @@ from .sources import BuiltTreesSource, GeneratedTreesSource, TreeFilesSource, Tr
 
 GENERATED, FILES = mixture_config.GENERATED, mixture_config.FILES
 
-_SENTINELS = 100  # as many as T5 has
-
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -179,7 +177,7 @@ def add_generated_task(
     masking=MaskingConfig(mask_share=1.0, random_share=0.0)
   )
   with_spans = preprocessing.objective.name == "span_corruption"
-  sentinels = _SENTINELS if with_spans or with_sentinels else 0
+  sentinels = generated.SENTINELS if with_spans or with_sentinels else 0
   tokenizer = vocabularies.Tokenizer(
     lambda: generated.vocabulary(config, preprocessing.markers, cache_dir, sentinels)
   )

@@ -95,8 +95,12 @@ def of_run(config: RunConfig) -> RunFacts:
 def _tokenizer(data: DataConfig) -> Tokenizer:
   sources = {member.source for member in data.members()} or {data.mixture_or_task_name}
   if mixture_config.GENERATED in sources:
+    with_spans = "span_corruption" in data.objective_names
+    sentinels = generated.SENTINELS if with_spans else 0
     return Tokenizer(
-      lambda: generated.vocabulary(data.generated, data.markers, data.cache_dir)
+      lambda: generated.vocabulary(
+        data.generated, data.markers, data.cache_dir, sentinels
+      )
     )
   if data.vocabulary is not None:
     vocabulary = data.vocabulary
@@ -104,4 +108,4 @@ def _tokenizer(data: DataConfig) -> Tokenizer:
   # Somebody's own task; to know it takes SeqIO.
   from ...tasks import registry
 
-  return registry.get_task(data.mixture_or_task_name).tokenizer
+  return registry.get_parts(data.mixture_or_task_name)[0].task.tokenizer

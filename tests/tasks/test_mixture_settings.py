@@ -9,6 +9,9 @@ import pytest
 import seqio
 
 from commentree.errors import UserError
+from commentree.launch.configurables import RunConfig
+from commentree.launch.inference import run_facts
+from commentree.models.config import ModelConfig
 from commentree.tasks import data, generated, registry
 from commentree.tasks.config import CommentLabelsConfig, MarkersConfig
 from commentree.tasks.data_config import DataConfig
@@ -18,6 +21,7 @@ from commentree.tasks.generated_config import GeneratedTreesConfig
 from commentree.tasks.mixture_config import members
 from commentree.tasks.objectives_config import ObjectiveConfig
 from commentree.tasks.registry import Preprocessing
+from commentree.training.config import TrainConfig
 
 from .building_fixture import comment, record, write_trees
 
@@ -139,6 +143,17 @@ def test_a_mixture_of_objectives_shares_pieces_vocabulary_and_forests(opened, co
   assert "mixture" not in alone.facts()
   as_written = json.loads(json.dumps(alone.facts()))
   assert as_written["pieces"] == facts[f"{mlm}.pieces"]
+
+
+@pytest.mark.parametrize("other", ["clm", "span_corruption"])
+def test_a_mixtures_vocabulary_is_found_by_its_settings(config, other):
+  mixture = {"commentree_generated:mlm": 1, f"commentree_generated:{other}": 1}
+  config = dataclasses.replace(config, mixture=mixture)
+  data.register_tasks(config)
+  run = RunConfig(ModelConfig(), config, TrainConfig("none", 1, 1))
+  tokenizer = run_facts.of_run(run).tokenizer
+  for part in registry.get_parts("commentree_mixture"):
+    assert part.task.tokenizer.fingerprint == tokenizer.fingerprint
 
 
 def test_each_task_of_a_mixture_is_evaluated_on_its_own(opened):
