@@ -108,9 +108,7 @@ class Program:
     """Begins to compute a forest; the arrays that it returns may not be there yet."""
     member = self._groups[group]
     batch = {
-      name: jax.device_put(
-        np.asarray(values)[None], partitioning.replicated(member.mesh)
-      )
+      name: jax.device_put(values[None], partitioning.replicated(member.mesh))
       for name, values in forest.items()
     }
     if group not in self._compiled:

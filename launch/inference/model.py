@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ...errors import UserError
 from ...tasks import trees
@@ -171,7 +171,8 @@ class Model:
       self._programs[made.program_key] = self._engine.program(made)
     program = self._programs[made.program_key]
     one = isinstance(of, (CommentTree, Mapping))
-    read = [self._tree(tree) for tree in ([of] if one else of)]  # type: ignore[list-item]
+    several: Sequence[Tree] = [cast(Tree, of)] if one else cast(Sequence[Tree], of)
+    read = [self._tree(tree) for tree in several]
     ((answers, _),) = self._engine.answers(made, program, [(read, None)])
     named = [
       [

@@ -207,7 +207,7 @@ class Generate(Mode[AnsweredDocument]):
       "wanted": np.arange(slots) < len(filled.targets),
       "first_tokens": firsts,
       "identities": identities,
-      "seed": np.uint32(self._seed),
+      "seed": np.array(self._seed, np.uint32),
     }
 
   def compute(self, model: CommentTreeModel) -> Compute:
