@@ -109,6 +109,7 @@ def run(
     lambda: plan(command, hosts, devices_per_host, log_dir, env),
     settings or Settings(),
     progress.reader(command),
+    progress.noun(command),
   ).run()
 
 

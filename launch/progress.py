@@ -1,4 +1,8 @@
-"""Whether a run moved on: the newest `checkpoint_<step>` in its MODEL_DIR."""
+"""Whether a command moved on.
+
+Training does by the newest `checkpoint_<step>` in its MODEL_DIR, inference by how many
+parts of its output are done.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 _FLAG = "--gin.MODEL_DIR="
+_OUTPUT = "--output"
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)/?$")
+_PART = re.compile(r"\d+-\d+-(\d+|end)\.\w+")
 _REMOTE = re.compile(r"\w+://")
 _LISTING = """
 import sys
@@ -32,8 +38,26 @@ def model_dir_of(command: Sequence[str]) -> str | None:
   return None
 
 
+def output_of(command: Sequence[str]) -> str | None:
+  """Returns the value of `--output` in a command; None if it has none."""
+  following = [*command[1:], ""]
+  for argument, after in reversed(list(zip(command, following))):
+    name, equals, value = argument.partition("=")
+    if name == _OUTPUT:
+      return (value if equals else after) or None
+  return None
+
+
+def noun(command: Sequence[str]) -> str:
+  """Returns what a command's progress is counted in."""
+  return "part" if "infer" in command else "checkpoint"
+
+
 def reader(command: Sequence[str]) -> Callable[[], int | None]:
-  """Returns what tells the newest checkpoint of a command's MODEL_DIR."""
+  """Returns what tells how far a command has come, None where nothing is to be seen."""
+  if noun(command) == "part":
+    output = output_of(command)
+    return lambda: None if output is None else parts_of(output)
   model_dir = model_dir_of(command)
   return lambda: None if model_dir is None else newest_step(model_dir)
 
@@ -50,6 +74,16 @@ def newest_step(model_dir: str) -> int | None:
     return _newest(os.listdir(model_dir))
   except OSError:
     return None
+
+
+def parts_of(output: str) -> int | None:
+  """Returns how many parts of an output are done, None if there are none to be seen."""
+  folder = f"{output}.parts"
+  try:
+    names = _list_remote(folder) if _REMOTE.match(folder) else os.listdir(folder)
+  except OSError:
+    return None
+  return sum(map(bool, map(_PART.fullmatch, names))) or None
 
 
 def _newest(names: Iterable[str]) -> int | None:

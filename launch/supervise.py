@@ -29,7 +29,10 @@ def run(
   """Runs a command under a supervisor, from the main thread; returns its exit code."""
   host = Host("the run", command, os.environ if env is None else env)
   return Supervisor(
-    lambda: [host], settings or Settings(), progress.reader(command)
+    lambda: [host],
+    settings or Settings(),
+    progress.reader(command),
+    progress.noun(command),
   ).run()
 
 

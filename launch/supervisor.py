@@ -77,6 +77,7 @@ class Supervisor:
     plan: Callable[[], Sequence[Host]],
     settings: Settings,
     newest_step: Callable[[], int | None] | None = None,
+    noun: str = "checkpoint",
   ):
     """Makes a supervisor; `run` starts it.
 
@@ -85,7 +86,9 @@ class Supervisor:
       settings: how patient to be.
       newest_step: gives the newest checkpoint's step, by which progress is told;
         without it no restart counts as progress.
+      noun: what to call what that counts.
     """
+    self._noun = noun
     self._plan = plan
     self._settings = settings
     self._newest_step = newest_step or (lambda: None)
@@ -120,11 +123,12 @@ class Supervisor:
       newest = self._newest_step()
       progressed = newest is not None and (best is None or newest > best)
       delay = budget.next_delay(progressed)
-      at = "no checkpoint yet" if newest is None else f"newest checkpoint {newest}"
+      noun = self._noun
+      at = f"no {noun} yet" if newest is None else f"newest {noun} {newest}"
       if delay is None:
         say(
           f"{what}; given up after {_count(start, 'start')},"
-          f" {_count(budget.used + 1, 'failure')} in a row without a newer checkpoint"
+          f" {_count(budget.used + 1, 'failure')} in a row without a newer {noun}"
           f" ({at})"
           f"{_where(hosts)}"
         )
@@ -132,7 +136,7 @@ class Supervisor:
         return decision.exit_code
       say(
         f"{what} ({at}); start {start + 1} in {delay:g} s, {budget.used} of at most"
-        f" {budget.max_restarts} without a newer checkpoint"
+        f" {budget.max_restarts} without a newer {noun}"
       )
       deadline = time.monotonic() + delay
       while self._stop_signal is None and time.monotonic() < deadline:

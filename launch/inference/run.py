@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 
 from ...errors import UserError
-from ...tasks.trees import Fates
+from ...tasks.trees import KEPT, Fates
 from ...training import hosts, run_record, runtime, storage
 from ...training.distributed import Joined
 from ...training.signals import StopRequest
@@ -121,8 +121,8 @@ def _fill_in(
 
 def _tell_fates(fates: Fates, joined: Joined) -> None:
   """Tells what became of what was read, if anything but well."""
-  kept = fates.trees.total() + fates.comments.total()
-  if kept and (len(fates.trees) + len(fates.comments) > 2 or fates.mended):
+  became = [*fates.trees, *fates.comments]
+  if fates.mended or not all(fate == KEPT for fate in became):
     joined.console.print(fates.table())
 
 

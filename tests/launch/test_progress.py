@@ -46,3 +46,28 @@ def test_a_bucket_is_listed_by_another_process(tmp_path, monkeypatch):
 
 def test_a_remote_folder_that_cannot_be_read_has_no_step():
   assert progress.newest_step("nosuchscheme://bucket/model") is None
+
+
+@pytest.mark.parametrize(
+  ("command", "output"),
+  [
+    (["infer", "--output=a b"], "a b"),
+    (["infer", "--output", "gs://b/x", "--mode=fill"], "gs://b/x"),
+    (["infer", "--output=a", "--output=b"], "b"),
+    (["infer", "--output"], None),
+    (["infer"], None),
+  ],
+)
+def test_the_output_is_what_the_command_line_says(command, output):
+  assert progress.output_of(command) == output
+
+
+def test_inference_moves_on_by_the_parts_that_are_done(tmp_path):
+  command = ["commentree", "infer", f"--output={tmp_path / 'out.jsonl'}"]
+  done = progress.reader(command)
+  assert (progress.noun(command), done()) == ("part", None)
+  (tmp_path / "out.jsonl.parts").mkdir()
+  for name in ("00000-0000000-9.jsonl", "00000-0000001-end.jsonl", "settings.json"):
+    (tmp_path / "out.jsonl.parts" / name).touch()
+  (tmp_path / "out.jsonl.parts" / "00000-0000002-end.jsonl.new").touch()
+  assert done() == 2
