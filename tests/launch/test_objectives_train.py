@@ -1,6 +1,7 @@
 """Runs of every objective: from its gin file to a batch that the model takes."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -84,6 +85,12 @@ def test_every_objective_has_a_gin_file_that_tells_its_command():
     head = "".join(line for line in text.splitlines(True) if line.startswith("#"))
     assert "commentree train" in head
     assert "What you should see" in head
+
+
+def test_the_page_of_objectives_names_every_gin_file():
+  page = (gin_cli.GIN_ROOT.parent / "docs" / "objectives.md").read_text()
+  named = set(re.findall(r"objectives/(\w+)\.gin", page))
+  assert named == {path.stem for path in GIN.glob("*.gin")}
 
 
 def losses(folder):

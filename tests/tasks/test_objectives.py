@@ -89,6 +89,8 @@ def test_in_a_forest_of_several_objectives_each_piece_is_as_alone(seed, count):
   ]
   alone = [target for piece in mixed for target in pack_and_read([piece])]
   assert sorted(pack_and_read(mixed)) == sorted(alone)
+  for target in pack_and_read(apply(MLM, pieces)):
+    assert target.prefix == len(target.read)  # where others may not, all see all
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)

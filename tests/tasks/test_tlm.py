@@ -13,6 +13,7 @@ from commentree.tasks.building import tree_record
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.columns import OPTIONAL_COLUMNS, from_columns, to_columns
 from commentree.tasks.config import CleaningConfig, MarkersConfig, TreeConfig
+from commentree.tasks.label_objectives import LabelObjective
 from commentree.tasks.masking import Masker, MaskingConfig
 from commentree.tasks.objectives_config import ObjectiveConfig
 from commentree.tasks.pieces import LANGUAGES, PieceBuilder, PiecesConfig
@@ -236,6 +237,16 @@ def test_a_comment_without_languages_is_as_ever_beside_one_with_them(path):
   bare = dataclasses.replace(SHAPE, extras=())
   with pytest.raises(UserError, match="languages"):
     pack_and_read(masked[:1], bare)
+
+
+def test_labels_may_be_predicted_of_comments_in_languages(path):
+  trees, _ = read(path)
+  (piece,), _ = pieces_of(trees, ObjectiveConfig("tag", languages=("en", "de")))
+  piece["token_labels"] = np.arange(len(piece["tokens"]), dtype=np.int32)
+  objective = LabelObjective(True, ObjectiveConfig("tag", languages=("de",)).extras)
+  targets = pack_and_read([objective(piece, 32, 0, 0, 0)])
+  assert {language for t in targets for language in t.languages} == {0, 1, 2}
+  assert sum(len(t.predicted) for t in targets) == piece["lengths"][1:].sum()
 
 
 def test_pieces_with_translations_are_told_from_those_without(path, tmp_path):
