@@ -63,6 +63,7 @@ def recalled(engine, config, ancestors):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_replies_have_the_words_that_ancestors_decide(tmp_path):
   model_dir = str(tmp_path / "run")
   assert main.main(["train", *SETTINGS, f"--gin.MODEL_DIR={model_dir!r}"]) == 0
