@@ -136,15 +136,29 @@ def test_a_comments_answer_does_not_depend_on_other_trees(model, plain):
         np.testing.assert_allclose(alone[name], among[name], atol=1e-5)
 
 
-def test_an_ancestor_changes_the_vector_in_the_thread_alone(model, plain):
-  tree = next(t for t in plain if any(c["parent_id"] == t["id"] for c in t["comments"]))
-  changed = {**tree, "title": f"{tree['title']} {tree['title']}"}
-  index = 1 + next(
-    i for i, c in enumerate(tree["comments"]) if c["parent_id"] == tree["id"]
-  )
-  before, after = (model.embed(t, contextual=True)[index] for t in (tree, changed))
-  np.testing.assert_allclose(before["vectors"], after["vectors"], atol=1e-5)
-  assert np.abs(before["in_thread"] - after["in_thread"]).max() > 1e-3
+def test_a_changed_comment_changes_its_own_vectors_and_those_below_in_threads(
+  model, plain
+):
+  tree = max(plain, key=lambda tree: len(tree["comments"]))
+  parents = {comment["id"]: comment["parent_id"] for comment in tree["comments"]}
+  before = model.embed(tree, contextual=True)
+  for ident in list(parents)[:2]:
+    comments = [
+      {**c, "body": f"{c['body']} {c['body']}"} if c["id"] == ident else c
+      for c in tree["comments"]
+    ]
+    after = model.embed({**tree, "comments": comments}, contextual=True)
+    for one, two in zip(before, after):
+      above = [one["comment"]]
+      while above[-1] in parents:
+        above.append(parents[above[-1]])
+      own, in_thread = (
+        np.abs(one[name] - two[name]).max() > 1e-4 for name in ("vectors", "in_thread")
+      )
+      assert own == (one["comment"] == ident)
+      # Those far below may no longer see it.
+      assert in_thread >= (ident in above[:2])
+      assert in_thread <= (ident in above)
 
 
 def test_a_score_is_the_sum_of_log_probabilities_of_tokens_masked_in_turn(model, plain):
