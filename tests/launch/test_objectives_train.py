@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from commentree.launch import gin_cli, job, main
+from commentree.launch import gin_cli, job, main, typical_forests
 from commentree.tasks import data as data_lib
+from commentree.tasks import registry
 
 GIN = gin_cli.GIN_ROOT / "objectives"
 
@@ -77,6 +78,16 @@ def test_the_model_takes_the_batches_of_every_objective(objective, family, tmp_p
       lambda p, b, key: model.loss_fn(p, b, key), params, batch, jax.random.key(0)
     )
   assert loss.shape == ()
+
+
+@pytest.mark.parametrize("objective", ["whole_words", *OBJECTIVES])
+def test_the_shape_of_forests_that_nobody_packed_has_what_it_takes(objective, tmp_path):
+  run = load(objective, tmp_path)
+  shape, _ = typical_forests.typical_shape(run.data, 16)
+  data_lib.register_tasks(run.data)
+  found = registry.get_task(run.data.mixture_or_task_name).objective()
+  assert shape.extras == found.extras
+  assert found.most_masked(32) <= shape.masked_per_row <= 32
 
 
 def test_every_objective_has_a_gin_file_that_tells_its_command():
