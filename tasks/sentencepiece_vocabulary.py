@@ -333,7 +333,16 @@ class SentencePieceEncoder(Encoder):
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of tokens; see `Encoder`."""
-    return self.backend.decode([int(i) for i in ids])
+    whole = [int(i) for i in ids]
+    sentinels = set(self.sentinels.tolist())
+    if sentinels.isdisjoint(whole):
+      return self.backend.decode(whole)
+    # Nothing to SentencePiece, but not to those who look at what was taken out.
+    parts = itertools.groupby(whole, key=lambda i: i if i in sentinels else -1)
+    return " ".join(
+      self.id_to_piece(one) if one >= 0 else self.backend.decode(list(some))
+      for one, some in parts
+    )
 
   def id_to_piece(self, token_id: int) -> str:
     """Returns a token as a person reads it; see `Encoder`."""

@@ -70,6 +70,16 @@ def test_sentinels_come_first_and_backwards_as_t5_numbers_them(theirs, grown, ki
 
 
 @pytest.mark.parametrize("kind", MAKERS)
+def test_sentinels_are_seen_in_what_tokens_say(grown, kind):
+  tokenizer = grown[kind]
+  (ids,) = tokenizer.encode_batch(["bade"])
+  first, second = tokenizer.sentinels[:2].tolist()
+  said = tokenizer.decode([first, *ids.tolist(), second, *ids.tolist()])
+  assert said.replace(" ", "") == "<extra_id_0>bade<extra_id_1>bade"
+  assert tokenizer.decode(ids.tolist()).strip() == "bade"
+
+
+@pytest.mark.parametrize("kind", MAKERS)
 def test_no_text_is_made_of_sentinels(grown, kind):
   (ids,) = grown[kind].encode_batch(["so <extra_id_0> and<extra_id_1>"])
   assert not np.isin(ids, grown[kind].sentinels).any()
