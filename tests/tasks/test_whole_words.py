@@ -75,6 +75,19 @@ def test_words_of_discourse_markers_are_masked_whole_too():
         assert all(n in (0, len(w)) for n, w in zip(chosen, node_words))
 
 
+def test_a_word_ends_where_a_translation_begins():
+  (piece,) = random_pieces(1, nodes=2, max_length=3)
+  piece["lengths"] = np.array([0, 8], np.int32)
+  # Nothing begins a word: bytes of one text, and then of another.
+  piece["tokens"] = np.arange(20, 28, dtype=np.int32)
+  piece["languages"] = np.array([1] * 4 + [2] * 4, np.int32)
+  chosen = {
+    tuple(masker(0.5)(piece, 32, 0, epoch, 0)["is_masked"].tolist())
+    for epoch in range(20)
+  }
+  assert chosen == {(1, 1, 1, 1, 0, 0, 0, 0), (0, 0, 0, 0, 1, 1, 1, 1)}
+
+
 def test_every_comment_still_has_something_to_predict():
   (piece,) = random_pieces(1, nodes=40)
   piece["tokens"] = np.where(piece["tokens"] < FIRST_WORD, 5, 20).astype(np.int32)
