@@ -11,12 +11,12 @@ from typing import Any, get_args
 from rich.console import Console
 
 from ..errors import UserError
-from ..tasks.config import DiscourseMarkersConfig
+from ..tasks.config import CommentLabelsConfig, DiscourseMarkersConfig, LabelsConfig
 from ..tasks.data_config import DataConfig
 from ..tasks.forest_layout import ForestLayout
 from ..tasks.inspection_views import InspectionConfig
 from ..tasks.masking import MaskingConfig
-from ..tasks.objectives_config import ObjectiveConfig
+from ..tasks.objectives_config import ObjectiveConfig, ObjectiveName
 from ..tasks.pieces import LongComments, PiecesConfig
 from . import quiet
 
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
   predicted = parser.add_argument_group("what is predicted")
   predicted.add_argument(
     "--objective",
-    choices=("mlm", "clm", "span_corruption", "tlm"),
+    choices=get_args(ObjectiveName),
     default=ObjectiveConfig().name,
     help="see docs/objectives.md (default %(default)s)",
   )
@@ -150,6 +150,22 @@ def _parser() -> argparse.ArgumentParser:
     "--discourse_markers",
     metavar="FILE",
     help="phrases to mask first, one a line; or 'english'",
+  )
+
+  predicted.add_argument(
+    "--labels",
+    nargs="+",
+    default=(),
+    metavar="NAME",
+    help="of parts of comments, such as: claim premise; for --objective=tag",
+  )
+  predicted.add_argument(
+    "--comment_labels",
+    nargs="+",
+    default=("none",),
+    metavar=("SOURCE", "NAME"),
+    help="where labels of whole comments come from (label, subreddit, deleted_next),"
+    " and which there are; for --objective=classify",
   )
 
   output = parser.add_argument_group("output")
@@ -231,6 +247,7 @@ def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfi
   layout = ForestLayout(
     decoder_rows=arguments.decoder_rows, max_ancestors=arguments.max_ancestors
   )
+  source, *names = arguments.comment_labels
   data_config = DataConfig(
     mixture_or_task_name=task,
     task_feature_lengths=lengths,
@@ -249,6 +266,8 @@ def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfi
     objective=ObjectiveConfig(arguments.objective, languages=arguments.languages),
     masking=MaskingConfig(whole_words=arguments.whole_words),
     discourse=DiscourseMarkersConfig(arguments.discourse_markers),
+    labels=LabelsConfig(arguments.labels),
+    comment_labels=CommentLabelsConfig(source, tuple(names)),
   )
   default = _MAX_COMMENTS_ON_PAGE if arguments.html else _MAX_COMMENTS_ON_TERMINAL
   view_config = InspectionConfig(

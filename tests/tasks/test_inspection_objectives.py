@@ -162,3 +162,8 @@ def test_the_command_shows_an_objective(tmp_path, capsys):
   assert "‖ <pad> <extra_id_0>" in capsys.readouterr().out
   assert main(["inspect", "--objective=tlm", *small]) == 2
   assert "ObjectiveConfig.languages is missing" in capsys.readouterr().err
+  assert main(["inspect", "--objective=tag", *small]) == 2
+  assert "LabelsConfig.names is missing" in capsys.readouterr().err
+  labels = ["--comment_labels", "deleted_next", "kept", "lost"]
+  assert main(["inspect", "--objective=classify", *labels, *small]) == 0
+  assert "predicts kept" in capsys.readouterr().out
