@@ -24,9 +24,16 @@ class Uncached:
   def __init__(self, model, params, batch):
     self._params, self._batch = params, batch
     self._logits = jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)
+    self._found = {}
 
   def __call__(self, example, target, text):
     """Returns `[V]`, given the tokens of a reply so far."""
+    key = (example, target, *text)
+    if key not in self._found:
+      self._found[key] = self._log_probs(example, target, text)
+    return self._found[key].copy()
+
+  def _log_probs(self, example, target, text):
     tokens = [START, *text]
     batch = {name: x[example : example + 1] for name, x in self._batch.items()}
     decoder = np.zeros((1, 1, LENGTH), np.int32)
@@ -116,31 +123,51 @@ def thread(packed):
 
 SHRINK = {"bias": 9, "logits_bias": 9, "type_embedding": 9, "position_embedding": 9}
 # Family, whether layers are scanned, positions of ancestors, vectors per comment.
-VARIANTS = [
-  ("t5", False, "relative_bias", 1),
-  ("t5", True, "distance", 2),
-  pytest.param(("roberta", False, "none", 1), marks=pytest.mark.slow),
-  ("roberta", True, "depth", 1),
-]
+PLAIN = ("t5", False, "relative_bias", 1)
+SCANNED = ("t5", True, "distance", 2)
+ROBERTA = ("roberta", False, "none", 1)
+SCANNED_ROBERTA = ("roberta", True, "depth", 1)
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: f"{v[0]}-scanned-{v[1]}")
-def variant(request, make, thread):
-  """A model, its parameters, and where it predicts next tokens without a cache."""
-  name, scan_layers, positions, many = request.param
-  model, params = make(
-    **conftest.FAMILIES[name],
-    scan_layers=scan_layers,
-    ancestor_positions=positions,
-    vectors_per_comment=many,
+def variants(*quick):
+  """Parametrizes by variants; all but some are slow."""
+  return pytest.mark.parametrize(
+    "variant",
+    [
+      pytest.param(v, marks=() if v in quick else pytest.mark.slow)
+      for v in (PLAIN, SCANNED, ROBERTA, SCANNED_ROBERTA)
+    ],
+    ids=lambda v: f"{v[0]}-{'scanned' if v[1] else 'unrolled'}",
   )
+
+
+@pytest.fixture(scope="module")
+def build(make, thread):
+  """Returns (variant) -> model, parameters, predictions without a cache; cached."""
+
+  @functools.cache
+  def built(variant):
+    name, scan_layers, positions, many = variant
+    model, params = make(
+      **conftest.FAMILIES[name],
+      scan_layers=scan_layers,
+      ancestor_positions=positions,
+      vectors_per_comment=many,
+    )
+    params = shrunk(params, name)
+    return model, params, Uncached(model, params, thread)
+
+  return built
+
+
+def shrunk(params, name):
+  """Returns parameters by which a model writes different texts."""
   # Texts would be the same in all threads if biases, and what all tokens share, were as
   # large as all else; and in all of a beam if the logits of a tied table were as sure.
   shrink = SHRINK | ({"embedding": 2} if name == "roberta" else {})
-  params = jax.tree_util.tree_map_with_path(
+  return jax.tree_util.tree_map_with_path(
     lambda path, x: x / shrink.get(path[-1].key, 1), params
   )
-  return model, params, Uncached(model, params, thread)
 
 
 def places(thread):
@@ -153,8 +180,9 @@ def places(thread):
   return [(b, t) for b, number in enumerate(targets) for t in range(number)]
 
 
-def test_greedy_with_a_cache_is_greedy_without(variant, thread):
-  model, params, uncached = variant
+@variants(PLAIN, SCANNED_ROBERTA)
+def test_greedy_with_a_cache_is_greedy_without(variant, build, thread):
+  model, params, uncached = build(variant)
   replies = generate_of(model)(params, thread, configured("greedy"))
   texts = set()
   for place in places(thread):
@@ -167,8 +195,9 @@ def test_greedy_with_a_cache_is_greedy_without(variant, thread):
   assert len(texts) >= 3, "texts of one kind would not tell ancestors apart"
 
 
-def test_a_beam_with_a_cache_is_a_beam_without(variant, thread):
-  model, params, uncached = variant
+@variants(PLAIN, SCANNED)
+def test_a_beam_with_a_cache_is_a_beam_without(variant, build, thread):
+  model, params, uncached = build(variant)
   config = configured("beam", beam_width=3, num_replies=2, length_penalty=0.8)
   replies = generate_of(model)(params, thread, config)
   reordered = False
@@ -185,16 +214,16 @@ def test_a_beam_with_a_cache_is_a_beam_without(variant, thread):
 
 
 @pytest.fixture(scope="module")
-def sampled(make, thread):
+def sampled(build):
   """What a sampling model writes: (batch, identities, first tokens, …) -> Replies."""
-  model, params = make(scan_layers=True)
+  model, params, uncached = build(PLAIN)
   config = configured("sample", num_replies=2, temperature=1.5, never=(0, START, 9))
 
   def write(batch, identities, **arguments):
     keys = decoding.reply_keys(7, identities)
     return generate_of(model)(params, batch, config, keys, **arguments)
 
-  write.uncached = Uncached(model, params, thread)
+  write.uncached = uncached
   return write
 
 
@@ -204,15 +233,17 @@ def identities_of(batch):
   )
 
 
+@pytest.mark.parametrize(
+  "order", [[1, 0], pytest.param([1, 0, 1], marks=pytest.mark.slow)]
+)
 def test_a_reply_is_the_same_wherever_it_stands_and_whoever_else_is_answered(
-  sampled, thread
+  sampled, thread, order
 ):
   identities = identities_of(thread)
   replies = sampled(thread, identities)
   assert len(np.unique(replies.tokens.reshape(-1, LENGTH), axis=0)) > 10
 
-  # Forests in another order, one of them twice, targets the other way round.
-  order = np.array([1, 0, 1])
+  # Forests in another order, or in a larger batch; targets the other way round.
   moved = {name: values[order] for name, values in thread.items()}
   for name in ("ancestor_slots", "ancestor_distances", "target_depths"):
     moved[name] = moved[name][:, ::-1]
@@ -255,9 +286,9 @@ def test_other_identities_and_other_seeds_have_other_keys():
 
 
 def test_forced_tokens_begin_a_reply_and_nobody_waits_for_unwanted_ones(
-  make, sampled, thread, monkeypatch
+  build, thread, monkeypatch
 ):
-  model, params = make(scan_layers=True)
+  model, params, uncached = build(PLAIN)
   shape = thread["target_depths"].shape
   wanted = np.zeros(shape, bool)
   wanted[1, :2] = True
@@ -276,7 +307,7 @@ def test_forced_tokens_begin_a_reply_and_nobody_waits_for_unwanted_ones(
   write = generate_of.__wrapped__(model)
   config = configured("greedy", never=(9,))
   replies = write(params, thread, config, wanted=wanted, first_tokens=first)
-  text, total = greedy(functools.partial(sampled.uncached, 1, 0), (9,), first[1, 0])
+  text, total = greedy(functools.partial(uncached, 1, 0), (9,), first[1, 0])
   assert written(replies, 1, 0, 0) == text
   np.testing.assert_allclose(
     replies.log_probabilities[1, 0], [total], rtol=1e-5, atol=1e-5

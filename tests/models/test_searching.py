@@ -162,7 +162,7 @@ def likeliest_of(top_k):
 @hypothesis.given(
   # Few values, so that many are equal.
   scores=st.lists(st.integers(-12, 0), min_size=7, max_size=7),
-  top_k=st.sampled_from([0, 1, 3, 7, 9]),
+  top_k=st.sampled_from([0, 3, 9]),
   top_p=st.floats(0.01, 1) | st.just(1.0),
 )
 def test_the_likeliest_tokens_are_kept_and_no_others(scores, top_k, top_p):
