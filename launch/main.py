@@ -13,7 +13,7 @@ from . import quiet
 VERBS = {
   "train": "train a model; resumes by itself what was interrupted",
   "eval": "evaluate a checkpoint: does context help?",
-  "infer": "fill, embed or score comments with a trained model",
+  "infer": "fill, embed, score, tag, classify comments, or write replies to them",
   "inspect": "show trees as the model sees them, on the terminal or as a page",
   "build": "make a dataset of trees from dumps and corpora of any size",
   "vocab": "train a vocabulary on comment trees, or add markers to one",
