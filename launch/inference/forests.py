@@ -30,6 +30,7 @@ def shape_for(
   task_feature_lengths: Mapping[str, int],
   predicted_per_row: int,
   extras: tuple[str, ...] = (),
+  encoded_share: float = 0.6,
 ) -> ForestShape:
   """Returns what a forest holds: as in training, by settings and not by the data.
 
@@ -38,9 +39,9 @@ def shape_for(
     task_feature_lengths: the run's.
     predicted_per_row: most tokens to predict in a row.
     extras: optional features of the batch.
+    encoded_share: tokens to encode for each that the decoder reads.
   """
   layout = dataclasses.replace(layout, masked_per_row=predicted_per_row)
-  encoded_share = 0.6
   totals = PieceTotals(
     pieces=1,
     targets=100,

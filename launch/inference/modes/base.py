@@ -75,13 +75,11 @@ class Mode(abc.ABC, Generic[D]):
   def answers(self, document: D) -> list[Answer]:
     """Returns one answer a comment, once all is collected."""
 
-  def shape_of(
-    self, predicted_per_row: int, extras: tuple[str, ...] = ()
-  ) -> ForestShape:
-    """Returns the shape of forests with so many tokens to predict in a row."""
+  def shape_of(self, predicted_per_row: int, **more: Any) -> ForestShape:
+    """Returns the shape of forests, by the run's settings; see `forests.shape_for`."""
     data = self.run.config.data
     return forests.shape_for(
-      data.layout, data.task_feature_lengths, predicted_per_row, extras
+      data.layout, data.task_feature_lengths, predicted_per_row, **more
     )
 
   def hide(self, batch: Any) -> Any:

@@ -62,7 +62,12 @@ class Embed(Mode[EmbeddedDocument]):
   def make_shape(self) -> ForestShape:
     """Returns what forests hold; nothing is predicted, but each target asks for it."""
     causal = self.run.reads_in_order
-    return self.shape_of(self.run.decoder_length, causal.extras if causal else ())
+    return self.shape_of(
+      self.run.decoder_length,
+      extras=causal.extras if causal else (),
+      # Every comment by itself, and what comments see.
+      encoded_share=1.6,
+    )
 
   def read(self, tree: CommentTree) -> EmbeddedDocument:
     """Makes a document of a tree."""

@@ -113,7 +113,7 @@ class PseudoLikelihood(Score):
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold: a token to predict in every copy of a comment."""
-    return self.shape_of(max(8, self.run.decoder_length // 4))
+    return self.shape_of(max(8, self.run.decoder_length // 4), encoded_share=0.2)
 
   def items(self, document: ScoredDocument) -> Iterator[PackItem]:
     """Yields every comment as often as it has tokens."""
@@ -173,7 +173,7 @@ class Likelihood(Score):
   def make_shape(self) -> ForestShape:
     """Returns what forests hold: every token is predicted."""
     assert self.run.causal is not None
-    return self.shape_of(self.run.decoder_length, self.run.causal.extras)
+    return self.shape_of(self.run.decoder_length, extras=self.run.causal.extras)
 
   def items(self, document: ScoredDocument) -> Iterator[PackItem]:
     """Yields every comment once."""
