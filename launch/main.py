@@ -18,7 +18,7 @@ VERBS = {
   "build": "make a dataset of trees from dumps and corpora of any size",
   "vocab": "train a vocabulary on comment trees, or add markers to one",
   "cache": "tokenise a run's trees once, into a SeqIO cache, with Apache Beam",
-  "convert": "write a checkpoint for T5X, or make a run's first from others' files",
+  "convert": "write a checkpoint in another form, or make a run's first from others'",
   "export": "write a model's functions as files that run without this package",
   "compile": "what a run takes on a TPU slice, asked of the TPU compiler; needs no TPU",
   "launch": "bring a run up on many hosts: this machine, TPU VMs, GKE",
@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   arguments = list(sys.argv[1:] if argv is None else argv)
   if not arguments or arguments[0] in ("-h", "--help", "help"):
-    print(usage())
-    return 0
+    return run_verb(_print_usage, arguments)
   quiet.keep_out_tpu_library()
   verb, *rest = arguments
   if verb not in VERBS:
@@ -50,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     return UserError.exit_code
   return run_verb(importlib.import_module(f".{verb}", __package__).main, rest)
+
+
+def _print_usage(argv: Sequence[str]) -> int:
+  del argv
+  print(usage(), flush=True)
+  return 0
 
 
 def run_verb(verb_main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
