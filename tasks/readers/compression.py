@@ -124,22 +124,26 @@ def _frames(
     if not bite:
       bite = file.read(_BITE_BYTES)
       at += len(bite)
-      if not bite:
-        break
+      if not bite and not begun:
+        return
     if not begun:
       bite = bite.lstrip(b"\0")  # padding between frames
       frame = at - len(bite)
       if not bite:
         continue
     try:
+      if not bite:
+        raise _DamagedError("a frame goes on where the file ends")
       try:
         block = decoder.decompress(bite)
       except errors as error:
         raise _DamagedError(error) from error
     except _DamagedError as error:
+      found = _find(file, compression, max(frame + 1, at - _NOTICED_WITHIN_BYTES))
+      if found is None and not bite:
+        raise CutOffError("the last frame is not whole") from None
       damage.append(str(error))
       yield error.block + b"\n"
-      found = _find(file, compression, max(frame + 1, at - _NOTICED_WITHIN_BYTES))
       if found is None:
         return
       file.seek(found)
@@ -154,8 +158,6 @@ def _frames(
     else:
       bite = decoder.unused_data
       decoder = compression.decoder()
-  if begun:
-    raise CutOffError("the last frame is not whole")
 
 
 def _find(file: IO[bytes], compression: Compression, start: int) -> int | None:

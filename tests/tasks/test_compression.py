@@ -146,6 +146,19 @@ def test_a_header_that_no_compressor_writes_is_none(tmp_path):
   assert [line for line in found if line] == [b"first", b"good"]
 
 
+def test_a_header_that_claims_all_that_follows_costs_its_own_frame_alone(tmp_path):
+  frames = [numbered(0, 2), numbered(1000, 2)]
+  first, second = compressed(frames, named_gzip)
+  swallowing = first[:11] + b"\x7f" + first[12:]  # the length of an optional field
+  found, fates = read(tmp_path / "a", swallowing + second)
+  assert [line for line in found if line] == frames[1]
+  assert fates.files == {files.DAMAGED: 1}
+  # Where nothing follows, it is the end that is missing.
+  found, fates = read(tmp_path / "a", second + swallowing)
+  assert found == frames[1]
+  assert fates.files == {files.TRUNCATED: 1}
+
+
 @given(
   st.sampled_from(sorted(COMPRESS)),
   st.lists(st.integers(0, 80), min_size=1, max_size=3),
