@@ -75,6 +75,7 @@ EXTRAS = {
     "mypy>=1.10",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.15,<0.18",
   ],
 }

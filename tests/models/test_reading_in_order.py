@@ -71,7 +71,8 @@ def test_a_language_is_a_vector_added_to_its_tokens(make, packed):
   plain_model, _ = make()
   logits = jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)
   plain = {k: v for k, v in params.items() if k != "language_embedding"}
-  without = np.asarray(plain_model.logits(plain, packed.batch))
+  plain_logits = jax.jit(plain_model.logits, compiler_options=forests.QUICK_COMPILE)
+  without = np.asarray(plain_logits(plain, packed.batch))
   sides = ("encoder", "decoder")
 
   def languages(of):
@@ -82,12 +83,12 @@ def test_a_language_is_a_vector_added_to_its_tokens(make, packed):
 
   np.testing.assert_allclose(logits(params, languages(0)), without, atol=1e-5)
   # As if the table of tokens had the vector in all of its rows.
-  table = params["token_embedder"]["embedding"] + params["language_embedding"][1]
+  table = params["token_embedder"]["embedding"] + params["language_embedding"][1:]
   moved = {**plain, "token_embedder": {"embedding": table}}
   used = packed.batch["decoder_loss_weights"] > 0
   np.testing.assert_allclose(
     np.asarray(logits(params, languages(2)))[used],
-    np.asarray(plain_model.logits(moved, packed.batch))[used],
+    np.asarray(plain_logits(moved, packed.batch))[used],
     atol=1e-4,
   )
 
