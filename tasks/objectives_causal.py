@@ -28,8 +28,22 @@ CAUSAL_FEATURES = (
 )
 
 
+class ReadInOrder:
+  """What objectives share whose targets are read in order, behind a prefix."""
+
+  @property
+  def features(self) -> tuple[str, ...]:
+    """Features that it adds to a piece."""
+    return CAUSAL_FEATURES
+
+  @property
+  def extras(self) -> tuple[str, ...]:
+    """Optional features that forests of its pieces have."""
+    return (PREFIXES,)
+
+
 @dataclasses.dataclass(frozen=True)
-class CausalObjective:
+class CausalObjective(ReadInOrder):
   """Predicts each token of a comment from those before it.
 
   Attributes:
@@ -44,16 +58,6 @@ class CausalObjective:
   end_id: int
   is_given: np.ndarray
   max_comment_tokens: int
-
-  @property
-  def features(self) -> tuple[str, ...]:
-    """Features that it adds to a piece."""
-    return CAUSAL_FEATURES
-
-  @property
-  def extras(self) -> tuple[str, ...]:
-    """Optional features that forests of its pieces have."""
-    return (PREFIXES,)
 
   def most_masked(self, decoder_length: int) -> int:
     """All tokens of a row, if it is one comment's."""

@@ -23,8 +23,8 @@ import numpy as np
 
 from ..errors import UserError
 from .masking import choose, generator
-from .objectives_causal import CAUSAL_FEATURES
-from .objectives_config import PREFIXES, ObjectiveConfig
+from .objectives_causal import ReadInOrder
+from .objectives_config import ObjectiveConfig
 from .pieces import Piece, ranges
 
 
@@ -35,7 +35,7 @@ def _counts(config: ObjectiveConfig, longest: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption:
+class SpanCorruption(ReadInOrder):
   """Takes spans out of comments.
 
   Attributes:
@@ -52,16 +52,6 @@ class SpanCorruption:
   sentinels: np.ndarray
   maskable: np.ndarray
   vocabulary: str
-
-  @property
-  def features(self) -> tuple[str, ...]:
-    """Features that it adds to a piece."""
-    return CAUSAL_FEATURES
-
-  @property
-  def extras(self) -> tuple[str, ...]:
-    """Optional features that forests of its pieces have."""
-    return (PREFIXES,)
 
   def most_masked(self, decoder_length: int) -> int:
     """Spans and sentinels of the longest comment that fits a row.
