@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import UserError
 from ...models.config import ModelConfig
 from . import hugging_face, safetensors
-from .rules import OPTIMIZER_PREFIX, Assignment, Plan, Rule, plan
+from .rules import COLUMNS, OPTIMIZER_PREFIX, ROWS, Assignment, Plan, Rule, plan
 from .sources import ArraySource, ArraySpec, Unstacked, open_source
 
 Mapped = tuple[ArraySource, Assignment]
@@ -71,7 +71,7 @@ def t5x_rules(source: ArraySource) -> list[Rule]:
     raise UserError(f"{source.path} holds no parameters under 'target'")
   same = f"{prefix}\\g<0>"
   embedding = source.arrays.get(f"{prefix}token_embedder.embedding")
-  rules = [Rule(r"token_embedder\.embedding", same, "grow:0")]
+  rules = [Rule(r"token_embedder\.embedding", same, ROWS)]
   logits = f"{prefix}decoder.logits_dense.kernel"
   if logits not in source.arrays and embedding is not None:
     # T5 1.0 has one table for both, and divides the logits by the width's root.
@@ -80,7 +80,7 @@ def t5x_rules(source: ArraySource) -> list[Rule]:
       Rule(
         r"decoder\.logits_dense\.kernel",
         f"{prefix}token_embedder.embedding",
-        f"transpose, scale:{scale!r}, grow:1",
+        f"transpose, scale:{scale!r}, {COLUMNS}",
       )
     )
   if not any(name.startswith(f"{prefix}ancestors.") for name in source.arrays):
@@ -88,8 +88,8 @@ def t5x_rules(source: ArraySource) -> list[Rule]:
     rules.append(Rule(r"decoder\.relpos_bias\..*", same, "causal_buckets"))
   return [
     *rules,
-    Rule(r"decoder\.logits_dense\.kernel", same, "grow:1"),
-    Rule(r"decoder\.logits_bias", same, "grow:0"),
+    Rule(r"decoder\.logits_dense\.kernel", same, COLUMNS),
+    Rule(r"decoder\.logits_bias", same, ROWS),
     Rule(r"(token_embedder|encoder|decoder)\..*", same),
     Rule(r".*", f"{same}?"),
   ]

@@ -25,6 +25,11 @@ Fate = Literal["loaded", "grown", "fresh"]
 OPTIMIZER_PREFIX = "state."
 """Of arrays in T5X's layout that are no parameters: a warm start leaves them behind."""
 
+# A table may have more rows than the vocabulary has tokens, by what it was padded to:
+# multiples of up to 1,024. One of another vocabulary differs by more, as a rule, and
+# that must not go unnoticed. With fewer rows than tokens, it grows.
+ROWS, COLUMNS = (f"grow:{axis}, cut:{axis}:1023" for axis in (0, 1))
+
 Mismatches = dict[tuple[str, str], list[str]]
 
 _SHOWN_ARRAYS = 4
@@ -311,7 +316,9 @@ def _fit(
     if axis is None or len(shape) != len(here.shape) or axis >= len(shape):
       continue
     rest = (*shape[:axis], here.shape[axis], *shape[axis + 1 :])
-    if rest == here.shape and (shape[axis] < here.shape[axis]) == longer:
+    cut = shape[axis] - here.shape[axis]
+    allowed = cut < 0 if longer else chain.most_cut is None or cut <= chain.most_cut
+    if rest == here.shape and allowed and (cut < 0) == longer:
       return None, "grown" if longer else "loaded", shape[axis]
   given = f" as {shape}" if chain.transforms else ""
   return f"has shape {there.shape} there{given}, {here.shape} here", "loaded", None

@@ -15,13 +15,13 @@ joined by commas and applied from left to right:
                   `grow:1`) that the file does not have; they become the mean of those
                   that it has
     cut:0         last: the parameter may be shorter along axis 0; it takes the first
+                  rows, and leaves out at most 1,023 of them if it is `cut:0:1023`
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable
 from typing import Protocol
@@ -30,6 +30,8 @@ import numpy as np
 
 from ...models.layers import MAX_DISTANCE, NUM_BUCKETS, relative_position_buckets
 from .sources import Index, extent, whole
+
+_FLAGS = ("grow", "cut")
 
 Shape = tuple[int, ...]
 Finish = Callable[[np.ndarray], np.ndarray]
@@ -224,11 +226,13 @@ class Chain:
     transforms: the operations.
     grow: axis along which the parameter may be longer, or None.
     cut: axis along which it may be shorter, or None.
+    most_cut: most entries of that axis that it may leave out; None for no limit.
   """
 
   transforms: tuple[Transform, ...] = ()
   grow: int | None = None
   cut: int | None = None
+  most_cut: int | None = None
 
   def shape(self, source: Shape) -> Shape:
     """Returns the shape of the result, as `Transform.shape`."""
@@ -271,27 +275,35 @@ def parse(text: str, wanted: Shape) -> Chain:
   """
   words = [word.strip() for word in text.split(",") if word.strip()]
   chain = Chain()
-  for word, is_last in zip(words, [*itertools.repeat(False, len(words) - 1), True]):
-    if chain.grow is not None or chain.cut is not None:
-      raise ValueError(f"{words[-2]!r} must come last")
+  for number, word in enumerate(words):
     name, _, argument = word.partition(":")
+    is_transform = name not in _FLAGS
+    if is_transform and (chain.grow is not None or chain.cut is not None):
+      raise ValueError(f"{words[number - 1]!r} must come last")
     try:
-      if name == "grow":
-        chain = dataclasses.replace(chain, grow=int(argument))
-        continue
-      if name == "cut":
-        chain = dataclasses.replace(chain, cut=int(argument))
-        continue
-      transform = _transform(name, argument, wanted)
+      if is_transform:
+        transform = _transform(name, argument, wanted)
+        chain = dataclasses.replace(chain, transforms=(*chain.transforms, transform))
+      else:
+        chain = _with_flag(chain, name, argument)
     except (ValueError, TypeError):
       raise ValueError(
         f"{word!r} is none of transpose, reshape, rows:START:STOP, part:AXIS:I/N,"
-        " scale:FACTOR, causal_buckets, grow:AXIS, cut:AXIS"
+        " scale:FACTOR, causal_buckets, grow:AXIS, cut:AXIS, cut:AXIS:MOST"
       ) from None
-    if isinstance(transform, Reshape) and not is_last:
-      raise ValueError("'reshape' must come last")
-    chain = dataclasses.replace(chain, transforms=(*chain.transforms, transform))
+  if any(isinstance(transform, Reshape) for transform in chain.transforms[:-1]):
+    raise ValueError("'reshape' must come last")
   return chain
+
+
+def _with_flag(chain: Chain, name: str, argument: str) -> Chain:
+  """Returns the operations, and how the parameter may differ in length."""
+  if name == "grow":
+    return dataclasses.replace(chain, grow=int(argument))
+  axis, colon, most = argument.partition(":")
+  return dataclasses.replace(
+    chain, cut=int(axis), most_cut=int(most) if colon else None
+  )
 
 
 def _transform(name: str, argument: str, wanted: Shape) -> Transform:

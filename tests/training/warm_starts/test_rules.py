@@ -251,6 +251,18 @@ def test_what_is_cut_takes_the_first_and_says_so():
   assert "cut from 4" in plan.report()[0]
 
 
+def test_no_more_is_cut_than_a_rule_allows():
+  arrays = {"t": counted(9, 2)}
+  for rows, fits in ((11, True), (7, True), (6, False)):
+    rule = Rule("t", "t", "grow:0, cut:0:2")
+    if fits:
+      plan, _ = loaded(specs(t=(rows, 2)), arrays, [rule])
+      assert ("cut from 9" if rows < 9 else "grown from 9") in plan.report()[0]
+    else:
+      with pytest.raises(UserError, match=r"has shape \(9, 2\) there, \(6, 2\) here"):
+        loaded(specs(t=(rows, 2)), arrays, [rule])
+
+
 @pytest.mark.parametrize(
   ("own", "message"),
   [
