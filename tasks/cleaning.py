@@ -17,9 +17,9 @@ bounded, or end where no other match can begin.
 from __future__ import annotations
 
 import collections
-import html
 import re
 
+from . import character_references
 from .config import CleaningConfig
 from .markers import DELETED, QUOTE_END, QUOTE_START, URL
 from .trees import is_deleted
@@ -110,11 +110,11 @@ def clean_text(
 
 
 def _unescape(text: str, found: collections.Counter[str]) -> str:
-  plain = html.unescape(text)
+  plain = character_references.unescape(text)
   if plain is text or plain == text:
     return text
   found["html entities"] += 1
-  return html.unescape(plain) if "&" in plain else plain
+  return character_references.unescape(plain) if "&" in plain else plain
 
 
 def _defuse(text: str, found: collections.Counter[str]) -> str:

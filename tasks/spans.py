@@ -9,6 +9,7 @@ found again; its span is given up.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ from .trees import Span
 # Supplementary private use: in no alphabet, and no pattern of `cleaning` looks for it.
 _FIRST_SENTINEL, _SENTINELS = 0xF0000, 0xFFFE
 _WORDS = _SENTINELS // 2
+_WORD = re.compile(r"\S+")
+_MOST_CLEANINGS = 256  # of a text, for the sake of its spans
 _SENTINEL = re.compile("([\U000f0000-\U000ffffd])")
 # What `cleaning` takes off a quoted line.
 _QUOTE_SIGNS = re.compile(r"(?:[ \t]*+(?:>|&gt;)(?!!))++[ \t]*+")
@@ -44,9 +47,8 @@ def through_cleaning(
   if not spans or max(text, default="") >= chr(_FIRST_SENTINEL):
     return []
   found = _carry(text, clean, spans, config)
-  if found is None and len(spans) > 1:
-    # One boundary at a bad place must not cost the comment all of its spans.
-    found = [s for span in spans for s in _carry(text, clean, [span], config) or ()]
+  if found is None:
+    found = _carry_by_halves(text, clean, _halves(spans), config)
   return found or []
 
 
@@ -66,32 +68,51 @@ def words_through_cleaning(
   """
   if max(text, default="") >= chr(_FIRST_SENTINEL):
     return []
-  words = []
-  for number, word in enumerate(re.finditer(r"\S+", text)):
-    start, end = _trim(text, Span(word.start(), word.end(), ""))
-    words.append(Span(start, end, str(number)))
-  # A word at a bad place must not cost the others theirs: cut them off by halves.
-  waiting = [words[i : i + _WORDS] for i in range(0, len(words), _WORDS)]
-  carried: list[Span] = []
-  while waiting:
-    together = waiting.pop()
-    found = _carry(text, clean, together, config)
-    if found is not None:
-      carried += found
-    elif len(together) > 1:
-      middle = len(together) // 2
-      waiting += [together[:middle], together[middle:]]
+  found = [Span(*word.span(), str(i)) for i, word in enumerate(_WORD.finditer(text))]
+  words = [
+    Span(start, end, word.label)
+    for word, (start, end) in zip(found, _without_quote_signs(text, found))
+  ]
+  together = [words[i : i + _WORDS] for i in range(0, len(words), _WORDS)]
+  carried = _carry_by_halves(text, clean, together, config)
   of_number = {int(word.label): word for word in words}
   return sorted(
     (of_number[int(span.label)][:2], (span.start, span.end)) for span in carried
   )
 
 
+def _halves(spans: Sequence[Span]) -> list[Sequence[Span]]:
+  middle = len(spans) // 2
+  return [half for half in (spans[:middle], spans[middle:]) if half]
+
+
+def _carry_by_halves(
+  text: str, clean: str, groups: Sequence[Sequence[Span]], config: CleaningConfig
+) -> list[Span]:
+  """Carries groups of spans, and halves of those that do not pass together.
+
+  The order stays. One boundary at a bad place must not cost the others theirs. The text
+  is cleaned `_MOST_CLEANINGS` times at most; spans still waiting then are left out.
+  """
+  waiting = list(groups[::-1])
+  carried: list[Span] = []
+  for _ in range(_MOST_CLEANINGS):
+    if not waiting:
+      break
+    together = waiting.pop()
+    found = _carry(text, clean, together, config)
+    if found is not None:
+      carried += found
+    elif len(together) > 1:
+      waiting += _halves(together)[::-1]
+  return carried
+
+
 def _carry(
   text: str, clean: str, spans: Sequence[Span], config: CleaningConfig
 ) -> list[Span] | None:
   """`through_cleaning` for all spans or none."""
-  trimmed = [_trim(text, span) for span in spans]
+  trimmed = _without_quote_signs(text, spans)
   places = [place for start, end in trimmed for place in (start, end)]
   if len(places) > _SENTINELS:
     return None
@@ -107,17 +128,25 @@ def _carry(
   return carried
 
 
-def _trim(text: str, span: Span) -> tuple[int, int]:
-  """Start and end without white space or quotation signs around."""
-  start, end = max(0, span.start), min(len(text), span.end)
-  while start < end and text[start].isspace():
-    start += 1
-  while start < end and text[end - 1].isspace():
-    end -= 1
-  signs = _QUOTE_SIGNS.match(text, text.rfind("\n", 0, start) + 1)
-  if signs is not None and start < signs.end() <= end:
-    start = signs.end()
-  return start, max(start, end)
+def _without_quote_signs(text: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
+  """Starts and ends without white space or quotation signs around."""
+  lines = [0, *(i + 1 for i, character in enumerate(text) if character == "\n")]
+  signs_end: dict[int, int] = {}  # of the quotation signs that a line begins with
+  trimmed = []
+  for span in spans:
+    start, end = max(0, span.start), min(len(text), span.end)
+    while start < end and text[start].isspace():
+      start += 1
+    while start < end and text[end - 1].isspace():
+      end -= 1
+    line = lines[bisect.bisect_right(lines, start) - 1]
+    if line not in signs_end:
+      signs = _QUOTE_SIGNS.match(text, line)
+      signs_end[line] = line if signs is None else signs.end()
+    if start < signs_end[line] <= end:
+      start = signs_end[line]
+    trimmed.append((start, max(start, end)))
+  return trimmed
 
 
 def _insert(text: str, places: Sequence[int]) -> str:

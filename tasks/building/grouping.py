@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import operator
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import duckdb
@@ -24,6 +25,7 @@ from .storage import StorageError
 ORDER = ("key", "tree_id", "is_post DESC", "file", "place")
 
 _ROWS_AT_ONCE = 4_096
+_GLOB = re.compile(r"[*?\[]")
 
 
 @contextlib.contextmanager
@@ -54,7 +56,8 @@ def trees_of_rows(
     "temp_directory": str(spill),
   }
   query = (
-    f"SELECT {', '.join(COLUMNS)} FROM read_parquet(?)"
+    # By itself DuckDB takes folders named `a=b` for columns, which replace the file's.
+    f"SELECT {', '.join(COLUMNS)} FROM read_parquet(?, hive_partitioning = false)"
     f" WHERE key BETWEEN {first_key}::UBIGINT AND {last_key}::UBIGINT"
     f" ORDER BY {', '.join(ORDER)}"
   )
@@ -63,7 +66,8 @@ def trees_of_rows(
       if not parts:
         yield iter(())
         return
-      relation = connection.sql(query, params=[[str(part.path) for part in parts]])
+      paths = [_without_globs(str(part.path)) for part in parts]
+      relation = connection.sql(query, params=[paths])
       batches = relation.to_arrow_reader(_ROWS_AT_ONCE)
       rows = itertools.chain.from_iterable(map(_rows, batches))
       yield itertools.groupby(rows, operator.itemgetter(0))
@@ -73,6 +77,11 @@ def trees_of_rows(
         f" ({str(error).splitlines()[0]}); free some room on this disk, or raise"
         " --memory, and start again: finished work is kept"
       ) from error
+
+
+def _without_globs(path: str) -> str:
+  """A path as DuckDB reads it by name, whatever characters of a glob it holds."""
+  return _GLOB.sub(r"[\g<0>]", path)
 
 
 def _rows(batch: pa.RecordBatch) -> Iterable[Row]:

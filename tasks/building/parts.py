@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import pathlib
-import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ...errors import UserError
 from .. import readers
 from ..readers.rows import Row
 from ..trees import Fates, Span
@@ -61,8 +61,8 @@ class Source:
     number: its place among all files, by which earlier rows are told from later ones.
     path: the file.
     format: its format's name.
-    prepared: a file with the format as made ready for all files; None if that is not
-      needed.
+    prepared: a file with what the format's `prepare` returned for all files; None if
+      it has none.
   """
 
   number: int
@@ -115,18 +115,25 @@ def prepare_format(
   config: BuildConfig,
   report: Report,
 ) -> None:
-  """Makes a format ready for files, by reading them all, and writes it to `path`."""
+  """Writes what a format's `prepare` returns for files to `path`."""
   format_ = readers.format_of(files[0], name)
   assert format_.prepare is not None
   prepared = format_.prepare(files, config.trees)
   with storage.draft(path) as draft:
-    draft.write_bytes(pickle.dumps(prepared))
+    draft.write_bytes(prepared)
   report(0, 0)
 
 
 @functools.lru_cache(1)
-def _load_format(path: str) -> readers.Format:
-  return pickle.loads(pathlib.Path(path).read_bytes())
+def _load_format(name: str, path: str) -> readers.Format:
+  format_ = readers.check_name(name)
+  assert format_.prepared is not None
+  try:
+    return format_.prepared(pathlib.Path(path).read_bytes())
+  except ValueError as error:
+    raise UserError(
+      f"{path}: is damaged ({error}); delete it and build again"
+    ) from None
 
 
 def encode_spans(spans: Sequence[Span]) -> str | None:
@@ -207,7 +214,7 @@ def wanted_rows(source: Source, config: BuildConfig, fates: Fates) -> Iterator[R
   if source.prepared is None:
     format_ = readers.format_of(source.path, source.format)
   else:
-    format_ = _load_format(source.prepared)
+    format_ = _load_format(source.format, source.prepared)
   rows = format_.rows(source.path, config.trees, fates)
   if config.subreddits or config.exclude_subreddits:
     return filters.of_wanted_subreddits(rows, config, fates)

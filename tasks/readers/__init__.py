@@ -106,7 +106,7 @@ def formats_of(
   """The files that patterns stand for, in order, each with the format that reads it.
 
   All that one job reads should be asked for at once: comments of one file may be known
-  by what another holds. Formats can be pickled.
+  by what another holds.
 
   Args:
     patterns: a file, a glob, a folder, or several of those.
@@ -119,8 +119,9 @@ def formats_of(
   formats = {path: format_of(path, name) for path in expand(patterns)}
   for format_ in FORMATS:
     paths = [path for path, own in formats.items() if own is format_]
-    if paths and format_.prepare is not None:
-      formats.update(dict.fromkeys(paths, format_.prepare(paths, config)))
+    if paths and format_.prepare is not None and format_.prepared is not None:
+      prepared = format_.prepared(format_.prepare(paths, config))
+      formats.update(dict.fromkeys(paths, prepared))
   return formats
 
 

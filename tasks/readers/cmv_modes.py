@@ -20,7 +20,9 @@ Not all files are well-formed, so tags are read as they come:
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -39,10 +41,13 @@ _DOCTYPE_HEAD = 1000  # characters in which the brackets of a document type begi
 _TOKEN = re.compile(
   r"(?P<opener><!--|<\?|<!\[CDATA\[|<!DOCTYPE\b)"
   r"|<(?P<end>/?)(?P<name>thread|title|source|OP|reply|claim|premise)\b"
-  r"""(?P<attributes>(?:[^<>"']|"[^"<]*"|'[^'<]*')*)>""",
+  r"""(?P<attributes>(?:[^<>"']++|"[^"<]*+"|'[^'<]*+')*+)>""",
   re.IGNORECASE,
 )
-_ATTRIBUTE = re.compile(r"""([\w:.-]+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
+# A search starts where a name does, and only there: linear time.
+_ATTRIBUTE = re.compile(
+  r"""(?<![\w:.-])([\w:.-]++)\s*+=\s*+(?:"([^"]*+)"|'([^']*+)')"""
+)
 _ENTITY = re.compile(r"&(?:#(\d{1,9})|#[xX]([0-9a-fA-F]{1,8})|(lt|gt|amp|quot|apos));")
 _CHARACTERS = {"lt": "<", "gt": ">", "amp": "&", "quot": '"', "apos": "'"}
 
@@ -66,11 +71,18 @@ class _Part:
     written = "".join(self.pieces)
     left = len(written) - len(written.lstrip())
     text = written.strip()
+    if not self.spans:
+      return text, ()
+    # From each place to the next character that is no white space, and to the end of
+    # the last one before.
+    ends = [0, *(0 if c.isspace() else i for i, c in enumerate(written, 1))]
+    last = list(itertools.accumulate(ends, max))
+    starts = [len(written)] * (len(written) + 1)
+    for i in range(len(written) - 1, -1, -1):
+      starts[i] = starts[i + 1] if written[i].isspace() else i
     spans = []
     for start, end, label in self.spans:
-      inside = written[start:end]
-      start += len(inside) - len(inside.lstrip())
-      end = start + len(inside.strip())
+      start, end = starts[start], last[end]
       if start < end:
         spans.append(Span(start - left, end - left, label))
     return text, tuple(sorted(spans, key=lambda span: (span.start, -span.end)))
@@ -170,6 +182,7 @@ class _Parser:
     self._in_thread = False
     self._inside: _Part | None = None
     self._labels: list[tuple[str, int]] = []  # that are open, and where they begin
+    self._open: collections.Counter[str] = collections.Counter()  # those, by name
 
   def read(self, document: str) -> None:
     place = 0  # behind the last token
@@ -209,6 +222,7 @@ class _Parser:
         self._end_label(name)
       elif self._inside is not None and not attributes.rstrip().endswith("/"):
         self._labels.append((name, self._inside.length))
+        self._open[name] += 1
     elif ends and name != "thread":
       if self._inside is None or self._inside.name != name:
         self._mended(MENDED_NOT_OPENED)
@@ -229,18 +243,19 @@ class _Parser:
         self.thread = _attributes(attributes).get("id", "")
 
   def _end_label(self, name: str) -> None:
-    number = len(self._labels) - 1
-    while number >= 0 and self._labels[number][0] != name:
-      number -= 1
-    if number < 0:
+    if not self._open[name]:
       self._mended(MENDED_NOT_OPENED)
-    else:
-      self._mended(MENDED_NOT_CLOSED, len(self._labels) - 1 - number)
-      self._end_labels(number)
+      return
+    number = len(self._labels) - 1
+    while self._labels[number][0] != name:
+      number -= 1
+    self._mended(MENDED_NOT_CLOSED, len(self._labels) - 1 - number)
+    self._end_labels(number)
 
   def _end_labels(self, down_to: int) -> None:
     while len(self._labels) > down_to:
       label, start = self._labels.pop()
+      self._open[label] -= 1
       if self._inside is not None:
         self._inside.spans.append(Span(start, self._inside.length, label))
 

@@ -41,11 +41,13 @@ def expand(
     patterns: files, globs (`**` for any depth) and folders.
     suffixes: of a folder, files with one of these, compressed or not, are taken, and
       compressed ones without any other, as dumps are named (`RC_2005-12.zst`); a file
-      named, or matched by a glob, is taken whatever its name.
+      named, or matched by a glob, is taken whatever its name. Of folders and globs only
+      regular files, and links to some, are taken.
     aside: which files of a folder are not taken all the same, by their path.
 
   Raises:
-    UserError: if a pattern matches nothing that can be read.
+    UserError: if a pattern matches nothing that can be read, or names a pipe, a socket
+      or a device.
   """
   if isinstance(patterns, (str, os.PathLike)):
     patterns = [patterns]
@@ -61,20 +63,31 @@ def expand(
   for pattern in map(os.fspath, patterns):
     path = os.path.expanduser(pattern)
     if os.path.isdir(path):
-      names = {
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if wanted(os.path.join(folder, name)) and not name.startswith(".")
-      }
+      names = _regular(
+        path,
+        {
+          os.path.join(folder, name)
+          for folder, _, names in os.walk(path)
+          for name in names
+          if wanted(os.path.join(folder, name)) and not name.startswith(".")
+        },
+      )
       missing = (
         f"no file ending in {', '.join(suffixes)}, compressed"
         f" ({', '.join(compression.SUFFIXES)}) or not, in this folder"
       )
     else:
       # A name may hold characters that a glob would read otherwise.
-      matches = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
-      names = {match for match in matches if not os.path.isdir(match)}
+      if os.path.exists(path):
+        names = {path}
+        if not os.path.isfile(path):
+          raise UserError(
+            f"{pattern}: is no regular file; pipes, sockets and devices cannot be read,"
+            " since files are read more than once: write it to a file first"
+          )
+      else:
+        matches = glob.glob(path, recursive=True)
+        names = _regular(path, {match for match in matches if not os.path.isdir(match)})
       missing = "no such file, and no file matches it; check the path"
     if not names:
       raise UserError(f"{pattern}: {missing}")
@@ -83,6 +96,20 @@ def expand(
         raise UserError(f"{name}: cannot be read; check its permissions")
     found |= names
   return sorted(found)
+
+
+def _regular(pattern: str, paths: set[str]) -> set[str]:
+  """Leaves out pipes, sockets, devices and links to nothing, with a warning."""
+  regular = set(filter(os.path.isfile, paths))
+  if others := sorted(paths - regular):
+    _log.warning(
+      "%s: %s left out: a pipe, a socket, a device or a link to a missing file (%s%s)",
+      pattern,
+      "1 file was" if len(others) == 1 else f"{len(others)} files were",
+      others[0],
+      ", …" if len(others) > 1 else "",
+    )
+  return regular
 
 
 def lines(

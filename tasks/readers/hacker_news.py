@@ -14,14 +14,13 @@ from __future__ import annotations
 import array
 import bisect
 import functools
-import html
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from .. import trees
+from .. import character_references, trees
 from ..config import TreeConfig
 from ..trees import Fates
 from . import json_lines
@@ -101,6 +100,25 @@ class Roots:
     self._ids = array.array("I", own.tobytes())
     self._roots = array.array("I", top[up].tobytes())
 
+  @classmethod
+  def from_bytes(cls, data: bytes) -> Roots:
+    """The inverse of `bytes(roots)`.
+
+    Raises:
+      ValueError: if no roots are written so.
+    """
+    if len(data) % 8:
+      raise ValueError(f"{len(data)} bytes are no table of items")
+    roots = cls.__new__(cls)
+    roots._ids, roots._roots = array.array("I"), array.array("I")
+    roots._ids.frombytes(data[: len(data) // 2])
+    roots._roots.frombytes(data[len(data) // 2 :])
+    return roots
+
+  def __bytes__(self) -> bytes:
+    """The ids in order and then their roots, 4 bytes each."""
+    return self._ids.tobytes() + self._roots.tobytes()
+
   def of(self, ident: int) -> int | None:
     """The root of an item; `NO_ROOT` in or below a cycle, None for no such item."""
     place = bisect.bisect_left(self._ids, ident)
@@ -109,8 +127,8 @@ class Roots:
     return self._roots[place]
 
 
-def prepare(paths: Sequence[str], config: TreeConfig) -> Format:
-  """Finds the roots of all items in files; returns the format that reads them."""
+def find_roots(paths: Sequence[str], config: TreeConfig) -> Roots:
+  """Finds the roots of all items in files."""
   ids, parents = array.array("I"), array.array("I")
   ignored = Fates()  # whoever reads the rows counts
   for path in paths:
@@ -119,7 +137,21 @@ def prepare(paths: Sequence[str], config: TreeConfig) -> Format:
       if ident:
         ids.append(ident)
         parents.append(_item_id(link.parent) or 0)
-  return _format(Roots(ids, parents))
+  return Roots(ids, parents)
+
+
+def prepare(paths: Sequence[str], config: TreeConfig) -> bytes:
+  """Finds the roots of all items in files; returns them for `prepared`."""
+  return bytes(find_roots(paths, config))
+
+
+def prepared(roots: bytes) -> Format:
+  """Returns the format that reads files whose roots `prepare` found.
+
+  Raises:
+    ValueError: if `prepare` never returns such bytes.
+  """
+  return _format(Roots.from_bytes(roots))
 
 
 def _rows(roots: Roots, path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
@@ -131,7 +163,7 @@ def _rows(roots: Roots, path: str, config: TreeConfig, fates: Fates) -> Iterator
 
 def _unprepared(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
   """Of a file that holds whole trees."""
-  return prepare([path], config).rows(path, config, fates)
+  return _rows(find_roots([path], config), path, config, fates)
 
 
 def _format(roots: Roots | None) -> Format:
@@ -142,6 +174,7 @@ def _format(roots: Roots | None) -> Format:
     _unprepared if roots is None else functools.partial(_rows, roots),
     contiguous=False,
     prepare=prepare if roots is None else None,
+    prepared=prepared if roots is None else None,
   )
 
 
@@ -207,15 +240,16 @@ def _post(ident: str, item: _Item, fates: Fates) -> Row:
     True,
     ident,
     author=text(item.by, fates),
-    text=None if gone or title is None else html.unescape(title),
+    text=None if gone or title is None else character_references.unescape(title),
     selftext=None if gone else plain(item.text, fates),
     created_utc=seconds(item.time),
     score=votes(item.score),
   )
 
 
-_TAG = re.compile(r"<(/?)([a-zA-Z]+)([^<>]*)>")
-_HREF = re.compile(r"""\bhref\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
+# Possessive: a tag that nothing closes is looked at once, not once for each letter.
+_TAG = re.compile(r"<(/?)([a-zA-Z]++)([^<>]*+)>")
+_HREF = re.compile(r"""\bhref\s*+=\s*+(?:"([^"]*+)"|'([^']*+)')""", re.IGNORECASE)
 
 
 def plain(value: object, fates: Fates) -> str | None:
@@ -246,5 +280,5 @@ def plain(value: object, fates: Fates) -> str | None:
       pieces.append(written[place:])
     written = "".join(pieces)
   if "&" in written:
-    written = html.unescape(written)
+    written = character_references.unescape(written)
   return written.strip()

@@ -89,7 +89,9 @@ class Format:
     aside: whether a file in a folder is there for another one's sake, by its path.
     beside: which files are read along with one, by its path.
     prepare: where a row's tree is not told beside it: reads all files of a job, given
-      in order, and returns the format whose `rows` know. `readers.formats_of` does it.
+      in order, and returns what `prepared` needs to know of them.
+    prepared: from those bytes, returns the format whose `rows` know each row's tree;
+      raises `ValueError` for bytes that `prepare` never returns.
   """
 
   name: str
@@ -99,7 +101,8 @@ class Format:
   contiguous: bool
   aside: Callable[[str], bool] = _never
   beside: Callable[[str], list[str]] = _nothing
-  prepare: Callable[[Sequence[str], TreeConfig], Format] | None = None
+  prepare: Callable[[Sequence[str], TreeConfig], bytes] | None = None
+  prepared: Callable[[bytes], Format] | None = None
 
 
 def text(value: object, fates: Fates) -> str | None:

@@ -133,6 +133,41 @@ def test_the_same_bytes_come_out_of_other_memory_order_and_place(
   assert building_fixture.contents(made.folder) == wanted
 
 
+@pytest.mark.parametrize("name", [*parts.COLUMNS, "key", "file", "place"])
+def test_a_folder_named_like_a_column_changes_nothing(tmp_path, name):
+  paths = written_threads.write("tree_jsonl", tmp_path, 7, count=3)
+  wanted = building_fixture.build(paths, tmp_path / "plain", DEFAULT)
+  made = building_fixture.build(paths, tmp_path / f"{name}=7" / "plain", DEFAULT)
+  same = building_fixture.contents(wanted.folder)
+  assert building_fixture.contents(made.folder) == same
+
+
+def test_a_folder_named_like_a_glob_is_not_read_as_one(tmp_path):
+  paths = written_threads.write("tree_jsonl", tmp_path, 7, count=3)
+  building_fixture.build(paths, tmp_path / "ab" / "plain", DEFAULT)
+  other = written_threads.write("tree_jsonl", tmp_path / "more", 8, count=3)
+  wanted = building_fixture.build(other, tmp_path / "plain", DEFAULT)
+  for name in ("a?", "*", "[a]b", "{ab}"):
+    made = building_fixture.build(other, tmp_path / name / "plain", DEFAULT)
+    same = building_fixture.contents(wanted.folder)
+    assert building_fixture.contents(made.folder) == same
+
+
+def test_a_folder_left_by_a_build_of_hacker_news_runs_no_code(tmp_path):
+  """Even where it holds what Python would unpickle."""
+  paths = written_threads.write("hacker_news", tmp_path, 7, count=3)
+  [source, *_] = building.list_sources(paths, DEFAULT)
+  harmful = b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR."
+  (tmp_path / "hacker_news.format").write_bytes(
+    harmful + b"\0" * (-len(harmful) % 8 + 1)
+  )
+  [ready], tasks = parts.with_prepared([source], tmp_path)
+  assert not tasks
+  with pytest.raises(UserError, match=r"hacker_news\.format: is damaged"):
+    list(parts.wanted_rows(ready, DEFAULT, trees.Fates()))
+  assert not (tmp_path / "ran").exists()
+
+
 def test_another_seed_gives_another_order_of_the_same_trees_and_splits(
   dump, built, tmp_path
 ):

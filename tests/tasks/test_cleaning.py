@@ -24,6 +24,9 @@ def only(step):
   [
     ("a &amp; b &#8217;", "a & b \u2019"),
     ("&amp;#x27;", "'"),  # markdown's entity inside the dump's
+    ("a&#" + "9" * 5000 + ";b &#0;", "a\ufffdb \ufffd"),
+    ("&#x" + "f" * 5000 + " &amp;#" + "9" * 5000, "\ufffd \ufffd"),
+    ("&#" + "0" * 5000 + "65; &#x" + "0" * 5000 + "41", "A A"),
     ("no entity; just text & more", "no entity; just text & more"),
   ],
 )

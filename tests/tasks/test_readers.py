@@ -3,6 +3,7 @@ import gzip
 import json
 import logging
 import lzma
+import os
 import pathlib
 import random
 import subprocess
@@ -118,6 +119,25 @@ def test_a_pattern_that_matches_nothing_is_said_before_anything_is_read(tmp_path
   (tmp_path / "empty").mkdir()
   with pytest.raises(UserError, match=r"\.jsonl.*in this folder"):
     readers.expand(str(tmp_path / "empty"))
+
+
+def test_pipes_and_links_to_nothing_are_left_out_with_a_warning(tmp_path, caplog):
+  (tmp_path / "a.jsonl").write_text("{}\n")
+  (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
+  os.mkfifo(tmp_path / "c.jsonl")
+  (tmp_path / "d.jsonl").symlink_to(tmp_path / "nothing")
+  for pattern in (tmp_path, tmp_path / "*.jsonl"):
+    caplog.clear()
+    found = readers.expand(str(pattern))
+    assert found == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    assert f"{pattern}: 2 files were left out" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "/dev/null"])
+def test_a_pipe_given_by_name_is_refused(tmp_path, name):
+  os.mkfifo(tmp_path / "c.jsonl")
+  with pytest.raises(UserError, match="is no regular file; pipes"):
+    readers.expand(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""Ten times the input takes about ten times as long, whatever it is made of."""
+
+import functools
+import json
+import time
+
+import pytest
+
+from commentree.tasks import character_references, cleaning, spans
+from commentree.tasks.config import CleaningConfig, TreeConfig
+from commentree.tasks.readers import cmv_modes, hacker_news, json_lines
+from commentree.tasks.trees import Fates, Span
+
+_CLEANING = CleaningConfig()
+# What patterns begin with and never end, alone and behind each other.
+_UNITS = [
+  "<a",
+  "<a ",
+  "a",
+  "&#9",
+  "&#x9",
+  "&",
+  "<",
+  " ",
+  "\n",
+  '"',
+  "'",
+  "=",
+  "a=",
+  'a="',
+  "a  ",
+  "href=",
+  "[",
+  "](",
+  "[a](http://",
+  "http://a.b ",
+  "> ",
+  ">",
+  "_____\n",
+  "^",
+  "{",
+  '{"a":',
+  "\\",
+  "<claim>",
+  "</premise>",
+  "<claim></premise>",
+  "<!--",
+  "<![CDATA[",
+  "<reply id='a'>",
+  "</reply>",
+]
+
+
+def clean(text):
+  cleaning.clean_text(text, _CLEANING)
+
+
+def unescape(text):
+  character_references.unescape("&#" + text)
+  character_references.unescape("&#x" + text)
+
+
+def hacker_news_text(text):
+  hacker_news.plain("<" + text, Fates())
+
+
+def hacker_news_link(text):
+  hacker_news.plain(f"<a {text}>", Fates())
+
+
+def annotated_reply(text):
+  document = f'<thread ID="x"><OP>p</OP><reply id="c">{text}'
+  list(cmv_modes.document_rows(document, TreeConfig(), Fates()))
+
+
+def annotated_attributes(text):
+  document = f'<thread ID="x"><OP>p</OP><reply id="c" {text}>b</reply></thread>'
+  list(cmv_modes.document_rows(document, TreeConfig(), Fates()))
+
+
+def json_line(text):
+  json_lines.parse(text.encode(), Fates())
+  json_lines.parse(f'{{"a": "{text}'.encode(), Fates())
+
+
+def keys_of_lines(text):
+  list(json_lines.keys_of_lines(('{"a": ' + text).encode()))
+
+
+def words(text):
+  spans.words_through_cleaning(text, cleaning.clean_text(text, _CLEANING), _CLEANING)
+
+
+def labelled(text):
+  some = [Span(i, min(i + 9, len(text)), "a") for i in range(0, len(text), 7)]
+  spans.through_cleaning(text, cleaning.clean_text(text, _CLEANING), some, _CLEANING)
+
+
+def seconds(work, text, bound):
+  """The least of three runs, or of fewer if the first is as fast as it must be."""
+  found = []
+  for _ in range(3):
+    start = time.process_time()
+    work(text)
+    found.append(time.process_time() - start)
+    if found[0] < bound:
+      break
+  return min(found)
+
+
+@pytest.mark.parametrize("unit", _UNITS, ids=json.dumps)
+@pytest.mark.parametrize(
+  "work",
+  [
+    clean,
+    unescape,
+    hacker_news_text,
+    hacker_news_link,
+    annotated_reply,
+    annotated_attributes,
+    json_line,
+    keys_of_lines,
+    words,
+    labelled,
+  ],
+  ids=lambda work: work.__name__,
+)
+def test_time_grows_with_length_and_not_with_its_square(work, unit):
+  made = functools.partial(str.__mul__, unit)
+  size = 2_000 if work in (words, labelled) else 10_000
+  short = made(size // len(unit))
+  # Quadratic work on the longer text takes a hundred times as long.
+  floor = 0.002
+  shorter = max(seconds(work, short, 0), floor)
+  assert seconds(work, short * 10, 30 * shorter) < 30 * shorter
