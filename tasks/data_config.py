@@ -79,7 +79,13 @@ class DataConfig:
   generated: GeneratedTreesConfig = GeneratedTreesConfig()
 
   def __post_init__(self):
-    row_lengths(self.task_feature_lengths)
+    shortest = min(row_lengths(self.task_feature_lengths))
+    if self.pieces.sequence_ends and self.pieces.max_comment_tokens > shortest:
+      raise UserError(
+        f"PiecesConfig.max_comment_tokens = {self.pieces.max_comment_tokens}: rows of"
+        f" {shortest} tokens (TASK_FEATURE_LENGTHS) would cut off the ends of comments"
+        f" that PiecesConfig.sequence_ends asks for; set it to {shortest} or less"
+      )
     check_range("DataConfig", "held_out_share", self.held_out_share, 0, 1)
     check_range("DataConfig", "eval_seed", self.eval_seed, 0, whole=True)
     if self.prepare_processes is not None:

@@ -20,6 +20,7 @@ from .inspection_views import (
 )
 from .objectives_config import LANGUAGE_FEATURES, PREFIXES
 from .packing import Fill, Forest, PackItem
+from .sequence_ends import ADDED
 
 if TYPE_CHECKING:
   from .registry import CommentTreeTask
@@ -49,6 +50,7 @@ class ForestReader:
     self._maskable = task.tokenizer.maskable
     self._mask_id = task.tokenizer.mask_id
     self._objective = task.preprocessing.objective
+    self._has_ends = task.preprocessing.pieces.sequence_ends
     self._labels = label_objectives.label_names(task.preprocessing)
     # Parts of each (tree, comment), with their piece's number.
     self._parts: dict[tuple[int, int], list[tuple[int, PartView]]] = (
@@ -150,7 +152,8 @@ class ForestReader:
     """Tokens of the comment itself that a target reads or predicts."""
     name = self._objective.name
     if name == "clm":
-      return len(read) - int(answers[-1] == self._tokenizer.end_id)
+      words = len(read) - int(answers[-1] == self._tokenizer.end_id)
+      return words + ADDED * self._has_ends
     if name == "span_corruption":
       sentinels = self._tokenizer.sentinels
       seen = np.append(read[answers < 0], answers[answers >= 0])

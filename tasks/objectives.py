@@ -99,6 +99,7 @@ def build(preprocessing: Preprocessing, tokenizer: Tokenizer) -> Objective:
       tokenizer.end_id,
       is_given,
       preprocessing.pieces.max_comment_tokens,
+      preprocessing.pieces.sequence_ends,
     )
   if not predicts_tokens(config):
     label_objectives.check(preprocessing)

@@ -8,6 +8,7 @@ The decoder reads a start and then the comment, and predicts the comment and its
 The author's marker is given rather than predicted, unless a setting says otherwise:
 who writes the reply is known to whoever asks for one. So a generator of replies begins
 with start and marker. Of a comment that was cut no end is predicted: it had none there.
+Where comments have ends of their own (`sequence_ends`), start and end are those.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from .objectives_config import PREFIXES
 from .pieces import Piece, ranges
+from .sequence_ends import ADDED
 
 CAUSAL_FEATURES = (
   "input_tokens",
@@ -52,12 +54,14 @@ class CausalObjective(ReadInOrder):
     is_given: whether a token is not to be predicted where it begins a comment, bool
       [vocabulary size].
     max_comment_tokens: length that longer comments were cut to.
+    has_ends: whether comments have start and end around them already.
   """
 
   start_id: int
   end_id: int
   is_given: np.ndarray
   max_comment_tokens: int
+  has_ends: bool = False
 
   def most_masked(self, decoder_length: int) -> int:
     """All tokens of a row, if it is one comment's."""
@@ -70,13 +74,17 @@ class CausalObjective(ReadInOrder):
     del seed, epoch, index
     tokens = piece["tokens"]
     lengths = piece["lengths"] * piece["is_target"]
+    starts = np.cumsum(piece["lengths"]) - piece["lengths"]
     # One of exactly that length may have been whole: better no end than a false one.
     has_end = (lengths > 0) & (lengths < self.max_comment_tokens)
+    if self.has_ends:
+      # Start and end are put in below, as for comments that have none.
+      lengths, starts = np.maximum(lengths - ADDED, 0), starts + 1
     in_decoder = np.minimum(lengths + has_end, max_length).astype(np.int32)
 
     # A token more than the comments have, where a comment's end stands in for it.
     padded = np.append(tokens, np.int32(self.end_id))
-    source = ranges(np.cumsum(piece["lengths"]) - piece["lengths"], in_decoder)
+    source = ranges(starts, in_decoder)
     column = ranges(np.zeros_like(in_decoder), in_decoder)
     is_end = column == np.repeat(lengths, in_decoder)
     target_tokens = np.where(is_end, np.int32(self.end_id), padded[source])

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..models.config import check_choice, check_range
-from . import cleaning, markers, spans, splitting, translations
+from . import cleaning, markers, sequence_ends, spans, splitting, translations
 from .config import (
   CleaningConfig,
   CommentLabelsConfig,
@@ -25,6 +25,7 @@ from .config import (
   LabelsConfig,
   MarkersConfig,
   TreeConfig,
+  check_switches,
 )
 from .discourse import PhraseFinder, read_phrases
 from .objectives_config import ObjectiveConfig
@@ -65,14 +66,19 @@ class PiecesConfig:
     max_comment_tokens: tokens after which a comment is cut.
     long_comments: 'truncate' drops what is beyond; 'chunk' makes further nodes of it,
       each seeing the comment's earlier chunks at distance 0.
+    sequence_ends: whether each comment stands between the vocabulary's beginning and
+      end of a sequence, as RoBERTa and BERT were trained: see `sequence_ends`. They
+      count as two of its tokens.
   """
 
   max_tree_size: int = 64
   max_ancestors: int = 16
   max_comment_tokens: int = 128
   long_comments: LongComments = "truncate"
+  sequence_ends: bool = False
 
   def __post_init__(self):
+    check_switches(self)
     check_range("PiecesConfig", "max_ancestors", self.max_ancestors, 1, whole=True)
     check_range("PiecesConfig", "max_tree_size", self.max_tree_size, 2, whole=True)
     check_range(
@@ -85,6 +91,11 @@ class PiecesConfig:
         f" PiecesConfig.max_ancestors = {self.max_ancestors}, or a deep comment's"
         " context leaves no room for the comment"
       )
+
+  @property
+  def room(self) -> int:
+    """Most tokens of a node but for the ends of a sequence."""
+    return self.max_comment_tokens - sequence_ends.ADDED * self.sequence_ends
 
 
 @dataclasses.dataclass
@@ -168,6 +179,10 @@ class PieceBuilder:
   @functools.cached_property
   def _find_phrases(self) -> PhraseFinder:
     return PhraseFinder(self.phrases)
+
+  @functools.cached_property
+  def _ends(self) -> sequence_ends.SequenceEnds | None:
+    return sequence_ends.of_vocabulary(self.pieces, self.tokenizer)
 
   def texts(self, tree: CommentTree) -> list[str]:
     """Cleaned text of each comment, its author's marker token in front."""
@@ -281,6 +296,27 @@ class PieceBuilder:
       comments = [values[:limit] for values in comments]
     return np.concatenate([np.empty(0, np.int32), *comments], dtype=np.int32)
 
+  def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of whole comments from their texts, with the ends of a sequence."""
+    encoded = self.tokenizer.encode_batch(texts)
+    return (
+      encoded if self._ends is None else [self._ends.around(ids) for ids in encoded]
+    )
+
+  def encode_texts_with_offsets(
+    self, texts: Sequence[str]
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Token ids as `encode_texts`, and where they stand: an end nowhere, at 0 to 0."""
+    encoded = self.tokenizer.encode_batch_with_offsets(texts)
+    if self._ends is None:
+      return encoded
+    return [(self._ends.around(i), self._ends.beside(o, 0, 0)) for i, o in encoded]
+
+  def is_end(self, tokens: np.ndarray) -> np.ndarray:
+    """Which tokens of comments are ends of a sequence, bool as `tokens`."""
+    ends = () if self._ends is None else (self._ends.begin_id, self._ends.end_id)
+    return np.isin(tokens, ends)
+
   def encode(
     self, tree: CommentTree
   ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
@@ -288,7 +324,19 @@ class PieceBuilder:
     encoded, annotations = self._encode_comments(tree)
     if self.objective.languages:
       self._add_languages(tree, encoded, annotations)
-    return encoded, annotations
+    if self._ends is None:
+      return encoded, annotations
+    for name, values in annotations.items():
+      annotations[name] = [self._beside(name, own) for own in values]
+    return [self._ends.around(ids) for ids in encoded], annotations
+
+  def _beside(self, name: str, values: np.ndarray) -> np.ndarray:
+    """Annotations of a comment's tokens, and of the ends of a sequence around them."""
+    assert self._ends is not None
+    begin = end = {LABELS: NO_LABEL, PHRASES: 0}.get(name, 0)
+    if name == LANGUAGES and len(values):
+      begin, end = values[0], values[-1]
+    return self._ends.beside(values, begin, end)
 
   def _add_languages(
     self,
@@ -317,7 +365,7 @@ class PieceBuilder:
       if not (kept and more):
         continue
       if self.pieces.long_comments == "truncate":
-        kept, more = translations.share(kept, more, self.pieces.max_comment_tokens)
+        kept, more = translations.share(kept, more, self.pieces.room)
         cut = len(encoded[index]) + len(ids) - kept - more
         self.counts.tokens += cut
         self.counts.tokens_cut += cut
@@ -389,7 +437,7 @@ class PieceBuilder:
   ) -> np.ndarray:
     """Numbers of the phrases that tokens are in, of those that no node cuts."""
     numbers = spans.owners(offsets, places) + 1
-    limit = self.pieces.max_comment_tokens
+    limit = self.pieces.room
     for cut in range(limit, len(numbers), limit):
       if numbers[cut] and numbers[cut] == numbers[cut - 1]:
         numbers[numbers == numbers[cut]] = 0

@@ -56,7 +56,7 @@ class Document:
   def read(cls, tree: CommentTree, builder: PieceBuilder, **more) -> Self:
     """Makes the document of a tree as training read it: cleaned, with its authors."""
     texts = builder.texts(tree)
-    return cls.of(tree, builder.tokenizer.encode_batch(texts), builder, **more)
+    return cls.of(tree, builder.encode_texts(texts), builder, **more)
 
   def piece(self) -> Piece:
     """All nodes, numbered in the place of `node_ids`, for `forests` to lay out."""

@@ -107,7 +107,7 @@ class Fill(Mode[MaskedDocument]):
     builder, tokenizer = self.run.builder, self.run.tokenizer
     texts = builder.texts(dataclasses.replace(tree, comments=comments))
     spelling = tokenizer.id_to_piece(tokenizer.mask_id)
-    encoded = tokenizer.encode_batch([_SENTINEL.sub(spelling, text) for text in texts])
+    encoded = builder.encode_texts([_SENTINEL.sub(spelling, text) for text in texts])
     kept = [
       {
         place: ord(sentinel) - _FIRST_SENTINEL

@@ -168,7 +168,7 @@ class Generate(Mode[AnsweredDocument]):
     more = dataclasses.replace(tree, comments=[*comments, reply])
     marker = markers.author_markers(more, builder.markers)[-1]
     first = tokenizer.piece_to_id(marker) if marker else None
-    encoded = tokenizer.encode_batch(builder.texts(more)[:-1])
+    encoded = builder.encode_texts(builder.texts(more)[:-1])
     # A reply is a comment of one token that nobody reads, below what it answers.
     replies = [dataclasses.replace(reply, parent=parent) for parent in asked]
     grown = dataclasses.replace(tree, comments=[*comments, *replies])

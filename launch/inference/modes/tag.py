@@ -63,7 +63,7 @@ class Tag(Mode[TaggedDocument]):
     texts = builder.texts(tree)
     encoded, offsets = [], []
     for text, own, (ids, places) in zip(
-      texts, clean, builder.tokenizer.encode_batch_with_offsets(texts)
+      texts, clean, builder.encode_texts_with_offsets(texts)
     ):
       # `texts` has the author's marker in front, and no white space at its ends.
       left_out = len(own) - len(own.lstrip())
@@ -85,9 +85,10 @@ class Tag(Mode[TaggedDocument]):
 
   def items(self, document: TaggedDocument) -> Iterator[PackItem]:
     """Yields every comment once."""
-    nodes = document.piece()
-    for piece in forests.cut(nodes, nodes["lengths"] > 0, self.run.builder.pieces):
+    builder, nodes = self.run.builder, document.piece()
+    for piece in forests.cut(nodes, nodes["lengths"] > 0, builder.pieces):
       shown = forests.columns(piece["lengths"]) < self.run.decoder_length
+      shown &= ~builder.is_end(piece["tokens"])
       piece["input_tokens"] = piece["tokens"]
       piece["is_masked"] = shown.astype(np.int32)
       yield from forests.items_of(piece, self.shape)
@@ -122,14 +123,15 @@ class Tag(Mode[TaggedDocument]):
         found.append({"spans": None, "why": EMPTY})
         continue
       own = slice(end - count, end)
-      names = [self._names[label] for label in document.labels[own].tolist()]
+      words = ~self.run.builder.is_end(document.nodes["tokens"][own])
+      names = [self._names[label] for label in document.labels[own][words].tolist()]
       answer: Answer = {
         "spans": self._spans(
           document.tree.comments[comment].text,
           document.clean[comment],
-          document.offsets[comment][:count],
+          document.offsets[comment][:count][words],
           names,
-          document.probabilities[own],
+          document.probabilities[own][words],
         )
       }
       if cut := int(document.tokens_cut[comment]):
