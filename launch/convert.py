@@ -150,7 +150,7 @@ def _copy(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace, run: RunConfig, text: str) -> int:
   """Makes the first checkpoint of a run."""
-  from ..training import storage
+  from ..training import restore, storage
   from ..training.warm_starts import writing
 
   path = storage.as_path(arguments.target)
@@ -161,7 +161,7 @@ def _start(arguments: argparse.Namespace, run: RunConfig, text: str) -> int:
     _say(f"would write {path} ({arguments.to})")
     return 0
   texts = {
-    "warm_start.json": json.dumps(record, indent=2) + "\n",
+    restore.WARM_START_FILE: json.dumps(record, indent=2) + "\n",
     **writing.data_state(path),
   }
   writing.write(writing.TreeArrays(tree), path, arguments.to, texts)
@@ -201,9 +201,8 @@ def _started(run: RunConfig, say: Callable[[str], None]):
   def draw(names: Sequence[str]) -> dict[str, jax.Array]:
     return state_lib.draw_params(model, batch, params, key, names)
 
-  taken, plan = restore.warm_start(
-    config, model, config.initial_checkpoint_path, params, draw, say
-  )
+  opened = restore.open_plan(config, model, config.initial_checkpoint_path, params, say)
+  taken, plan = restore.warm_start(opened, params, draw, say)
   say(plan.summary())
   state = state_lib.initial_state(model, optimizer, batch, like, key, taken)
   return state_lib.to_tree(state), plan.to_json()

@@ -50,6 +50,7 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
   with clock.on("data"):
     data = data_lib.open_data(run.data, console)
   model = build_model(run, data.task)
+  advise_sequence_ends(run, console)
   outcome = trainer.train(
     run.train,
     model,
@@ -145,7 +146,21 @@ def describe(run: RunConfig) -> int:
   # As wide as it gets, where the output is a file and no terminal.
   console = Console() if sys.stdout.isatty() else Console(width=200)
   parameter_table.describe(run.train, build_model(run, task), console)
+  advise_sequence_ends(run, console)
   return 0
+
+
+def advise_sequence_ends(run: RunConfig, console: Console) -> None:
+  """Says if comments come without the ends that a warm start was trained with."""
+  warm = run.train.initial_checkpoint_path is not None
+  if warm and run.model.family == "roberta" and not run.data.pieces.sequence_ends:
+    console.print(
+      "RoBERTa and BERT were trained on texts between <s> and </s>, [CLS] and [SEP];"
+      " PiecesConfig.sequence_ends = True puts them around comments",
+      highlight=False,
+      soft_wrap=True,
+      markup=False,
+    )
 
 
 def build_model(run: RunConfig, task: CommentTreeTask) -> CommentTreeModel:

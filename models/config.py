@@ -77,11 +77,15 @@ class ModelConfig:
 
   # Of the family "roberta" alone, with RoBERTa's values; BERT: 512, 0, 2 and 1e-12.
   # Rows of the table of positions, of which a comment's tokens take those from
-  # `position_offset` on; token types, of which all tokens have the first.
+  # `position_offset` on; token types, of which all tokens have the first. Whether the
+  # decoder normalizes between self-attention and attention to ancestors, as decoders of
+  # Hugging Face with cross-attention do; else behind both, so that a decoder whose
+  # attention to ancestors adds nothing is the encoder that it started from.
   num_positions: int = 514
   position_offset: int = 2
   type_vocab_size: int = 1
   layer_norm_epsilon: float = 1e-5
+  norm_before_ancestors: bool = False
 
   # How a comment becomes vectors.
   pooling: Pooling = "mean"
@@ -144,6 +148,11 @@ class ModelConfig:
       check_range("ModelConfig", field, getattr(self, field), 0, 1)
     for field in ("z_loss", "layer_norm_epsilon"):
       check_range("ModelConfig", field, getattr(self, field), 0)
+    if not isinstance(self.norm_before_ancestors, bool):
+      raise UserError(
+        f"ModelConfig.norm_before_ancestors = {self.norm_before_ancestors!r}: must be"
+        " True or False"
+      )
     if self.position_offset >= self.num_positions:
       raise UserError(
         f"ModelConfig.position_offset = {self.position_offset}: must be less than"

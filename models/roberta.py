@@ -1,8 +1,9 @@
 """The family of RoBERTa and BERT: LayerNorm after sums, learned positions, biases.
 
 Devlin et al. 2019, Liu et al. 2019. Parameters are named as T5's where they have a
-counterpart. The decoder's blocks are those of Hugging Face's `RobertaLayer` with
-cross-attention, which here reads the ancestors' vectors.
+counterpart. The decoder's blocks are the encoder's, with attention to the ancestors
+added before the norm of self-attention; or, by a setting, those of Hugging Face's
+`RobertaLayer` with cross-attention, which has a norm of its own.
 """
 
 from __future__ import annotations
@@ -156,9 +157,11 @@ class RobertaDecoderBlock(_Block):
   ) -> Array:
     """Returns the next layer's `x_RLD`."""
     attend = self.biased(SelfAttention, "self_attention")
-    x_RLD = self.add_and_norm(
-      x_RLD, attend(x_RLD, visible_RLL, bias_HLL), "post_self_attention_layer_norm"
-    )
+    update_RLD = attend(x_RLD, visible_RLL, bias_HLL)
+    if self.config.norm_before_ancestors:
+      x_RLD = self.add_and_norm(x_RLD, update_RLD, "post_self_attention_layer_norm")
+    else:
+      x_RLD = self.add(x_RLD, update_RLD)
     attend = self.biased(AncestorAttention, "encoder_decoder_attention")
     x_RLD = self.add_and_norm(
       x_RLD, attend(x_RLD, context), "post_cross_attention_layer_norm"

@@ -117,6 +117,8 @@ class OptimizerConfig:
       rate; the first that matches a parameter's whole name counts, 0 freezes. See
       docs/finetuning.md.
     layer_decay: what the multiple of each layer is to that of the layer above it.
+    fresh_multiple: multiple of the learning rate for parameters of a warm start that
+      its files have no array for and no rule of `learning_rate_rules` names.
   """
 
   name: str = "adafactor"
@@ -126,12 +128,14 @@ class OptimizerConfig:
   kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   learning_rate_rules: tuple[tuple[str, float], ...] = ()
   layer_decay: float = 1.0
+  fresh_multiple: float = 5.0
 
   def __post_init__(self):
     if self.clip_norm is not None:
       check_range("OptimizerConfig", "clip_norm", self.clip_norm, 1e-12)
     check_range("OptimizerConfig", "weight_decay", self.weight_decay, 0)
     check_range("OptimizerConfig", "layer_decay", self.layer_decay, 1e-3, 1)
+    check_range("OptimizerConfig", "fresh_multiple", self.fresh_multiple, 1e-3)
     rules = tuple(map(self._rule, self.learning_rate_rules))
     object.__setattr__(self, "learning_rate_rules", rules)
 

@@ -2,15 +2,16 @@
 
 Rules name parameters, and lower layers may learn more slowly (Howard & Ruder 2018; of
 pretrained encoders, Clark et al. 2020): the lower, the more general what they know.
-What is multiplied is the whole update, weight decay included. A parameter whose
-multiple is 0 is frozen: it has no optimizer state and no gradient, and no bit of it
-changes.
+Those that a warm start has no array for have all to learn, and may learn faster. What
+is multiplied is the whole update, weight decay included. A parameter whose multiple is
+0 is frozen: it has no optimizer state and no gradient, and no bit of it changes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax
@@ -38,6 +39,36 @@ _TRAINED, _FROZEN = "trained", "frozen"
 def is_default(config: OptimizerConfig) -> bool:
   """Whether all parameters learn at the schedule's rate."""
   return not config.learning_rate_rules and config.layer_decay == 1
+
+
+def with_fresh(config: OptimizerConfig, fresh: Iterable[str]) -> OptimizerConfig:
+  """Returns settings in which some parameters have the multiple `fresh_multiple`.
+
+  Args:
+    config: the settings.
+    fresh: parameters that a warm start has no array for. Those that a rule names keep
+      its multiple.
+  """
+  ruled = [re.compile(rule) for rule, _ in config.learning_rate_rules]
+  each = (_any_layer(name) for name in fresh)
+  left = [p for p, one in each if not any(rule.fullmatch(one) for rule in ruled)]
+  if not left or config.fresh_multiple == 1:
+    return config
+  rule = "|".join(dict.fromkeys(left)), config.fresh_multiple
+  rules = (*config.learning_rate_rules, rule)
+  return dataclasses.replace(config, learning_rate_rules=rules)
+
+
+def _any_layer(name: str) -> tuple[str, str]:
+  """Returns an expression for a parameter, and its name or that of its first layer.
+
+  Stacked layers are matched by the names of single ones.
+  """
+  match = _STACKED.fullmatch(name)
+  if match is None:
+    return re.escape(name), name
+  stack, rest = match[1], match[2]
+  return rf"{stack}\.layers_\d+\.{re.escape(rest)}", f"{stack}.layers_0.{rest}"
 
 
 def multiples(config: OptimizerConfig, params: PyTree) -> dict[str, Multiple]:
@@ -134,6 +165,7 @@ def with_multiples(
   """
   if is_default(config):
     return transform
+  transform = optax.with_extra_args_support(transform)
 
   def labels(tree: PyTree) -> PyTree:
     found = multiples(config, tree)
@@ -141,13 +173,19 @@ def with_multiples(
       {name: _TRAINED if m.any() else _FROZEN for name, m in found.items()}
     )
 
-  def scale(updates: PyTree, params: PyTree) -> PyTree:
-    del params
-    found = _unflatten(multiples(config, updates))
-    return jax.tree.map(_times, updates, found)
+  if any(multiple == 0 for _, multiple in config.learning_rate_rules):
+    parts = {_TRAINED: transform, _FROZEN: optax.set_to_zero()}
+    transform = optax.multi_transform(parts, labels)
 
-  parts = {_TRAINED: transform, _FROZEN: optax.set_to_zero()}
-  return optax.chain(optax.multi_transform(parts, labels), optax.stateless(scale))
+  def update(
+    updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+  ) -> tuple[PyTree, PyTree]:
+    updates, state = transform.update(updates, state, params, **extra)
+    found = _unflatten(multiples(config, updates))
+    return jax.tree.map(_times, updates, found), state
+
+  # Its state is that of the optimizer alone, so that checkpoints fit either way.
+  return optax.GradientTransformationExtraArgs(transform.init, update)
 
 
 def trained(config: OptimizerConfig, tree: PyTree) -> PyTree:

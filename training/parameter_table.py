@@ -38,21 +38,24 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
   """
   runtime.set_flags(config.compile_cache_dir)
   mesh = partitioning.make_mesh(config.partitioning)
-  schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
-  optimizer = make_optimizer(config.optimizer, schedule)
   batch = smallest()
   params = state_lib.abstract_params(model, batch, mesh, config.partitioning)
-  like = state_lib.abstract_state(params, optimizer, mesh)
-  multiples = None
-  if not learning_rates.is_default(config.optimizer):
-    multiples = learning_rates.multiples(config.optimizer, params)
-  console.print(table(like, state_lib.parameter_axes(model, batch), mesh, multiples))
-  lines = partitioning.left_whole(params, mesh, config.partitioning)
+  optimizer_config, plan = config.optimizer, None
   if (source := config.initial_checkpoint_path) is not None:
     specs = apply.specs_of(params)
     _, plan = assignments.plan_for(
       source, specs, config.warm_start_rules, getattr(model, "config", None)
     )
+    optimizer_config = learning_rates.with_fresh(optimizer_config, plan.fresh())
+  schedule = schedules.make_schedule(optimizer_config.schedule, config.train_steps)
+  optimizer = make_optimizer(optimizer_config, schedule)
+  like = state_lib.abstract_state(params, optimizer, mesh)
+  multiples = None
+  if not learning_rates.is_default(optimizer_config):
+    multiples = learning_rates.multiples(optimizer_config, params)
+  console.print(table(like, state_lib.parameter_axes(model, batch), mesh, multiples))
+  lines = partitioning.left_whole(params, mesh, config.partitioning)
+  if plan is not None:
     lines += [f"a new MODEL_DIR would start from {source}, a {plan.kind}:"]
     lines += [*plan.report(), plan.summary()]
   for line in lines:

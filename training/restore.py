@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,15 +11,21 @@ import jax
 import optax
 
 from ..models.interface import Model
-from . import hosts, run_record, storage
+from . import hosts, learning_rates, run_record, saving, storage
 from . import state as state_lib
 from .checkpoints import Checkpoints
-from .config import TrainConfig
+from .config import OptimizerConfig, TrainConfig
 from .run_record import RunRecord
 from .state import PyTree, TrainState
 from .warm_starts import apply, assignments
-from .warm_starts.rules import Plan
+from .warm_starts.rules import Plan, fresh_of
 from .warm_starts.sources import ArraySource
+
+Opened = tuple[ArraySource, Plan]
+Say = Callable[[str], None]
+
+WARM_START_FILE = "warm_start.json"
+"""In a checkpoint that `commentree convert` made: where its parameters came from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,68 @@ class Start:
   warm_start: dict[str, Any] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Fresh:
+  """What a warm start has no array for, and what follows from that.
+
+  Attributes:
+    optimizer: settings in which these parameters learn at a rate of their own.
+    opened: the files that the run is to start from and their plan, if it is to.
+    noted: what a checkpoint of `commentree convert` says of its warm start, for the
+      run's record; None if that has it already.
+  """
+
+  optimizer: OptimizerConfig
+  opened: Opened | None = None
+  noted: dict[str, Any] | None = None
+
+
+def find_fresh(config: TrainConfig, model: Model, params: PyTree, say: Say) -> Fresh:
+  """Works out which parameters a warm start has no array for.
+
+  That is what its plan says or, where MODEL_DIR holds checkpoints already, what was
+  noted of it there.
+
+  Args:
+    config: the settings.
+    model: the model.
+    params: the abstract parameters.
+    say: tells the user a line.
+
+  Raises:
+    UserError: on every host, if the files cannot be read or do not fit.
+  """
+  model_dir = storage.as_path(config.model_dir)
+
+  def read_notes() -> tuple[Any, Any] | None:
+    if not (steps := saving.steps_in(model_dir)):
+      return None
+    recorded = run_record.warm_start_of(model_dir, say)
+    if recorded is not None:
+      return recorded, None
+    file = saving.path_of(model_dir, steps[0]) / WARM_START_FILE
+    noted = json.loads(file.read_text()) if file.exists() else None
+    return noted, noted
+
+  opened, noted = None, None
+  fresh: list[str] = []
+  notes = hosts.chief_decides("notes of the warm start", read_notes)
+  if notes is not None:
+    recorded, noted = notes
+    fresh = fresh_of(recorded or {})
+  elif config.initial_checkpoint_path is not None:
+    opened = open_plan(config, model, config.initial_checkpoint_path, params, say)
+    fresh = opened[1].fresh()
+  optimizer = learning_rates.with_fresh(config.optimizer, fresh)
+  if optimizer != config.optimizer:
+    say(
+      "parameters that the warm start has no array for learn at"
+      f" {optimizer.fresh_multiple:g} times the learning rate"
+      " (OptimizerConfig.fresh_multiple)"
+    )
+  return Fresh(optimizer, opened, noted)
+
+
 def first_state(
   saved: Checkpoints,
   config: TrainConfig,
@@ -48,7 +117,8 @@ def first_state(
   like: TrainState,
   key: jax.Array,
   record: RunRecord,
-  say: Callable[[str], None],
+  say: Say,
+  opened: Opened | None = None,
 ) -> Start:
   """Restores or draws the state, by the first rule that applies.
 
@@ -62,6 +132,7 @@ def first_state(
     key: draws new parameters.
     record: what the run is, its vocabulary among it.
     say: tells the user a line.
+    opened: the files of rule 2 and their plan, if they were opened already.
 
   Raises:
     UserError: if what there is cannot be read or does not fit the model.
@@ -90,7 +161,8 @@ def first_state(
     def draw(names: Sequence[str]) -> dict[str, jax.Array]:
       return state_lib.draw_params(model, example, like.params, key, names)
 
-    params, plan = warm_start(config, model, source, like.params, draw, say)
+    opened = opened or open_plan(config, model, source, like.params, say)
+    params, plan = warm_start(opened, like.params, draw, say)
     say(
       f"took parameters from {source} (rule 2: initial_checkpoint_path, as MODEL_DIR"
       f" holds no checkpoint); {plan.summary()}"
@@ -106,32 +178,23 @@ def first_state(
   return Start(state_lib.initial_state(model, optimizer, example, like, key), None, 0)
 
 
-def warm_start(
-  config: TrainConfig,
-  model: Model,
-  path: str,
-  like: PyTree,
-  draw: apply.Draw,
-  say: Callable[[str], None],
-) -> tuple[PyTree, Plan]:
-  """Takes parameters from files of another program, or of ours; reports on each.
+def open_plan(
+  config: TrainConfig, model: Model, path: str, like: PyTree, say: Say
+) -> Opened:
+  """Opens files of another program, or of ours, and plans what to take from them.
 
   Args:
     config: the settings.
     model: the model.
     path: what `sources.open_source` opens.
-    like: the abstract parameters, with shardings.
-    draw: makes those that are new.
+    like: the abstract parameters.
     say: tells the user a line.
-
-  Returns:
-    The parameters, and where each came from.
 
   Raises:
     UserError: on every host, if the files cannot be read or do not fit.
   """
   specs = apply.specs_of(like)
-  opened: list[tuple[ArraySource, Plan]] = []
+  opened: list[Opened] = []
 
   def open_and_plan() -> None:
     opened.append(
@@ -149,7 +212,27 @@ def warm_start(
   hosts.chief_decides("plan of the warm start", open_and_plan)
   if not opened:
     open_and_plan()
-  source, plan = opened[0]
+  return opened[0]
+
+
+def warm_start(
+  opened: Opened, like: PyTree, draw: apply.Draw, say: Say
+) -> tuple[PyTree, Plan]:
+  """Takes parameters from files as planned; reports on each.
+
+  Args:
+    opened: what `open_plan` returned.
+    like: the abstract parameters, with shardings.
+    draw: makes those that are new.
+    say: tells the user a line.
+
+  Returns:
+    The parameters, and where each came from.
+
+  Raises:
+    UserError: on every host, if the files cannot be read.
+  """
+  source, plan = opened
   for line in plan.report():
     say(line)
 

@@ -157,6 +157,24 @@ def check_vocabulary(
     )
 
 
+def warm_start_of(model_dir: epath.Path, say: Say) -> dict[str, Any] | None:
+  """Returns what was noted of the latest start that took parameters from elsewhere.
+
+  Args:
+    model_dir: the run's folder.
+    say: tells the user a line.
+
+  Returns:
+    `write`'s `warm_start`; None if no start has any.
+
+  Raises:
+    UserError: if the record is damaged.
+  """
+  starts = _read(model_dir, say).get("starts", [])
+  found = (start["warm_start"] for start in reversed(starts) if "warm_start" in start)
+  return next(found, None)
+
+
 def write(
   model_dir: epath.Path,
   record: RunRecord,

@@ -114,9 +114,11 @@ def train(
     )
 
     # ---- State: its shapes, and where each part lies ----------------------------
+    params = state_lib.abstract_params(model, example, mesh, config.partitioning)
+    fresh = restore.find_fresh(config, model, params, say)
+    config = dataclasses.replace(config, optimizer=fresh.optimizer)
     schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    params = state_lib.abstract_params(model, example, mesh, config.partitioning)
     like = state_lib.abstract_state(params, optimizer, mesh)
     say(
       f"{partitioning.describe(mesh)};"
@@ -132,7 +134,16 @@ def train(
     stack.callback(saved.close)
     with clock.on("restore"):
       start = restore.first_state(
-        saved, config, model, optimizer, example, like, init_key, record, say
+        saved,
+        config,
+        model,
+        optimizer,
+        example,
+        like,
+        init_key,
+        record,
+        say,
+        fresh.opened,
       )
     state, step, last_step = start.state, start.step, config.train_steps
     if start.data_state is not None:
@@ -141,7 +152,8 @@ def train(
     # ---- Reports ----------------------------------------------------------------
     log, sinks = None, []
     if runtime.is_chief():
-      run_record.write(model_dir, record, facts, step, say, start.warm_start)
+      warm_start = start.warm_start or fresh.noted
+      run_record.write(model_dir, record, facts, step, say, warm_start)
       log = MetricsLog(model_dir / "metrics.jsonl", step, say)
       sinks = writers.open_writers(config, model_dir, facts, say)
     report = Reporter(

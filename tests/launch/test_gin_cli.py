@@ -130,7 +130,10 @@ def test_every_size_loads(size):
   "size", ["roberta_tiny", "roberta_base", "distilroberta", "bert_base", "minilm"]
 )
 def test_every_size_of_the_family_of_roberta_loads(size):
-  model = load(files=["runs/pretrain.gin", f"models/{size}.gin"]).model
+  run = load(files=["runs/pretrain.gin", f"models/{size}.gin"])
+  model = run.model
+  # As what they start from was trained; the small one starts from nothing.
+  assert run.data.pieces.sequence_ends == (size != "roberta_tiny")
   assert model.family == "roberta"
   assert model.num_heads * model.head_dim == model.emb_dim
   assert model.mlp_dim == 4 * model.emb_dim

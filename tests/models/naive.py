@@ -104,7 +104,9 @@ def roberta_decode(params, tokens, depth, keys_in, bias, cfg):
   for i in range(cfg.num_decoder_layers):
     layer = p[f"layers_{i}"]
     attended = attention(layer["self_attention"], x, x, 0.0, cfg)
-    x = layer_norm(layer["post_self_attention_layer_norm"], x + attended, cfg)
+    x = x + attended
+    if cfg.norm_before_ancestors:
+      x = layer_norm(layer["post_self_attention_layer_norm"], x, cfg)
     read = attention(layer["encoder_decoder_attention"], x, keys_in, bias, cfg)
     x = layer_norm(layer["post_cross_attention_layer_norm"], x + read, cfg)
     x = layer_norm(layer["post_mlp_layer_norm"], x + roberta_mlp(layer["mlp"], x), cfg)

@@ -36,7 +36,7 @@ def expected(size):
     (
       "decoder",
       ("self_attention", "encoder_decoder_attention"),
-      ("self_attention", "cross_attention", "mlp"),
+      ("cross_attention", "mlp"),
     ),
   ):
     for i in range(layers):

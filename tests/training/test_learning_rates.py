@@ -118,6 +118,40 @@ def test_rules_name_stacked_layers_one_by_one_and_are_times_the_decay():
 
 
 @pytest.mark.parametrize(
+  ("params", "layers"), [(UNROLLED, "layers_1"), (STACKED, "layers")]
+)
+def test_fresh_parameters_have_a_multiple_unless_a_rule_names_them(params, layers):
+  fresh = [
+    f"decoder.{layers}.mlp.wi.kernel",
+    "head.logits.bias",
+    "head.logits.kernel",
+  ]
+  given = config(learning_rate_rules=((r"head\..*kernel", 2),), fresh_multiple=7)
+  found = learning_rates.multiples(learning_rates.with_fresh(given, fresh), params)
+  assert found["head.logits.bias"] == 7
+  assert found["head.logits.kernel"] == 2
+  assert (found[f"decoder.{layers}.mlp.wi.kernel"] == 7).all()
+  others = set(found) - set(fresh)
+  assert {
+    float(multiple.max()) for name, multiple in found.items() if name in others
+  } == {1}
+  # Where rules name all of them, and where there are none.
+  for ours in ([], ["head.logits.kernel"]):
+    assert learning_rates.with_fresh(given, ours) == given
+  one = config(fresh_multiple=1)
+  assert learning_rates.with_fresh(one, fresh) == one
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_multiples_leave_the_optimizers_state_as_it_is(name):
+  """So that a run goes on under T5X, whose trainer knows of no warm start of ours."""
+  plain = optimizers.make_optimizer(config(name), lambda _: 0.1).init(UNROLLED)
+  ruled = config(name, learning_rate_rules=((r"head\..*", 7),))
+  state = optimizers.make_optimizer(ruled, lambda _: 0.1).init(UNROLLED)
+  assert jax.tree.structure(state) == jax.tree.structure(plain)
+
+
+@pytest.mark.parametrize(
   ("settings", "message"),
   [
     ({"learning_rate_rules": [("hed.*", 1)]}, "'hed.*' decides for no parameter"),
@@ -127,6 +161,7 @@ def test_rules_name_stacked_layers_one_by_one_and_are_times_the_decay():
     ({"learning_rate_rules": [("head(", 1)]}, "no regular expression"),
     ({"learning_rate_rules": [("head.*", -1)]}, "must be a number of at least 0"),
     ({"layer_decay": 1.5}, "from 0.001 to 1"),
+    ({"fresh_multiple": 0}, "fresh_multiple = 0: must be a number of at least 0.001"),
   ],
 )
 def test_a_wrong_rule_is_one_line(settings, message):

@@ -92,6 +92,10 @@ def complete(
     sharding = leaves[line.parameter].sharding
     jitted = jax.jit(grow, out_shardings=sharding, donate_argnums=0)
     arrays[line.parameter] = jitted(arrays[line.parameter])
+  for line in plan.of("zero"):
+    leaf = leaves[line.parameter]
+    zeros = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
+    arrays[line.parameter] = jax.jit(zeros, out_shardings=leaf.sharding)()
   fresh = [line.parameter for line in plan.of("fresh")]
   if fresh:
     arrays |= draw(fresh)

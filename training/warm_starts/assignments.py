@@ -84,8 +84,13 @@ def t5x_rules(source: ArraySource) -> list[Rule]:
       )
     )
   if not any(name.startswith(f"{prefix}ancestors.") for name in source.arrays):
-    # A T5, whose decoder is causal; ours sees both ways.
-    rules.append(Rule(r"decoder\.relpos_bias\..*", same, "causal_buckets"))
+    # A T5, whose decoder is causal; ours sees both ways. Its states have the size of
+    # the scale of their norm, and so has the vector for no ancestors.
+    rules += [
+      Rule(r"decoder\.relpos_bias\..*", same, "causal_buckets"),
+      Rule(r"ancestors\.null_vector", f"{prefix}encoder.encoder_norm.scale"),
+      Rule(r"language_embedding|ancestors\.depth_embedding", None, "zeros"),
+    ]
   return [
     *rules,
     Rule(r"decoder\.logits_dense\.kernel", same, COLUMNS),

@@ -60,9 +60,11 @@ def assign(
       f"{file}: there is no such file, and without it nobody knows how many heads the"
       " model has: get it from where the arrays are from"
     )
+  there = settings_of(file, config)
   if settings is not None:
-    _check(file, settings_of(file, config), settings)
-  return source, hugging_face_rules.RULES[kind](source, config)
+    _check(file, there, settings)
+  layers = settings.num_encoder_layers if settings else there["num_encoder_layers"]
+  return source, hugging_face_rules.RULES[kind](source, config, layers)
 
 
 def read_config(path: epath.Path) -> tuple[epath.Path, Mapping[str, Any] | None]:
@@ -134,7 +136,11 @@ def gin_lines(path: str) -> list[str]:
   if config is None:
     raise UserError(f"{file}: there is no such file; settings are read from it")
   settings = settings_of(file, config)
-  return [f"ModelConfig.{name} = {value!r}" for name, value in settings.items()]
+  lines = [f"ModelConfig.{name} = {value!r}" for name, value in settings.items()]
+  if settings["family"] == "roberta":
+    # Such models were trained on texts with a beginning and an end.
+    lines.append("PiecesConfig.sequence_ends = True")
+  return lines
 
 
 def _check(file: epath.Path, there: Settings, here: ModelConfig) -> None:
@@ -174,6 +180,8 @@ def _settings_of_bert(config: Mapping[str, Any], has_padding_row: bool) -> Setti
     "position_offset": int(config.get("pad_token_id", 1)) + 1 if has_padding_row else 0,
     "type_vocab_size": int(config["type_vocab_size"]),
     "layer_norm_epsilon": float(config.get("layer_norm_eps", 1e-12)),
+    # Layers of decoders have a norm for either attention.
+    "norm_before_ancestors": hugging_face_rules.has_cross_attention(config),
   }
 
 
@@ -195,7 +203,10 @@ def _settings_of_t5(config: Mapping[str, Any]) -> Settings:
     "emb_dim": int(config["d_model"]),
     "num_heads": int(config["num_heads"]),
     "num_encoder_layers": layers,
-    "num_decoder_layers": int(config.get("num_decoder_layers") or layers),
+    # An encoder alone starts both stacks.
+    "num_decoder_layers": int(config.get("num_decoder_layers") or layers)
+    if config.get("is_encoder_decoder", True)
+    else layers,
     "head_dim": int(config["d_kv"]),
     "mlp_dim": int(config["d_ff"]),
     "mlp_activations": (_activation(first), *gate),

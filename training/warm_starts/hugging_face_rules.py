@@ -25,8 +25,13 @@ _HEADS = (
   ("lm_head", "dense", "layer_norm"),
   ("cls.predictions", "transform.dense", "transform.LayerNorm"),
 )
-# Of ours, whatever the family; a file has no counterpart.
-_OURS = Rule(r"(?!token_embedder\.|encoder\.|decoder\.).*", None)
+_NULL_VECTOR = r"ancestors\.null_vector"
+# Of ours, whatever the family; a file has no counterpart. What is added to the inputs
+# of either stack is 0 at first, so that they are what they were.
+_OURS = (
+  Rule(r"language_embedding|ancestors\.depth_embedding", None, "zeros"),
+  Rule(r"(?!token_embedder\.|encoder\.|decoder\.).*", None),
+)
 
 
 def kind_of(source: ArraySource) -> Kind | None:
@@ -53,6 +58,11 @@ def _first_there(source: ArraySource, names: Iterable[str]) -> str:
   return next((name for name in names if name in source.arrays), names[0])
 
 
+def has_cross_attention(config: Mapping[str, Any]) -> bool:
+  """Whether a model of BERT's kind was a decoder that attends to an encoder."""
+  return bool(config.get("is_decoder") and config.get("add_cross_attention"))
+
+
 def _dense(parameter: str, source: str) -> list[Rule]:
   """Returns the rules of a linear map, which PyTorch has the other way round."""
   optional = "?" if source.endswith("?") else ""
@@ -63,9 +73,14 @@ def _dense(parameter: str, source: str) -> list[Rule]:
   ]
 
 
-def _bert_rules(source: ArraySource, config: Mapping[str, Any]) -> Assignment:
-  """Returns the rules of RoBERTa and BERT: one encoder for both stacks."""
-  del config
+def _bert_rules(
+  source: ArraySource, config: Mapping[str, Any], layers: int
+) -> Assignment:
+  """Returns the rules of RoBERTa and BERT: one encoder for both stacks.
+
+  Without cross-attention in the file, ours adds nothing at first, and the norm behind
+  it is that of self-attention: the decoder computes what the encoder does.
+  """
   (prefix,) = _prefixes(source, _BODIES["bert"])
   layer = rf"{prefix}encoder.layer.\g<layer>"
   # Files that were TensorFlow's at first, as Google's BERTs, have its names of norms.
@@ -84,7 +99,21 @@ def _bert_rules(source: ArraySource, config: Mapping[str, Any]) -> Assignment:
   cross = rf"{both}\.encoder_decoder_attention"
   embeddings = f"{prefix}embeddings"
   parts = rf"{both}\.(?:self_)?attention\.(?P<part>query|key|value)"
-  parts_across = rf"{cross}\.(?P<part>query|key|value)"
+  norm_across = rf"{both}\.post_cross_attention_layer_norm"
+  if has_cross_attention(config):
+    across = [
+      *_dense(
+        rf"{cross}\.(?P<part>query|key|value)", rf"{layer}.crossattention.self.\g<part>"
+      ),
+      *_dense(rf"{cross}\.out", f"{layer}.crossattention.output.dense"),
+      *norm(norm_across, f"{layer}.crossattention.output.LayerNorm"),
+    ]
+  else:
+    across = [
+      Rule(rf"{cross}\.out\..*", None, "zeros"),
+      Rule(rf"{cross}\..*", None),
+      *norm(norm_across, f"{layer}.attention.output.LayerNorm"),
+    ]
   head, dense, head_norm = _head_of(source, prefix)
   table = _first_there(
     source, (f"{embeddings}.word_embeddings.weight", f"{head}.decoder.weight")
@@ -107,20 +136,17 @@ def _bert_rules(source: ArraySource, config: Mapping[str, Any]) -> Assignment:
       rf"{both}\.post_(?:self_)?attention_layer_norm",
       f"{layer}.attention.output.LayerNorm",
     ),
-    # Only models that were decoders have it; else it is fresh.
-    *_dense(parts_across, rf"{layer}.crossattention.self.\g<part>?"),
-    *_dense(rf"{cross}\.out", f"{layer}.crossattention.output.dense?"),
-    *norm(
-      rf"{both}\.post_cross_attention_layer_norm",
-      f"{layer}.crossattention.output.LayerNorm?",
-    ),
+    *across,
     *_dense(rf"{both}\.mlp\.wi", f"{layer}.intermediate.dense"),
     *_dense(rf"{both}\.mlp\.wo", f"{layer}.output.dense"),
     *norm(rf"{both}\.post_mlp_layer_norm", f"{layer}.output.LayerNorm"),
     *_dense(r"decoder\.logits_transform", f"{head}.{dense}?"),
     *norm(r"decoder\.logits_norm", f"{head}.{head_norm}?"),
     Rule(r"decoder\.logits_bias", f"{logits_bias}?", ROWS),
-    _OURS,
+    # Of the size of a state, and none that a comment has: those have no such part
+    # before the norm scales them.
+    Rule(_NULL_VECTOR, f"{prefix}encoder.layer.{layers - 1}.output.LayerNorm.{scale}"),
+    *_OURS,
   ]
 
 
@@ -140,84 +166,121 @@ def _head_of(source: ArraySource, body: str) -> tuple[str, str, str]:
   return _HEADS[0]
 
 
-def _t5_rules(source: ArraySource, config: Mapping[str, Any]) -> Assignment:
-  """Returns the rules of T5, mT5 and FLAN-T5, whose stacks are as ours."""
+def _t5_rules(
+  source: ArraySource, config: Mapping[str, Any], layers: int
+) -> Assignment:
+  """Returns the rules of T5, mT5 and FLAN-T5, whose stacks are as ours.
+
+  An encoder alone starts both stacks. Cross-attention then adds nothing at first, and
+  the decoder computes what the encoder does.
+  """
+  del layers
   (prefix,) = _prefixes(source, _BODIES["t5"])
-  layer = rf"{prefix}\g<side>.block.\g<layer>.layer"
-  either = r"(?P<side>encoder|decoder)\.layers_(?P<layer>\d+)"
+  block = f"{prefix}decoder.block."
+  encoder_alone = not any(name.startswith(block) for name in source.arrays)
   tables = ["shared", "encoder.embed_tokens", "decoder.embed_tokens"]
   if tied := config.get("tie_word_embeddings") is not False:
     tables.append("lm_head")
   table = _first_there(source, (f"{prefix}{name}.weight" for name in tables))
-  relative = "layer.0.SelfAttention.relative_attention_bias.weight"
-  letters = {"query": "q", "key": "k", "value": "v", "out": "o"}
   rules = [
     Rule(r"token_embedder\.embedding", table, ROWS),
+    _logits_of_t5(
+      source, config, prefix, None if encoder_alone and not tied else table
+    ),
+    Rule(_NULL_VECTOR, f"{prefix}encoder.final_layer_norm.weight"),
+    *_stack_of_t5("encoder", f"{prefix}encoder", 1),
+  ]
+  if encoder_alone:
+    layer = r"decoder\.layers_\d+"
+    rules += [
+      *_stack_of_t5("decoder", f"{prefix}encoder", 1),
+      Rule(rf"{layer}\.encoder_decoder_attention\.out\.kernel", None, "zeros"),
+      Rule(rf"{layer}\..*", None),
+    ]
+  else:
+    across = r"decoder\.layers_(?P<layer>\d+)"
+    there = rf"{prefix}decoder.block.\g<layer>.layer.1"
+    rules += [
+      # Its decoder is causal; ours sees both ways.
+      *_stack_of_t5("decoder", f"{prefix}decoder", 2, "causal_buckets"),
+      *_attention_of_t5(
+        rf"{across}\.encoder_decoder_attention", f"{there}.EncDecAttention"
+      ),
+      Rule(
+        rf"{across}\.pre_cross_attention_layer_norm\.scale",
+        f"{there}.layer_norm.weight",
+      ),
+    ]
+  return [*rules, *_OURS]
+
+
+def _stack_of_t5(side: str, there: str, mlp: int, buckets: str = "") -> list[Rule]:
+  """Returns the rules of a stack, without cross-attention.
+
+  Args:
+    side: of ours.
+    there: name of the stack in the file.
+    mlp: number of the MLP in its blocks.
+    buckets: what is done to positions.
+  """
+  layer = rf"{side}\.layers_(?P<layer>\d+)"
+  block = rf"{there}.block.\g<layer>.layer"
+  relative = "layer.0.SelfAttention.relative_attention_bias.weight"
+  return [
     Rule(
-      r"encoder\.relpos_bias\.rel_embedding",
-      f"{prefix}encoder.block.0.{relative}",
+      rf"{side}\.relpos_bias\.rel_embedding",
+      f"{there}.block.0.{relative}",
+      f"transpose, {buckets}",
+    ),
+    *_attention_of_t5(rf"{layer}\.(?:self_)?attention", f"{block}.0.SelfAttention"),
+    Rule(
+      rf"{layer}\.pre_(?:self_)?attention_layer_norm\.scale",
+      f"{block}.0.layer_norm.weight",
+    ),
+    Rule(
+      rf"{layer}\.mlp\.(?P<part>wi|wi_0|wi_1|wo)\.kernel",
+      rf"{block}.{mlp}.DenseReluDense.\g<part>.weight",
       "transpose",
     ),
-    Rule(
-      r"decoder\.relpos_bias\.rel_embedding",
-      f"{prefix}decoder.block.0.{relative}",
-      "transpose, causal_buckets",
-    ),
-    Rule(
-      rf"{either}\.pre_(?:self_)?attention_layer_norm\.scale",
-      f"{layer}.0.layer_norm.weight",
-    ),
-    Rule(
-      rf"{either}\.pre_cross_attention_layer_norm\.scale",
-      f"{layer}.1.layer_norm.weight",
-    ),
-    _logits_of_t5(source, config, prefix, table, tied),
+    Rule(rf"{layer}\.pre_mlp_layer_norm\.scale", f"{block}.{mlp}.layer_norm.weight"),
+    Rule(rf"{side}\.{side}_norm\.scale", f"{there}.final_layer_norm.weight"),
   ]
-  for ours, theirs in letters.items():
-    rules += [
-      Rule(
-        rf"{either}\.(?:self_)?attention\.{ours}\.kernel",
-        f"{layer}.0.SelfAttention.{theirs}.weight",
-        "transpose",
-      ),
-      Rule(
-        rf"{either}\.encoder_decoder_attention\.{ours}\.kernel",
-        f"{layer}.1.EncDecAttention.{theirs}.weight",
-        "transpose",
-      ),
-    ]
-  for side, number in (("encoder", 1), ("decoder", 2)):
-    block = rf"{side}\.layers_(?P<layer>\d+)"
-    there = rf"{prefix}{side}.block.\g<layer>.layer.{number}"
-    rules += [
-      Rule(
-        rf"{block}\.mlp\.(?P<part>wi|wi_0|wi_1|wo)\.kernel",
-        rf"{there}.DenseReluDense.\g<part>.weight",
-        "transpose",
-      ),
-      Rule(rf"{block}\.pre_mlp_layer_norm\.scale", f"{there}.layer_norm.weight"),
-      Rule(rf"{side}\.{side}_norm\.scale", f"{prefix}{side}.final_layer_norm.weight"),
-    ]
-  return [*rules, _OURS]
+
+
+def _attention_of_t5(parameter: str, source: str) -> list[Rule]:
+  """Returns the rules of an attention, given its names."""
+  letters = {"query": "q", "key": "k", "value": "v", "out": "o"}
+  return [
+    Rule(rf"{parameter}\.{ours}\.kernel", f"{source}.{theirs}.weight", "transpose")
+    for ours, theirs in letters.items()
+  ]
 
 
 def _logits_of_t5(
-  source: ArraySource, config: Mapping[str, Any], prefix: str, table: str, tied: bool
+  source: ArraySource, config: Mapping[str, Any], prefix: str, table: str | None
 ) -> Rule:
   """Returns the rule of the logits, for which T5 1.0 has no weights of its own.
 
   It multiplies by the table of tokens and divides by the square root of the width.
+
+  Args:
+    source: the arrays.
+    config: the model's.
+    prefix: what the names of all arrays begin with.
+    table: name of the table of tokens; None if logits are not by it.
   """
-  name = _first_there(source, (f"{prefix}lm_head.weight", table))
-  name = name if name in source.arrays else table
+  own = f"{prefix}lm_head.weight"
+  name = own if own in source.arrays else table
   how = f"transpose, {COLUMNS}"
+  tied = config.get("tie_word_embeddings") is not False
   if config.get("scale_decoder_outputs", tied and config.get("model_type") == "t5"):
     scale = int(config["d_model"]) ** -0.5
     how = f"transpose, scale:{scale!r}, {COLUMNS}"
   return Rule(r"decoder\.logits_dense\.kernel", name, how)
 
 
-RULES: dict[Kind, Callable[[ArraySource, Mapping[str, Any]], Assignment]] = {
+RULES: dict[Kind, Callable[[ArraySource, Mapping[str, Any], int], Assignment]] = {
   "bert": _bert_rules,
   "t5": _t5_rules,
 }
+"""By the kind; called with the arrays, `config.json` and our encoder's layers."""

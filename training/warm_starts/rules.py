@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
@@ -20,7 +20,9 @@ from . import transforms
 from .sources import ArraySource, ArraySpec
 from .transforms import Chain
 
-Fate = Literal["loaded", "grown", "fresh"]
+Fate = Literal["loaded", "grown", "fresh", "zero"]
+NEW: tuple[Fate, ...] = ("fresh", "zero")
+"""What becomes of parameters that no array is for."""
 
 OPTIMIZER_PREFIX = "state."
 """Of arrays in T5X's layout that are no parameters: a warm start leaves them behind."""
@@ -75,9 +77,10 @@ class Line:
   Attributes:
     parameter: its name.
     spec: its shape and type.
-    fate: `loaded`; `grown`, loaded and longer than what is there; or `fresh`.
+    fate: `loaded`; `grown`, loaded and longer than what is there; `fresh`, drawn; or
+      `zero`, new as well but 0 everywhere.
     pieces: what it is made of: one array, or one for each layer if they are stacked;
-      none if fresh.
+      none if it is new.
     stacked: whether the pieces are layers, along axis 0.
     transform: the rule's.
     length: entries of a grown or cut axis in the source; of a cut one all that it has.
@@ -114,13 +117,19 @@ class Plan:
     """Returns the lines with one of these fates."""
     return [line for line in self.lines if line.fate in fates]
 
+  def fresh(self) -> list[str]:
+    """Returns the names of parameters that no array is for."""
+    return [line.parameter for line in self.of(*NEW)]
+
   def summary(self) -> str:
     """Returns one line about what is done."""
     parts = []
-    for fate in ("loaded", "grown", "fresh"):
+    for fate in get_args(Fate):
       lines = self.of(fate)
       numbers = sum(math.prod(line.spec.shape) for line in lines)
-      parts.append(f"{len(lines)} {fate} ({numbers:,} numbers)")
+      if lines or fate != "zero":
+        word = "fresh at 0" if fate == "zero" else fate
+        parts.append(f"{len(lines)} {word} ({numbers:,} numbers)")
     said = f"parameters: {', '.join(parts)}; arrays unused: {len(self.unused)}"
     if self.left_behind:
       said += f", and {self.left_behind} of optimizer state and step left behind"
@@ -156,10 +165,15 @@ class Plan:
       "kind": self.kind,
       "loaded": len(self.of("loaded")),
       "grown": collapsed(line.parameter for line in self.of("grown")),
-      "fresh": collapsed(line.parameter for line in self.of("fresh")),
+      **{fate: collapsed(line.parameter for line in self.of(fate)) for fate in NEW},
       "unused": collapsed(self.unused),
       "optimizer_arrays_left_behind": self.left_behind,
     }
+
+
+def fresh_of(noted: Mapping[str, Any]) -> list[str]:
+  """Returns `Plan.fresh` of a plan that `Plan.to_json` was asked of."""
+  return [name for fate in NEW for name in expanded(noted.get(fate, ()))]
 
 
 def plan(
@@ -244,7 +258,10 @@ class _Planner:
     made = [self._part(part, part_spec) for part, part_spec in parts]
     there = [line for line in made if line is not None and line.pieces]
     if not there:
-      return Line(name, spec, "fresh")
+      fates = {line.fate for line in made if line is not None}
+      if len(fates) > 1:
+        self._note("some of its layers are 0 and others drawn", name)
+      return Line(name, spec, "zero" if fates == {"zero"} else "fresh")
     if len(there) < len(made):
       if None not in made:
         self._note("only some of its layers are there", name)
@@ -273,20 +290,19 @@ class _Planner:
   def _by_rule(
     self, name: str, spec: ArraySpec, rule: Rule, match: re.Match[str]
   ) -> Line | None:
-    if rule.source is None:
-      return Line(name, spec, "fresh")
-    optional = rule.source.endswith("?")
+    source = rule.source or ""
+    optional = rule.source is None or source.endswith("?")
     try:
-      wanted = match.expand(rule.source.removesuffix("?"))
+      wanted = match.expand(source.removesuffix("?"))
       chain = transforms.parse(rule.transform, spec.shape)
     except (re.error, IndexError, ValueError) as error:
       raise UserError(
         f"WARM_START_RULES: the rule for {rule.parameter!r} cannot be read: {error}"
       ) from error
     there = self._source.arrays.get(wanted)
-    if there is None:
+    if rule.source is None or there is None:
       if optional:
-        return Line(name, spec, "fresh")
+        return Line(name, spec, "zero" if chain.zeros else "fresh")
       self._note("is not there", name, wanted)
       return None
     self.used.add(wanted)
@@ -370,6 +386,22 @@ def collapsed(names: Iterable[str]) -> list[str]:
   return said
 
 
+def expanded(names: Iterable[str]) -> list[str]:
+  """Returns the names that `collapsed` was given, in order of the layers."""
+  found: list[str] = []
+  for name in names:
+    head, brace, rest = name.partition("{")
+    if not brace:
+      found.append(name)
+      continue
+    ranges, _, tail = rest.partition("}")
+    for ends in ranges.split(","):
+      first, _, last = ends.partition("-")
+      layers = range(int(first), int(last or first) + 1)
+      found += [f"{head}{layer}{tail}" for layer in layers]
+  return found
+
+
 def _ranges(numbers: Sequence[int]) -> str:
   runs: list[list[int]] = []
   for number in numbers:
@@ -383,11 +415,11 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _fate_in_words(line: Line, sources: str) -> str:
-  if line.fate == "fresh":
-    return "fresh"
+  if line.fate in NEW:
+    return "fresh" if line.fate == "fresh" else "fresh, at 0"
   # That a rule allows for growth is worth no word where nothing grows.
   words = [w.strip() for w in line.transform.split(",")]
-  done = ", ".join(w for w in words if not w.startswith(("grow", "cut")))
+  done = ", ".join(w for w in words if not w.startswith(("grow", "cut", "zeros")))
   how = f" ({done})" if done else ""
   said = f"from {sources}{how}"
   if line.fate == "grown":

@@ -16,6 +16,7 @@ joined by commas and applied from left to right:
                   that it has
     cut:0         last: the parameter may be shorter along axis 0; it takes the first
                   rows, and leaves out at most 1,023 of them if it is `cut:0:1023`
+    zeros         last: where there is no such array, the parameter is 0, not drawn
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import numpy as np
 from ...models.layers import MAX_DISTANCE, NUM_BUCKETS, relative_position_buckets
 from .sources import Index, extent, whole
 
-_FLAGS = ("grow", "cut")
+_FLAGS = ("grow", "cut", "zeros")
 
 Shape = tuple[int, ...]
 Finish = Callable[[np.ndarray], np.ndarray]
@@ -227,12 +228,14 @@ class Chain:
     grow: axis along which the parameter may be longer, or None.
     cut: axis along which it may be shorter, or None.
     most_cut: most entries of that axis that it may leave out; None for no limit.
+    zeros: whether the parameter is 0 if there is no array.
   """
 
   transforms: tuple[Transform, ...] = ()
   grow: int | None = None
   cut: int | None = None
   most_cut: int | None = None
+  zeros: bool = False
 
   def shape(self, source: Shape) -> Shape:
     """Returns the shape of the result, as `Transform.shape`."""
@@ -278,7 +281,7 @@ def parse(text: str, wanted: Shape) -> Chain:
   for number, word in enumerate(words):
     name, _, argument = word.partition(":")
     is_transform = name not in _FLAGS
-    if is_transform and (chain.grow is not None or chain.cut is not None):
+    if is_transform and chain != Chain(chain.transforms):
       raise ValueError(f"{words[number - 1]!r} must come last")
     try:
       if is_transform:
@@ -289,7 +292,7 @@ def parse(text: str, wanted: Shape) -> Chain:
     except (ValueError, TypeError):
       raise ValueError(
         f"{word!r} is none of transpose, reshape, rows:START:STOP, part:AXIS:I/N,"
-        " scale:FACTOR, causal_buckets, grow:AXIS, cut:AXIS, cut:AXIS:MOST"
+        " scale:FACTOR, causal_buckets, grow:AXIS, cut:AXIS, cut:AXIS:MOST, zeros"
       ) from None
   if any(isinstance(transform, Reshape) for transform in chain.transforms[:-1]):
     raise ValueError("'reshape' must come last")
@@ -298,6 +301,8 @@ def parse(text: str, wanted: Shape) -> Chain:
 
 def _with_flag(chain: Chain, name: str, argument: str) -> Chain:
   """Returns the operations, and how the parameter may differ in length."""
+  if name == "zeros" and not argument:
+    return dataclasses.replace(chain, zeros=True)
   if name == "grow":
     return dataclasses.replace(chain, grow=int(argument))
   axis, colon, most = argument.partition(":")

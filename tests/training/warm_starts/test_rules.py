@@ -203,6 +203,7 @@ def test_every_parameter_and_every_array_has_a_line():
     "loaded": 2,
     "grown": ["table"],
     "fresh": ["new"],
+    "zero": [],
     "unused": ["target.old_head"],
     "optimizer_arrays_left_behind": 2,
   }
@@ -281,9 +282,36 @@ def test_a_source_of_which_nothing_is_taken_is_none():
     loaded(specs(w=(1,)), {"x": counted(1)}, [Rule(".*", r"\g<0>?")])
 
 
+def test_what_no_array_is_for_is_0_where_a_rule_says_so():
+  arrays = {"x": counted(2), "layers_0.v": counted(2)}
+  target = specs(w=(2,), x=(2,), y=(2, 3), z=(1,), layers__u=(2, 3))
+  assignment = [
+    Rule("w", "gone?", "transpose, zeros"),
+    Rule("x", "x?", "zeros"),
+    Rule("z", None),
+    Rule("y|layers.*", None, "zeros"),
+  ]
+  plan, read = loaded(target, arrays, assignment)
+  fates = {line.parameter: line.fate for line in plan.lines}
+  zero = dict.fromkeys(("w", "y", "layers.u"), "zero")
+  assert fates == zero | {"x": "loaded", "z": "fresh"}
+  np.testing.assert_array_equal(read["x"], counted(2))
+  assert plan.fresh() == ["w", "y", "z", "layers.u"]
+  assert set(rules.fresh_of(plan.to_json())) == set(plan.fresh())
+  assert "fresh, at 0" in plan.report()[0]
+  assert "1 fresh (1 numbers), 3 fresh at 0 (14 numbers)" in plan.summary()
+
+
+def test_layers_of_one_stack_start_in_one_way():
+  assignment = [Rule(r"layers_0.*", None, "zeros"), Rule(".*", None)]
+  with pytest.raises(UserError, match="some of its layers are 0 and others drawn"):
+    loaded(specs(layers__u=(2, 3)), {"x": counted(2)}, assignment)
+
+
 def test_names_of_many_layers_are_told_as_one():
   names = [f"encoder.layers_{i}.w" for i in (0, 1, 2, 5)] + ["encoder.norm"]
   assert rules.collapsed(names) == ["encoder.layers_{0-2,5}.w", "encoder.norm"]
+  assert rules.expanded(rules.collapsed(names)) == names
   hugging_face = [f"block.{i}.layer.0.q" for i in range(3)]
   assert rules.collapsed(hugging_face) == ["block.{0-2}.layer.0.q"]
   assert rules.collapsed(["wi_0", "wi_1"]) == ["wi_0", "wi_1"]

@@ -19,7 +19,7 @@ from commentree.errors import UserError
 from commentree.models.batch import smallest
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
-from commentree.training import partitioning, run_record
+from commentree.training import partitioning, restore, run_record
 from commentree.training import state as state_lib
 from commentree.training import train as trainer
 from commentree.training.config import (
@@ -67,18 +67,14 @@ def of_t5(name):
 
 def test_a_t5_of_t5x_goes_to_its_places_and_what_it_lacks_is_drawn(t5):
   plan, params = started(t5)
-  assert [line.parameter for line in plan.of("fresh")] == [
-    "ancestors.distance_bias",
-    "ancestors.null_vector",
-  ]
+  assert plan.fresh() == ["ancestors.distance_bias"]
   assert plan.unused == ()
   assert plan.left_behind == sum(
     name.startswith("state.") for name in written_by_t5x.t5_arrays()
   )
-  drawn = abstract()[1](["ancestors.null_vector"])
-  np.testing.assert_array_equal(
-    params.pop("ancestors.null_vector"), drawn["ancestors.null_vector"]
-  )
+  # The vector for no ancestors has the size of a state.
+  scale = of_t5("encoder.encoder_norm.scale")
+  np.testing.assert_array_equal(params.pop("ancestors.null_vector"), scale)
   assert not params.pop("ancestors.distance_bias").any()
   params.pop("decoder.relpos_bias.rel_embedding")
   for name, values in params.items():
@@ -183,7 +179,7 @@ def test_rules_of_ones_own_decide_the_rest(t5):
      r"target.encoder.\1.attention.query.kernel"),
   ]  # fmt: skip
   plan, params = started(t5, own)
-  assert len(plan.of("fresh")) == 2 + 8
+  assert len(plan.of("fresh")) == 1 + 8
   np.testing.assert_array_equal(
     params["decoder.layers_1.self_attention.query.kernel"],
     of_t5("encoder.layers_1.attention.query.kernel"),
@@ -297,6 +293,77 @@ def test_a_run_says_what_it_took_notes_it_and_takes_it_once(
   assert "took parameters" not in again
   starts = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
   assert ["warm_start" in start for start in starts] == [True, False]
+
+
+def slow_runs(tmp_path, make_config):
+  """Returns how to make settings of runs in which `out` alone is fresh."""
+  _, folder = stub_checkpoint(tmp_path / "elsewhere" / "checkpoint_99")
+
+  def settings(name, steps, multiple):
+    schedule = ScheduleConfig(name="constant", learning_rate=0.01, warmup_steps=0)
+    return make_config(
+      model_dir=str(tmp_path / name),
+      train_steps=steps,
+      initial_checkpoint_path=str(folder),
+      warm_start_rules=(("out", None),),
+      optimizer=OptimizerConfig("sgd", schedule, None, fresh_multiple=multiple),
+    )
+
+  return settings
+
+
+def test_what_no_array_is_for_learns_at_a_rate_of_its_own(
+  make_config, run, console, tmp_path
+):
+  settings = slow_runs(tmp_path, make_config)
+  after = {}
+  for multiple in (1, 2, 4):
+    run(settings(f"run{multiple}", 1, multiple))
+    after[multiple] = saved_params(tmp_path / f"run{multiple}" / "checkpoint_1")
+  for name in ("embedding", "scale", "kernel"):
+    np.testing.assert_array_equal(after[4][name], after[1][name])
+  step = after[2]["out"] - after[1]["out"]
+  assert np.abs(step).max() > 1e-5
+  np.testing.assert_allclose(
+    after[4]["out"] - after[1]["out"], 3 * step, rtol=1e-3, atol=1e-7
+  )
+  assert "learn at 4 times the learning rate (OptimizerConfig.fresh_multiple)" in (
+    console.file.getvalue()
+  )
+
+
+def test_a_run_that_goes_on_knows_what_was_fresh(make_config, run, tmp_path):
+  settings = slow_runs(tmp_path, make_config)
+  run(settings("whole", 3, 8))
+  run(settings("parts", 1, 8))
+  for steps in (2, 3):
+    # What it started from is gone, and what is read is the record.
+    shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
+    run(settings("parts", steps, 8))
+  whole, parts = (
+    saved_params(tmp_path / name / "checkpoint_3") for name in ("whole", "parts")
+  )
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_a_first_checkpoint_that_was_converted_tells_what_was_fresh(
+  make_config, run, tmp_path
+):
+  settings = slow_runs(tmp_path, make_config)
+  run(settings("run", 1, 8))
+  noted = json.loads((tmp_path / "run" / "run.json").read_text())["starts"][0]
+  (tmp_path / "run" / "run.json").unlink()
+  file = tmp_path / "run" / "checkpoint_1" / restore.WARM_START_FILE
+  file.write_text(json.dumps(noted["warm_start"]))
+  run(settings("run", 2, 8))
+  run(settings("whole", 2, 8))
+  one, other = (
+    saved_params(tmp_path / name / "checkpoint_2") for name in ("run", "whole")
+  )
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+  # From now on the run's own record has it, as that checkpoint will be deleted.
+  starts = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
+  assert starts[0]["warm_start"] == noted["warm_start"]
 
 
 def saved_params(folder):

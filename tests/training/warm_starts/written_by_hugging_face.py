@@ -178,6 +178,12 @@ def t5_arrays(config, seed=0):
   return draw(shapes, seed)
 
 
+def t5_encoder_arrays(config, seed=0):
+  """Returns the arrays of a T5's encoder alone."""
+  arrays = t5_arrays(config, seed)
+  return {n: a for n, a in arrays.items() if n.startswith(("shared.", "encoder."))}
+
+
 def softmax(scores):
   exponentials = np.exp(scores - scores.max(-1, keepdims=True))
   return exponentials / exponentials.sum(-1, keepdims=True)
@@ -223,6 +229,26 @@ def bert_hidden(arrays, config, tokens, prefix=""):
     hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
     x = norm(f"{layer}.output.LayerNorm", x + dense(f"{layer}.output.dense", hidden))
   return x
+
+
+def bert_logits(arrays, config, tokens, prefix, head):
+  """Returns the logits of a model of masked tokens at every token, `[L, V]`."""
+  hidden = bert_hidden(arrays, config, tokens, prefix)
+  arrays = {name: np.float64(a) for name, a in arrays.items()}
+  dense, norm = {
+    "lm_head": ("lm_head.dense", "lm_head.layer_norm"),
+    "cls.predictions": (
+      "cls.predictions.transform.dense",
+      "cls.predictions.transform.LayerNorm",
+    ),
+  }[head]
+  x = hidden @ arrays[f"{dense}.weight"].T + arrays[f"{dense}.bias"]
+  x = x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+  x = x - x.mean(-1, keepdims=True)
+  x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config["layer_norm_eps"])
+  x = x * arrays[f"{norm}.weight"] + arrays[f"{norm}.bias"]
+  table = arrays[f"{prefix}embeddings.word_embeddings.weight"]
+  return x @ table.T + arrays[f"{head}.bias"]
 
 
 def bucket(offset, causal):
