@@ -60,6 +60,18 @@ def test_the_encoder_of_bert_has_the_reference_s_hidden_states(tmp_path):
   close(started.encoder_states(ours, TOKENS), theirs)
 
 
+def test_a_decoder_with_cross_attention_has_the_reference_s_logits(tmp_path):
+  config = {**written.ROBERTA, "is_decoder": True, "add_cross_attention": True}
+  arrays = written.bert_arrays(config, "roberta.", head="roberta")
+  ours = started.start(written.write(tmp_path, arrays, config), vocab_size=VOCAB)
+  assert ours.model.config.norm_before_ancestors
+  assert ours.plan.fresh() == []
+  assert ours.plan.unused == ()
+  states = np.random.default_rng(7).normal(size=(5, 16))
+  theirs = written.bert_logits(arrays, config, TOKENS, "roberta.", "lm_head", states)
+  close(started.decoder_logits(ours, TOKENS, states), theirs)
+
+
 def test_both_stacks_of_t5_have_the_reference_s_hidden_states(t5):
   folder, arrays = t5
   # As the decoder here sees both ways, its positions are counted so in the reference.

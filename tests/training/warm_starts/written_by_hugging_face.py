@@ -105,7 +105,10 @@ def draw(shapes, seed=0):
 
 
 def bert_arrays(config, prefix="", head=None, seed=0):
-  """Returns a model's arrays; `head` is that of "roberta", of "bert" or None."""
+  """Returns a model's arrays; `head` is that of "roberta", of "bert" or None.
+
+  A decoder with cross-attention if the config says so.
+  """
   width, wide = config["hidden_size"], config["intermediate_size"]
   embeddings = f"{prefix}embeddings"
   shapes = {
@@ -130,6 +133,11 @@ def bert_arrays(config, prefix="", head=None, seed=0):
       dense(f"{layer}.attention.self.{part}", width, width)
     dense(f"{layer}.attention.output.dense", width, width)
     norm(f"{layer}.attention.output.LayerNorm")
+    if config.get("add_cross_attention"):
+      for part in ("query", "key", "value"):
+        dense(f"{layer}.crossattention.self.{part}", width, width)
+      dense(f"{layer}.crossattention.output.dense", width, width)
+      norm(f"{layer}.crossattention.output.LayerNorm")
     dense(f"{layer}.intermediate.dense", width, wide)
     dense(f"{layer}.output.dense", wide, width)
     norm(f"{layer}.output.LayerNorm")
@@ -200,8 +208,11 @@ def mixed(query, key, value, heads, bias=0.0, scale=1.0):
   return (weights @ value).transpose(1, 0, 2).reshape(query.shape[1], -1)
 
 
-def bert_hidden(arrays, config, tokens, prefix=""):
-  """Returns what the encoder makes of a comment, `[L, D]`."""
+def bert_hidden(arrays, config, tokens, prefix="", states=None):
+  """Returns what the encoder makes of a comment, `[L, D]`.
+
+  Given `states` `[S, D]`, what a decoder that sees all tokens makes of it and those.
+  """
   arrays = {name: np.float64(a) for name, a in arrays.items()}
 
   def dense(name, x):
@@ -219,21 +230,27 @@ def bert_hidden(arrays, config, tokens, prefix=""):
   x = x + arrays[f"{embeddings}.token_type_embeddings.weight"][0]
   x = norm(f"{embeddings}.LayerNorm", x)
   heads = config["num_attention_heads"]
+  scale = (config["hidden_size"] / heads) ** -0.5
   for i in range(config["num_hidden_layers"]):
     layer = f"{prefix}encoder.layer.{i}"
-    parts = [dense(f"{layer}.attention.self.{p}", x) for p in ("query", "key", "value")]
-    scale = (config["hidden_size"] / heads) ** -0.5
-    update = dense(f"{layer}.attention.output.dense", mixed(*parts, heads, scale=scale))
-    x = norm(f"{layer}.attention.output.LayerNorm", x + update)
+    read = [("attention", None)] + [("crossattention", states)] * (states is not None)
+    for name, keys in read:
+      keys = x if keys is None else keys
+      parts = [
+        dense(f"{layer}.{name}.self.{part}", one)
+        for part, one in (("query", x), ("key", keys), ("value", keys))
+      ]
+      update = dense(f"{layer}.{name}.output.dense", mixed(*parts, heads, scale=scale))
+      x = norm(f"{layer}.{name}.output.LayerNorm", x + update)
     hidden = dense(f"{layer}.intermediate.dense", x)
     hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
     x = norm(f"{layer}.output.LayerNorm", x + dense(f"{layer}.output.dense", hidden))
   return x
 
 
-def bert_logits(arrays, config, tokens, prefix, head):
+def bert_logits(arrays, config, tokens, prefix, head, states=None):
   """Returns the logits of a model of masked tokens at every token, `[L, V]`."""
-  hidden = bert_hidden(arrays, config, tokens, prefix)
+  hidden = bert_hidden(arrays, config, tokens, prefix, states)
   arrays = {name: np.float64(a) for name, a in arrays.items()}
   dense, norm = {
     "lm_head": ("lm_head.dense", "lm_head.layer_norm"),
