@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from rich.console import Console
 
-from commentree.launch import main
+from commentree.launch import gin_cli, job, main
 
 from ..training.warm_starts import written_by_t5x
 
@@ -92,3 +94,26 @@ def test_a_users_mistake_is_one_line(
   error = capsys.readouterr().err
   assert message in error
   assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  ("settings", "said"),
+  [
+    ([], True),
+    (["PiecesConfig.sequence_ends = True"], False),
+    (["ModelConfig.family = 't5'"], False),
+    (["INITIAL_CHECKPOINT_PATH = None"], False),
+  ],
+)
+def test_a_warm_start_of_robertas_family_without_ends_is_told_of_them(settings, said):
+  bindings = [
+    "MODEL_DIR = 'm'",
+    "TRAIN_STEPS = 1",
+    "MIXTURE_OR_TASK_NAME = 'commentree_generated'",
+    "INITIAL_CHECKPOINT_PATH = 'roberta-base'",
+    *settings,
+  ]
+  files = ["runs/pretrain.gin", "models/roberta_tiny.gin"]
+  console = Console(file=io.StringIO(), width=250)
+  job.advise_sequence_ends(gin_cli.load(files, bindings), console)
+  assert ("PiecesConfig.sequence_ends = True" in console.file.getvalue()) == said
