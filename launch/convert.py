@@ -150,13 +150,13 @@ def _copy(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace, run: RunConfig, text: str) -> int:
   """Makes the first checkpoint of a run."""
-  from ..training import restore, storage
+  from ..training import restore, run_record, storage
   from ..training.warm_starts import writing
 
   path = storage.as_path(arguments.target)
   if writing.step_of(path) != 0:
     raise UserError(f"{path}: a start has step 0: name it checkpoint_0")
-  tree, record = _started(run, _say)
+  tree, record, vocabulary = _started(run, _say)
   if arguments.dry_run:
     _say(f"would write {path} ({arguments.to})")
     return 0
@@ -165,21 +165,20 @@ def _start(arguments: argparse.Namespace, run: RunConfig, text: str) -> int:
     **writing.data_state(path),
   }
   writing.write(writing.TreeArrays(tree), path, arguments.to, texts)
-  config_file = path.parent / "config.gin"
-  if not config_file.exists():
-    # `commentree eval` asks it for the settings.
-    storage.write_text(config_file, text)
+  if not (path.parent / "config.gin").exists():
+    # `commentree eval` asks the folder for the settings.
+    run_record.write_files(path.parent, {**vocabulary, "config.gin": text.encode()})
   _say(f"wrote {path} ({arguments.to}), step 0 with a new optimizer")
   return 0
 
 
 def _started(run: RunConfig, say: Callable[[str], None]):
-  """Returns a run's first state as a checkpoint's tree, and where it is from."""
+  """Returns a run's first state as a checkpoint's tree, its source, its vocabulary."""
   import jax
 
   from ..models.batch import smallest
   from ..tasks import data as data_lib
-  from ..tasks import registry
+  from ..tasks import registry, vocabulary_files
   from ..training import optimizers, partitioning, restore, runtime, schedules
   from ..training import state as state_lib
   from . import job
@@ -205,7 +204,9 @@ def _started(run: RunConfig, say: Callable[[str], None]):
   taken, plan = restore.warm_start(opened, params, draw, say)
   say(plan.summary())
   state = state_lib.initial_state(model, optimizer, batch, like, key, taken)
-  return state_lib.to_tree(state), plan.to_json()
+  tokenizer = part.task.tokenizer
+  files = vocabulary_files.to_store(tokenizer.path, tokenizer.content)
+  return state_lib.to_tree(state), plan.to_json(), files
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from . import distributed_flags, gin_cli, quiet, run_folder
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
   others, overrides = gin_cli.split_overrides(argv)
   arguments = parser.parse_args(others)
   settings = distributed_flags.settings(arguments)
-  run = run_folder.load(arguments.model_dir, overrides)
+  run = run_folder.load(arguments.model_dir, overrides, arguments.trust_config, _say)
 
   # The settings are sound: now what is heavy.
   quiet.load_tensorflow()
@@ -66,9 +67,11 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-if __name__ == "__main__":
-  import sys
+def _say(line: str) -> None:
+  print(f"commentree: {line}", file=sys.stderr, flush=True)
 
+
+if __name__ == "__main__":
   from .main import run_verb
 
   sys.exit(run_verb(main, sys.argv[1:]))

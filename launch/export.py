@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
   arguments = parser.parse_args(others)
   if arguments.batch_size < 1:
     raise UserError(f"--batch_size={arguments.batch_size}: must be at least 1")
-  run = run_folder.load(arguments.model_dir, overrides)
+  run = run_folder.load(arguments.model_dir, overrides, arguments.trust_config)
   names = run.data.objective_names
   able = [n for n, f in mode_table.MODES.items() if set(names) & set(f.objectives)]
   modes = arguments.mode or able

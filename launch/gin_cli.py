@@ -15,21 +15,28 @@ import os
 import pathlib
 import re
 import sys
+import tokenize
+import traceback
+import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import msgspec
 
 import gin
 from gin import config as gin_config
 
 from ..errors import UserError
-from . import quiet
+from . import config_data, quiet
 from .configurables import RunConfig, register
 
 GIN_ROOT = pathlib.Path(__file__).parent.parent / "gin"
 
 _OVERRIDE = "--gin."
 _REQUIRED = "%gin.REQUIRED"
-_IMPORT = re.compile(r"^(?:import|from)\s", re.MULTILINE)
+_IMPORT = re.compile(r"^\s*(?:import|from)\s", re.MULTILINE)
+_LONGEST_VALUE = 100
+_INCLUDE = re.compile(r"^\s*include\s+(['\"])(.+)\1", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,25 +108,65 @@ def load(
 ) -> RunConfig:
   """Builds the settings of a run from gin files and `NAME = VALUE` overrides.
 
+  The files are the user's own: they may import modules, also of the current folder.
+
   Raises:
     UserError: for anything the user can mend, in one line.
   """
+  # The current folder is searched by gin itself, last; ours come with the package.
+  folders = [p for p in search_paths.split(",") if p] + [".", str(GIN_ROOT)]
+  _begin(folders)
+  for path in files:
+    if _imports(_find(path, folders), folders):
+      _let_import()
+    _guarded(lambda path=path: gin.parse_config_file(path), path)
+  return _finish(overrides)
+
+
+def load_text(
+  text: str, where: str, overrides: Sequence[str] = (), trusted: bool = False
+) -> RunConfig:
+  """Builds the settings of a run from those that lie in its MODEL_DIR.
+
+  Args:
+    text: of the gin file.
+    where: its name, for errors.
+    overrides: `NAME = VALUE` of the user's.
+    trusted: whether it may import modules; else it is data, see `config_data`.
+
+  Raises:
+    UserError: for anything the user can mend, in one line.
+  """
+  _begin([str(GIN_ROOT)])
+  if not trusted:
+    config_data.check(text, where)
+  elif _IMPORT.search(text):
+    _let_import()
+  _guarded(lambda: gin.parse_config(text), where)
+  return _finish(overrides)
+
+
+def _begin(folders: Sequence[str]) -> None:
+  """Forgets what was set before."""
   gin.clear_config(clear_constants=False)
   register()
   # gin would also seek 'runs/common.gin' in an importable package `runs`, and fails on
   # a folder of that name without an __init__.py, such as that of a user's MODEL_DIRs.
   del gin_config._FILE_READERS[1:]
-  # The current folder is searched by gin itself, last; ours come with the package.
-  folders = [p for p in search_paths.split(",") if p] + [".", str(GIN_ROOT)]
   for folder in reversed(folders):
     gin.add_config_file_search_path(folder)
-  # A module that a gin file imports, to register tasks, may lie where one works.
+
+
+def _let_import() -> None:
+  """Gets ready for a gin file that imports modules, as a rule to register tasks."""
+  # They may lie where one works.
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())
-  for path in files:
-    if _IMPORT.search(_find(path, folders).read_text("utf-8", "replace")):
-      quiet.load_tensorflow()  # before the module that registers tasks does, aloud
-    _guarded(lambda path=path: gin.parse_config_file(path), path)
+  quiet.load_tensorflow()  # before the module does, which would not keep it quiet
+
+
+def _finish(overrides: Sequence[str]) -> RunConfig:
+  """Applies overrides to what gin has read; returns the settings."""
   known = set(_macros())
   for override in overrides:
     name = override.partition(" =")[0]
@@ -127,13 +174,54 @@ def load(
     _guarded(lambda text=override: gin.parse_config(text), f"--gin.{name}", override)
   _check_macros(known)
   _check_required()
-  return _guarded(lambda: gin.get_configurable(RunConfig)(), "settings")
+  run = _guarded(lambda: gin.get_configurable(RunConfig)(), "settings")
+  _check_types(run)
+  return run
+
+
+def _check_types(config: Any) -> None:
+  """Refuses values of another type than the field's, in all settings."""
+  owner, hints = type(config), typing.get_type_hints(type(config))
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(hints[field.name]):
+      if not isinstance(value, hints[field.name]):
+        raise UserError(
+          f"{owner.__name__}.{field.name} is of type {type(value).__name__}: must be"
+          f" @{hints[field.name].__name__}()"
+        )
+      _check_types(value)
+      continue
+    try:
+      msgspec.convert(value, hints[field.name])
+    except msgspec.ValidationError as error:
+      shown = repr(value)[:_LONGEST_VALUE]
+      raise UserError(f"{owner.__name__}.{field.name} = {shown}: {error}") from error
+
+
+def _imports(
+  path: pathlib.Path, folders: Sequence[str], above: tuple[pathlib.Path, ...] = ()
+) -> bool:
+  """Whether a gin file, or one that it includes, imports a module."""
+  text = path.read_text("utf-8", "replace")
+  if _IMPORT.search(text):
+    return True
+  included = (_candidates(match[2], folders) for match in _INCLUDE.finditer(text))
+  return any(
+    _imports(found[0], folders, (*above, path))
+    for found in included
+    if found and found[0] not in (*above, path)
+  )
+
+
+def _candidates(path: str, folders: Iterable[str]) -> list[pathlib.Path]:
+  places = (pathlib.Path(path), *(pathlib.Path(f) / path for f in folders))
+  return [place for place in places if place.is_file()]
 
 
 def _find(path: str, folders: Iterable[str]) -> pathlib.Path:
-  for candidate in (pathlib.Path(path), *(pathlib.Path(f) / path for f in folders)):
-    if candidate.is_file():
-      return candidate
+  if found := _candidates(path, folders):
+    return found[0]
   available = sorted(
     str(p.relative_to(GIN_ROOT)) for p in GIN_ROOT.rglob("*.gin") if p.is_file()
   )
@@ -176,13 +264,19 @@ def _check_name(name: str, macros: set[str]) -> None:
 
 
 def _check_macros(known: set[str]) -> None:
-  """Refuses macros that nothing reads: a misspelling would change nothing, silently."""
+  """Refuses macros that nothing sets, and those that nothing reads.
+
+  A misspelt one would change nothing, silently.
+  """
   used = {
     reference
     for parameters in gin_config._CONFIG.values()
     for value in parameters.values()
     for reference in _references(value)
   }
+  for name in sorted(used - known):
+    if not gin_config._CONSTANTS.matching_selectors(name):
+      raise UserError(f"%{name}: nothing sets this macro{suggestion(name, known)}")
   for name in sorted(known - used):
     raise UserError(f"{name}: nothing reads this setting{suggestion(name, used)}")
 
@@ -202,15 +296,9 @@ def _guarded(action, where: str, text: str | None = None):
   except UserError as error:
     # gin adds lines on which configurable was being called.
     raise UserError(str(error).splitlines()[0]) from error
-  except (
-    SyntaxError,
-    ValueError,
-    TypeError,
-    OSError,
-    ImportError,
-    AttributeError,
-  ) as e:
-    raise UserError(_one_line(e, where, text)) from e
+  except Exception as error:
+    # Of a user's file, gin raises NameError, RecursionError, TokenError and others.
+    raise UserError(_one_line(error, where, text)) from error
   finally:
     logging.disable(logging.NOTSET)
 
@@ -223,7 +311,11 @@ def _one_line(error: Exception, where: str, text: str | None) -> str:
     return str(cause)
   message = " ".join(str(error).split())
   message = re.sub(r" In (file|bindings string) .*$", "", message)
-  if found := re.search(r"No configurable matching '?([\w./]+)'?", message):
+  if found := re.search(r" In call to configurable '(\w+)'.*$", message):
+    message, where = message[: found.start()], f"{where}: {found[1]}"
+  if found := re.search(
+    r"No configurable matching (?:reference )?'?@?([\w./]+)", message
+  ):
     return f"{where}: no such setting {found[1]!r}" + suggestion(
       found[1], [c.__name__ for c in register()]
     )
@@ -255,7 +347,22 @@ def _one_line(error: Exception, where: str, text: str | None) -> str:
     return f"{where}{line}: {error.msg or 'is not valid gin'}"
   if found := re.search(r"unexpected keyword argument '(\w+)'", message):
     return f"{where}: no such setting {found[1]!r}"
-  return f"{where}: {message}"
+  if isinstance(cause, tokenize.TokenError):
+    return f"{where}, line {cause.args[1][0]}: {cause.args[0]}"
+  if isinstance(cause, RecursionError):
+    return f"{where}: a setting refers to itself, or values are nested too deep"
+  if not message or not isinstance(cause, (ValueError, TypeError, OSError)):
+    message = f"{type(cause).__name__}: {message}".rstrip(": ")
+  return f"{where}: {message}{_place(cause)}"
+
+
+def _place(error: BaseException) -> str:
+  """Where a module that the user wrote, imported by a gin file, failed; or nothing."""
+  frames = traceback.extract_tb(error.__traceback__)
+  ours = (str(GIN_ROOT.parent), str(pathlib.Path(gin.__file__).parent), "<")
+  if not frames or frames[-1].filename.startswith(ours):
+    return ""
+  return f" ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

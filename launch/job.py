@@ -15,7 +15,7 @@ from rich.table import Table
 from ..models.config import ModelConfig
 from ..models.model import CommentTreeModel
 from ..tasks import data as data_lib
-from ..tasks import generated, label_objectives, registry
+from ..tasks import generated, label_objectives, registry, vocabulary_files
 from ..tasks.data import RunData
 from ..tasks.feature_converters import CommentForestFeatureConverter
 from ..tasks.generated_config import GeneratedTreesConfig
@@ -50,6 +50,7 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
   with clock.on("data"):
     data = data_lib.open_data(run.data, console)
   model = build_model(run, data.task)
+  tokenizer = data.task.tokenizer
   advise_sequence_ends(run, console)
   outcome = trainer.train(
     run.train,
@@ -61,7 +62,8 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
     record=RunRecord(
       facts=facts(model, data),
       config_text=config_text,
-      grown_from=data.task.tokenizer.grown_from,
+      grown_from=tokenizer.grown_from,
+      files=vocabulary_files.to_store(tokenizer.path, tokenizer.content),
     ),
     console=console,
     watchdog=joined.watchdog,

@@ -159,9 +159,10 @@ def _add_markers(
   arguments: argparse.Namespace, marker_tokens: list[str], console: Console
 ) -> pathlib.Path:
   """Extends the vocabulary given; returns the new file's path."""
-  from ..tasks import vocabularies
+  from ..tasks import vocabularies, vocabulary_files
 
-  ending = ".json" if vocabularies.is_tokenizer_json(arguments.source) else ".model"
+  content = vocabulary_files.read(arguments.source)
+  ending = ".json" if vocabulary_files.is_json(content) else ".model"
   path = _with_ending(arguments.output, ending)
   added = vocabularies.add_markers(
     arguments.source, path, marker_tokens, arguments.sentinels

@@ -207,7 +207,7 @@ def add_markers(
 
 def _adding(content: bytes) -> Callable[..., tuple[bytes, list[str]]]:
   """What adds markers and sentinels to a vocabulary of this kind."""
-  if _is_json(content):
+  if vocabulary_files.is_json(content):
     return hf_vocabulary.add_markers
   return sentencepiece_vocabulary.add_markers
 
@@ -244,7 +244,7 @@ def open_encoder(
     UserError: if it is of no kind that we know.
   """
   try:
-    if _is_json(content):
+    if vocabulary_files.is_json(content):
       return hf_vocabulary.HfEncoder(content, markers)
     return sentencepiece_vocabulary.SentencePieceEncoder(content)
   except ValueError as error:
@@ -252,15 +252,6 @@ def open_encoder(
       f"{os.fspath(where)}: is not a SentencePiece model or tokenizer.json; make one"
       " with `commentree vocab`"
     ) from error
-
-
-def is_tokenizer_json(path: str | os.PathLike[str]) -> bool:
-  """Whether a vocabulary's file is a `tokenizer.json`, by its content."""
-  return _is_json(vocabulary_files.read(path))
-
-
-def _is_json(content: bytes) -> bool:
-  return content[:64].lstrip().startswith(b"{")
 
 
 def _check_markers(
@@ -301,7 +292,11 @@ def load_vocabulary(path: str | os.PathLike[str]) -> LazyVocabulary:
 
 
 class Tokenizer:
-  """From text to token ids; the vocabulary is read, or made, at first use."""
+  """From text to token ids; the vocabulary is read, or made, at first use.
+
+  Attributes:
+    markers: tokens that the vocabulary must know, beside one for masking.
+  """
 
   def __init__(
     self, find: Callable[[], str | os.PathLike[str]], markers: Sequence[str] = ()
@@ -313,11 +308,11 @@ class Tokenizer:
       markers: tokens that the vocabulary must know, beside one for masking.
     """
     self._find = find
-    self._markers = tuple(markers)
+    self.markers = tuple(markers)
 
   def __getstate__(self) -> dict[str, Any]:
     # Copies go by the file; neither functions nor the libraries' objects pickle well.
-    return {"path": self.path, "_markers": self._markers}
+    return {"path": self.path, "markers": self.markers}
 
   @functools.cached_property
   def path(self) -> str:
@@ -325,13 +320,14 @@ class Tokenizer:
     return os.fspath(self._find())
 
   @functools.cached_property
-  def _content(self) -> bytes:
+  def content(self) -> bytes:
+    """What is in the vocabulary's file."""
     return vocabulary_files.read(self.path)
 
   @functools.cached_property
   def _encoder(self) -> Encoder:
-    encoder = open_encoder(self._content, self.path, self._markers)
-    _check_markers(encoder, self._markers, self.path)
+    encoder = open_encoder(self.content, self.path, self.markers)
+    _check_markers(encoder, self.markers, self.path)
     return encoder
 
   def check(self) -> None:
@@ -444,12 +440,12 @@ class Tokenizer:
   def fingerprint(self) -> str:
     """Names the vocabulary's contents: equal fingerprints, equal token ids."""
     self.check()
-    return vocabulary_files.content_hash(self._content)
+    return vocabulary_files.content_hash(self.content)
 
   @functools.cached_property
   def grown_from(self) -> tuple[str, ...]:
     """Fingerprints of vocabularies that this one has all tokens of, by the same ids."""
-    return vocabulary_files.grown_from(self.path, self._content)
+    return vocabulary_files.grown_from(self.path, self.content)
 
   def id_to_piece(self, token_id: int) -> str:
     """Returns a token as a person reads it, the space before it as `▁`."""

@@ -12,8 +12,14 @@ from typing import TypeVar
 from etils import epath
 
 from ..errors import UserError
+from ..paths import open_path
 
 Path = TypeVar("Path", pathlib.Path, epath.Path)
+
+FOLDER = "vocabulary"
+"""Where MODEL_DIR holds its vocabulary."""
+
+SENTENCEPIECE_FILE, JSON_FILE = "vocabulary.model", "tokenizer.json"
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
@@ -22,8 +28,9 @@ def read(path: str | os.PathLike[str]) -> bytes:
   Raises:
     UserError: if there is no such file, or it cannot be read.
   """
+  place = open_path(path, "VOCABULARY")
   try:
-    return epath.Path(path).read_bytes()
+    return place.read_bytes()
   except FileNotFoundError:
     raise UserError(
       f"{os.fspath(path)}: no such vocabulary; make one with `commentree vocab"
@@ -98,6 +105,43 @@ def grown_from(path: str | os.PathLike[str], content: bytes) -> tuple[str, ...]:
     return tuple(map(str, record["grown_from"]))
   except Exception:  # no record, or none that we can read: it says nothing
     return ()
+
+
+def is_json(content: bytes) -> bool:
+  """Whether a vocabulary is a `tokenizer.json`, else a SentencePiece model."""
+  return content[:64].lstrip().startswith(b"{")
+
+
+def file_name(content: bytes) -> str:
+  """What a copy of a vocabulary is called."""
+  return JSON_FILE if is_json(content) else SENTENCEPIECE_FILE
+
+
+def to_store(path: str | os.PathLike[str], content: bytes) -> dict[str, bytes | None]:
+  """Returns what MODEL_DIR is to hold of its vocabulary, by path; None for nothing.
+
+  Args:
+    path: the vocabulary's file.
+    content: what is in it.
+  """
+  folder = pathlib.Path(FOLDER)
+  files = [folder / JSON_FILE, folder / SENTENCEPIECE_FILE]
+  stored: dict[str, bytes | None] = {
+    str(file): None for name in files for file in (record_path(name), name)
+  }
+  name = folder / file_name(content)
+  if grown_from(path, content):
+    record = record_path(epath.Path(path)).read_bytes()
+    stored[str(record_path(name))] = record
+  return {**stored, str(name): content}
+
+
+def find_stored(folder: Path) -> Path | None:
+  """Returns the path of the vocabulary that MODEL_DIR holds, if it does."""
+  for name in (SENTENCEPIECE_FILE, JSON_FILE):
+    if (folder / FOLDER / name).is_file():
+      return folder / FOLDER / name
+  return None
 
 
 def content_hash(content: bytes) -> str:

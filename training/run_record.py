@@ -1,6 +1,7 @@
 """What a run is, written beside its checkpoints, and whether this is the same run.
 
 MODEL_DIR/config.gin   the operative settings of the latest start
+MODEL_DIR/vocabulary/  a copy of the vocabulary, so that the folder can be moved
 MODEL_DIR/run.json     the facts that decide results, and every start: when, from
                        which step, by which command, with which versions
 """
@@ -61,12 +62,14 @@ class RunRecord:
     command: the command line.
     grown_from: fingerprints of vocabularies whose tokens have the same ids in this
       run's, so that their parameters may be taken.
+    files: what else MODEL_DIR is to hold, by path; None for what is to go.
   """
 
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   config_text: str = ""
   command: str = dataclasses.field(default_factory=_command)
   grown_from: Sequence[str] = ()
+  files: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
 
 
 def training_facts(config: TrainConfig) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def check_vocabulary(
   if there is not None and here is not None and there not in (here, *grown_from):
     raise UserError(
       f"{checkpoint} was trained with another vocabulary (fingerprint {there}, now"
-      f" {here}): set VOCABULARY to the one in {checkpoint.parent}/config.gin, or to"
+      f" {here}): set VOCABULARY to the one in {checkpoint.parent}/vocabulary, or to"
       " one that `commentree vocab --from` made of it"
     )
 
@@ -214,17 +217,51 @@ def write(
     start["config_before"] = before
   starts = [*_read(model_dir, say).get("starts", []), start]
   run = {"facts": _jsonable(facts), "starts": starts}
-  texts = {
-    config_file: record.config_text,
-    model_dir / "run.json": json.dumps(run, indent=2) + "\n",
-  }
-  for file, text in texts.items():
+  write_files(
+    model_dir,
+    {
+      # First: who finds settings finds the vocabulary.
+      **record.files,
+      "config.gin": record.config_text.encode(),
+      "run.json": (json.dumps(run, indent=2) + "\n").encode(),
+    },
+    say,
+  )
+
+
+def write_files(
+  model_dir: epath.Path,
+  files: Mapping[str, bytes | None],
+  say: Say = storage.print_line,
+) -> None:
+  """Makes MODEL_DIR hold files, each whole, and not hold others.
+
+  Args:
+    model_dir: the run's folder.
+    files: contents by path; None for what is to go.
+    say: tells the user a line.
+
+  Raises:
+    StorageError: if they cannot be written.
+  """
+  for name, content in files.items():
     storage.retried(
-      f"{file} cannot be written",
-      functools.partial(storage.write_text, file, text),
+      f"{model_dir / name} cannot be written",
+      functools.partial(_make, model_dir / name, content),
       _ATTEMPTS,
       say,
     )
+
+
+def _make(file: epath.Path, content: bytes | None) -> None:
+  there = file.read_bytes() if file.exists() else None
+  if there == content:
+    return
+  if content is None:
+    file.unlink()
+    return
+  file.parent.mkdir(parents=True, exist_ok=True)
+  storage.write_bytes(file, content)
 
 
 def versions() -> dict[str, str]:

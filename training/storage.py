@@ -23,12 +23,12 @@ import jax
 from etils import epath
 
 from ..errors import StorageError, UserError
+from ..paths import check_scheme
 from . import hosts, s3
 
 T = TypeVar("T")
 Say = Callable[[str], None]
 
-_SCHEMES = ("gs", "s3")
 _SHARED_SECONDS = 20.0
 _PAUSES_SECONDS = (1.0, 4.0, 15.0, 60.0)
 _LONGEST_REASON = 200
@@ -76,18 +76,10 @@ def as_path(text: str | os.PathLike[str]) -> epath.Path:
     UserError: if it is of a kind that cannot be used here.
   """
   text = os.fspath(text)
-  scheme, separator, rest = text.partition("://")
+  scheme, separator, _ = text.partition("://")
   if not separator:
     return epath.Path(os.path.abspath(os.path.expanduser(text)))
-  if "@" in rest.partition("/")[0]:
-    raise UserError(
-      f"{scheme}://...@...: a path must not hold credentials: leave them to the"
-      " environment"
-    )
-  if scheme not in _SCHEMES:
-    raise UserError(
-      f"{text}: {scheme}:// is not supported: give gs://, s3:// or a mounted folder"
-    )
+  check_scheme(text)
   if importlib.util.find_spec("fsspec") is not None:
     import fsspec
 

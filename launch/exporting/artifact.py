@@ -15,7 +15,7 @@ from etils import epath
 from ... import __version__
 from ...errors import StorageError, UserError
 from ...models.model import CommentTreeModel
-from ...tasks import label_objectives, vocabularies, vocabulary_files
+from ...tasks import label_objectives, vocabulary_files
 from ...training import storage
 from ...training.warm_starts import safetensors_writing, writing
 from ...training.warm_starts.sources import ArraySource
@@ -159,10 +159,10 @@ def _write_function(
 
 def _write_vocabulary(draft: epath.Path, run: RunFacts) -> dict[str, Any]:
   """Copies the vocabulary; returns what is said of it."""
-  path = run.tokenizer.path
-  is_json = vocabularies.is_tokenizer_json(path)
-  file = "tokenizer.json" if is_json else "vocabulary.model"
-  storage.write_bytes(draft / file, vocabulary_files.read(path))
+  content = run.tokenizer.content
+  is_json = vocabulary_files.is_json(content)
+  file = vocabulary_files.file_name(content)
+  storage.write_bytes(draft / file, content)
   return {
     "file": file,
     "kind": "Hugging Face tokenizers" if is_json else "SentencePiece",

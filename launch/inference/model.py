@@ -199,6 +199,8 @@ class Model:
 def load(
   model_dir: str | os.PathLike[str],
   step: int | Literal["best"] | None = None,
+  *,
+  trust_config: bool = False,
   **settings: Any,
 ) -> Model:
   """Loads a trained model.
@@ -206,13 +208,18 @@ def load(
   Args:
     model_dir: folder of a run of `commentree train`, local, gs:// or s3://.
     step: the checkpoint, or 'best'; the newest if None.
-    **settings: of the run, to be changed, as `VOCABULARY="moved.model"`.
+    trust_config: whether the folder's config.gin may import modules, which runs their
+      code, and say where caches lie; see docs/trust.md.
+    **settings: of the run, to be changed, as `VOCABULARY="other.model"`.
 
   Raises:
-    UserError: if there is no such run or checkpoint.
+    UserError: if there is no such run or checkpoint, or its settings are refused.
   """
   if "jax" not in sys.modules:
     quiet.keep_out_tpu_library()
-  overrides = [f"{name} = {value!r}" for name, value in settings.items()]
-  run = run_facts.of_run(run_folder.load(os.fspath(model_dir), overrides))
-  return Model(run, step)
+  overrides = [
+    f"{name} = {(os.fspath(v) if isinstance(v, os.PathLike) else v)!r}"
+    for name, v in settings.items()
+  ]
+  run = run_folder.load(os.fspath(model_dir), overrides, trust_config)
+  return Model(run_facts.of_run(run), step)

@@ -93,8 +93,9 @@ def of_run(config: RunConfig) -> RunFacts:
 
 
 def _tokenizer(data: DataConfig) -> Tokenizer:
-  sources = {member.source for member in data.members()} or {data.mixture_or_task_name}
-  if mixture_config.GENERATED in sources:
+  name, vocabulary = data.mixture_or_task_name, data.vocabulary
+  if vocabulary is None:
+    # Of a run of generated trees whose settings come from no MODEL_DIR.
     with_spans = "span_corruption" in data.objective_names
     sentinels = generated.SENTINELS if with_spans else 0
     return Tokenizer(
@@ -102,10 +103,14 @@ def _tokenizer(data: DataConfig) -> Tokenizer:
         data.generated, data.markers, data.cache_dir, sentinels
       )
     )
-  if data.vocabulary is not None:
-    vocabulary = data.vocabulary
+  own = not data.members() and name not in (
+    mixture_config.GENERATED,
+    mixture_config.FILES,
+  )
+  if not own:
     return Tokenizer(lambda: vocabulary, all_markers(data.markers))
-  # Somebody's own task; to know it takes SeqIO.
+  # Somebody's own task; to know its markers takes SeqIO.
   from ...tasks import registry
 
-  return registry.get_parts(data.mixture_or_task_name)[0].task.tokenizer
+  (task, *_) = (part.task for part in registry.get_parts(name))
+  return Tokenizer(lambda: vocabulary, task.tokenizer.markers)

@@ -13,7 +13,8 @@ from commentree.launch import gin_cli, model_sizes
 from commentree.launch.inference import run_facts
 from commentree.models.batch import smallest
 from commentree.models.model import CommentTreeModel
-from commentree.tasks import generated
+from commentree.tasks import generated, vocabulary_files
+from commentree.training import run_record
 from commentree.training.storage import as_path
 from commentree.training.warm_starts import writing
 
@@ -68,8 +69,15 @@ def make(folder: pathlib.Path, objective: str = "mlm", **settings) -> pathlib.Pa
   params = jax.tree_util.tree_map_with_path(draw, variables["params"])
   path = as_path(model_dir / "checkpoint_1")
   writing.write(writing.TreeArrays({"target": params}), path, "orbax", {})
-  (model_dir / "config.gin").write_text(gin.config_str(max_line_length=88))
+  write_settings(model_dir, facts.tokenizer)
   return model_dir
+
+
+def write_settings(model_dir: pathlib.Path, tokenizer) -> None:
+  """Writes what a MODEL_DIR has of the settings that gin holds now."""
+  files = vocabulary_files.to_store(tokenizer.path, tokenizer.content)
+  config = gin.config_str(max_line_length=88).encode()
+  run_record.write_files(as_path(model_dir), {**files, "config.gin": config})
 
 
 def trees(model_dir: pathlib.Path, count: int) -> list[dict]:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from etils import epath
 
-import gin
 from commentree.launch import gin_cli, main, model_sizes
 from commentree.launch.exporting import functions, runner
 from commentree.launch.inference import run_facts
@@ -23,6 +22,7 @@ from commentree.training.warm_starts import writing
 
 from ..models import forests
 from ..models.conftest import draw
+from . import made_runs
 
 SIZES = [
   "ModelConfig.emb_dim = 16",
@@ -83,8 +83,9 @@ def make_run(tmp_path_factory):
     run = gin_cli.load(
       ["runs/demo.gin", *files], [f"MODEL_DIR = '{folder}'", *SIZES, *bindings]
     )
-    (folder / "config.gin").write_text(gin.config_str(max_line_length=88))
-    size = run_facts.of_run(run).tokenizer.vocab_size
+    tokenizer = run_facts.of_run(run).tokenizer
+    made_runs.write_settings(folder, tokenizer)
+    size = tokenizer.vocab_size
     model = CommentTreeModel(model_sizes.with_sizes(run.model, run.data, size))
     shapes = {name: x.shape for name, x in smallest().items()}
     params = draw(

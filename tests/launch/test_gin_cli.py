@@ -155,3 +155,49 @@ def test_a_mistake_is_told_in_three_seconds_and_before_jax_is_imported(tmp_path)
   assert done.returncode == 2
   assert len(done.stderr.strip().splitlines()) == 1, done.stderr
   assert "TRAIN_STEPS" in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("lines", "said"),
+  [
+    ("from __gin__ import dynamic_registration\nA = @os.getpid()", "NameError: 'os'"),
+    ("BATCH_SIZE = @os.getpid()", "no such setting 'os.getpid'"),
+    ("BATCH_SIZE = (3", "line 3: EOF in multi-line statement"),
+    ("BATCH_SIZE = " + "[" * 3000, "nested too deep"),
+    ("BATCH_SIZE = %RANDOM_SEED\nRANDOM_SEED = %BATCH_SIZE", "refers to itself"),
+    ("BATCH_SIZE = %BTACH", "%BTACH: nothing sets this macro"),
+    ("include 'mine.gin'", "refers to itself"),
+    ("import a_module_that_fails", "ZeroDivisionError: division by zero (/"),
+    ("FILES = 5\nVOCABULARY = 'v'", "DataConfig.files = 5: Expected `str |"),
+    ("CACHE_DIR = 5", "DataConfig.cache_dir = 5: Expected `str | null`, got `int`"),
+    ("DataConfig.pieces = @ModelConfig()", "must be @PiecesConfig()"),
+    ("WARM_START_RULES = 3", "settings: TrainConfig: 'int' object is not iterable"),
+  ],
+)
+def test_whatever_gin_raises_of_a_file_is_one_line(
+  tmp_path, monkeypatch, capsys, lines, said
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  (tmp_path / "a_module_that_fails.py").write_text("1 / 0\n")
+  (tmp_path / "mine.gin").write_text(f"include 'runs/pretrain.gin'\n{lines}\n")
+  with pytest.raises(UserError) as error:
+    load(files=["mine.gin"])
+  assert said in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_the_current_folder_is_sought_for_modules_only_where_a_file_imports_one(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  load()
+  assert str(tmp_path) not in sys.path
+  (tmp_path / "a_module_included.py").write_text("")
+  (tmp_path / "inner.gin").write_text(
+    "include 'runs/pretrain.gin'\nimport a_module_included\n"
+  )
+  (tmp_path / "outer.gin").write_text("include 'inner.gin'\n")
+  load(files=["outer.gin"])
+  assert str(tmp_path) in sys.path

@@ -1,0 +1,44 @@
+"""Names of files and folders that users give, local or in a bucket."""
+
+from __future__ import annotations
+
+import os
+
+from etils import epath
+
+from .errors import UserError
+
+SCHEMES = ("gs", "s3")
+
+
+def check_scheme(path: str | os.PathLike[str], what: str = "") -> None:
+  """Makes sure that a path is local or in a bucket.
+
+  Args:
+    path: what the user gave.
+    what: what the user calls it, such as a flag.
+
+  Raises:
+    UserError: if it is a URL of another kind, or holds credentials.
+  """
+  text = os.fspath(path)
+  scheme, separator, rest = text.partition("://")
+  if not separator:
+    return
+  what = f"{what} " if what else ""
+  if "@" in rest.partition("/")[0]:
+    raise UserError(
+      f"{what}{scheme}://...@...: a path must not hold credentials: leave them to the"
+      " environment"
+    )
+  if scheme not in SCHEMES:
+    raise UserError(
+      f"{what}{text}: {scheme}:// is not supported: download it and give the file, or"
+      " give gs:// or s3://"
+    )
+
+
+def open_path(path: str | os.PathLike[str], what: str = "") -> epath.Path:
+  """Returns a path to read from; raises as `check_scheme` does."""
+  check_scheme(path, what)
+  return epath.Path(path)
