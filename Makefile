@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/demo
 
-.PHONY: help train test slow lint format bench feed aot clean
+.PHONY: help train test slow fuzz lint format bench feed aot clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -ts:
@@ -16,11 +16,14 @@ train: $(VENV)/.installed  ## install, train the tiny model on generated trees, 
 # Hosts that talk to each other must not be kept waiting: their tests run one by one.
 test: $(VENV)/.installed-test  ## the default test suite
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist=loadfile \
-	  tests/tasks tests/models tests/test_data_page.py
+	  tests/tasks tests/models tests/fuzz tests/test_data_page.py
 	$(BIN)/python -m pytest -m "not slow" tests/training tests/launch
 
 slow: $(VENV)/.installed-test  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/.installed-fuzz  ## hostile inputs for all that reads files; FUZZ_FLAGS='--runs=100000'
+	$(BIN)/python -m commentree.tests.fuzz $(FUZZ_FLAGS)
 
 lint: $(VENV)/.installed-test  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -53,4 +56,8 @@ $(VENV)/.installed: setup.py
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
 	touch $@

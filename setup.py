@@ -65,6 +65,8 @@ EXTRAS = {
   # T5X itself, and of its imports `airio` and a `jestimator` for today's JAX, are not
   # on PyPI: see docs/warm_starts.md. This extra adds what its imports want besides.
   "t5x": ["cached_property", "chex", "fiddle", "jaxtyping"],
+  # Guides `make fuzz` by coverage.
+  "fuzz": ["atheris>=3,<4"],
   "test": [
     *BEAM,
     "hypothesis>=6.100",
