@@ -96,13 +96,13 @@ class BuiltDataset:
     self.folder = epath.Path(folder)
     info = self._json(_INFO)
     try:
-      self.name: str = info["name"]
+      self.name = str(info["name"])
       self.splits = {
-        split["name"]: self._split(info, split)
+        str(split["name"]): self._split(info, split)
         for split in info.get("splits", ())
         if any(map(int, split["shardLengths"]))
       }
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
       raise UserError(
         f"{self.folder / _INFO}: is not as TFDS writes it ({error!r}); {_MEND}"
       ) from error
@@ -117,7 +117,7 @@ class BuiltDataset:
     path = self.folder / name
     try:
       return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
       raise UserError(f"{path}: cannot be read ({error}); {_MEND}") from error
 
   def _split(self, info: Mapping[str, Any], split: Mapping[str, Any]) -> Split:
@@ -133,7 +133,10 @@ class BuiltDataset:
         "NUM_SHARDS": f"{len(lengths):05d}",
         "SHARD_X_OF_Y": f"{shard:05d}-of-{len(lengths):05d}",
       }
-      return self.folder / template.format(**values)
+      name = template.format(**values)
+      if name != os.path.basename(name) or name in ("", ".", ".."):
+        raise ValueError(f"{name!r} is no name of a file in this folder")
+      return self.folder / name
 
     files = tuple(map(file, range(len(lengths))))
     return Split(files, lengths, int(split.get("numBytes", 0)))
@@ -141,14 +144,19 @@ class BuiltDataset:
   def _check_features(self) -> frozenset[str]:
     """Returns the columns that records have."""
     features = self._json(_FEATURES)
-    names = features.get("featuresDict", {}).get("features", {})
+    try:
+      names = frozenset(features.get("featuresDict", {}).get("features", {}))
+    except (AttributeError, TypeError) as error:
+      raise UserError(
+        f"{self.folder / _FEATURES}: is not as TFDS writes it ({error!r}); {_MEND}"
+      ) from error
     for name in COLUMNS:
       if name not in names and name not in OPTIONAL_COLUMNS:
         raise UserError(
           f"{self.folder / _FEATURES}: names no feature {name!r}: this is no dataset"
           " made by `commentree build`"
         )
-    return frozenset(names)
+    return names
 
   def _check_files(self) -> str:
     """Compares files with what is noted of them; returns the dataset's identity."""

@@ -121,7 +121,7 @@ def _texts(folder: pathlib.Path) -> list[bytes]:
   del folder
   return [
     b"see [this](http://a.b/c_(d)) & www.e.com/f^2 [1] &amp;gt; &#x27; &#9999999999",
-    b"> quoted\n> more\n\n>! spoiler\n_____\n^(This is a footnote from your moderators)",
+    b"> quoted\n> more\n\n>! spoiler\n_____\n^(A footnote from your moderators)",
     "\ufeff\u200b word\u00ad \U0001f600 <mask> <user_1> \uff1cmask>".encode(),
   ]
 
