@@ -93,7 +93,15 @@ class Encoder(abc.ABC):
 
   @abc.abstractmethod
   def id_to_piece(self, token_id: int) -> str:
-    """Returns a token as a person reads it, the space before it as `▁`."""
+    """Returns a token's name, for people: `▁word`, `##ing`, `<0xE6>`.
+
+    `▁` is a space that the token begins with; `<0xE6>` is a byte of a character that
+    takes several tokens.
+    """
+
+  @abc.abstractmethod
+  def is_bytes(self, token_id: int) -> bool:
+    """Whether a token holds bytes, which may be only a part of a character."""
 
   @abc.abstractmethod
   def piece_to_id(self, piece: str) -> int | None:

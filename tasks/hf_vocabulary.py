@@ -54,6 +54,8 @@ _PAD_NAMES = (PAD, "[PAD]", "<|padding|>", "<|pad|>")
 _EOS_NAMES = (EOS, "[SEP]", "<eos>", "<|endoftext|>")
 _BOS_NAMES = ("<s>", "[CLS]", "<bos>")
 _UNK_NAMES = (UNK, "[UNK]")
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_LONE_BYTE = re.compile("[\udc80-\udcff]")
 # Rows that a vocabulary keeps free; no text holds them.
 _RESERVED = re.compile(r"\[unused\d+\]|<extra_id_\d+>|madeupword\d+")
 
@@ -228,6 +230,27 @@ def add_markers(
   return _write(document), added
 
 
+def call_mask(content: bytes, name: str, new_name: str) -> bytes:
+  """Renames the token for masking; see `vocabulary_kinds.call_mask`."""
+  document = json.loads(content)
+  token_id = tokenizers.Tokenizer.from_str(content.decode()).get_vocab()[name]
+  listed = document.get("added_tokens") or []
+  document["added_tokens"] = sorted(
+    [
+      *(token for token in listed if token["content"] != name),
+      _added_token(token_id, new_name, special=False),
+    ],
+    key=lambda token: token["id"],
+  )
+  vocabulary = document["model"]["vocab"]
+  if isinstance(vocabulary, list):  # of the unigram model: each with its score
+    for entry in vocabulary:
+      entry[0] = new_name if entry[0] == name else entry[0]
+  elif name in vocabulary:
+    vocabulary[new_name] = vocabulary.pop(name)
+  return _write(document)
+
+
 class HfEncoder(Encoder):
   """A `tokenizer.json`."""
 
@@ -278,8 +301,12 @@ class HfEncoder(Encoder):
     self.maskable[[i for i in roles if i is not None]] = False
     self.maskable &= ~self.is_marker
     self._silent = {i for i in (self.eos_id, self.bos_id, pad_id) if i is not None}
-    self._byte_level = '"ByteLevel"' in json.dumps(document.get("pre_tokenizer"))
     model = document.get("model") or {}
+    before = [document.get("normalizer"), document.get("pre_tokenizer")]
+    self._byte_level = '"ByteLevel"' in json.dumps(before)
+    self._byte_fallback = '"ByteFallback"' in json.dumps(document.get("decoder"))
+    if document.get("decoder") is None and (decoder := _usual_decoder(document)):
+      self.backend.decoder = decoder
     self._continues = (
       model.get("continuing_subword_prefix", _CONTINUES)
       if model.get("type") == "WordPiece"
@@ -293,7 +320,7 @@ class HfEncoder(Encoder):
   def begins_word(self) -> np.ndarray | None:
     """Whether a token begins a word; see `Encoder`."""
     pieces = [self.id_to_piece(token_id) for token_id in range(self.size)]
-    return words.beginnings(pieces, self._continues, _BYTE_LEVEL_SPACE)
+    return words.beginnings(pieces, self._continues)
 
   def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
     """Returns the tokens of each text; see `Encoder`."""
@@ -317,17 +344,56 @@ class HfEncoder(Encoder):
     return self.backend.decode(kept, skip_special_tokens=False)
 
   def id_to_piece(self, token_id: int) -> str:
-    """Returns a token as a person reads it; see `Encoder`."""
+    """Returns a token's name; see `Encoder`."""
     piece = self.backend.id_to_token(int(token_id)) or ""
-    if self._byte_level and not self.is_marker[token_id]:
-      shown = self.backend.decode([int(token_id)], skip_special_tokens=False)
-      if "\ufffd" not in shown:  # a part of a character stays as it is spelled
-        return shown.replace(" ", WORD_START)
-    return piece
+    if not self._byte_level or self.is_marker[token_id]:
+      return piece
+    # Bytes that are no character become lone surrogates.
+    text = _raw(piece).decode("utf-8", "surrogateescape").replace(" ", WORD_START)
+    return _LONE_BYTE.sub(lambda byte: f"<0x{ord(byte[0]) & 0xFF:02X}>", text)
+
+  def is_bytes(self, token_id: int) -> bool:
+    """Whether a token holds bytes; see `Encoder`."""
+    piece = self.backend.id_to_token(int(token_id)) or ""
+    if self._byte_level:
+      return "\ufffd" in _raw(piece).decode("utf-8", "replace")
+    return self._byte_fallback and _BYTE.fullmatch(piece) is not None
 
   def piece_to_id(self, piece: str) -> int | None:
     """Returns a token's id, or None; see `Encoder`."""
     return self.backend.token_to_id(piece)
+
+
+def _raw(piece: str) -> bytes:
+  """The bytes of a token of byte-level BPE; one that was added is spelled plainly."""
+  table = _bytes_by_letter()
+  if all(letter in table for letter in piece):
+    return bytes(table[letter] for letter in piece)
+  return piece.encode("utf-8", "replace")
+
+
+@functools.cache
+def _bytes_by_letter() -> dict[str, int]:
+  """The letters that byte-level BPE writes bytes with, as in GPT-2's code."""
+  as_they_are = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [byte for byte in range(256) if byte not in as_they_are]
+  table = {chr(byte): byte for byte in as_they_are}
+  return table | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _usual_decoder(document: dict[str, Any]) -> Any:
+  """What joins tokens if a file does not say; None for words with spaces between."""
+  before = json.dumps([document.get("normalizer"), document.get("pre_tokenizer")])
+  model = document.get("model") or {}
+  if '"ByteLevel"' in before:
+    return decoders.ByteLevel()
+  if '"Metaspace"' in before:
+    return decoders.Metaspace()
+  if model.get("type") == "WordPiece":
+    return decoders.WordPiece(model.get("continuing_subword_prefix", _CONTINUES))
+  if suffix := model.get("end_of_word_suffix"):
+    return decoders.BPEDecoder(suffix)
+  return None
 
 
 def _unknown_names(document: dict[str, Any]) -> list[str]:

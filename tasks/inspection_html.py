@@ -373,17 +373,13 @@ def _tokens(tokens: Sequence[TokenView], breaks: Sequence[tuple[int, str]] = ())
 
 
 def _token(token: TokenView) -> str:
-  space = " " if token.written.startswith("▁") or token.kind == "marker" else ""
-  written = escape(token.written.removeprefix("▁")) or "▁"
-  if token.kind == "plain" and written != "▁":
-    return f"{space}<i>{written}</i>"
-  if token.kind in ("plain", "marker"):
-    return f'{space}<i class="marker">{written}</i> '
+  written, read = map(escape, token.texts())
+  if token.kind == "plain":
+    return token.space + (f"<i>{written}</i>" if written else "")
   if token.kind == "random":
-    read = escape(token.read.removeprefix("▁")) or "▁"
     written = f"{read}<s>{written}</s>"
-  note = escape(_KINDS[token.kind])
-  return f'{space}<i class="{token.kind}" title="{note}">{written}</i>'
+  note = f' title="{escape(_KINDS[token.kind])}"' if token.kind in _KINDS else ""
+  return f'{token.space}<i class="{token.kind}"{note}>{written}</i>'
 
 
 def _changes(comment: CommentView) -> str:

@@ -25,6 +25,9 @@ from .sequence_ends import ADDED
 if TYPE_CHECKING:
   from .registry import CommentTreeTask
 
+# Tokens in front of another that tell how it joins them.
+_READ_BEFORE = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -47,6 +50,7 @@ class ForestReader:
   def __init__(self, task: CommentTreeTask):
     """Takes the task that the forests are of."""
     self._tokenizer = task.tokenizer
+    self._texts = task.tokenizer.texts
     self._maskable = task.tokenizer.maskable
     self._mask_id = task.tokenizer.mask_id
     self._objective = task.preprocessing.objective
@@ -116,23 +120,30 @@ class ForestReader:
       read: what the model reads.
       answers: what is to be predicted in their places, -1 where nothing is.
     """
-    views = []
     ids = np.asarray(read).tolist()
     hidden = [-1] * len(ids) if answers is None else answers.tolist()
-    for answer, seen in zip(hidden, ids):
-      piece = self._tokenizer.id_to_piece(seen)
-      if answer < 0:
-        views.append(
-          TokenView(piece, piece, "plain" if self._maskable[seen] else "marker")
-        )
-        continue
-      kind: TokenKind = "random"
-      if seen == self._mask_id:
-        kind = "masked"
-      elif seen == answer:
-        kind = "kept"
-      views.append(TokenView(self._tokenizer.id_to_piece(answer), piece, kind))
+    whole = [seen if answer < 0 else answer for answer, seen in zip(hidden, ids)]
+    apart = {place for place, answer in enumerate(hidden) if answer >= 0}
+    views = []
+    for place, written in enumerate(self._texts.shown(whole, apart)):
+      seen, answer = ids[place], hidden[place]
+      kind: TokenKind = "plain" if self._maskable[seen] else "marker"
+      if answer >= 0:
+        kind = "random"
+        if seen == self._mask_id:
+          kind = "masked"
+        elif seen == answer:
+          kind = "kept"
+      shown = self._in_place(whole, place, seen) if kind == "random" else written
+      if kind == "masked":
+        shown = self._tokenizer.id_to_piece(seen)
+      views.append(TokenView(written, shown, kind))
     return tuple(views)
+
+  def _in_place(self, ids: Sequence[int], place: int, token_id: int) -> str:
+    """What is shown of a token that is read in another's place."""
+    before = ids[max(0, place - _READ_BEFORE) : place]
+    return self._texts.shown([*before, token_id], {len(before)})[-1]
 
   def _predicted(self, read: np.ndarray, answers: np.ndarray) -> tuple[TokenView, ...]:
     """What is predicted, in order; of labels, those that say something."""
@@ -140,13 +151,15 @@ class ForestReader:
       return self.tokens(answers[answers >= 0])
     labels = [self._labels[answer] for answer in answers[answers >= 0].tolist()]
     if self._objective.name == "tag":
-      pieces = map(self._tokenizer.id_to_piece, read[answers >= 0].tolist())
+      texts = self._texts.shown(read)
+      places = np.flatnonzero(answers >= 0).tolist()
       labels = [
-        f"{piece.removeprefix('▁')}/{label}"
-        for piece, label in zip(pieces, labels)
-        if label != label_objectives.OUTSIDE
+        f"{texts[place].strip()}/{label}"
+        for place, label in zip(places, labels)
+        # Of a character of several tokens the first is shown, with its label.
+        if label != label_objectives.OUTSIDE and texts[place]
       ]
-    return tuple(TokenView(f"▁{label}", f"▁{label}", "plain") for label in labels)
+    return tuple(TokenView(f" {label}", f" {label}", "plain") for label in labels)
 
   def _count_shown(self, read: np.ndarray, answers: np.ndarray) -> int:
     """Tokens of the comment itself that a target reads or predicts."""

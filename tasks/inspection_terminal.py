@@ -40,6 +40,9 @@ _ROWS = 12
 _FORESTS = 2
 _MIN_TEXT_WIDTH = 24
 
+# They part or join letters, and the people of an emoji; a terminal does nothing else.
+_JOINERS = "\u200c\u200d"
+
 # Around the answer: what is to be predicted, and how the model reads it.
 _BRACKETS = {"masked": "«{w}»", "random": "«{w}≠{r}»", "kept": "«{w}=»"}
 _STYLES = {
@@ -122,7 +125,9 @@ def _to_predict(inspection: Inspection) -> tuple[str, str]:
 
 def printable(text: str) -> str:
   """Text on one line, without characters that a terminal would obey."""
-  return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+  return "".join(
+    c if c.isprintable() or c in _JOINERS else "\ufffd" for c in " ".join(text.split())
+  )
 
 
 def _legend(objective: str) -> Text:
@@ -223,9 +228,9 @@ def _body(
     if len(comment.parts) > 1:
       yield Text(f"part {number} of {len(comment.parts)}", "dim italic")
     if part.number_predicted and part.predicted:
-      reads = Text.assemble(("reads", "dim"), _tokens(part.tokens, part.breaks))
+      reads = Text.assemble(("reads ", "dim"), _tokens(part.tokens, part.breaks))
       yield from _wrap(reads, width, _TOKEN_LINES)
-      predicts = Text.assemble(("predicts", "dim"), _tokens(part.predicted))
+      predicts = Text.assemble(("predicts ", "dim"), _tokens(part.predicted))
       yield from _wrap(predicts, width, _TOKEN_LINES)
     else:
       yield from _wrap(_tokens(part.tokens, part.breaks), width, _TOKEN_LINES)
@@ -291,15 +296,13 @@ def _tokens(
     behind = _token(token)
     shown.append(" " * (place in begins and not behind.plain.startswith(" ")))
     shown.append_text(behind)
-  return shown
+  return shown[1:] if shown.plain.startswith(" ") else shown
 
 
 def _token(token: TokenView) -> Text:
-  written, read = printable(token.written), printable(token.read)
-  space = " " if written.startswith("▁") or token.kind == "marker" else ""
-  written, read = (piece.removeprefix("▁") or "▁" for piece in (written, read))
+  written, read = map(printable, token.texts())
   shown = _BRACKETS.get(token.kind, "{w}").format(w=written, r=read)
-  return Text.assemble(space, (shown, _STYLES[token.kind]))
+  return Text.assemble(token.space, (shown, _STYLES[token.kind]))
 
 
 def _sees(part: PartView, name: str) -> Text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -63,8 +64,9 @@ class TokenView:
   """A token of a target or of the post.
 
   Attributes:
-    written: the piece that stands in the text; `▁` is a space.
-    read: the piece that the model reads in its place.
+    written: what it is in the text, with a space in front where the text has one;
+      nothing if it is a later token of a character of several.
+    read: what the model reads in its place, likewise.
     kind: 'marker' for markers and specials; 'masked', 'random' and 'kept' are to be
       predicted and read `<mask>`, a random token, and themselves.
   """
@@ -72,6 +74,25 @@ class TokenView:
   written: str
   read: str
   kind: TokenKind
+
+  @property
+  def space(self) -> str:
+    """What stands in front of the token: a space or nothing."""
+    return " " if self.written[:1].isspace() else ""
+
+  def texts(self) -> tuple[str, str]:
+    """`written` and `read` without the space, and not to be overlooked if hidden."""
+    written, read = self.written.strip(), self.read.strip()
+    if self.kind in ("plain", "marker"):
+      return written, read
+    return _visible(written), _visible(read)
+
+
+def _visible(text: str) -> str:
+  """A text that would vanish, or change what stands in front of it, as it is drawn."""
+  if not text:
+    return "␣"
+  return f"◌{text}" if unicodedata.combining(text[0]) else text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -296,9 +296,18 @@ class PieceBuilder:
       comments = [values[:limit] for values in comments]
     return np.concatenate([np.empty(0, np.int32), *comments], dtype=np.int32)
 
-  def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of whole comments from their texts, with the ends of a sequence."""
-    encoded = self.tokenizer.encode_batch(texts)
+  def encode_texts(
+    self, texts: Sequence[str], with_masks: bool = False
+  ) -> list[np.ndarray]:
+    """Token ids of whole comments from their texts, with the ends of a sequence.
+
+    Args:
+      texts: cleaned, with markers.
+      with_masks: whether `<mask>` in them is the token for masking.
+    """
+    tokenizer = self.tokenizer
+    encode = tokenizer.encode_with_masks if with_masks else tokenizer.encode_batch
+    encoded = encode(texts)
     return (
       encoded if self._ends is None else [self._ends.around(ids) for ids in encoded]
     )

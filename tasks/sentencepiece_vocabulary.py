@@ -251,6 +251,16 @@ def add_markers(
   return model.SerializeToString(deterministic=True), added
 
 
+def call_mask(content: bytes, name: str, new_name: str) -> bytes:
+  """Renames the token for masking; see `vocabulary_kinds.call_mask`."""
+  proto = _model_proto()
+  model = proto.ModelProto.FromString(content)
+  for piece in model.pieces:
+    if piece.piece == name:
+      piece.piece, piece.type = new_name, proto.ModelProto.SentencePiece.USER_DEFINED
+  return model.SerializeToString(deterministic=True)
+
+
 class SentencePieceEncoder(Encoder):
   """A SentencePiece model: unigram or BPE, with bytes for rare characters or not."""
 
@@ -345,8 +355,12 @@ class SentencePieceEncoder(Encoder):
     )
 
   def id_to_piece(self, token_id: int) -> str:
-    """Returns a token as a person reads it; see `Encoder`."""
+    """Returns a token's name; see `Encoder`."""
     return self.backend.id_to_piece(int(token_id))
+
+  def is_bytes(self, token_id: int) -> bool:
+    """Whether a token holds bytes; see `Encoder`."""
+    return self.backend.is_byte(int(token_id))
 
   def piece_to_id(self, piece: str) -> int | None:
     """Returns a token's id, or None; see `Encoder`."""

@@ -20,10 +20,16 @@ import tokenizers
 
 from ..errors import UserError
 from ..models.config import check_choice, check_range
-from . import hf_vocabulary, sentencepiece_vocabulary, vocabulary_files
+from . import (
+  hf_vocabulary,
+  sentencepiece_vocabulary,
+  vocabulary_files,
+  vocabulary_kinds,
+)
 from .encoded import drop_spaces, split, without_spaces
 from .encoder import Encoder
 from .markers import MASK
+from .token_texts import TokenTexts
 
 if TYPE_CHECKING:
   from .lazy_vocabulary import LazyVocabulary
@@ -113,7 +119,7 @@ def train_vocabulary(
     markers=markers,
   )
   if sentinels:
-    content, _ = _adding(content)(content, (), sentinels)
+    content, _ = vocabulary_kinds.adding(content)(content, (), sentinels)
   _write_with_record(
     path,
     content,
@@ -182,13 +188,13 @@ def add_markers(
   path = pathlib.Path(path)
   vocabulary_files.check_writable(path)
   content = vocabulary_files.read(source)
-  before = open_encoder(content, source)
-  add = _adding(content)
+  before = vocabulary_kinds.open_encoder(content, source)
+  add = vocabulary_kinds.adding(content)
   try:
     extended, added = add(content, markers, sentinels)
   except UserError as error:
     raise UserError(f"{os.fspath(source)}: {error}") from None
-  after = open_encoder(extended, source, markers)
+  after = vocabulary_kinds.open_encoder(extended, source, markers)
   _check_unchanged(before, after, source)
   _check_markers(after, markers, source)
   record = {
@@ -203,13 +209,6 @@ def add_markers(
   }
   _write_with_record(path, extended, record)
   return added
-
-
-def _adding(content: bytes) -> Callable[..., tuple[bytes, list[str]]]:
-  """What adds markers and sentinels to a vocabulary of this kind."""
-  if vocabulary_files.is_json(content):
-    return hf_vocabulary.add_markers
-  return sentencepiece_vocabulary.add_markers
 
 
 def _check_unchanged(
@@ -228,30 +227,6 @@ def _check_unchanged(
       f"{os.fspath(source)}: markers would change the ids of its own tokens; train a"
       " vocabulary with `commentree vocab --input=TREES` instead"
     )
-
-
-def open_encoder(
-  content: bytes, where: str | os.PathLike[str], markers: Sequence[str] = ()
-) -> Encoder:
-  """Opens a vocabulary by its content.
-
-  Args:
-    content: of the file.
-    where: its name, for errors.
-    markers: tokens that are markers, whatever the file says of them.
-
-  Raises:
-    UserError: if it is of no kind that we know.
-  """
-  try:
-    if vocabulary_files.is_json(content):
-      return hf_vocabulary.HfEncoder(content, markers)
-    return sentencepiece_vocabulary.SentencePieceEncoder(content)
-  except ValueError as error:
-    raise UserError(
-      f"{os.fspath(where)}: is not a SentencePiece model or tokenizer.json; make one"
-      " with `commentree vocab`"
-    ) from error
 
 
 def _check_markers(
@@ -326,7 +301,7 @@ class Tokenizer:
 
   @functools.cached_property
   def _encoder(self) -> Encoder:
-    encoder = open_encoder(self.content, self.path, self.markers)
+    encoder = vocabulary_kinds.open_encoder(self.content, self.path, self.markers)
     _check_markers(encoder, self.markers, self.path)
     return encoder
 
@@ -447,8 +422,13 @@ class Tokenizer:
     """Fingerprints of vocabularies that this one has all tokens of, by the same ids."""
     return vocabulary_files.grown_from(self.path, self.content)
 
+  @functools.cached_property
+  def texts(self) -> TokenTexts:
+    """What tokens read as, one behind another."""
+    return TokenTexts(self._encoder)
+
   def id_to_piece(self, token_id: int) -> str:
-    """Returns a token as a person reads it, the space before it as `▁`."""
+    """Returns a token's name, for people: `▁word`, `##ing`, `<0xE6>`; see `Encoder`."""
     return self._encoder.id_to_piece(token_id)
 
   def piece_to_id(self, piece: str) -> int | None:
@@ -465,6 +445,25 @@ class Tokenizer:
     """
     encoder = self._encoder
     return split(drop_spaces(encoder, encoder.encode(texts)))
+
+  def encode_with_masks(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the token ids of each text, as `encode_batch`, with masks in them.
+
+    Args:
+      texts: cleaned texts, in which `<mask>` is the token for masking, whatever the
+        vocabulary calls it. Its own name, such as `[MASK]`, is a word as any other.
+    """
+    encoder = self._mask_encoder
+    return split(drop_spaces(encoder, encoder.encode(texts)))
+
+  @functools.cached_property
+  def _mask_encoder(self) -> Encoder:
+    """The vocabulary with its token for masking as a marker that texts may hold."""
+    if self._encoder.is_marker[self.mask_id]:
+      return self._encoder
+    name = self._encoder.id_to_piece(self.mask_id)
+    content = vocabulary_kinds.call_mask(self.content, name, MASK)
+    return vocabulary_kinds.open_encoder(content, self.path, (*self.markers, MASK))
 
   def encode_batch_with_offsets(
     self, texts: Sequence[str]

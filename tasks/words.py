@@ -14,7 +14,7 @@ _IN_WORDS = frozenset("'\u2019_")
 
 
 def beginnings(
-  pieces: Sequence[str], continues: str | None = None, space: str = WORD_START
+  pieces: Sequence[str], continues: str | None = None
 ) -> np.ndarray | None:
   """Which pieces begin a word, bool [pieces]; None if they do not tell.
 
@@ -22,19 +22,17 @@ def beginnings(
   code of ALBERT (Lan et al., 2020).
 
   Args:
-    pieces: by id, as a person reads them (`Encoder.id_to_piece`).
+    pieces: by id, their names (`Encoder.id_to_piece`).
     continues: what stands in front of a piece that goes on with a word, as WordPiece's
       `##`; None where a space in front tells that one begins.
-    space: what else stands for that space, in pieces that nobody can read.
   """
   if continues is not None:
     return np.array([not piece.startswith(continues) for piece in pieces])
-  spaces = (WORD_START, space)
-  if not any(piece.startswith(spaces) for piece in pieces):
+  if not any(piece.startswith(WORD_START) for piece in pieces):
     return None
   return np.array(
     [
-      piece.startswith(spaces) or piece[:1].isspace() or _is_punctuation(piece)
+      piece.startswith(WORD_START) or piece[:1].isspace() or _is_punctuation(piece)
       for piece in pieces
     ]
   )

@@ -15,7 +15,6 @@ import commentree
 from commentree.errors import UserError
 from commentree.launch import local, main
 from commentree.launch.inference import mode_table
-from commentree.launch.inference.modes import fill
 from commentree.launch.inference.parts import Parts
 from commentree.tasks import readers
 from commentree.tasks.config import TreeConfig
@@ -209,11 +208,6 @@ def test_a_filled_text_is_the_text_given_with_words_for_its_masks(model):
     probabilities = [c["probability"] for c in found["candidates"]]
     assert len(probabilities) == 5
     assert probabilities == sorted(probabilities, reverse=True)
-
-
-def test_tokens_that_go_on_with_a_word_join_it():
-  assert fill.put_in("un _ _!", [3, 5], 1, ["like", "▁it"]) == "unlike it!"
-  assert fill.put_in("a_ _", [1, 3], 1, ["▁b", None]) == "a b _"
 
 
 def test_what_cannot_be_filled_says_why(model):

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from commentree.errors import UserError
 from commentree.launch.main import main
-from commentree.tasks import cleaning, markers, vocabularies, vocabulary_files
+from commentree.tasks import (
+  cleaning,
+  markers,
+  vocabularies,
+  vocabulary_files,
+  vocabulary_kinds,
+)
 from commentree.tasks.config import CleaningConfig, MarkersConfig
 from commentree.tasks.vocabularies import Tokenizer
 
@@ -42,7 +48,7 @@ def ours(theirs, folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_old_token_keeps_its_id_and_markers_come_behind(kind, theirs, ours):
-  before = vocabularies.open_encoder(theirs[kind].read_bytes(), theirs[kind])
+  before = vocabulary_kinds.open_encoder(theirs[kind].read_bytes(), theirs[kind])
   after = ours[kind]
   pieces = [before.id_to_piece(i) for i in range(before.size)]
   assert [after.id_to_piece(i) for i in range(before.size)] == pieces

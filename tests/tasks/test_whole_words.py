@@ -122,11 +122,11 @@ def test_words_begin_where_a_person_would_say(kind, tmp_path):
   ("pieces", "expected"),
   [
     (["▁so", "me", ",", "▁", "'", "…", "<0x0A>"], [1, 0, 1, 1, 0, 1, 0]),
-    (["Ġâ", "x", "Ġy"], [1, 0, 1]),
+    (["▁<0xE2>", "x", "▁y", "<0xA1>"], [1, 0, 1, 0]),
   ],
 )
 def test_punctuation_begins_a_word_and_an_apostrophe_goes_on_with_one(pieces, expected):
-  assert words.beginnings(pieces, space="Ġ").tolist() == expected
+  assert words.beginnings(pieces).tolist() == expected
 
 
 def test_wordpiece_says_what_goes_on():

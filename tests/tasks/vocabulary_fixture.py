@@ -82,11 +82,117 @@ def like_bert(path):
   return path
 
 
+def like_llama_1(path):
+  """As Llama's `tokenizer.model`: BPE with bytes for rare characters, no specials."""
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(some_texts()),
+    model_writer=model,
+    model_type="bpe",
+    vocab_size=400,
+    byte_fallback=True,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    minloglevel=2,
+  )
+  path.write_bytes(model.getvalue())
+  return path
+
+
+def like_llama_2(path):
+  """As Llama's `tokenizer.json`: spaces are `▁`, and bytes for rare characters."""
+  tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+  tokenizer.normalizer = normalizers.Sequence(
+    [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+  )
+  tokenizer.decoder = decoders.Sequence(
+    [
+      decoders.Replace("▁", " "),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      decoders.Strip(" ", 1, 0),
+    ]
+  )
+  trainer = hf_trainers.BpeTrainer(
+    vocab_size=500,
+    show_progress=False,
+    special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))],
+  )
+  tokenizer.train_from_iterator(" ".join(some_texts()).split(), trainer)
+  document = json.loads(tokenizer.to_str())
+  document["added_tokens"] = document["added_tokens"][:3]
+  path.write_text(json.dumps(document))
+  return path
+
+
+def like_xlm_roberta(path):
+  """As XLM-RoBERTa's `tokenizer.json`: unigram pieces behind Metaspace."""
+  tokenizer = tokenizers.Tokenizer(models.Unigram())
+  tokenizer.normalizer = normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
+  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+  tokenizer.decoder = decoders.Metaspace()
+  trainer = hf_trainers.UnigramTrainer(
+    vocab_size=200,
+    show_progress=False,
+    special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+    unk_token="<unk>",
+  )
+  tokenizer.train_from_iterator(some_texts(), trainer)
+  path.write_text(tokenizer.to_str())
+  return path
+
+
+def of_words(path):
+  """Whole words and punctuation, which nothing but spaces joins."""
+  tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
+  tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  trainer = hf_trainers.WordLevelTrainer(
+    show_progress=False, special_tokens=["[PAD]", "[UNK]", "[SEP]", "[MASK]"]
+  )
+  texts = [f"{text}." for text in some_texts()]
+  tokenizer.train_from_iterator([*texts, "( ) , ' - !"], trainer)
+  path.write_text(tokenizer.to_str())
+  return path
+
+
+def like_clip(path):
+  """As CLIP's: BPE whose tokens tell where a word ends, not where it begins."""
+  tokenizer = tokenizers.Tokenizer(
+    models.BPE(unk_token="<unk>", end_of_word_suffix="</w>")
+  )
+  tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  tokenizer.decoder = decoders.BPEDecoder()
+  trainer = hf_trainers.BpeTrainer(
+    vocab_size=300,
+    show_progress=False,
+    special_tokens=["<pad>", "<unk>", "</s>", "<mask>"],
+    end_of_word_suffix="</w>",
+    initial_alphabet=list(".,!?'()"),
+  )
+  tokenizer.train_from_iterator(some_texts(), trainer)
+  path.write_text(tokenizer.to_str())
+  return path
+
+
 MAKERS = {
   "t5": lambda folder: like_t5(folder / "spiece.model"),
   "bpe": lambda folder: like_t5(folder / "bpe.model", "bpe"),
   "roberta": lambda folder: like_roberta(folder / "roberta.json"),
   "bert": lambda folder: like_bert(folder / "bert.json"),
+}
+
+# Those and every other kind.
+ALL_KINDS = {
+  **MAKERS,
+  "byte_fallback": lambda folder: like_llama_1(folder / "fallback.model"),
+  "byte_fallback_json": lambda folder: like_llama_2(folder / "fallback.json"),
+  "metaspace": lambda folder: like_xlm_roberta(folder / "metaspace.json"),
+  "words": lambda folder: of_words(folder / "words.json"),
+  "word_ends": lambda folder: like_clip(folder / "clip.json"),
 }
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from ....errors import UserError
 from ....models.config import Condition
 from ....models.model import CommentTreeModel
-from ....tasks.encoder import WORD_START
 from ....tasks.forest_layout import ForestShape
 from ....tasks.packing import PackItem
+from ....tasks.token_texts import Slot
 from ....tasks.trees import CommentTree
 from .. import forests
 from ..devices import Compute
@@ -27,6 +27,9 @@ from .base import Answer, Mode, rounded
 
 MASK = "<mask>"
 
+# Tokens behind a mask that are read to tell how what is put there joins them.
+_READ_BEHIND = 8
+
 # Supplementary private use, one for each mask of a comment: text that cleaning lets
 # pass, so that a mask is found again behind it.
 _FIRST_SENTINEL, _SENTINELS = 0xF0000, 0xFFFE
@@ -34,6 +37,7 @@ _SENTINEL = re.compile("[\U000f0000-\U000ffffd]")
 _NO_MASK = "no mask in it"
 _LOST = "lost in cleaning, as within an address"
 _CUT = "behind the tokens that the model reads of a comment"
+_PARTIAL = "not filled: the likeliest token is only a part of a character"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,11 +45,13 @@ class MaskedDocument(Document):
   """A tree with masks in its comments' texts.
 
   Attributes:
+    tokens: of each comment, as far as its last mask and a little farther.
     starts: where each mask of a comment begins in its text as given.
     kept: which of those cleaning left, by their tokens' places in the comment.
     found: ids of what may stand there and their probabilities, by comment and mask.
   """
 
+  tokens: list[np.ndarray]
   starts: list[list[int]]
   kept: list[dict[int, int]]
   found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]
@@ -106,8 +112,8 @@ class Fill(Mode[MaskedDocument]):
       starts.append(places)
     builder, tokenizer = self.run.builder, self.run.tokenizer
     texts = builder.texts(dataclasses.replace(tree, comments=comments))
-    spelling = tokenizer.id_to_piece(tokenizer.mask_id)
-    encoded = builder.encode_texts([_SENTINEL.sub(spelling, text) for text in texts])
+    marked = [_SENTINEL.sub(MASK, text) for text in texts]
+    encoded = builder.encode_texts(marked, with_masks=True)
     kept = [
       {
         place: ord(sentinel) - _FIRST_SENTINEL
@@ -117,7 +123,13 @@ class Fill(Mode[MaskedDocument]):
       }
       for ids, text in zip(encoded, texts)
     ]
-    return MaskedDocument.of(tree, encoded, builder, starts=starts, kept=kept, found={})
+    read = [
+      ids[: max(places, default=-_READ_BEHIND) + _READ_BEHIND]
+      for ids, places in zip(encoded, kept)
+    ]
+    return MaskedDocument.of(
+      tree, encoded, builder, tokens=read, starts=starts, kept=kept, found={}
+    )
 
   def _with_sentinels(self, text: str) -> tuple[str, list[int]]:
     """Returns a text with a sentinel for each mask, and where the masks begin."""
@@ -188,46 +200,25 @@ class Fill(Mode[MaskedDocument]):
     if not starts:
       return {"masks": None, "filled": None, "why": EMPTY if empty else _NO_MASK}
     masks: list[Answer] = []
-    best: list[str | None] = []
-    kept = set(document.kept[comment].values())
+    place_of = {number: place for place, number in document.kept[comment].items()}
+    tokens = document.tokens[comment].copy()
+    slots: list[Slot] = []
     for number, start in enumerate(starts):
       if (comment, number) not in document.found:
-        why = _CUT if number in kept else _LOST
+        why = _CUT if number in place_of else _LOST
         masks.append({"start": start, "candidates": None, "why": why})
-        best.append(None)
         continue
       ids, probabilities = document.found[comment, number]
-      names = [self.run.tokenizer.id_to_piece(i) for i in ids.tolist()]
       candidates = [
-        {"token": name, "probability": rounded(probability)}
-        for name, probability in zip(names, probabilities.tolist())
+        {"token": self.run.tokenizer.id_to_piece(token), "probability": rounded(share)}
+        for token, share in zip(ids.tolist(), probabilities.tolist())
       ]
       masks.append({"start": start, "candidates": candidates})
-      best.append(names[0])
-    text = document.tree.comments[comment].text
-    return {"masks": masks, "filled": put_in(text, starts, len(self._mask), best)}
-
-
-def put_in(text: str, starts: list[int], length: int, tokens: list[str | None]) -> str:
-  """Returns a text with tokens in the places of its masks.
-
-  A token that begins a word gets a space in front, one that goes on with a word none.
-
-  Args:
-    text: as given.
-    starts: where the masks begin.
-    length: of a mask.
-    tokens: as `Tokenizer.id_to_piece` spells them; None leaves the mask.
-  """
-  filled, at = "", 0
-  for start, token in zip(starts, tokens):
-    filled += text[at:start]
-    at = start + length
-    if token is None:
-      filled += text[start:at]
-    elif token.startswith(WORD_START):
-      space = "" if not filled or filled[-1].isspace() else " "
-      filled += space + token.removeprefix(WORD_START)
-    else:
-      filled = filled.removesuffix(" ") + token
-  return filled + text[at:]
+      tokens[place_of[number]] = ids[0]
+      slots.append(Slot(start, start + len(self._mask), place_of[number]))
+    filled, left = self.run.tokenizer.texts.write(
+      document.tree.comments[comment].text, slots, tokens
+    )
+    for slot in left:
+      masks[starts.index(slot.start)]["why"] = _PARTIAL
+    return {"masks": masks, "filled": filled}

@@ -246,7 +246,7 @@ class Generate(Mode[AnsweredDocument]):
     tokenizer = self.run.tokenizer
     written = tokens[tokenizer.maskable[tokens]].tolist()
     return {
-      "text": tokenizer.decode(written).strip(),
+      "text": tokenizer.texts.whole(written).strip(),
       "log_likelihood": rounded(log_likelihood),
       "tokens": len(written),
       "ended": ended,

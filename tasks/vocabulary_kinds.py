@@ -1,0 +1,58 @@
+"""The kinds of vocabularies, told by the content of a file, not by its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from ..errors import UserError
+from . import hf_vocabulary, sentencepiece_vocabulary, vocabulary_files
+from .encoder import Encoder
+
+
+def open_encoder(
+  content: bytes, where: str | os.PathLike[str], markers: Sequence[str] = ()
+) -> Encoder:
+  """Opens a vocabulary by its content.
+
+  Args:
+    content: of the file.
+    where: its name, for errors.
+    markers: tokens that are markers, whatever the file says of them.
+
+  Raises:
+    UserError: if it is of no kind that we know.
+  """
+  try:
+    if vocabulary_files.is_json(content):
+      return hf_vocabulary.HfEncoder(content, markers)
+    return sentencepiece_vocabulary.SentencePieceEncoder(content)
+  except ValueError as error:
+    raise UserError(
+      f"{os.fspath(where)}: is not a SentencePiece model or tokenizer.json; make one"
+      " with `commentree vocab`"
+    ) from error
+
+
+def adding(content: bytes) -> Callable[..., tuple[bytes, list[str]]]:
+  """Returns what adds markers and sentinels to a vocabulary of this kind."""
+  if vocabulary_files.is_json(content):
+    return hf_vocabulary.add_markers
+  return sentencepiece_vocabulary.add_markers
+
+
+def call_mask(content: bytes, name: str, new_name: str) -> bytes:
+  """Renames the token for masking, so that a text may hold it by its new name.
+
+  Args:
+    content: of the vocabulary's file.
+    name: of the token.
+    new_name: that no text has for anything else.
+
+  Returns:
+    The content with the new name.
+  """
+  kind = (
+    hf_vocabulary if vocabulary_files.is_json(content) else sentencepiece_vocabulary
+  )
+  return kind.call_mask(content, name, new_name)
