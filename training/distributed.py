@@ -14,17 +14,19 @@ from collections.abc import Iterator
 from importlib import metadata
 
 import jax
-from jax._src import clusters
+from jax._src import clusters, xla_bridge
+from jax._src import distributed as jax_distributed
 from jax._src.clusters.cloud_tpu_cluster import BaseTpuCluster
+from jax._src.lib import _jax
 from rich.console import Console
 
 from ..errors import HostLostError, UserError
-from . import host_link, host_log
+from . import host_link, host_log, host_secret
 from .config import HealthConfig
 from .coordinator import Coordinator
 from .host_log import HostConsole
 from .host_settings import HostSettings, split_address
-from .patient_proxy import PatientProxy
+from .patient_proxy import PatientProxy, PrivateSocket
 from .watchdog import Watchdog
 
 # JAX's own limits are the backstop: ours come first.
@@ -33,6 +35,7 @@ _BACKSTOP_SECONDS = 180
 _JAX_CONNECT_SECONDS = 120
 _JAX_SHUTDOWN_SECONDS = 60
 _PORT_SECONDS = 10.0
+_LOOPBACK = "127.0.0.1"
 _LOCAL_DEVICES = "JAX_LOCAL_DEVICE_IDS"
 
 
@@ -126,18 +129,31 @@ def initialize(
 
   if place.count == 1:
     return Watchdog(health)
+  secret = host_secret.read()
   host, port = split_address(place.address)
+  jax_socket = PrivateSocket()
+  coordinator = None
   if place.index == 0:
-    _start_coordinator(place, port, wait_seconds, health)
-  link, jax_port, names = host_link.join(
-    ("127.0.0.1" if place.index == 0 else host, port),
+    coordinator = _start_coordinator(
+      place, wait_seconds, health, secret, jax_socket.path
+    )
+    host = coordinator.listens_at or _LOOPBACK
+  link, names = host_link.join(
+    (host, port),
     place.address,
     place.index,
     place.count,
     wait_seconds,
     news,
+    # A launcher may replace the secret while this host waits for a new host 0.
+    secret=secret if coordinator else None,
   )
-  proxy = PatientProxy(host, jax_port) if place.index else None
+  proxy = None
+  if place.index:
+    proxy = PatientProxy(
+      jax_socket.path,
+      lambda: _connect_to_jax((host, port), place.index, place.count),
+    )
 
   def leave() -> None:
     if proxy is not None:
@@ -154,11 +170,20 @@ def initialize(
   watchdog.start()
   with watchdog.ends_on_error():
     watchdog.agree(_versions(), "versions")
-    _initialize_jax(place, jax_port, proxy, health)
+    _initialize_jax(place, jax_socket.path, health)
+    # By now every host is connected to JAX's service.
+    jax_socket.remove()
+    own_address = coordinator.reached_at if coordinator else link.own_address
+    _bind_cpu_collectives(own_address)
   say(
     f"{place.count} hosts (from {place.source}); host 0 ({names[0]}) at"
     f" {place.address} coordinates"
   )
+  if not secret:
+    say(
+      f"{host_secret.VARIABLE} is not set: whoever reaches {place.address} can take"
+      " part in this run or end it; see docs/hosts.md"
+    )
   return watchdog
 
 
@@ -181,17 +206,21 @@ def find_place(settings: HostSettings) -> Place:
   return place or Place()
 
 
-def _initialize_jax(
-  place: Place, port: int, proxy: PatientProxy | None, health: HealthConfig
-) -> None:
-  # gRPC would ask the environment's web proxy for the way to this very machine.
-  os.environ.setdefault("no_grpc_proxy", "127.0.0.1")
+def _connect_to_jax(address: tuple[str, int], index: int, count: int) -> socket.socket:
+  """Connects to JAX's service through the coordinator's port."""
+  try:
+    return host_link.connect(address, index, count, "jax")
+  except (host_link.Closed, UserError) as error:
+    raise ConnectionError(str(error)) from error
+
+
+def _initialize_jax(place: Place, path: str, health: HealthConfig) -> None:
   jax.config.update("jax_check_proxy_envs", False)
   # It would swallow SIGTERM until `signals` takes over.
   jax.config.update("jax_enable_preemption_service", False)
   backstop = max(_BACKSTOP_SECONDS, _BACKSTOP_FACTOR * health.host_timeout_seconds)
   jax.distributed.initialize(
-    f"127.0.0.1:{proxy.port if proxy else port}",
+    f"unix:{path}",
     place.count,
     place.index,
     local_device_ids=place.local_device_ids,
@@ -199,7 +228,27 @@ def _initialize_jax(
     initialization_timeout=_JAX_CONNECT_SECONDS,
     heartbeat_timeout_seconds=int(backstop),
     shutdown_timeout_seconds=_JAX_SHUTDOWN_SECONDS,
-    coordinator_bind_address=f"[::]:{port}" if proxy is None else None,
+    coordinator_bind_address=f"unix:{path}",
+  )
+
+
+def _bind_cpu_collectives(own_address: str) -> None:
+  """Has Gloo listen on the address by which the hosts reach each other.
+
+  By itself it takes the address that this machine's own name has here, which on Debian
+  is one of loopback.
+  """
+  if jax.config.jax_cpu_collectives_implementation != "gloo" or "%" in own_address:
+    return
+
+  def make_client():
+    collectives = _jax.make_gloo_tcp_collectives(
+      distributed_client=jax_distributed.global_state.client, hostname=own_address
+    )
+    return xla_bridge.make_cpu_client(collectives=collectives)
+
+  xla_bridge.register_backend_factory(
+    "cpu", make_client, priority=0, fail_quietly=False
   )
 
 
@@ -284,14 +333,14 @@ def _check_not_overlooked() -> None:
 
 
 def _start_coordinator(
-  place: Place, port: int, wait_seconds: float, health: HealthConfig
-) -> None:
+  place: Place, wait_seconds: float, health: HealthConfig, secret: bytes, path: str
+) -> Coordinator:
   """Starts the coordinator; one of an earlier run may take a moment to go."""
+  host, port = split_address(place.address)
   end = time.monotonic() + min(_PORT_SECONDS, wait_seconds)
   while True:
     try:
-      Coordinator(place.address, port, place.count, wait_seconds, health)
-      return
+      return Coordinator(host, port, place.count, wait_seconds, health, secret, path)
     except OSError as error:
       if time.monotonic() > end:
         raise UserError(

@@ -4,33 +4,65 @@ JAX's client ends its process by an abort, with a C++ stack and no word on which
 was lost, in the instant that its connection to the service breaks. So the hosts other
 than 0 connect to the service through this proxy, which keeps their side open: whoever
 was lost is then named by `watchdog`, and JAX's own heartbeats still notice, later.
+
+The service asks nobody who they are. So it listens on a socket in a folder that only
+its user may enter, and so does this proxy; between the two bytes go through the
+coordinator's port, which asks for the run's secret.
 """
 
 from __future__ import annotations
 
+import pathlib
+import shutil
 import socket
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 
 _CHUNK_BYTES = 2**16
-_CONNECT_SECONDS = 5.0
 _RETRY_SECONDS = 0.1
+
+# The kernel takes paths of 107 bytes.
+_MAX_PATH_BYTES = 100
+
+
+class PrivateSocket:
+  """A path for a socket, in a folder of this user's alone.
+
+  Attributes:
+    path: of the socket, which nothing listens on yet.
+  """
+
+  def __init__(self):
+    """Makes the folder."""
+    folder = tempfile.mkdtemp(prefix="commentree_")
+    if len(folder.encode()) > _MAX_PATH_BYTES - len("/jax"):
+      shutil.rmtree(folder)
+      folder = tempfile.mkdtemp(prefix="commentree_", dir="/tmp")
+    self.path = str(pathlib.Path(folder) / "jax")
+
+  def remove(self) -> None:
+    """Removes the folder; what is connected stays so."""
+    shutil.rmtree(pathlib.Path(self.path).parent, ignore_errors=True)
 
 
 class PatientProxy:
-  """Passes bytes between a port of this machine and one of another, in threads.
+  """Passes bytes between a socket of this machine and the service, in threads."""
 
-  Attributes:
-    port: the port of 127.0.0.1 to connect to.
-  """
+  def __init__(self, path: str, connect: Callable[[], socket.socket]):
+    """Starts to listen.
 
-  def __init__(self, host: str, port: int):
-    """Starts to listen; the other side need not be there yet."""
-    self._target = (host, port)
+    Args:
+      path: of the socket to connect to.
+      connect: connects to the service; raises an OSError where it is not there yet.
+    """
+    self._connect_there = connect
     self._patient = True
     self._doors: list[socket.socket] = []
-    self._listener = socket.create_server(("127.0.0.1", 0))
-    self.port: int = self._listener.getsockname()[1]
+    self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    self._listener.bind(path)
+    self._listener.listen()
     _in_thread(self._accept)
 
   def give_up(self) -> None:
@@ -48,8 +80,7 @@ class PatientProxy:
     there = self._connect()
     if there is None:
       return
-    for end in (here, there):
-      end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _in_thread(self._back, there, here)
     _pass(here, there)
     _shut(there)
@@ -63,7 +94,7 @@ class PatientProxy:
   def _connect(self) -> socket.socket | None:
     while self._patient:
       try:
-        connection = socket.create_connection(self._target, _CONNECT_SECONDS)
+        connection = self._connect_there()
         connection.settimeout(None)
         return connection
       except OSError:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from .. import errors
 from ..errors import UserError
+from .host_messages import End
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +24,9 @@ class Verdict:
   hosts: tuple[int, ...] = ()
 
   @classmethod
-  def from_message(cls, message: Mapping[str, Any]) -> Verdict:
+  def from_message(cls, message: End) -> Verdict:
     """Reads what the coordinator sent."""
-    return cls(message["text"], message["code"], tuple(message["hosts"]))
+    return cls(message.text, message.code, tuple(message.hosts))
 
   def error(self) -> UserError:
     """The error that gives the same exit code."""

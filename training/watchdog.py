@@ -23,6 +23,18 @@ from . import host_log
 from .config import HealthConfig
 from .coordinator import TICK_SECONDS
 from .host_link import Closed, HostLink
+from .host_messages import (
+  Agreed,
+  AllDone,
+  AllHeard,
+  Beat,
+  Done,
+  End,
+  Facts,
+  Failed,
+  FromCoordinator,
+  FromHost,
+)
 from .verdict import Verdict
 
 _log = logging.getLogger("commentree")
@@ -101,7 +113,7 @@ class Watchdog:
     if self._link is None:
       return
     self._answered.clear()
-    self._send({"facts": dict(facts), "about": what})
+    self._send(Facts(what, dict(facts)))
     self._answered.wait()
     if self._answer:
       raise UserError(self._answer)
@@ -147,7 +159,7 @@ class Watchdog:
     if self._link is None:
       return
     self.at(self._at[0], "end")
-    self._send({"done": True})
+    self._send(Done())
     self._stopped.wait()
     self._leave()
 
@@ -166,8 +178,8 @@ class Watchdog:
       message = " ".join("".join(traceback.format_exception_only(error)).split())
     # A defect here is no defect there: the others may start again.
     told = HostLostError.exit_code if code == 1 else code
-    self._send({"beat": [*self._at, 0]})
-    self._send({"failed": {"code": told, "message": message[:_MAX_MESSAGE_CHARS]}})
+    self._send(Beat(*self._at, 0))
+    self._send(Failed(told, message[:_MAX_MESSAGE_CHARS]))
     # The coordinator, if it is in this process, has yet to pass that on.
     self._stopped.wait(_VERDICT_SECONDS)
     if trace:
@@ -185,7 +197,7 @@ class Watchdog:
         return
       time.sleep(TICK_SECONDS / 2)
 
-  def _send(self, message: Mapping[str, Any]) -> None:
+  def _send(self, message: FromHost) -> None:
     assert self._link is not None
     # A closed connection is noticed, and acted upon, by the thread that reads.
     with contextlib.suppress(Closed):
@@ -194,6 +206,15 @@ class Watchdog:
   # ---- The thread ------------------------------------------------------------------
 
   def _run(self) -> None:
+    try:
+      self._watch()
+    except Exception as error:
+      # A defect of ours: a process that nobody watches may wait without end.
+      line = " ".join("".join(traceback.format_exception_only(error)).split())
+      _log.exception("the watchdog")
+      _end_process(1, f"the watchdog failed: {line}", stacks=True)
+
+  def _watch(self) -> None:
     before = time.monotonic()
     silent_seconds = 0.0
     while not self._stopped.is_set():
@@ -218,7 +239,7 @@ class Watchdog:
     if self._link is None:
       self._stopped.wait(TICK_SECONDS)
       return False
-    self._send({"beat": [*self._at, self._still_seconds]})
+    self._send(Beat(*self._at, self._still_seconds))
     end = time.monotonic() + TICK_SECONDS
     heard = False
     try:
@@ -231,16 +252,17 @@ class Watchdog:
         self._lose_coordinator("is gone: its process ended without a word")
     return heard
 
-  def _hear(self, message: Mapping[str, Any]) -> None:
-    if "beat" in message:
-      self._all_heard = time.monotonic() - message["beat"]
-    elif "agreed" in message:
-      self._answer = message["agreed"]
-      self._answered.set()
-    elif "all_done" in message:
-      self._stopped.set()
-    elif "end" in message:
-      self._obey(Verdict.from_message(message["end"]))
+  def _hear(self, message: FromCoordinator) -> None:
+    match message:
+      case AllHeard():
+        self._all_heard = time.monotonic() - message.silent_seconds
+      case Agreed():
+        self._answer = message.difference
+        self._answered.set()
+      case AllDone():
+        self._stopped.set()
+      case End():
+        self._obey(Verdict.from_message(message))
 
   def _obey(self, verdict: Verdict) -> None:
     if verdict.exit_code != HostLostError.exit_code:

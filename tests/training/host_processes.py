@@ -12,8 +12,11 @@ import sys
 import time
 from typing import Any
 
+from commentree.training import host_secret
+
 _SCRIPT = pathlib.Path(__file__).with_name("run_host.py")
 _SECONDS = 120
+SECRET = "a secret that only these tests know"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +36,13 @@ class Hosts:
     self._log_dir = log_dir
     self._started: list[subprocess.Popen[str]] = []
 
-  def start(self, count: int, *each: dict[str, Any], **options) -> list:
-    """Starts a process for each of `each`, which holds its own options."""
+  def start(
+    self, count: int, *each: dict[str, Any], secret: str | None = SECRET, **options
+  ) -> list:
+    """Starts a process for each of `each`, which holds its own options.
+
+    All are given the secret, but those whose own options say another.
+    """
     options = {
       "address": f"127.0.0.1:{free_port()}",
       "count": count,
@@ -44,7 +52,7 @@ class Hosts:
     processes = [
       subprocess.Popen(
         [sys.executable, str(_SCRIPT), json.dumps({**options, **own})],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env=_environment(own.get("secret", secret)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,6 +69,11 @@ class Hosts:
 
   def log(self, index: int) -> str:
     return (self._log_dir / f"host_{index}.log").read_text()
+
+
+def _environment(secret: str | None) -> dict[str, str]:
+  given = {} if secret is None else {host_secret.VARIABLE: secret}
+  return {**os.environ, "JAX_PLATFORMS": "cpu", **given}
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ from commentree.errors import HostLostError
 from commentree.training import host_link
 from commentree.training.config import HealthConfig
 from commentree.training.coordinator import Coordinator
+from commentree.training.host_messages import Beat, Done, End
 
 from .host_processes import free_port
 
@@ -26,7 +27,7 @@ def join_all():
     count: int, health: HealthConfig, port: int | None = None
   ) -> list[host_link.HostLink]:
     port = port or free_port()
-    Coordinator("here", port, count, 30, health)
+    Coordinator("127.0.0.1", port, count, 30, health)
     address = ("127.0.0.1", port)
 
     def one(index: int) -> host_link.HostLink:
@@ -41,13 +42,13 @@ def join_all():
     link.close()
 
 
-def verdict(link: host_link.HostLink, seconds: float) -> dict | None:
+def verdict(link: host_link.HostLink, seconds: float) -> End | None:
   """What the coordinator ends the run with, if it does in that time."""
   end = time.monotonic() + seconds
   while (left := end - time.monotonic()) > 0:
     for message in link.receive(left):
-      if "end" in message:
-        return message["end"]
+      if isinstance(message, End):
+        return message
   return None
 
 
@@ -67,28 +68,28 @@ def test_the_host_that_the_others_wait_for_is_blamed(join_all, places, blamed):
   health = HealthConfig(stall_timeout_seconds=30, allowances={})
   links = join_all(3, health)
   for link, (step, what) in zip(links, places):
-    link.send({"beat": [step, what, _STILL]})
+    link.send(Beat(step, what, _STILL))
   end = verdict(links[2], 5)
-  assert end["hosts"] == blamed
-  assert end["code"] == 75
-  assert "still for 100 s" in end["text"]
+  assert end.hosts == blamed
+  assert end.code == 75
+  assert "still for 100 s" in end.text
 
 
 def test_what_takes_long_by_nature_is_given_time(join_all):
   health = HealthConfig(stall_timeout_seconds=30, allowances={"compile": 2 * _STILL})
   links = join_all(3, health)
   for link, what in zip(links, ("step", "compile", "step")):
-    link.send({"beat": [5, what, _STILL]})
+    link.send(Beat(5, what, _STILL))
   assert verdict(links[0], 1.5) is None
-  links[1].send({"beat": [5, "compile", 3 * _STILL]})
-  assert verdict(links[0], 5)["hosts"] == [1]
+  links[1].send(Beat(5, "compile", 3 * _STILL))
+  assert verdict(links[0], 5).hosts == [1]
 
 
 def test_a_host_that_is_done_holds_nobody_up(join_all):
   links = join_all(2, HealthConfig(stall_timeout_seconds=30))
-  links[0].send({"beat": [4, "end", _STILL]})
-  links[0].send({"done": True})
-  links[1].send({"beat": [5, "log", 1]})
+  links[0].send(Beat(4, "end", _STILL))
+  links[0].send(Done())
+  links[1].send(Beat(5, "log", 1))
   assert verdict(links[1], 1.5) is None
 
 
@@ -105,6 +106,6 @@ def test_many_hosts_are_no_burden(join_all):
   before = time.process_time()
   for _ in range(3):
     for link in links:
-      link.send({"beat": [1, "step", 0]})
+      link.send(Beat(1, "step", 0))
     assert verdict(links[0], 0.5) is None
   assert time.process_time() - before < 1.0

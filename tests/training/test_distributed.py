@@ -13,7 +13,6 @@ from rich.console import Console
 from commentree.errors import HostLostError, UserError
 from commentree.training import distributed, host_link
 from commentree.training.config import HealthConfig
-from commentree.training.coordinator import Coordinator
 from commentree.training.distributed import Place, find_place
 from commentree.training.host_settings import HostSettings
 
@@ -167,12 +166,3 @@ def test_something_else_that_listens_there_is_told_apart(monkeypatch):
     address = other.getsockname()
     with pytest.raises(HostLostError, match="is no host 0 of commentree"):
       host_link.join(address, "there", 1, 2, 1.0, lambda line: None)
-
-
-def test_the_coordinator_heeds_nobody_who_does_not_speak_its_language():
-  port = free_port()
-  Coordinator("here", port, 2, 60, HealthConfig())
-  for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"{}\n", b"[1]\n", b"\xff\xfe\n"):
-    with socket.create_connection(("127.0.0.1", port), 5) as connection:
-      connection.sendall(garbage)
-      assert connection.recv(100) == b""
