@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
+from ..training import host_secret
 from . import flags, generations, kubectl, policy, remote, supervisor
 from .shell import Shell
 
@@ -43,8 +44,11 @@ _VERBS = {
 # A container's exit codes after which starting again changes nothing.
 _FINAL_EXIT_CODES = sorted({policy.USER_ERROR, policy.INTERRUPTED, 126, 127})
 
-# libtpu's two, Megascale's; JAX's coordinator and ours.
-_PORTS = (8471, 8431, 8080, 8482, 8483)
+# libtpu's two, Megascale's.
+_TPU_PORTS = (8471, 8431, 8080)
+# The coordinator's: JAX's own default on TPUs, and the variable that names another.
+_COORDINATOR_PORT = 8482
+_COORDINATOR_PORT_VARIABLE = "JAX_COORDINATOR_PORT"
 
 _CONTAINER = "train"
 _JOB = "slice"
@@ -109,6 +113,13 @@ class JobSetConfig:
     """Hosts of a slice, a pod each."""
     chips = generations.for_gke(self.tpu).chips(self.topology)
     return chips // self.chips_per_host
+
+  @property
+  def makes_host_secret(self) -> bool:
+    """Whether there are several hosts, and the user gives them no secret."""
+    own = {host_secret.VARIABLE, host_secret.FILE_VARIABLE}
+    given = own & (self.env.keys() | self.secret_env.keys())
+    return self.hosts * self.num_slices > 1 and not given
 
 
 def manifest(config: JobSetConfig) -> dict[str, Any]:
@@ -204,11 +215,21 @@ def _pod(config: JobSetConfig) -> dict[str, Any]:
       "env": _env(config),
       # The TPU's devices are the host's own.
       "securityContext": {"privileged": True},
-      "ports": [{"containerPort": port} for port in _PORTS],
+      "ports": [{"containerPort": port} for port in _ports(config)],
       "resources": {"requests": dict(chips), "limits": dict(chips)},
     }
   ]
   return pod
+
+
+def _ports(config: JobSetConfig) -> list[int]:
+  given = config.env.get(_COORDINATOR_PORT_VARIABLE, str(_COORDINATOR_PORT))
+  if not (given.isdecimal() and 0 < int(given) < 2**16):
+    raise UserError(
+      f"--env={_COORDINATOR_PORT_VARIABLE}={given}: must be a port, from 1 to"
+      f" {2**16 - 1}"
+    )
+  return [*_TPU_PORTS, int(given)]
 
 
 def _env(config: JobSetConfig) -> list[dict[str, Any]]:
@@ -224,6 +245,16 @@ def _env(config: JobSetConfig) -> list[dict[str, Any]]:
       },
       {"name": "MEGASCALE_COORDINATOR_ADDRESS", "value": coordinator},
     ]
+  if config.makes_host_secret:
+    # Optional, as `write` makes none: hosts then say that they were given none.
+    source = {
+      "name": kubectl.host_secret_name(config.name),
+      "key": kubectl.HOST_SECRET_KEY,
+      "optional": True,
+    }
+    variables.append(
+      {"name": host_secret.VARIABLE, "valueFrom": {"secretKeyRef": source}}
+    )
   variables += [
     {"name": name, "value": _literal(value)} for name, value in config.env.items()
   ]
@@ -260,7 +291,11 @@ def main(argv: Sequence[str]) -> int:
     case "write":
       print(dump(manifest(_config(arguments, command))), end="")
     case "apply":
-      pods.apply(dump(manifest(_config(arguments, command))))
+      config = _config(arguments, command)
+      document = dump(manifest(config))
+      if config.makes_host_secret:
+        pods.make_host_secret()
+      pods.apply(document)
     case "status":
       pods.status()
     case "logs":

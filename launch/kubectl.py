@@ -11,11 +11,15 @@ import re
 from collections.abc import Sequence
 
 from ..errors import UserError
+from ..training import host_secret
 from . import flags
 from .shell import Shell
 
 # With a Job's index and a pod's, the longest name must stay within 63 characters.
 _LONGEST_NAME = 40
+
+# Of the Secret by which the hosts know each other.
+HOST_SECRET_KEY = "secret"
 
 # Pods of one run start as far apart.
 _HOST_WAIT_S = 900
@@ -32,6 +36,11 @@ def check_name(name: str) -> None:
       f"--name={name}: write up to {_LONGEST_NAME} small letters, digits and hyphens,"
       " a letter first"
     )
+
+
+def host_secret_name(name: str) -> str:
+  """Returns the name of the Secret of a JobSet's hosts."""
+  return f"{name}-hosts"
 
 
 def patient(command: Sequence[str]) -> list[str]:
@@ -60,6 +69,15 @@ class Pods:
   def __post_init__(self):
     check_name(self.name)
 
+  def make_host_secret(self) -> None:
+    """Makes the Secret by which the run's hosts know each other, anew."""
+    self._delete_host_secret()
+    what = ["create", "secret", "generic", host_secret_name(self.name)]
+    source = f"--from-file={HOST_SECRET_KEY}=/dev/stdin"
+    self.shell.feed(
+      [*self._kubectl, *what, source], host_secret.make(), maker=host_secret.MAKE
+    )
+
   def apply(self, manifest: str) -> None:
     """Applies a manifest, YAML."""
     self.shell.feed([*self._kubectl, "apply", "--filename=-"], manifest)
@@ -83,6 +101,11 @@ class Pods:
   def delete(self) -> None:
     """Deletes the JobSet; its pods get SIGTERM, and their time to save."""
     self.shell.run([*self._kubectl, "delete", "jobset", self.name])
+    self._delete_host_secret()
+
+  def _delete_host_secret(self) -> None:
+    what = ["delete", "secret", host_secret_name(self.name), "--ignore-not-found"]
+    self.shell.run([*self._kubectl, *what])
 
   @property
   def _kubectl(self) -> list[str]:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 
 from ..errors import UserError
+from ..training import host_secret
 from . import progress, supervisor
 from .supervisor import Host, Settings, Supervisor
 
@@ -54,11 +55,16 @@ def plan(
   log_dir: pathlib.Path,
   env: Mapping[str, str],
 ) -> list[Host]:
-  """Returns the processes of one start, with a coordinator port that is free now."""
+  """Returns the processes of one start, with a port and a secret of their own."""
   address = f"127.0.0.1:{free_port()}"
   devices = f"--xla_force_host_platform_device_count={devices_per_host}"
   flags = f"{env.get('XLA_FLAGS', '')} {devices}".strip()
-  host_env = {"JAX_PLATFORMS": "cpu", **env, "XLA_FLAGS": flags}
+  host_env = {
+    "JAX_PLATFORMS": "cpu",
+    **env,
+    "XLA_FLAGS": flags,
+    host_secret.VARIABLE: host_secret.make(),
+  }
   return [
     Host(
       f"host {i}",
@@ -146,6 +152,8 @@ def main(argv: Sequence[str]) -> int:
     planned = plan(
       command, arguments.hosts, arguments.devices_per_host, folder, os.environ
     )
+    # Hosts take it from the shell, so that it is on no command line.
+    print(f'export {host_secret.VARIABLE}="$({host_secret.MAKE})"')
     for host in planned:
       print(_as_shell(host))
     return 0

@@ -1,9 +1,9 @@
 """What runs on the workers of a TPU slice: short bash scripts, sent over ssh.
 
 A worker keeps everything in one folder of its home: the source, a virtual environment,
-the environment file, and of the run its log, its supervisor's process id and its exit
-code. Scripts are made here and tested by running them; how they get there is
-`queued_resources`' matter.
+the environment file, the hosts' secret, and of the run its log, its supervisor's
+process id and its exit code. Scripts are made here and tested by running them; how they
+get there is `queued_resources`' matter.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from ..errors import UserError
+from ..training import host_secret
 
 FOLDER = "commentree_run"
 SOURCE = "source.tar.gz"
 ENV = "env"
+SECRET = "host_secret"
 LOG = "run.log"
 
 _STATUS = re.compile(
@@ -88,7 +90,8 @@ def start(command: Sequence[str], max_restarts: int, again: bool = False) -> str
   """Returns a script that starts a command under a supervisor, in the background.
 
   A dropped connection does not reach it. The environment file is read there, so that
-  its values show in no list of processes.
+  its values show in no list of processes. The secret by which the hosts know each other
+  stays in its file, which they read at each start.
 
   Args:
     command: the commentree command, "train" first.
@@ -107,6 +110,7 @@ def start(command: Sequence[str], max_restarts: int, again: bool = False) -> str
   )
   background = f"""\
 set -a
+[ ! -e {SECRET} ] || {host_secret.FILE_VARIABLE}="$PWD/{SECRET}"
 [ ! -e {ENV} ] || . ./{ENV}
 set +a
 {supervise} &

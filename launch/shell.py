@@ -101,12 +101,21 @@ class Shell:
         )
     return [output for output, _ in ended]
 
-  def feed(self, command: Sequence[str], text: str) -> None:
+  def feed(self, command: Sequence[str], text: str, maker: str | None = None) -> None:
     """Runs a command that reads a text from stdin, its output shown.
+
+    Args:
+      command: the command.
+      text: what it reads.
+      maker: a shell's command that makes another such text: a dry run shows that
+        instead of a text that is secret.
 
     Raises:
       CommandError: if it fails.
     """
+    if self.dry_run and maker:
+      print(f"{maker} | {shlex.join(command)}")
+      return
     if self.dry_run:
       print(f"{shlex.join(command)} <<'{_END}'\n{text}{_END}")
       return

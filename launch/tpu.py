@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from ..errors import UserError
+from ..training import host_secret
 from . import progress, remote, supervisor, tpu_watch
 from .package import Package
 from .queued_resources import Place, QueueState, Request, Slices
@@ -142,13 +143,16 @@ class _Job:
   def run(self, again: bool = False) -> int:
     """Starts the command on all workers."""
     with self._staging() as folder:
-      path = pathlib.Path(folder) / remote.ENV
-      self._shell.note(f"{path}, mode 600, sets {', '.join(self._env) or 'nothing'}")
+      env, secret = (
+        pathlib.Path(folder) / name for name in (remote.ENV, remote.SECRET)
+      )
+      self._shell.note(f"{env}, mode 600, sets {', '.join(self._env) or 'nothing'}")
+      self._shell.note(f"{secret}, mode 600, from `{host_secret.MAKE}`")
       if not self._shell.dry_run:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-          stream.write(remote.env_file(self._env))
-      self._slices.copy([str(path)])
+        _write_private(env, remote.env_file(self._env))
+        # New for each start; hosts that run read it when they start again.
+        _write_private(secret, host_secret.make() + "\n")
+      self._slices.copy([str(env), str(secret)])
     max_restarts = self._arguments.max_restarts
     self._slices.ssh(remote.start(self._command, max_restarts, again))
     if not again:
@@ -325,6 +329,11 @@ class _Named:
 
   def __exit__(self, *unused) -> None:
     pass
+
+
+def _write_private(path: pathlib.Path, text: str) -> None:
+  with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as stream:
+    stream.write(text)
 
 
 def _check_copied(paths: Sequence[str]) -> None:

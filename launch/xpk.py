@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 
 from ..errors import UserError
+from ..training import host_secret
 from . import flags, kubectl, policy, remote, supervisor
 from .shell import Shell
 
@@ -85,7 +86,9 @@ def container_command(command: Sequence[str]) -> str:
 def _create(
   arguments: argparse.Namespace, command: Sequence[str], shell: Shell
 ) -> None:
-  env = remote.parse_env(arguments.env, os.environ)
+  # As xpk has no other way, whoever may read the workload in the cluster can read it.
+  secret = {host_secret.VARIABLE: host_secret.make()}
+  env = {**secret, **remote.parse_env(arguments.env, os.environ)}
   what = [
     f"--workload={arguments.name}",
     *_where(arguments),
@@ -98,11 +101,10 @@ def _create(
     f"--command={container_command(command)}",
   ]
   with tempfile.TemporaryDirectory(prefix="commentree_") as folder:
-    if env:
-      path = pathlib.Path(folder) / "env"
-      _write_env_file(path, env)
-      what.insert(-1, f"--env-file={path}")
-      shell.note(f"{path}, mode 600, sets {', '.join(env)}")
+    path = pathlib.Path(folder) / "env"
+    _write_env_file(path, env)
+    what.insert(-1, f"--env-file={path}")
+    shell.note(f"{path}, mode 600, sets {', '.join(env)}")
     shell.run(["xpk", "workload", "create", *what])
 
 

@@ -15,6 +15,7 @@ from importlib import metadata
 
 import jax
 from jax._src import clusters, xla_bridge
+from jax._src import config as jax_config
 from jax._src import distributed as jax_distributed
 from jax._src.clusters.cloud_tpu_cluster import BaseTpuCluster
 from jax._src.lib import _jax
@@ -36,6 +37,7 @@ _JAX_CONNECT_SECONDS = 120
 _JAX_SHUTDOWN_SECONDS = 60
 _PORT_SECONDS = 10.0
 _LOOPBACK = "127.0.0.1"
+_PORT = "JAX_COORDINATOR_PORT"
 _LOCAL_DEVICES = "JAX_LOCAL_DEVICE_IDS"
 
 
@@ -238,7 +240,7 @@ def _bind_cpu_collectives(own_address: str) -> None:
   By itself it takes the address that this machine's own name has here, which on Debian
   is one of loopback.
   """
-  if jax.config.jax_cpu_collectives_implementation != "gloo" or "%" in own_address:
+  if jax_config.cpu_collectives_implementation.value != "gloo" or "%" in own_address:
     return
 
   def make_client():
@@ -280,9 +282,8 @@ def _told(settings: HostSettings) -> Place | None:
     count = kind.get_process_count()
     if count == 1:
       return Place()
-    port = os.environ.get("JAX_COORDINATOR_PORT")
     address = os.environ.get("JAX_COORDINATOR_ADDRESS") or kind.get_coordinator_address(
-      int(settings.wait_seconds), port
+      int(settings.wait_seconds), _port()
     )
     index = kind.get_process_id()
     local = None
@@ -306,6 +307,14 @@ def _surroundings() -> type[clusters.ClusterEnv] | None:
       if not kind.opt_in_only_method and kind.is_env_present():
         return kind
   return None
+
+
+def _port() -> str | None:
+  """The port that the user names where surroundings name the host."""
+  port = os.environ.get(_PORT)
+  if port is not None and not (port.isdecimal() and 0 < int(port) < 2**16):
+    raise UserError(f"{_PORT}={port}: must be a port, from 1 to {2**16 - 1}")
+  return port
 
 
 def _source(kind: type[clusters.ClusterEnv]) -> str:

@@ -34,7 +34,6 @@ Purpose: TypeAlias = Literal["host", "jax"]
 
 class _Message(
   msgspec.Struct,
-  frozen=True,
   tag_field="type",
   tag=str.lower,
   forbid_unknown_fields=True,

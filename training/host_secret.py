@@ -22,6 +22,9 @@ from ..errors import UserError
 VARIABLE = "COMMENTREE_HOST_SECRET"
 FILE_VARIABLE = "COMMENTREE_HOST_SECRET_FILE"
 
+# How to make one in a shell.
+MAKE = "openssl rand -hex 32"
+
 _RANDOM_BYTES = 32
 _MIN_BYTES = 16
 
@@ -83,6 +86,6 @@ def _checked(secret: bytes, source: str) -> bytes:
   if len(secret) < _MIN_BYTES:
     raise UserError(
       f"{source}: the secret has {len(secret)} characters, fewer than {_MIN_BYTES};"
-      " make one by `openssl rand -hex 32`, the same for every host"
+      f" make one by `{MAKE}`, the same for every host"
     )
   return secret

@@ -58,6 +58,7 @@ def main():
     "pid": os.getpid(),
     "flags": flags,
     "env": {name: os.environ.get(name) for name in ("XLA_FLAGS", "JAX_PLATFORMS")},
+    "secret": os.environ.get("COMMENTREE_HOST_SECRET"),
   }
   with (folder / "started.jsonl").open("a") as stream:
     stream.write(json.dumps(record) + "\n")

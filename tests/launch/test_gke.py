@@ -7,6 +7,7 @@ jobset.x-k8s.io/v1alpha2.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -242,7 +243,12 @@ def test_a_secret_is_named_not_written():
 def test_commands_and_variables_reach_every_pod_as_they_are(cloud, capfd):
   flags = [*WHAT, "--num_slices=2", "--env=A=$(B) it's", "--namespace=team"]
   assert main.main(["launch", "jobset", "apply", *flags, "--", "train", ODD]) == 0
-  assert cloud.calls() == [["kubectl", "--namespace=team", "apply", "--filename=-"]]
+  kubectl = ["kubectl", "--namespace=team"]
+  assert cloud.calls() == [
+    [*kubectl, "delete", "secret", "mine-hosts", "--ignore-not-found"],
+    [*kubectl, *CREATE_SECRET],
+    [*kubectl, "apply", "--filename=-"],
+  ]
   lines = (cloud.folder / "containers.jsonl").read_text().splitlines()
   pods = [json.loads(line) for line in lines]
   assert [(pod["slice"], pod["host"]) for pod in pods] == [
@@ -251,6 +257,44 @@ def test_commands_and_variables_reach_every_pod_as_they_are(cloud, capfd):
   expected = ["commentree", "train", ODD, "--host_wait_seconds=900"]
   assert all(pod["argv"] == expected for pod in pods)
   assert all(pod["env"]["A"] == "$(B) it's" for pod in pods)
+
+
+CREATE_SECRET = [
+  *("create", "secret", "generic", "mine-hosts"),
+  "--from-file=secret=/dev/stdin",
+]
+
+
+def test_hosts_of_a_jobset_share_a_secret_that_is_in_no_manifest(cloud, capfd):
+  flags = [*WHAT, "--", "train"]
+  assert main.main(["launch", "jobset", "apply", *flags]) == 0
+  first = (cloud.folder / "secret").read_text()
+  assert len(first) == 64
+  assert main.main(["launch", "jobset", "apply", *flags]) == 0
+  assert (cloud.folder / "secret").read_text() != first
+  assert main.main(["launch", "jobset", "write", *flags]) == 0
+  everything = json.dumps(cloud.calls()) + "".join(capfd.readouterr())
+  assert first not in everything + (cloud.folder / "jobset.json").read_text()
+  source = environment()["COMMENTREE_HOST_SECRET"]["valueFrom"]
+  assert source == {
+    "secretKeyRef": {"name": "mine-hosts", "key": "secret", "optional": True}
+  }
+  # One host has none to know, and a user's own secret is left alone.
+  assert not config(tpu="v6e", topology="1x1").makes_host_secret
+  own = config(secret_env={"COMMENTREE_HOST_SECRET": ("ours", "key")})
+  assert not own.makes_host_secret
+
+
+def test_a_port_of_the_users_is_opened_in_the_pods():
+  def ports(**env):
+    job = through_yaml(env=env)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    [container] = job["template"]["spec"]["containers"]
+    return [port["containerPort"] for port in container["ports"]]
+
+  assert 8482 in ports()
+  assert 9000 in ports(JAX_COORDINATOR_PORT="9000")
+  with pytest.raises(UserError, match=r"--env=JAX_COORDINATOR_PORT=x: must be a port"):
+    ports(JAX_COORDINATOR_PORT="x")
 
 
 @pytest.mark.parametrize("verb", ["apply", "status", "delete", "logs"])
@@ -264,8 +308,9 @@ def test_a_dry_run_of_a_jobset_survives_a_shell(verb, cloud, capsys):
   shown = capsys.readouterr().out
   subprocess.run(["bash", "-c", shown], check=True, capture_output=True)
   assert cloud.calls()[0][0] == "kubectl"
-  assert verb in " ".join(cloud.calls()[0]) or verb == "status"
+  assert any(verb in call for call in cloud.calls()) or verb == "status"
   if verb == "apply":
+    assert len((cloud.folder / "secret").read_text().strip()) == 64
     applied = json.loads((cloud.folder / "jobset.json").read_text())
     assert applied == through_yaml()
 
@@ -315,7 +360,10 @@ def test_xpk_is_asked_for_a_workload_that_runs_the_command_as_it_is(cloud, monke
   } < set(call)
   assert "s3cr3t" not in json.dumps(call)
   env = json.loads((cloud.folder / "env.json").read_text())
-  assert env == {"mode": 0o600, "text": "SECRET=s3cr3t ä\n"}
+  assert env["mode"] == 0o600
+  host_secret, own = env["text"].splitlines()
+  assert re.fullmatch("COMMENTREE_HOST_SECRET=[0-9a-f]{64}", host_secret)
+  assert own == "SECRET=s3cr3t ä"
 
 
 def test_a_pod_of_xpks_that_is_told_to_end_lets_the_run_save(cloud):

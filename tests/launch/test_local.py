@@ -138,6 +138,21 @@ def test_hosts_get_devices_flags_and_one_coordinator(folder):
     }
 
 
+def test_hosts_share_a_secret_that_is_new_at_each_start_and_on_no_command_line(
+  folder, capfd
+):
+  assert run(folder, [[["exit", 75]], DONE], [DONE, DONE]) == 0
+  records = started(folder)
+  first, second = ({r["secret"] for r in records if r["start"] == i} for i in (0, 1))
+  assert len(first) == len(second) == 1
+  assert first != second
+  told = "".join(capfd.readouterr()) + (folder / "logs" / "host_1.log").read_text()
+  for secret in first | second:
+    assert re.fullmatch(r"[0-9a-f]{64}", secret)
+    assert secret not in json.dumps([record["flags"] for record in records])
+    assert secret not in told
+
+
 def test_another_platform_of_the_users_stays(folder):
   run(folder, [DONE], hosts=1, env={**os.environ, "JAX_PLATFORMS": "cuda"})
   assert started(folder)[0]["env"]["JAX_PLATFORMS"] == "cuda"
@@ -356,7 +371,8 @@ def test_a_dry_run_prints_commands_that_a_shell_takes_apart_again(folder, capsys
   value = "--gin.MODEL_DIR='it''s \"$HOME\"'"
   flags = ["--hosts=2", "--devices_per_host=4", f"--log_dir={folder}", "--dry_run"]
   assert main.main(["launch", "local", *flags, "--", "train", value]) == 0
-  lines = capsys.readouterr().out.splitlines()
+  secret, *lines = capsys.readouterr().out.splitlines()
+  assert secret == 'export COMMENTREE_HOST_SECRET="$(openssl rand -hex 32)"'
   assert len(lines) == 2
   for i, line in enumerate(lines):
     shown = line.replace(local.shlex.join(local.program()), "printf '%s\\n'", 1)

@@ -134,7 +134,23 @@ def test_no_secret_is_on_any_command_line_and_its_file_is_the_owners_alone(
     path = home / remote.FOLDER / remote.ENV
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text() == "SECRET=s3cr3t\nPLAIN='a b'\n"
+    path = home / remote.FOLDER / remote.SECRET
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_all_workers_read_one_secret_of_the_hosts_that_no_command_line_shows(
+  cloud, model_dir
+):
+  bring_up(cloud, model_dir, steps=1)
+  paths = [home / remote.FOLDER / remote.SECRET for home in cloud.homes()]
+  [secret] = {path.read_text().strip() for path in paths}
+  assert len(secret) == 64
+  records = wait_for(lambda: len(starts(model_dir)) == 2 and starts(model_dir))
+  assert {record["secret_file"] for record in records} == set(map(str, paths))
+  assert secret not in json.dumps(cloud.calls())
+  log = cloud.homes()[0] / remote.FOLDER / remote.LOG
+  assert secret not in log.read_text()
 
 
 def test_slices_that_are_done_are_deleted_if_so_asked(cloud, model_dir, up):

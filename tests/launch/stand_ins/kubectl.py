@@ -1,7 +1,8 @@
 """Stands in for `kubectl`: records calls, runs a manifest's containers once, here.
 
 What a container's command becomes once Kubernetes has put variables into it goes, as
-JSON, to $FAKE_CLOUD/containers.jsonl, for every pod of the JobSet.
+JSON, to $FAKE_CLOUD/containers.jsonl, for every pod of the JobSet; what a Secret is
+made of to $FAKE_CLOUD/secret.
 """
 
 import json
@@ -30,6 +31,8 @@ def main():
   with (CLOUD / "calls.jsonl").open("a") as stream:
     stream.write(json.dumps(["kubectl", *sys.argv[1:]]) + "\n")
   words = [word for word in sys.argv[1:] if not word.startswith("--")]
+  if words[:3] == ["create", "secret", "generic"]:
+    (CLOUD / "secret").write_text(sys.stdin.read())
   if words[0] != "apply":
     print(f"kubectl {' '.join(words)}")
     return

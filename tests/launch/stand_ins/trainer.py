@@ -21,7 +21,8 @@ def main():
   found = [int(p.name.removeprefix("checkpoint_")) for p in model_dir.glob("check*")]
   step = max(found, default=0)
   record = {"worker": worker, "from": step, "argv": sys.argv[1:],
-            "secret": os.environ.get("SECRET"), "pid": os.getpid()}  # fmt: skip
+            "secret": os.environ.get("SECRET"), "pid": os.getpid(),
+            "secret_file": os.environ.get("COMMENTREE_HOST_SECRET_FILE")}  # fmt: skip
   with (model_dir / "starts.jsonl").open("a") as stream:
     stream.write(json.dumps(record) + "\n")
   if (model_dir / "mistake").exists():
