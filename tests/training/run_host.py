@@ -3,7 +3,8 @@
   python run_host.py '{"address": …, "count": …, "index": …, "log_dir": …, …}'
 
 Further keys: `wait_seconds`; `health` (HealthConfig's); `facts` (to agree on); `steps`
-(at the end of each all hosts meet in a collective); `sleep_in` ([step, seconds], in
+(at the end of each all hosts meet in a collective); `until` (a file that ends the
+steps, instead of their number); `sleep_in` ([step, seconds], in
 `input`); `wedge_in` (likewise, while no other thread can run Python); `raise_at`
 ([step, kind]); `linger` (seconds of work after the last step).
 It prints each step as it is reached.
@@ -12,7 +13,9 @@ It prints each step as it is reached.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
+import os
 import sys
 import time
 
@@ -40,7 +43,12 @@ def main(argv) -> int:
   with distributed.joined(settings, health, options["log_dir"], "unused") as hosts:
     assert jax.process_index() == index
     hosts.watchdog.agree(options.get("facts", {}), "settings")
-    for step in range(1, options.get("steps", 0) + 1):
+    steps = (
+      itertools.count(1)
+      if "until" in options
+      else range(1, options.get("steps", 0) + 1)
+    )
+    for step in steps:
       hosts.watchdog.at(step, "input")
       print(f"step {step}", flush=True)
       when, seconds = options.get("sleep_in", (0, 0))
@@ -53,7 +61,9 @@ def main(argv) -> int:
       if step == when:
         raise {"UserError": UserError, "ValueError": ValueError}[kind]("it broke")
       hosts.watchdog.at(step, "step")
-      multihost_utils.process_allgather(np.ones(1))
+      enough = os.path.exists(options.get("until", ""))
+      if np.any(multihost_utils.process_allgather(np.array([enough]))):
+        break
       time.sleep(0.1)
     time.sleep(options.get("linger", 0))
     hosts.say("the end")
