@@ -22,7 +22,7 @@ from jax._src.lib import _jax
 from rich.console import Console
 
 from ..errors import HostLostError, UserError
-from . import host_link, host_log, host_secret
+from . import host_link, host_log, host_secret, tpu_lock
 from .config import HealthConfig
 from .coordinator import Coordinator
 from .host_log import HostConsole
@@ -93,6 +93,7 @@ def joined(
     model_dir: folder of the run.
   """
   place = find_place(settings)
+  tpu_lock.check()
   console = HostConsole(chief=place.index == 0)
   with host_log.kept(log_dir, model_dir, place.index, console):
     watchdog = initialize(place, settings.wait_seconds, health, console)

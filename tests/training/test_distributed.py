@@ -102,6 +102,37 @@ def test_tpu_slices_are_counted_host_by_host(surroundings, monkeypatch):
   assert place == Place("localhost:8482", 6, 5, None, "TPU metadata")
 
 
+def test_the_coordinators_port_can_be_set_where_surroundings_name_the_host(
+  surroundings, monkeypatch
+):
+  monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+  surroundings(
+    {
+      "TPU_WORKER_HOSTNAMES": "localhost,other",
+      "TPU_WORKER_ID": "1",
+      "MEGASCALE_COORDINATOR_ADDRESS": "",
+      "MEGASCALE_NUM_SLICES": "1",
+      "JAX_COORDINATOR_PORT": "9000",
+    }
+  )
+  assert find_place(HostSettings()).address == "localhost:9000"
+  monkeypatch.setenv("JAX_COORDINATOR_PORT", "90000")
+  with pytest.raises(UserError, match="^JAX_COORDINATOR_PORT=90000: must be a port"):
+    find_place(HostSettings())
+
+
+def test_a_tpu_that_is_in_use_is_told_before_hosts_wait_for_each_other(monkeypatch):
+  def in_use() -> None:
+    raise HostLostError("the TPU is in use by process 7")
+
+  monkeypatch.setattr(distributed.tpu_lock, "check", in_use)
+  with (
+    pytest.raises(HostLostError, match="in use by process 7"),
+    distributed.joined(HostSettings("127.0.0.1:1", 2, 1), HealthConfig(), None, "m"),
+  ):
+    pass
+
+
 def test_a_tpu_host_whose_coordinator_has_no_address_says_so(surroundings, monkeypatch):
   monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
   monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: ("", 404))
