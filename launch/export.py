@@ -51,8 +51,7 @@ def main(argv: Sequence[str]) -> int:
     raise UserError(f"--batch_size={arguments.batch_size}: must be at least 1")
   run = run_folder.load(arguments.model_dir, overrides, arguments.trust_config)
   names = run.data.objective_names
-  able = [n for n, f in mode_table.MODES.items() if set(names) & set(f.objectives)]
-  modes = arguments.mode or able
+  modes = arguments.mode or mode_table.able(names)
   given = {name: getattr(arguments, name) for name in _OPTIONS}
   given = {name: value for name, value in given.items() if value is not None}
   options = {

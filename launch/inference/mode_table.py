@@ -54,6 +54,11 @@ MODES = {
 }
 
 
+def able(objectives: Sequence[str]) -> list[str]:
+  """Returns the modes of runs that were trained to predict these."""
+  return [name for name, f in MODES.items() if set(objectives) & set(f.objectives)]
+
+
 def check(mode: str, objectives: Sequence[str], options: Mapping[str, Any]) -> None:
   """Makes sure that a run can do what is asked.
 
@@ -65,12 +70,12 @@ def check(mode: str, objectives: Sequence[str], options: Mapping[str, Any]) -> N
   Raises:
     UserError: if not.
   """
-  able = [name for name, f in MODES.items() if set(objectives) & set(f.objectives)]
-  if mode not in able:
+  possible = able(objectives)
+  if mode not in possible:
     raise UserError(
       f"--mode={mode}: is for runs of the objective"
       f" {' or '.join(MODES[mode].objectives)}; this run's is"
-      f" {' and '.join(objectives)}, which can {', '.join(able)}"
+      f" {' and '.join(objectives)}, which can {', '.join(possible)}"
     )
   for option in options:
     if option not in MODES[mode].options:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ...errors import UserError
+from ...models.config import check_choice
 from ...tasks import trees
 from ...tasks.readers import tree_jsonl
 from ...tasks.trees import CommentTree, Fates
@@ -28,19 +29,23 @@ if TYPE_CHECKING:
   from .devices import Program
   from .modes.base import Mode
 
-Tree = CommentTree | Mapping[str, Any]
-"""A tree, or a dictionary as a line of tree JSONL holds it."""
+Tree = CommentTree | Mapping[str, Any] | str
+"""A tree, a dictionary as a line of tree JSONL holds it, or the text of a lone post."""
+Ancestors = Literal["true", "parent_only", "none"]
 Answers = list[Any]
 """Of a tree: a dictionary for each comment. Of several: a list of those for each."""
+
+_LONGEST_SHOWN = 60
 
 
 class Model:
   """A trained model that answers for comments.
 
   Every method takes a tree or several, and `ancestors`: which of the comments above it
-  a comment sees, `'true'` (all), `'parent_only'` or `'none'`. Answers come in the order
-  of the tree's comments, posts first, and name them by `tree` and `comment`; what
-  became of comments of dictionaries that are odd is in `fates`.
+  a comment sees, `'true'` (all), `'parent_only'` or `'none'`. A text is a tree of one
+  post. Answers come in the order of the tree's comments, posts first, and name them by
+  `tree` and `comment`; what became of comments of dictionaries that are odd is in
+  `fates`.
 
   Attributes:
     run: what is known of the run.
@@ -59,6 +64,11 @@ class Model:
     self._modes: dict[Any, Mode] = {}
     self._programs: dict[Any, Program] = {}
     self.step, self.path = self._engine.step, str(self._engine.path)
+
+  def __repr__(self) -> str:
+    objectives = " and ".join(self.run.objectives)
+    modes = ", ".join(mode_table.able(self.run.objectives))
+    return f"<commentree model {self.path} ({objectives}): {modes}>"
 
   def fill(
     self,
@@ -163,6 +173,12 @@ class Model:
     options: Mapping[str, Any],
   ) -> Answers:
     mode_table.check(mode, self.run.objectives, options)
+    check_choice(mode, "ancestors", ancestors, Ancestors)
+    one = isinstance(of, (CommentTree, Mapping, str))
+    if not one and (isinstance(of, bytes) or not isinstance(of, Iterable)):
+      raise _no_tree(of)
+    several: Iterable[Tree] = [cast(Tree, of)] if one else cast(Iterable[Tree], of)
+    read = [self._tree(tree) for tree in several]
     key = (mode, ancestors, *sorted(options.items()))
     if key not in self._modes:
       self._modes[key] = mode_table.make(mode, self.run, ancestors, options)
@@ -170,9 +186,6 @@ class Model:
     if made.program_key not in self._programs:
       self._programs[made.program_key] = self._engine.program(made)
     program = self._programs[made.program_key]
-    one = isinstance(of, (CommentTree, Mapping))
-    several: Sequence[Tree] = [cast(Tree, of)] if one else cast(Sequence[Tree], of)
-    read = [self._tree(tree) for tree in several]
     ((answers, _),) = self._engine.answers(made, program, [(read, None)])
     named = [
       [
@@ -186,14 +199,30 @@ class Model:
   def _tree(self, tree: Tree) -> CommentTree:
     if isinstance(tree, CommentTree):
       return tree
-    rows = list(tree_jsonl.record_rows(tree, self.fates))
+    if isinstance(tree, str):
+      record: Mapping[str, Any] = {"id": "text", "selftext": tree}
+    elif isinstance(tree, Mapping):
+      record = tree
+    else:
+      raise _no_tree(tree)
+    # A post without a list of comments is one that nobody answered.
+    if record.get("comments") is None:
+      record = {**record, "comments": []}
+    rows = list(tree_jsonl.record_rows(record, self.fates))
     found = trees.assemble(rows, self.fates, self.run.builder.trees) if rows else None
     if found is None:
       raise UserError(
-        f"tree {tree.get('id')!r}: no comment is left of it; give 'id', 'title' or"
-        " 'selftext', and 'comments' as in docs/data.md"
+        f"tree {record.get('id')!r}: no comment is left of it; give 'id', 'title' or"
+        " 'selftext', and a list of 'comments' as in docs/data.md"
       )
     return found
+
+
+def _no_tree(given: object) -> UserError:
+  return UserError(
+    f"{repr(given)[:_LONGEST_SHOWN]} is no tree: give a text, a dictionary with 'id',"
+    " 'title' and 'comments' as in docs/data.md, or a list of those"
+  )
 
 
 def load(
@@ -215,6 +244,8 @@ def load(
   Raises:
     UserError: if there is no such run or checkpoint, or its settings are refused.
   """
+  if not isinstance(model_dir, (str, os.PathLike)):
+    raise UserError(f"load({model_dir!r}): give the folder of a run, its MODEL_DIR")
   if "jax" not in sys.modules:
     quiet.keep_out_tpu_library()
   overrides = [

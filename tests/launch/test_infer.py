@@ -433,6 +433,66 @@ def test_a_tree_of_which_nothing_is_left_is_an_error_in_python(model):
     model.score({"id": "t", "title": "", "comments": []})
 
 
+def test_a_text_is_a_post_that_nobody_answered(model):
+  text = "so [hop_1] <mask>"
+  (answer,) = model.fill(text)
+  same = model.fill({"id": "text", "selftext": text, "comments": []})
+  assert [answer] == same == model.fill({"id": "text", "selftext": text})
+  assert answer["filled"].startswith("so [hop_1] ")
+  assert model.fill([text, text]) == [same, same]
+  assert model.fill(iter([text])) == [same]
+  assert model.fill([]) == []
+  assert model.fill("no mask") == [
+    {
+      "tree": "text",
+      "comment": "text",
+      "masks": None,
+      "filled": None,
+      "why": "no mask in it",
+    }
+  ]
+
+
+@pytest.mark.parametrize(
+  ("given", "said"),
+  [
+    (None, "None is no tree: give a text"),
+    (3, "3 is no tree"),
+    ([None], "None is no tree"),
+    (b"bytes", "b'bytes' is no tree"),
+    ("", "tree 'text': no comment is left"),
+    (" \n", "tree 'text': no comment is left"),
+    ({}, "tree None: no comment is left"),
+    ({"id": "t", "title": "a", "comments": "none"}, "tree 't': no comment is left"),
+    ([{"id": "t", "title": "a"}, ["b"]], "['b'] is no tree"),
+  ],
+)
+def test_what_is_no_tree_is_one_line_in_python(model, given, said):
+  with pytest.raises(UserError) as error:
+    model.fill(given)
+  assert said in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_a_condition_that_there_is_not_is_one_line_in_python(model):
+  with pytest.raises(UserError, match="ancestors = 'all': must be one of 'true'"):
+    model.fill("<mask>", ancestors="all")
+
+
+def test_a_model_says_what_it_is(model, model_dir):
+  path = model_dir / "checkpoint_1"
+  assert repr(model) == f"<commentree model {path} (mlm): fill, embed, score>"
+
+
+def test_a_folder_that_is_none_is_one_line_in_python(tmp_path):
+  with pytest.raises(UserError, match="give the folder of a run"):
+    commentree.load(None)
+  with pytest.raises(UserError, match=r"holds no config\.gin"):
+    commentree.load(tmp_path)
+  with pytest.raises(UserError, match="https:// is not supported"):
+    commentree.load("https://somewhere/run")
+
+
 def test_importing_the_package_loads_nothing_heavy():
   code = "import sys, commentree; print({'jax', 'numpy', 'gin'} & set(sys.modules))"
   done = subprocess.run(
