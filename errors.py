@@ -14,6 +14,20 @@ Exit codes, which supervisors and schedulers go by:
   143  preempted (SIGTERM), a checkpoint was saved: start again to resume
 """
 
+from __future__ import annotations
+
+import re
+
+# What moves a cursor, turns text round or cannot be encoded.
+_UNPRINTABLE = re.compile(
+  "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+  """Returns a text that is fit for a terminal, with what is not as Python writes it."""
+  return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class UserError(Exception):
   """A user's mistake, in one line: what is wrong, where, and how to mend it."""

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from rich.console import Console
 from rich.table import Table
 
+from ..console import Console
 from ..models.config import ModelConfig
 from ..models.layers import Dense
 from ..models.losses import token_losses

@@ -26,9 +26,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from ..console import Console
 from ..errors import UserError
 from ..tasks.data_config import DataConfig
 from . import flags, quiet

@@ -13,8 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from rich.console import Console
-
+from ..console import Console
 from ..errors import UserError
 from ..tasks.config import Deleted, Orphans, TreeConfig
 from . import beam_flags, build_report, flags
@@ -185,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
     raise UserError(
       f"{beam_options[0]}: options behind `--` are for --runner; give one"
     )
-  console = Console(stderr=True, highlight=False)
+  console = Console(stderr=True)
   if arguments.check:
     return _check(pathlib.Path(arguments.check))
   for flag in ("source", "out"):
@@ -213,10 +212,10 @@ def main(argv: Sequence[str]) -> int:
     ):
       built = building.build(sources, out, config, pool, division.share_mb, progress)
   except KeyboardInterrupt:
-    console.print("stopped; the same command goes on from here", soft_wrap=True)
+    console.print("stopped; the same command goes on from here")
     return _INTERRUPTED
   if built.already:
-    console.print("this dataset is built already", soft_wrap=True)
+    console.print("this dataset is built already")
   else:
     build_report.show(
       built.stats, time.perf_counter() - started, pool.peak_bytes, console
@@ -249,10 +248,10 @@ def _build_with_beam(
         sources, out, config, [f"--runner={arguments.runner}", *options]
       )
   except KeyboardInterrupt:
-    console.print("stopped; the same command begins anew", soft_wrap=True)
+    console.print("stopped; the same command begins anew")
     return _INTERRUPTED
   if built.already:
-    console.print("this dataset is built already", soft_wrap=True)
+    console.print("this dataset is built already")
   else:
     build_report.show(built.stats, time.perf_counter() - started, 0, console)
   print(built.folder)
@@ -348,7 +347,6 @@ def _warn_of_room(needed: int, out: pathlib.Path, console: Console) -> None:
     console.print(
       f"warning: {out}: this may take up to {needed / 2**20:,.0f} MB of disk while it"
       f" is at work, and {free / 2**20:,.0f} MB are free",
-      soft_wrap=True,
     )
 
 

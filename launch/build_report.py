@@ -11,7 +11,8 @@ from typing import Any
 
 import rich.progress
 import rich.table
-from rich.console import Console
+
+from ..console import Console
 
 _SECONDS_BETWEEN_LINES = 5
 _MB = 2**20
@@ -61,7 +62,6 @@ class Progress:
         share = self._done / max(self._total, 1)
         self._console.print(
           f"{self._name}: {share:.0%}, {self._facts(now)}, {self._left(now)} left",
-          soft_wrap=True,
         )
 
   def _facts(self, now: float) -> str:
@@ -86,10 +86,10 @@ def progress(console: Console) -> Iterator[Progress]:
     yield Progress(console, None)
     return
   with rich.progress.Progress(
-    rich.progress.TextColumn("{task.description}"),
+    rich.progress.TextColumn("{task.description}", markup=False),
     rich.progress.BarColumn(),
     rich.progress.TaskProgressColumn(),
-    rich.progress.TextColumn("{task.fields[facts]}"),
+    rich.progress.TextColumn("{task.fields[facts]}", markup=False),
     rich.progress.TimeRemainingColumn(),
     console=console,
   ) as bar:
@@ -126,7 +126,6 @@ def show(
     console.print(
       f"{split}: {facts['trees']:,} trees in {facts['shards']:,} shards,"
       f" {facts['record_bytes'] / _MB:,.1f} MB",
-      soft_wrap=True,
     )
   size = sum(file["bytes"] for file in stats["made_from"]["input"])
   rate = stats["comments"] / seconds
@@ -134,4 +133,4 @@ def show(
   line += f" {size / seconds / _MB:,.1f} MB/s of input"
   if peak_bytes:
     line += f"; {peak_bytes / _MB:,.0f} MB of memory at most"
-  console.print(line, soft_wrap=True)
+  console.print(line)

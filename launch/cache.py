@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rich.console import Console
-
+from ..console import Console
 from ..errors import UserError
 from . import beam_flags, flags, gin_cli, quiet
 
@@ -81,12 +80,12 @@ def main(argv: Sequence[str]) -> int:
     arguments.min_shards,
     arguments.overwrite,
   )
-  console = Console(stderr=True, highlight=False)
+  console = Console(stderr=True)
   try:
     with beam_flags.errors_in_one_line():
       print(*cache_job.run(job, console), sep="\n")
   except KeyboardInterrupt:
-    console.print("stopped; the same command begins anew", soft_wrap=True)
+    console.print("stopped; the same command begins anew")
     return beam_flags.INTERRUPTED
   return 0
 

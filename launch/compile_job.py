@@ -10,8 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
+from ..console import Console
 from ..errors import UserError
 from ..models.model import CommentTreeModel
 from ..training import ahead_of_time, compiled_report, topologies
@@ -101,7 +100,7 @@ def versions() -> dict[str, str]:
 
 def console_for(json_path: str | None) -> Console:
   """Returns a console that leaves stdout to the JSON, if that is to go there."""
-  return Console(stderr=json_path == "-", highlight=False)
+  return Console(stderr=json_path == "-")
 
 
 def write_json(content: object, path: str) -> None:

@@ -40,7 +40,7 @@ def search(run: RunConfig, arguments: argparse.Namespace) -> int:
   outcomes = search_lib.search(
     groups,
     plan_for,
-    lambda line: console.print(line, soft_wrap=True),
+    lambda line: console.print(line),
     arguments.effort,
   )
   console.print(search_lib.table(outcomes))
@@ -50,7 +50,7 @@ def search(run: RunConfig, arguments: argparse.Namespace) -> int:
   )
   if best and best.report:
     console.print(f"fastest that fits: {best.candidate}. Train with")
-    console.print("  " + shlex.join(flags), soft_wrap=True)
+    console.print("  " + shlex.join(flags))
     console.print(compiled_report.render(best.report))
   else:
     console.print(

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from rich.console import Console
-
+from ..console import Console
 from ..errors import UserError
 from ..tasks.config import CommentLabelsConfig, DiscourseMarkersConfig, LabelsConfig
 from ..tasks.data_config import DataConfig
@@ -224,7 +223,7 @@ def main(argv: Sequence[str]) -> int:
 
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="replace")  # a pipe's encoding may be ASCII
-  inspection_terminal.render(inspected, _PipedConsole(highlight=False))
+  inspection_terminal.render(inspected, _PipedConsole())
   return 0
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from ..console import Console
 from ..models.config import ModelConfig
 from ..models.model import CommentTreeModel
 from ..tasks import data as data_lib
@@ -106,10 +106,10 @@ def evaluate(
   )
   results = outcome["results"]
   joined.watchdog.at(outcome["step"], "data")
-  console.print(f"checkpoint {outcome['path']}", highlight=False, soft_wrap=True)
+  console.print(f"checkpoint {outcome['path']}")
   for name, result in results.items():
     if len(results) > 1:
-      console.print(name, highlight=False)
+      console.print(name)
     console.print(evaluation.table(result))
   if runtime.is_chief():
     report(run, data, results, console)
@@ -159,9 +159,6 @@ def advise_sequence_ends(run: RunConfig, console: Console) -> None:
     console.print(
       "RoBERTa and BERT were trained on texts between <s> and </s>, [CLS] and [SEP];"
       " PiecesConfig.sequence_ends = True puts them around comments",
-      highlight=False,
-      soft_wrap=True,
-      markup=False,
     )
 
 
@@ -259,7 +256,6 @@ def _report_entropy(
   console.print(
     f"{where} {loss:.3f} nats a {kind}; their unigram entropy is"
     f" {unigram_entropy(batches):.3f}",
-    highlight=False,
   )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from . import quiet
 
 VERBS = {
@@ -39,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   A `UserError` is printed as one line and gives its exit code (see `errors`).
   """
   arguments = list(sys.argv[1:] if argv is None else argv)
+  for stream in (sys.stdout, sys.stderr):
+    # A path may hold bytes that are no text, a terminal know few characters.
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   if not arguments or arguments[0] in ("-h", "--help", "help"):
     return run_verb(_print_usage, arguments)
   quiet.keep_out_tpu_library()
@@ -62,7 +67,8 @@ def run_verb(verb_main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> 
   try:
     return verb_main(argv)
   except UserError as error:
-    print(f"commentree: {error}", file=sys.stderr)
+    line = " ".join(printable(str(error)).splitlines())
+    print(f"commentree: {line}", file=sys.stderr)
     return error.exit_code
   except BrokenPipeError:
     # The reader of a pipe left, as `| head` does.

@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import get_args
 
-from rich.console import Console
-
+from ..console import Console
 from ..errors import UserError
 from ..tasks.config import CleaningConfig, MarkersConfig, TreeConfig
 
@@ -146,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
   from ..tasks import markers
 
   marker_tokens = markers.all_markers(MarkersConfig(max_users=arguments.max_users))
-  console = Console(stderr=True, highlight=False)
+  console = Console(stderr=True)
   if arguments.source:
     path = _add_markers(arguments, marker_tokens, console)
   else:
@@ -172,7 +171,6 @@ def _add_markers(
     f"added {len(added)} of {len(marker_tokens) + arguments.sentinels} markers"
     f"{' and sentinels' if arguments.sentinels else ''} to the"
     f" {size - len(added):,} tokens of {arguments.source}, which keep their ids",
-    soft_wrap=True,
   )
   return path
 
@@ -204,7 +202,6 @@ def _train(
   console.print(
     f"read {seen:,} comments with text in {read - started:.1f} s;"
     f" training {config.size:,} {config.model_type} pieces on {len(texts):,} of them",
-    soft_wrap=True,
   )
   console.print(fates.table())
   with console.status("training: some 10 s for each million words"):
@@ -221,7 +218,6 @@ def _train(
     f"trained in {trained - read:.1f} s: {measured.tokens_per_word:.2f} tokens a word,"
     f" {measured.unknown_share:.3%} of tokens unknown,"
     f" {measured.comments_per_second:,.0f} comments/s to encode on one thread",
-    soft_wrap=True,
   )
   return path
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import apache_beam as beam
 import seqio
 from etils import epath
-from rich.console import Console
 from seqio import beam_utils
 
+from ..console import Console
 from ..errors import UserError
 from . import cached_pieces, data, preparation, registry
 from .building import beam_pipeline

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from rich.console import Console
-
+from ..console import Console
 from ..errors import UserError
 from . import (
   built_dataset,
@@ -230,7 +229,6 @@ def open_data(
         console.print(
           f"HELD_OUT_SHARE = {config.held_out_share} does not apply: {files} has splits"
           " of its own",
-          soft_wrap=True,
         )
   open_split = preparation.open_cached if config.use_cached else preparation.prepare
   parts = tuple(

@@ -14,8 +14,8 @@ from typing import Any
 
 import seqio
 from etils import epath
-from rich.console import Console
 
+from ..console import Console
 from ..errors import UserError
 from . import cached_pieces, discourse, records, registry
 from .cache import cache_root
@@ -243,7 +243,6 @@ def check_note(
   if not path.exists():
     console.print(
       f"{folder}: does not say with what settings it was made; it is taken as it is",
-      soft_wrap=True,
     )
     return
   try:

@@ -19,8 +19,8 @@ from jax._src import config as jax_config
 from jax._src import distributed as jax_distributed
 from jax._src.clusters.cloud_tpu_cluster import BaseTpuCluster
 from jax._src.lib import _jax
-from rich.console import Console
 
+from ..console import Console
 from ..errors import HostLostError, UserError
 from . import host_link, host_log, host_secret, tpu_lock
 from .config import HealthConfig
@@ -74,7 +74,7 @@ class Joined:
 
   def say(self, line: str) -> None:
     """Prints a line as it is."""
-    self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+    self.console.print(line)
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def initialize(
   """
 
   def say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(line)
 
   def news(line: str) -> None:
     say(line)

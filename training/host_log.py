@@ -20,8 +20,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-
+from ..console import Console
 from ..errors import UserError
 
 logger = logging.getLogger("commentree")
@@ -86,7 +85,7 @@ def open_log(where: pathlib.Path, index: int) -> pathlib.Path:
   path = where / f"host_{index}.log"
   try:
     where.mkdir(parents=True, exist_ok=True)
-    _handler = logging.FileHandler(path)
+    _handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
   except OSError as error:
     raise UserError(
       f"--log_dir={where}: cannot write {path.name} ({error.strerror}); name a local"
@@ -130,7 +129,7 @@ def kept(
   except UserError as error:
     if log_dir is not None:
       raise
-    console.print(f"no log is kept: {error}", highlight=False, soft_wrap=True)
+    console.print(f"no log is kept: {error}")
   try:
     yield
     logger.info("end")

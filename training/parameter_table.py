@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
 from rich.table import Table
 
+from ..console import Console
 from ..models.batch import smallest
 from ..models.interface import Model
 from . import learning_rates, partitioning, runtime, schedules
@@ -59,7 +59,7 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
     lines += [f"a new MODEL_DIR would start from {source}, a {plan.kind}:"]
     lines += [*plan.report(), plan.summary()]
   for line in lines:
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(line)
 
 
 def table(

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from rich.console import Console
 
+from ..console import Console
 from . import f1
 from .clock import BEFORE, Clock
 from .config import TrainConfig
@@ -83,8 +83,6 @@ class Reporter:
       self._log.write({"kind": "start", "step": step, "seconds": split})
     self._console.print(
       f"first step after {sum(split.values()):.1f} s: {_parts(split)}",
-      highlight=False,
-      soft_wrap=True,
     )
 
   def flush(self) -> int | None:
@@ -121,7 +119,7 @@ class Reporter:
     # A line a logging period is too much when a period takes a blink.
     last = step == self._config.train_steps
     if last or time.monotonic() - self._line_time >= self._config.console_seconds:
-      self._console.print(self._line(step, speed, now), highlight=False, soft_wrap=True)
+      self._console.print(self._line(step, speed, now))
       self._line_time = time.monotonic()
     self._rows = []
     self._told = now
@@ -140,8 +138,6 @@ class Reporter:
       labels = f"  {said}" if (said := f1.in_short(first)) else ""
       self._console.print(
         f"eval {step:>7,}  {name}: loss by ancestors: {losses}{labels}",
-        highlight=False,
-        soft_wrap=True,
       )
 
   def finish(self) -> dict[str, float]:
@@ -153,9 +149,7 @@ class Reporter:
       for what, seconds in sorted(split.items(), key=lambda item: -item[1])
       if seconds > 0
     )
-    self._console.print(
-      f"{_duration(total)} in all: {shares}", highlight=False, soft_wrap=True
-    )
+    self._console.print(f"{_duration(total)} in all: {shares}")
     return split
 
   def _speed(self, now: Mapping[str, float]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 from etils import epath
-from rich.console import Console
 
+from ..console import Console
 from ..errors import UserError
 from ..models.interface import Model
 from . import (
@@ -94,7 +94,7 @@ def train(
   model_dir = storage.as_path(config.model_dir)
 
   def say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(line)
 
   watchdog.agree({**facts, **dataclasses.asdict(config)}, "settings")
   with contextlib.ExitStack() as stack, watchdog.ends_on_error():

@@ -35,7 +35,8 @@ TREES = [
 def flags(folder, **settings):
   given = {
     **{k: v for k, v in made_runs.SETTINGS.items() if not k.startswith("Generated")},
-    "MODEL_DIR": str(folder / "first" / "run"),
+    # To Rich, a style that ends; it ended the run, too.
+    "MODEL_DIR": str(folder / "first" / "run[/red]"),
     "CACHE_DIR": str(folder / "cache"),
     "MIXTURE_OR_TASK_NAME": "commentree_files",
     "FILES": str(folder / "trees.jsonl"),
@@ -58,13 +59,15 @@ def moved(tmp_path_factory):
   write_word_vocabulary(WORDS, folder / "words.model", all_markers(MarkersConfig()))
   command = ["train", "--gin_file=runs/demo.gin", *flags(folder)]
   assert main.main(command) == 0
-  stored = folder / "first" / "run" / "vocabulary" / "vocabulary.model"
+  model_dir = folder / "first" / "run[/red]"
+  assert f"saved as {model_dir}" in (model_dir / "logs" / "host_0.log").read_text()
+  stored = model_dir / "vocabulary" / "vocabulary.model"
   assert stored.read_bytes() == (folder / "words.model").read_bytes()
   before = stored.stat().st_mtime_ns
   assert main.main(command) == 0
   assert stored.stat().st_mtime_ns == before
   (folder / "elsewhere").mkdir()
-  shutil.move(folder / "first" / "run", folder / "elsewhere" / "run")
+  shutil.move(model_dir, folder / "elsewhere" / "run")
   (folder / "words.model").unlink()
   return folder
 

@@ -1,0 +1,40 @@
+"""The console that all of commentree prints to: what users wrote stands as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.status import Status
+from rich.text import Text
+
+from .errors import printable
+
+
+class Console(RichConsole):
+  """Rich's console, which takes nothing in a text for markup, an emoji or a number.
+
+  A path may hold `[red]` or `:cat:`, a name what moves a terminal's cursor. Lines of
+  text are as long as they are: a path that is cut at the terminal's edge cannot be
+  copied.
+  """
+
+  def __init__(self, **options: Any):
+    """Takes Rich's options."""
+    super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+  def print(self, *objects: Any, **options: Any) -> None:
+    """Prints, as Rich's."""
+    if all(isinstance(thing, str) for thing in objects):
+      options.setdefault("soft_wrap", True)
+    super().print(*objects, **options)
+
+  def render_str(self, text: str, **options: Any) -> Text:
+    """Returns a text as it is shown; Rich sends every string through here."""
+    return super().render_str(printable(text), **options)
+
+  def status(self, status: Any, **options: Any) -> Status:
+    """Shows what goes on, as Rich's, whose spinner reads markup."""
+    if isinstance(status, str):
+      status = Text(printable(status))
+    return super().status(status, **options)
