@@ -170,7 +170,7 @@ def test_a_mistake_is_told_in_three_seconds_and_before_jax_is_imported(tmp_path)
     ("import a_module_that_fails", "ZeroDivisionError: division by zero (/"),
     ("FILES = 5\nVOCABULARY = 'v'", "DataConfig.files = 5: Expected `str |"),
     ("CACHE_DIR = 5", "DataConfig.cache_dir = 5: Expected `str | null`, got `int`"),
-    ("DataConfig.pieces = @ModelConfig()", "must be @PiecesConfig()"),
+    ("DataConfig.cleaning = @ModelConfig()", "must be @CleaningConfig()"),
     ("WARM_START_RULES = 3", "settings: TrainConfig: 'int' object is not iterable"),
   ],
 )
