@@ -1,10 +1,20 @@
 """Before any test imports JAX."""
 
+import signal
+
 import hypothesis
 
 from commentree.launch import quiet
 
 quiet.keep_out_tpu_library()
+
+# A shell that starts `make test &` has its children ignore SIGINT, `nohup` SIGHUP, and
+# what is ignored stays so in all that they start: tests that send one would wait in
+# vain. A handler, unlike that, is not passed on: a test's child has the default one.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How long an example takes says more of the machine's other work than of ours.
 hypothesis.settings.register_profile("patient", deadline=None)
