@@ -8,7 +8,7 @@ Exit codes, which supervisors and schedulers go by:
   0    done
   1    a defect of ours: a traceback
   2    a mistake of the user's: starting again changes nothing
-  74   storage refused (EX_IOERR): the last good checkpoint is named
+  74   storage refused (EX_IOERR): what is kept, such as a checkpoint, is named
   75   a host was lost, hung or never came (EX_TEMPFAIL): start again on every host
   130  interrupted (SIGINT), a checkpoint was saved
   143  preempted (SIGTERM), a checkpoint was saved: start again to resume

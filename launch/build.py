@@ -41,7 +41,8 @@ examples:
 A build that was stopped, however it was, goes on when the same command is given again.
 The dataset is --out's folder 1.0.0, there when it is whole; FILES of a run, or
 tfds.load("january", data_dir="data"), read it.
-exit codes: 0 done, 2 a mistake of the user's, 130 stopped by Ctrl-C.
+exit codes: 0 done, 2 a mistake of the user's, 74 the disk is full or refuses, 130
+stopped by Ctrl-C.
 """
 
 _UNITS_MB = {"MB": 1, "GB": 1024, "TB": 1024 * 1024}
@@ -210,7 +211,7 @@ def main(argv: Sequence[str]) -> int:
       build_report.progress(console) as progress,
       workers.Workers(division.workers, progress.advance) as pool,
     ):
-      built = building.build(sources, out, config, pool, division.share_mb, progress)
+      built = building.build(sources, out, config, pool, division, progress)
   except KeyboardInterrupt:
     console.print("stopped; the same command goes on from here")
     return _INTERRUPTED

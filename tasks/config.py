@@ -47,17 +47,21 @@ class TreeConfig:
     target_post: whether the post itself is to be predicted.
     max_line_bytes: lines longer than this are skipped, so that a file without line
       ends cannot fill the memory.
+    max_comment_chars: the text of a comment, a post's title and its text are cut to so
+      many characters.
   """
 
   deleted: Deleted = "splice"
   orphans: Orphans = "attach"
   target_post: bool = False
-  max_line_bytes: int = 256 * 2**20
+  max_line_bytes: int = 64 * 2**20
+  max_comment_chars: int = 1_000_000
 
   def __post_init__(self):
     check_choice("TreeConfig", "deleted", self.deleted, Deleted)
     check_choice("TreeConfig", "orphans", self.orphans, Orphans)
-    check_range("TreeConfig", "max_line_bytes", self.max_line_bytes, 1, whole=True)
+    for name in ("max_line_bytes", "max_comment_chars"):
+      check_range("TreeConfig", name, getattr(self, name), 1, whole=True)
     check_switches(self)
 
 

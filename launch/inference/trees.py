@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import io
 import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 
@@ -21,14 +22,13 @@ from ...tasks import built_dataset, readers, trees
 from ...tasks.building import tfrecord, tree_record
 from ...tasks.built_dataset import BuiltDataset
 from ...tasks.config import TreeConfig
-from ...tasks.readers import tree_jsonl
-from ...tasks.readers.files import LINE_TOO_LONG, READ
-from ...tasks.readers.rows import Format
+from ...tasks.readers import files, tree_jsonl
+from ...tasks.readers.rows import Format, bounded
 from ...tasks.trees import CommentTree, Fates
 
 STDIN = "-"
 
-_SKIPPED_BYTES = 2**20
+_BLOCK_BYTES = 2**18
 
 
 class Unit(abc.ABC):
@@ -78,15 +78,15 @@ class Lines(Unit):
       file.seek(position)
       while line := file.readline(limit + 1):
         content = line.removesuffix(b"\n")
-        if len(content) > limit:
-          fates.trees[LINE_TOO_LONG] += 1
+        if len(content) > limit or files.is_heavy(content):
+          fates.trees[files.LINE_TOO_LONG] += 1
           while line and not line.endswith(b"\n"):
-            line = file.readline(_SKIPPED_BYTES)
+            line = file.readline(_BLOCK_BYTES)
           continue
         tree = tree_of_line(content, self.config, fates)
         if tree is not None:
           yield tree, file.tell()
-    fates.files[READ] += 1
+    fates.files[files.READ] += 1
 
   def share(self, position: int) -> float | None:
     """Returns the share of its bytes."""
@@ -95,7 +95,7 @@ class Lines(Unit):
 
 def tree_of_line(line: bytes, config: TreeConfig, fates: Fates) -> CommentTree | None:
   """Returns the tree on a line of tree JSONL, or None if none is left of it."""
-  rows = list(tree_jsonl.line_rows(line, fates))
+  rows = list(bounded(tree_jsonl.line_rows(line, fates), config, fates))
   return trees.assemble(rows, fates, config) if rows else None
 
 
@@ -203,10 +203,15 @@ class Stdin(Unit):
 
   def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees; as `Unit.read`."""
+    stdin = cast(io.BufferedReader, sys.stdin.buffer)
+    blocks = iter(lambda: stdin.read1(_BLOCK_BYTES), b"")
+    lines = files.split(
+      blocks, self.config.max_line_bytes, (fates.trees, files.LINE_TOO_LONG)
+    )
     found = (
       tree
-      for line in sys.stdin.buffer
-      if (tree := tree_of_line(line.rstrip(b"\r\n"), self.config, fates)) is not None
+      for line in lines
+      if (tree := tree_of_line(line, self.config, fates)) is not None
     )
     return _numbered(found, position)
 

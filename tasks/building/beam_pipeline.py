@@ -27,10 +27,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from ...errors import UserError
 from ..readers.rows import Row
 from ..trees import Fates
-from . import building, filters, parts, shards, storage, tree_record
+from . import building, filters, grouping, parts, shards, storage, tree_record
 from .config import BuildConfig
 from .order import shard_of, shuffle_key
-from .parts import Source
+from .parts import Bundle, Source
 from .tree_builder import TreeBuilder
 
 # Of a row: is it a comment, its file, its place there; then the row, without its spans'
@@ -113,7 +113,7 @@ def _assemble(
   )
   made = (
     pipeline
-    | "sources" >> beam.Create(list(sources))
+    | "sources" >> beam.Create(parts.bundles(sources))
     | "spread sources" >> beam.Reshuffle()
     | "read" >> beam.FlatMap(_read, folder / "parts", config)
     | "rows of a tree" >> beam.GroupByKey()
@@ -129,27 +129,37 @@ def _assemble(
 
 
 def _read(
-  source: Source, folder: pathlib.Path, config: BuildConfig
+  bundle: Bundle, folder: pathlib.Path, config: BuildConfig
 ) -> Iterator[tuple[str, _Placed]]:
-  """Yields a file's rows by tree; notes the fates of what is no row."""
+  """Yields the rows of files by tree; notes the fates of what is no row."""
   fates = Fates()
-  place = 0
-  for place, row in enumerate(parts.wanted_rows(source, config, fates), 1):
-    *values, spans = row
-    place_of_row = (not row.is_post, source.number, place)
-    yield row.tree_id, (place_of_row, (*values, parts.encode_spans(spans)))
-  parts.write_fates(folder, source, fates, place)
+  digests: dict[int, str] = {}
+  for source in bundle:
+    for place, row in enumerate(parts.wanted_rows(source, config, fates)):
+      *values, spans = row
+      place_of_row = (not row.is_post, source.number, place)
+      yield row.tree_id, (place_of_row, (*values, parts.encode_spans(spans)))
+    digests[source.number] = parts.digest(source)
+  parts.write_facts(folder, bundle, fates, digests)
 
 
 def _make(tree: tuple[str, Iterable[_Placed]], config: BuildConfig) -> _Made:
   """Builds a tree of its rows."""
   tree_id, placed = tree
-  rows = (
+  rows = [
     Row._make((*values, parts.decode_spans(spans)))
     for _, (*values, spans) in sorted(placed)
+  ]
+  limits = grouping.Limits.of(config)
+  posts = sum(row.is_post for row in rows)
+  too_large = (
+    len(rows) - posts > limits.comments
+    or sum(map(parts.row_bytes, rows)) > limits.text_bytes
   )
   builder = TreeBuilder(config)
-  made, _ = builder.build(rows)
+  made, _ = builder.build(
+    grouping.TooLarge(posts, len(rows) - posts) if too_large else iter(rows)
+  )
   fates = builder.take_fates().as_dict()
   if made is None:
     return _Made(tree_id, None, None, fates)

@@ -5,6 +5,7 @@
     DIR/.build/shards/     stage 2: records; see `shards`
     DIR/.build/version/    stage 3: the dataset, before it is moved
     DIR/1.0.0/             the dataset; appears at once, when whole
+    DIR/.sources.json      sizes and times of the files that it was made from
 
 The same input, settings and seed give the same bytes, whatever the workers, the memory,
 the kills and the order of the paths. The input is the same if its files, in order of
@@ -20,23 +21,25 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from ...errors import UserError
+from ...errors import StorageError, UserError
 from .. import readers
-from ..trees import Fates
+from ..readers import compression
 from . import filters, manifest, parts, shards, storage
 from .config import BuildConfig
 from .parts import Part, Source
 from .statistics import Statistics
+from .workers import WINDOW_SHARE, Division
 
 WORK = ".build"
 LOCK = ".build.lock"
+SOURCES = ".sources.json"
 
 # Raise when parts, shards or records get another form: what was begun before is then
 # refused, and not gone on with.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # One sort reads all row groups that its range of keys touches, of every part; with
 # many more sorts than a part has row groups, each would read much in vain.
@@ -51,13 +54,19 @@ _SORTED_PER_MEMORY = 4
 _ROOM_FOR_PACKED, _ROOM_FOR_PLAIN = 4.0, 1.0
 
 
+class _NoTreeLeftError(UserError):
+  """Of all that was read, nothing is wanted; there is nothing to go on with."""
+
+
 class Pool(Protocol):
   """What does work, as `workers.Workers`."""
 
   peak_bytes: int
 
-  def run(self, work: Any, tasks: Iterable[tuple[Any, ...]]) -> None:
-    """Has `work(*task, report=...)` done for each task."""
+  def run(
+    self, work: Any, tasks: Iterable[tuple[Any, ...]], at_once: int | None = None
+  ) -> None:
+    """Has `work(*task, report=...)` done for each task, so many at once."""
 
 
 class Progress(Protocol):
@@ -101,7 +110,7 @@ def build(
   out: pathlib.Path,
   config: BuildConfig,
   pool: Pool,
-  share_mb: int,
+  division: Division,
   progress: Progress,
 ) -> Built:
   """Makes a dataset, or goes on with making it.
@@ -111,7 +120,7 @@ def build(
     out: the dataset's folder, whose name becomes its own.
     config: what decides what it holds.
     pool: does the work.
-    share_mb: memory for the work of each of the pool's workers.
+    division: of memory among the pool's workers.
     progress: is told of stages.
 
   Raises:
@@ -126,10 +135,10 @@ def build(
       size = sum(os.path.getsize(path) for *_, paths in tasks for path in paths)
       progress.stage("finding posts", "B", size, 0)
       pool.run(parts.prepare_format, [(*task, config) for task in tasks])
-    _make_parts(ready, folder, config, pool, share_mb, progress)
+    _make_parts(ready, folder, config, pool, division, progress)
     found = parts.list_parts(folder)
     number = shards_for(sum(map(parts.text_bytes, found)), config)
-    _make_shards(found, number, work / "shards", config, pool, share_mb, progress)
+    _make_shards(found, number, work / "shards", config, pool, division, progress)
     return work, number
 
   return build_with(make_shards, sources, out, config)
@@ -158,16 +167,22 @@ def build_with(
     plan = _plan(sources, config)
     version = out / manifest.VERSION
     if version.exists():
-      return Built(version, _same_dataset(version, plan), already=True)
+      return Built(version, _same_dataset(version, sources, plan), already=True)
     work = out / WORK
     _begin(work, plan)
-    made, num_shards = make_shards(work)
-    draft = work / "version"
-    stats = _make_dataset(draft, name, sources, made, num_shards, config, plan)
+    try:
+      made, num_shards = make_shards(work)
+      draft = work / "version"
+      stats = _make_dataset(draft, name, sources, made, num_shards, config, plan)
+    except BaseException as error:
+      if isinstance(error, _NoTreeLeftError) or not _is_begun(work):
+        _forget(out)
+      raise
     with storage.storage_errors(out):
       draft.rename(version)
       storage.sync(out)
       shutil.rmtree(work)
+    storage.write_json(out / SOURCES, plan["input"])
   with contextlib.suppress(OSError):
     (out / LOCK).unlink()
   return Built(version, stats, already=False)
@@ -185,7 +200,6 @@ def room_needed(sources: Sequence[Source]) -> int:
 
 def _plan(sources: Sequence[Source], config: BuildConfig) -> dict[str, Any]:
   """All that decides what comes out, for comparing; times tell a file that changed."""
-  stats = [os.stat(source.path) for source in sources]
   return {
     "building_format": FORMAT_VERSION,
     "settings": config.as_dict(),
@@ -193,10 +207,10 @@ def _plan(sources: Sequence[Source], config: BuildConfig) -> dict[str, Any]:
       {
         "name": os.path.basename(source.path),
         "format": source.format,
-        "bytes": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
+        "bytes": os.path.getsize(source.path),
+        "times": [os.stat(path).st_mtime_ns for path in parts.all_files(source)],
       }
-      for source, stat in zip(sources, stats)
+      for source in sources
     ],
   }
 
@@ -220,16 +234,23 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     odd = sorted(set(names["was"]) ^ set(names["is"])) or names["is"]
     return f"is of other files ({odd[0]})"
   for was, now in zip(files["was"], files["is"]):
-    if any(was[key] != now[key] for key in was):
-      return f"is of another {now['name']}: the file has changed"
+    if any(was[key] != now[key] for key in was.keys() & now.keys()):
+      return _changed(now["name"])
   return None
+
+
+def _changed(name: str) -> str:
+  return f"is of another {name}: the file has changed"
 
 
 def _begin(work: pathlib.Path, plan: dict[str, Any]) -> None:
   """Makes the work folder, or checks that it is of the same build."""
   path = work / "plan.json"
-  if path.exists():
-    difference = _difference(json.loads(path.read_text("utf-8")), plan)
+  if path.exists() and _is_begun(work):
+    try:
+      difference = _difference(json.loads(path.read_text("utf-8")), plan)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      raise UserError(f"{path}: is damaged; delete {work}") from error
     if difference:
       raise UserError(
         f"{work.parent}: a build begun here {difference}; give the same, or another"
@@ -243,12 +264,30 @@ def _begin(work: pathlib.Path, plan: dict[str, Any]) -> None:
   storage.write_json(path, plan)
 
 
-def _same_dataset(version: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any]:
+def _is_begun(work: pathlib.Path) -> bool:
+  """Whether a folder holds work that need not be done again."""
+  return parts.is_begun(work / "parts") or any((work / "shards").glob("*.json"))
+
+
+def _forget(out: pathlib.Path) -> None:
+  """Takes away what a build that came to nothing made."""
+  shutil.rmtree(out / WORK, ignore_errors=True)
+  with contextlib.suppress(OSError):
+    (out / LOCK).unlink()
+    out.rmdir()  # if nothing else is in it
+
+
+def _same_dataset(
+  version: pathlib.Path, sources: Sequence[Source], plan: dict[str, Any]
+) -> dict[str, Any]:
   """The statistics of a dataset that is there, if it is what is asked for."""
   try:
     stats = json.loads((version / manifest.STATS).read_text("utf-8"))
-    difference = _difference(stats["made_from"], _without_times(plan))
-  except (OSError, ValueError, KeyError) as error:
+    made_from = stats["made_from"]
+    difference = _difference(made_from, plan)
+    if difference is None:
+      difference = _changed_contents(version.parent, sources, made_from, plan)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
       f"{version}: is no dataset made by `commentree build`; give another --out"
     ) from error
@@ -259,10 +298,36 @@ def _same_dataset(version: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any]
   return stats
 
 
-def _without_times(plan: dict[str, Any]) -> dict[str, Any]:
+def _changed_contents(
+  out: pathlib.Path,
+  sources: Sequence[Source],
+  made_from: dict[str, Any],
+  plan: dict[str, Any],
+) -> str | None:
+  """Whether a file is another than that a dataset was made from; if so, which.
+
+  Files whose time of change is not the one noted are read: they may be copies.
+  """
+  try:
+    noted = json.loads((out / SOURCES).read_text("utf-8"))
+  except (OSError, ValueError):
+    noted = []
+  if noted == plan["input"]:
+    return None
+  for source, facts, now in zip(sources, made_from["input"], plan["input"]):
+    if now not in noted and parts.digest(source) != facts["sha256"]:
+      return _changed(now["name"])
+  with contextlib.suppress(StorageError):
+    storage.write_json(out / SOURCES, plan["input"])
+  return None
+
+
+def _made_from(plan: dict[str, Any], digests: Mapping[int, str]) -> dict[str, Any]:
+  """What a dataset says that it was made from: contents of files, not their times."""
   files = [
-    {name: fact for name, fact in file.items() if name != "mtime_ns"}
-    for file in plan["input"]
+    {"name": file["name"], "format": file["format"], "bytes": file["bytes"]}
+    | {"sha256": digests[number]}
+    for number, file in enumerate(plan["input"])
   ]
   return {**plan, "input": files}
 
@@ -272,19 +337,29 @@ def _make_parts(
   folder: pathlib.Path,
   config: BuildConfig,
   pool: Pool,
-  share_mb: int,
+  division: Division,
   progress: Progress,
 ) -> None:
-  waiting = [source for source in sources if not parts.is_done(folder, source)]
-  sizes = {source.number: os.path.getsize(source.path) for source in sources}
+  every = parts.bundles(sources)
+  waiting = [bundle for bundle in every if not parts.is_done(folder, bundle)]
+  sizes = {
+    bundle: sum(os.path.getsize(source.path) for source in bundle) for bundle in every
+  }
   total = sum(sizes.values())
-  done = total - sum(sizes[source.number] for source in waiting)
+  done = total - sum(sizes[bundle] for bundle in waiting)
   progress.stage("reading", "B", total, done)
   # The largest first, so that none is begun when all others are done.
-  waiting.sort(key=lambda source: (-sizes[source.number], source.number))
+  waiting.sort(key=lambda bundle: (-sizes[bundle], bundle[0].number))
+  windows = [
+    compression.window_bytes(source.path) for bundle in waiting for source in bundle
+  ]
+  at_once, share_mb = division.for_windows(max(windows, default=0))
   part_bytes = min(int(share_mb * _PART_SHARE * 2**20), _MAX_PART_BYTES)
+  window_bytes = int(share_mb * WINDOW_SHARE * 2**20)
   pool.run(
-    parts.write_parts, [(source, folder, config, part_bytes) for source in waiting]
+    parts.write_parts,
+    [(bundle, folder, config, part_bytes, window_bytes) for bundle in waiting],
+    at_once,
   )
 
 
@@ -300,13 +375,14 @@ def _make_shards(
   folder: pathlib.Path,
   config: BuildConfig,
   pool: Pool,
-  share_mb: int,
+  division: Division,
   progress: Progress,
 ) -> None:
   rows = sum(part.end - part.first for part in found)
   waiting = [shard for shard in range(num_shards) if not shards.is_done(folder, shard)]
   done = rows * (num_shards - len(waiting)) // num_shards
   progress.stage("grouping", "rows", rows, done)
+  share_mb = division.share_mb
   part_bytes = share_mb * _PART_SHARE * 2**20
   sorts = max(_LEAST_SORTS, int(part_bytes / parts.ROW_GROUP_BYTES))
   runs = _runs(waiting, -(-num_shards // sorts))
@@ -349,9 +425,8 @@ def _make_dataset(
   with storage.storage_errors(work):
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-  fates, statistics = Fates(), Statistics()
-  for source in sources:
-    fates += parts.read_fates(work / "parts", source)
+  fates, digests = parts.read_facts(work / "parts")
+  statistics = Statistics()
   by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in config.splits()}
   nothing = {"records": 0, "record_bytes": 0, "bytes": 0}
   for shard in range(num_shards):
@@ -370,12 +445,12 @@ def _make_dataset(
       known.update(files)
   if not splits:
     told = "; ".join(f"{n:,} {fate}" for fate, n in fates.trees.most_common(3))
-    raise UserError(
+    raise _NoTreeLeftError(
       f"no tree is left of {len(sources):,} files ({told or 'they hold none'}); see"
       " that format and filters are right, or look with `commentree inspect`"
     )
   stats = {
-    "made_from": _without_times(plan),
+    "made_from": _made_from(plan, digests),
     "splits": {split: _split_facts(splits.get(split)) for split in by_split},
     "fates": {kind: dict(sorted(n.items())) for kind, n in fates.as_dict().items()},
     "comments": fates.comments.total(),

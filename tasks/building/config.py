@@ -38,6 +38,8 @@ class BuildConfig:
     max_comments: trees that have more in the end are left out.
     max_tree_comments: trees for which more than this were read are left out: a tree
       is held in memory to be built.
+    max_tree_mb: trees for which more text than this was read, in MB of UTF-8, are left
+      out, too.
     shard_mb: a shard has at most so much text, before anything is filtered.
     format: name of all files' format; None to tell it from each.
     trees: what becomes of what is odd in a tree.
@@ -60,6 +62,7 @@ class BuildConfig:
   min_comments: int = 1
   max_comments: int | None = None
   max_tree_comments: int = 100_000
+  max_tree_mb: int = 32
   shard_mb: int = 128
   format: str | None = None
   trees: TreeConfig = TreeConfig()
@@ -78,6 +81,7 @@ class BuildConfig:
       ("seed", 0),
       ("min_comments", 0),
       ("max_tree_comments", 1),
+      ("max_tree_mb", 1),
       ("shard_mb", 1),
     ):
       check_range("BuildConfig", field, getattr(self, field), low, whole=True)

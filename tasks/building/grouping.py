@@ -7,6 +7,8 @@ and what does not fit its share of memory goes to disk.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import heapq
 import itertools
 import operator
 import pathlib
@@ -16,16 +18,50 @@ from collections.abc import Iterable, Iterator, Sequence
 import duckdb
 import pyarrow as pa
 
+from ...errors import StorageError
 from ..readers.rows import Row
 from ..trees import Span
-from .parts import COLUMNS, Part, decode_spans
-from .storage import StorageError
+from .config import BuildConfig
+from .parts import COLUMNS, ROW_BYTES, Part, decode_spans
 
 # Whoever puts rows into trees in another way must keep to this order.
 ORDER = ("key", "tree_id", "is_post DESC", "file", "place")
 
-_ROWS_AT_ONCE = 4_096
+_ROWS_AT_ONCE = 2_048  # as DuckDB has them
 _GLOB = re.compile(r"[*?\[]")
+
+
+class SortMemoryError(Exception):
+  """DuckDB needs more memory for a sort than it was given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """How large a tree may be.
+
+  Attributes:
+    comments: its comments that were read.
+    text_bytes: all text of its rows, in UTF-8.
+  """
+
+  comments: int
+  text_bytes: int
+
+  @classmethod
+  def of(cls, config: BuildConfig) -> Limits:
+    """The limits that settings give."""
+    return cls(config.max_tree_comments, config.max_tree_mb * 2**20)
+
+
+@dataclasses.dataclass(frozen=True)
+class TooLarge:
+  """A tree that is beyond the limits: the numbers of its rows, which were not read."""
+
+  posts: int
+  comments: int
+
+
+Rows = Iterator[Row] | TooLarge
 
 
 @contextlib.contextmanager
@@ -35,8 +71,9 @@ def trees_of_rows(
   last_key: int,
   memory_mb: int,
   spill: pathlib.Path,
-) -> Iterator[Iterator[tuple[str, Iterator[Row]]]]:
-  """Gives an iterator over trees: id and rows, the post's first.
+  limits: Limits | None,
+) -> Iterator[Iterator[tuple[int, str, Rows]]]:
+  """Gives an iterator over trees: key, id and rows.
 
   Of each tree's rows, posts come first, and then earlier files and earlier places.
 
@@ -46,37 +83,57 @@ def trees_of_rows(
     last_key: the highest.
     memory_mb: what DuckDB may take.
     spill: a folder for what does not fit; made if need be.
+    limits: how large a tree may be; None if none can be larger.
 
   Raises:
+    SortMemoryError: if the rows of these keys are too many for so much memory.
     StorageError: if there is no room to spill to.
   """
+  if not parts:
+    yield iter(())
+    return
   config: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": f"{memory_mb}MB",
     "threads": 1,
     "temp_directory": str(spill),
   }
-  query = (
+  paths = [_without_globs(str(part.path)) for part in parts]
+  source = (
     # By itself DuckDB takes folders named `a=b` for columns, which replace the file's.
-    f"SELECT {', '.join(COLUMNS)} FROM read_parquet(?, hive_partitioning = false)"
+    "FROM read_parquet(?, hive_partitioning = false)"
     f" WHERE key BETWEEN {first_key}::UBIGINT AND {last_key}::UBIGINT"
-    f" ORDER BY {', '.join(ORDER)}"
   )
-  with duckdb.connect(":memory:", config=config) as connection:
-    try:
-      if not parts:
-        yield iter(())
-        return
-      paths = [_without_globs(str(part.path)) for part in parts]
-      relation = connection.sql(query, params=[paths])
-      batches = relation.to_arrow_reader(_ROWS_AT_ONCE)
-      rows = itertools.chain.from_iterable(map(_rows, batches))
-      yield itertools.groupby(rows, operator.itemgetter(0))
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
-      raise StorageError(
-        f"{spill}: sorting {memory_mb} MB at a time failed"
-        f" ({str(error).splitlines()[0]}); free some room on this disk, or raise"
-        " --memory, and start again: finished work is kept"
-      ) from error
+  with (
+    _errors_in_one_line(spill, memory_mb),
+    duckdb.connect(":memory:", config=config) as connection,
+  ):
+    too_large: list[tuple[int, str, TooLarge]] = []
+    if limits is not None:
+      found = connection.execute(
+        "SELECT key, tree_id, count_if(is_post), count_if(NOT is_post) AS comments"
+        f" {source} GROUP BY key, tree_id"
+        f" HAVING comments > {limits.comments} OR sum({ROW_BYTES}) >"
+        f" {limits.text_bytes} ORDER BY key, tree_id",
+        [paths],
+      )
+      too_large = [(key, name, TooLarge(*n)) for key, name, *n in found.fetchall()]
+    if too_large:
+      connection.execute("CREATE TABLE too_large (tree_id VARCHAR)")
+      connection.executemany(
+        "INSERT INTO too_large VALUES (?)", [[tree_id] for _, tree_id, _ in too_large]
+      )
+      source += " AND tree_id NOT IN (FROM too_large)"
+    relation = connection.sql(
+      f"SELECT key, {', '.join(COLUMNS)} {source} ORDER BY {', '.join(ORDER)}",
+      params=[paths],
+    )
+    batches = relation.to_arrow_reader(_ROWS_AT_ONCE)
+    rows = itertools.chain.from_iterable(map(_rows, _sorted(batches, spill, memory_mb)))
+    grouped = (
+      (*key_and_id, map(operator.itemgetter(1), of_tree))
+      for key_and_id, of_tree in itertools.groupby(rows, _key_and_id)
+    )
+    yield heapq.merge(grouped, too_large, key=operator.itemgetter(0, 1))
 
 
 def _without_globs(path: str) -> str:
@@ -84,9 +141,39 @@ def _without_globs(path: str) -> str:
   return _GLOB.sub(r"[\g<0>]", path)
 
 
-def _rows(batch: pa.RecordBatch) -> Iterable[Row]:
-  *columns, spans = batch.columns
+def _key_and_id(row: tuple[int, Row]) -> tuple[int, str]:
+  return row[0], row[1].tree_id
+
+
+def _sorted(
+  batches: pa.RecordBatchReader, spill: pathlib.Path, memory_mb: int
+) -> Iterator[pa.RecordBatch]:
+  with _errors_in_one_line(spill, memory_mb):
+    yield from batches
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(spill: pathlib.Path, memory_mb: int) -> Iterator[None]:
+  try:
+    yield
+  except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
+    first, _, more = str(error).partition("\n")
+    # DuckDB calls it out of memory, too, where there is no room to spill to.
+    if "temp_directory" not in more and (
+      isinstance(error, MemoryError | duckdb.OutOfMemoryException)
+      or "Out of Memory" in first
+    ):
+      raise SortMemoryError(first) from error
+    raise StorageError(
+      f"{spill}: sorting {memory_mb} MB at a time failed ({first}); free some room on"
+      " this disk and start again: finished work is kept"
+    ) from error
+
+
+def _rows(batch: pa.RecordBatch) -> Iterable[tuple[int, Row]]:
+  keys, *columns, spans = batch.columns
   decoded: list[tuple[Span, ...]] = [()] * len(spans)
   if spans.null_count < len(spans):
     decoded = list(map(decode_spans, spans.to_pylist()))
-  return map(Row, *(column.to_pylist() for column in columns), decoded)
+  rows = map(Row, *(column.to_pylist() for column in columns), decoded)
+  return zip(keys.to_pylist(), rows)

@@ -1,8 +1,10 @@
-"""From a source file to parts: Parquet files of its rows, sorted by the shuffle key.
+"""From source files to parts: Parquet files of their rows, sorted by the shuffle key.
 
-A part appears under its name when it is whole, and its name says which of the file's
-rows it holds; `<number>.json` appears when the whole file is in parts. What is missing
-after a kill is read again: the rows of finished parts are read, but not written, again.
+Small files that follow each other are read as one, a *bundle*; a large one is a bundle
+of its own. A part appears under its name when it is whole, and its name says which of
+the bundle's rows it holds; `<number>.json` appears when the whole bundle is in parts.
+What is missing after a kill is read again: the rows of finished parts are read, but not
+written, again.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ import pyarrow.parquet as pq
 
 from ...errors import UserError
 from .. import readers
+from ..readers import compression
 from ..readers.rows import Row
 from ..trees import Fates, Span
 from . import filters, storage
@@ -35,20 +39,29 @@ from .order import shuffle_key
 # Columns of `Row`, in its order, and of them those that hold no text.
 _KINDS = {"is_post": pa.bool_(), "created_utc": pa.int64(), "score": pa.int32()}
 COLUMNS = Row._fields
+ROW_BYTES = "row_bytes"
 SCHEMA = pa.schema(
   [
     ("key", pa.uint64()),
     ("file", pa.int32()),
     ("place", pa.int64()),
+    (ROW_BYTES, pa.int64()),  # of all its texts, in UTF-8
     *((name, _KINDS.get(name, pa.string())) for name in COLUMNS),
   ]
 )
 
-# Rows of Python objects are many times as large as in Arrow's columns.
+# Rows of Python objects are many times as large as in Arrow's columns, so that few are
+# held: so many at most, and of so many characters.
 _ROWS_AT_ONCE = 1_024
+_CHARS_AT_ONCE = 2**20
 ROW_GROUP_BYTES = 2**20
+# Files are small that take less time to be read than a part takes to be synced.
+_SMALL_FILE_BYTES = 2**20
+_BUNDLE_BYTES = 2**24
+_BUNDLE_FILES = 1_000
 _SECONDS_BETWEEN_REPORTS = 0.5
 _TEXT_BYTES = b"text_bytes"
+_ROW_OVERHEAD_BYTES = 48  # of a row in Arrow's columns, beside its texts
 
 Report = Callable[[int, int], None]
 
@@ -71,14 +84,34 @@ class Source:
   prepared: str | None = None
 
 
+# Files that are read as one, numbered as the first of them.
+Bundle = tuple[Source, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A part on disk: rows `first` to `end` - 1 of file number `file`."""
+  """A part on disk: rows `first` to `end` - 1 of the bundle of a number."""
 
   path: pathlib.Path
-  file: int
+  bundle: int
   first: int
   end: int
+
+
+def bundles(sources: Sequence[Source]) -> list[Bundle]:
+  """Puts small files that follow each other together; depends on files alone."""
+  found: list[Bundle] = []
+  size = _BUNDLE_BYTES  # of the last bundle
+  for source in sources:
+    own = os.path.getsize(source.path)
+    small = own < _SMALL_FILE_BYTES
+    if small and size + own < _BUNDLE_BYTES and len(found[-1]) < _BUNDLE_FILES:
+      found[-1] += (source,)
+      size += own
+    else:
+      found.append((source,))
+      size = own if small else _BUNDLE_BYTES
+  return found
 
 
 def with_prepared(
@@ -146,13 +179,20 @@ def decode_spans(column: str | None) -> tuple[Span, ...]:
   return tuple(Span(*span) for span in json.loads(column)) if column else ()
 
 
-def list_parts(folder: pathlib.Path, file: int | None = None) -> list[Part]:
-  """The parts in a folder, of one file or all, in order."""
+def row_bytes(row: Row) -> int:
+  """Bytes of text in a row: what its column `ROW_BYTES` holds."""
+  texts = [value for value in row if isinstance(value, str)]
+  texts.append(encode_spans(row.spans) or "")
+  return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+
+
+def list_parts(folder: pathlib.Path, bundle: int | None = None) -> list[Part]:
+  """The parts in a folder, of one bundle or all, in order."""
   found = []
-  for path in folder.glob("*.parquet" if file is None else f"{file:06}-*.parquet"):
+  for path in folder.glob("*.parquet" if bundle is None else f"{bundle:06}-*.parquet"):
     number, first, end = map(int, path.stem.split("-"))
     found.append(Part(path, number, first, end))
-  return sorted(found, key=lambda part: (part.file, part.first))
+  return sorted(found, key=lambda part: (part.bundle, part.first))
 
 
 def text_bytes(part: Part) -> int:
@@ -160,53 +200,80 @@ def text_bytes(part: Part) -> int:
   return int(pq.read_metadata(part.path).metadata[_TEXT_BYTES])
 
 
-def is_done(folder: pathlib.Path, source: Source) -> bool:
-  """Whether a file is in parts already."""
-  return _done_path(folder, source.number).exists()
+def is_done(folder: pathlib.Path, bundle: Bundle) -> bool:
+  """Whether a bundle is in parts already."""
+  return _done_path(folder, bundle).exists()
 
 
-def read_fates(folder: pathlib.Path, source: Source) -> Fates:
-  """What became of that of a file which made no row."""
-  facts = json.loads(_done_path(folder, source.number).read_text())
-  return Fates(**{k: collections.Counter(v) for k, v in facts["fates"].items()})
+def is_begun(folder: pathlib.Path) -> bool:
+  """Whether a folder holds anything that need not be done again."""
+  return any(folder.glob("*.parquet")) or any(folder.glob("*.json"))
 
 
-def _done_path(folder: pathlib.Path, number: int) -> pathlib.Path:
-  return folder / f"{number:06}.json"
+def read_facts(folder: pathlib.Path) -> tuple[Fates, dict[int, str]]:
+  """What is known of the files of finished bundles, in all.
+
+  Returns:
+    What became of that of them which made no row; and by number, the SHA-256 of each.
+  """
+  fates, digests = Fates(), {}
+  for path in sorted(folder.glob("*.json")):
+    facts = json.loads(path.read_text("utf-8"))
+    fates += Fates(**{k: collections.Counter(v) for k, v in facts["fates"].items()})
+    digests.update({int(number): digest for number, digest in facts["sha256"].items()})
+  return fates, digests
+
+
+def _done_path(folder: pathlib.Path, bundle: Bundle) -> pathlib.Path:
+  return folder / f"{bundle[0].number:06}.json"
+
+
+def all_files(source: Source) -> list[str]:
+  """A file, and what is read along with it."""
+  format_ = readers.format_of(source.path, source.format)
+  return [source.path, *format_.beside(source.path)]
+
+
+def digest(source: Source) -> str:
+  """SHA-256 of all that is read for a file."""
+  together = hashlib.sha256()
+  for path in all_files(source):
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+      together.update(hashlib.file_digest(file, "sha256").digest())
+  return together.hexdigest()
 
 
 def write_parts(
-  source: Source,
+  bundle: Bundle,
   folder: pathlib.Path,
   config: BuildConfig,
   part_bytes: int,
+  window_bytes: int,
   report: Report,
 ) -> None:
-  """Reads a file and writes what is not in parts yet.
+  """Reads files and writes what is not in parts yet.
 
   Args:
-    source: the file.
+    bundle: the files.
     folder: where the parts go.
     config: which rows are wanted; the seed of the key.
     part_bytes: rows of about so many bytes are sorted at once.
-    report: gets the number of rows and of the file's bytes read since the last call.
+    window_bytes: memory for what unpacking looks back at.
+    report: gets the number of rows and of the files' bytes read since the last call.
   """
   fates = Fates()
-  rows = wanted_rows(source, config, fates)
-  rows = _reported(rows, source.path, report)
-  place = _skip_finished(rows, list_parts(folder, source.number))
-  buffer: list[pa.RecordBatch] = []
-  first, held = place, 0
-  while chunk := list(itertools.islice(rows, _ROWS_AT_ONCE)):
-    buffer.append(_to_batch(chunk, source.number, place, config.seed))
-    place += len(chunk)
-    held += buffer[-1].nbytes
-    if held >= part_bytes:
-      _write_part(buffer, folder, source.number, first, place)
-      buffer, first, held = [], place, 0
-  if buffer:
-    _write_part(buffer, folder, source.number, first, place)
-  write_fates(folder, source, fates, place)
+  digests: dict[int, str] = {}
+  writer = _PartsWriter(folder, bundle[0].number, config.seed, part_bytes)
+  progress = _Progress(report)
+  with compression.window_limit(window_bytes):
+    for source in bundle:
+      rows = wanted_rows(source, config, fates)
+      for place, row in enumerate(progress.count(rows, source.path)):
+        writer.add(row, source.number, place)
+      digests[source.number] = digest(source)
+  writer.flush()
+  progress.tell()
+  write_facts(folder, bundle, fates, digests)
 
 
 def wanted_rows(source: Source, config: BuildConfig, fates: Fates) -> Iterator[Row]:
@@ -215,84 +282,162 @@ def wanted_rows(source: Source, config: BuildConfig, fates: Fates) -> Iterator[R
     format_ = readers.format_of(source.path, source.format)
   else:
     format_ = _load_format(source.format, source.prepared)
-  rows = format_.rows(source.path, config.trees, fates)
+  rows = format_.read(source.path, config.trees, fates)
   if config.subreddits or config.exclude_subreddits:
     return filters.of_wanted_subreddits(rows, config, fates)
   return rows
 
 
-def write_fates(folder: pathlib.Path, source: Source, fates: Fates, rows: int) -> None:
-  """Notes that a whole file was read: its rows' number, and what made no row."""
-  facts = {"fates": fates.as_dict(), "rows": rows}
-  storage.write_json(_done_path(folder, source.number), facts)
+def write_facts(
+  folder: pathlib.Path, bundle: Bundle, fates: Fates, digests: Mapping[int, str]
+) -> None:
+  """Notes that a whole bundle was read; see `read_facts`."""
+  facts = {"fates": fates.as_dict(), "sha256": dict(digests)}
+  storage.write_json(_done_path(folder, bundle), facts)
 
 
-def _skip_finished(rows: Iterator[Row], finished: Sequence[Part]) -> int:
-  """Passes over the rows of finished parts; returns how many those are."""
+class _PartsWriter:
+  """Sorts rows and writes them; passes over those that are in finished parts."""
+
+  def __init__(self, folder: pathlib.Path, number: int, seed: int, part_bytes: int):
+    self._folder = folder
+    self._number = number
+    self._seed = seed
+    self._part_bytes = part_bytes
+    self._to_skip = _rows_in_parts(list_parts(folder, number))
+    self._first = self._to_skip  # place in the bundle of the part's first row
+    self._rows: list[Row] = []
+    self._files: list[int] = []
+    self._places: list[int] = []
+    self._chars = 0
+    self._batches: list[pa.RecordBatch] = []
+    self._held = 0
+
+  def add(self, row: Row, file: int, place: int) -> None:
+    """Takes the bundle's next row."""
+    if self._to_skip:
+      self._to_skip -= 1
+      return
+    self._rows.append(row)
+    self._files.append(file)
+    self._places.append(place)
+    self._chars += len(row.text or "") + len(row.selftext or "")
+    self._chars += len(row.translation or "")
+    if len(self._rows) >= _ROWS_AT_ONCE or self._chars >= _CHARS_AT_ONCE:
+      self._pack()
+      if self._held >= self._part_bytes:
+        self.flush()
+
+  def _pack(self) -> None:
+    batch = _to_batch(self._rows, self._files, self._places, self._seed)
+    self._batches.append(batch)
+    self._held += batch.nbytes
+    self._rows, self._files, self._places, self._chars = [], [], [], 0
+
+  def flush(self) -> None:
+    """Writes a part of all rows that are not written yet."""
+    if self._rows:
+      self._pack()
+    if self._batches:
+      end = self._first + sum(batch.num_rows for batch in self._batches)
+      name = f"{self._number:06}-{self._first:012}-{end:012}.parquet"
+      batches, self._batches, self._held, self._first = self._batches, [], 0, end
+      _write_part(batches, self._folder / name)
+
+
+def _rows_in_parts(finished: Sequence[Part]) -> int:
+  """How many rows, from a bundle's first on, are in parts."""
   end = 0
   for part in finished:
     if part.first == end:
       end = part.end
     else:
       part.path.unlink()  # one before it was taken away
-  collections.deque(itertools.islice(rows, end), maxlen=0)
   return end
 
 
-def _to_batch(rows: Sequence[Row], file: int, place: int, seed: int) -> pa.RecordBatch:
+def _to_batch(
+  rows: Sequence[Row], files: Sequence[int], places: Sequence[int], seed: int
+) -> pa.RecordBatch:
   columns: dict[str, Any] = dict(zip(COLUMNS, zip(*rows)))
   columns["spans"] = list(map(encode_spans, columns["spans"]))
   keys = [shuffle_key(seed, tree_id) for tree_id in columns["tree_id"]]
+  of_row = [pa.array(columns[name], SCHEMA.field(name).type) for name in COLUMNS]
   arrays = [
     pa.array(np.array(keys, np.uint64)),
-    pa.array(np.full(len(rows), file, np.int32)),
-    pa.array(np.arange(place, place + len(rows))),
-    *(pa.array(columns[name], SCHEMA.field(name).type) for name in COLUMNS),
+    pa.array(np.array(files, np.int32)),
+    pa.array(np.array(places, np.int64)),
+    pa.array(_text_bytes(of_row)),
+    *of_row,
   ]
   return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def _write_part(
-  batches: Sequence[pa.RecordBatch],
-  folder: pathlib.Path,
-  file: int,
-  first: int,
-  end: int,
-) -> None:
+def _text_bytes(columns: Sequence[pa.Array]) -> np.ndarray:
+  """Bytes of text in each row."""
+  total = np.zeros(len(columns[0]), np.int64)
+  for column in columns:
+    if pa.types.is_string(column.type) and column.null_count < len(column):
+      total += pc.fill_null(pc.binary_length(column), 0).to_numpy()
+  return total
+
+
+def _write_part(batches: Sequence[pa.RecordBatch], path: pathlib.Path) -> None:
   """Sorts rows by key and writes them, whole or not at all."""
   table = pa.Table.from_batches(batches)
   order = np.argsort(table["key"].to_numpy(), kind="stable")
-  text = sum(
-    pc.sum(pc.binary_length(table[field.name])).as_py() or 0
-    for field in SCHEMA
-    if pa.types.is_string(field.type)
-  )
-  table = table.take(pa.array(order)).replace_schema_metadata(
-    {_TEXT_BYTES: str(text).encode()}
-  )
-  with storage.draft(folder / f"{file:06}-{first:012}-{end:012}.parquet") as draft:
-    pq.write_table(
-      table,
+  table = table.take(pa.array(order))
+  text = np.cumsum(table[ROW_BYTES].to_numpy())
+  # A group is what DuckDB holds of a part at once, so none has many large rows.
+  groups = (text + np.arange(len(text)) * _ROW_OVERHEAD_BYTES) // ROW_GROUP_BYTES
+  starts = [*(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(text)]
+  table = table.replace_schema_metadata({_TEXT_BYTES: str(text[-1]).encode()})
+  with (
+    storage.draft(path) as draft,
+    pq.ParquetWriter(
       draft,
+      table.schema,
       compression="snappy",
       use_dictionary=["subreddit"],
       write_statistics=["key"],
-      row_group_size=max(1, len(order) * ROW_GROUP_BYTES // max(table.nbytes, 1)),
-    )
+    ) as writer,
+  ):
+    for start, end in itertools.pairwise([0, *starts]):
+      writer.write_table(table.slice(start, end - start), row_group_size=end - start)
 
 
-def _reported(rows: Iterator[Row], path: str, report: Report) -> Iterator[Row]:
-  """Passes rows on and tells now and then how far reading has come."""
-  read, position, then = 0, 0, time.monotonic()
-  for row in rows:
-    read += 1
-    if not read % _ROWS_AT_ONCE and time.monotonic() - then > _SECONDS_BETWEEN_REPORTS:
-      now = max(_position(path), position)
-      report(read, now - position)
-      read, position, then = 0, now, time.monotonic()
-    yield row
-  with contextlib.suppress(OSError):
-    report(read, max(os.path.getsize(path) - position, 0))
+class _Progress:
+  """Tells now and then how far reading has come."""
+
+  def __init__(self, report: Report):
+    self._report = report
+    self._rows = self._bytes = 0
+    self._told = time.monotonic()
+
+  def count(self, rows: Iterator[Row], path: str) -> Iterator[Row]:
+    """Passes a file's rows on."""
+    position = 0
+    for number, row in enumerate(rows, 1):
+      self._rows += 1
+      if not number % _ROWS_AT_ONCE and self._is_due():
+        now = max(_position(path), position)
+        self._bytes += now - position
+        position = now
+        self.tell()
+      yield row
+    with contextlib.suppress(OSError):
+      self._bytes += max(os.path.getsize(path) - position, 0)
+    if self._is_due():
+      self.tell()
+
+  def _is_due(self) -> bool:
+    return time.monotonic() - self._told > _SECONDS_BETWEEN_REPORTS
+
+  def tell(self) -> None:
+    """Tells what was not told yet."""
+    self._report(self._rows, self._bytes)
+    self._rows = self._bytes = 0
+    self._told = time.monotonic()
 
 
 def _position(path: str) -> int:

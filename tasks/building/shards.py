@@ -8,25 +8,37 @@ made again.
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from ...errors import UserError
 from ..columns import to_columns
-from ..readers.rows import Row
 from ..trees import CommentTree, Fates
 from . import filters, grouping, storage, tfrecord, tree_record
 from .config import BuildConfig
-from .order import first_key, shard_of, shuffle_key
-from .parts import Part, Report
+from .order import KEY_BITS, first_key, shard_of
+from .parts import Part, Report, text_bytes
 from .statistics import Counting, Statistics
 from .tree_builder import TreeBuilder
 
 _WRITE_BYTES = 2**20
 _ROWS_BETWEEN_REPORTS = 5_000
+_BEHIND_ALL_KEYS = 1 << KEY_BITS
+# Sorts that fail for lack of memory are made again, so often, each of fewer rows.
+_MOST_TRIES = 6
+_MORE_SLICES = 4
+
+# What gives trees by the lowest and the highest key.
+_Sort = Callable[
+  [int, int],
+  contextlib.AbstractContextManager[Iterator[tuple[int, str, grouping.Rows]]],
+]
 
 
 def is_done(folder: pathlib.Path, shard: int) -> bool:
@@ -77,48 +89,93 @@ def make_shards(
     folder: where shards go.
     config: what is wanted of the trees.
     memory_mb: what a sort may take.
-    slices: sorts to make, of a part of the shards' keys each.
+    slices: sorts to make, of a part of the shards' keys each; more where one turns out
+      to take more memory.
     report: gets the number of rows done since the last call, and 0.
   """
-  keys = range(first_key(shards.start, num_shards), first_key(shards.stop, num_shards))
+  limits: grouping.Limits | None = grouping.Limits.of(config)
+  rows = sum(part.end - part.first for part in parts)
+  text = sum(map(text_bytes, parts))
+  if rows <= config.max_tree_comments and text <= config.max_tree_mb * 2**20:
+    limits = None
   spill = folder / f"{shards.start:06}.spill"
+  sort = functools.partial(
+    grouping.trees_of_rows, parts, memory_mb=memory_mb, spill=spill, limits=limits
+  )
+  failure: Exception | None = None
+  for _ in range(_MOST_TRIES):
+    try:
+      return _make_shards(shards, num_shards, folder, config, sort, slices, report)
+    except grouping.SortMemoryError as error:
+      failure = error
+    # In the middle of a sort: what is done stays, and the rest is cut more finely.
+    shards = range(next(s for s in shards if not is_done(folder, s)), shards.stop)
+    slices *= _MORE_SLICES
+  raise UserError(
+    f"--memory: to sort trees of up to {config.max_tree_mb} MB, {memory_mb} MB are too"
+    f" little ({failure}); give more, or fewer --workers, and start again: finished"
+    " work is kept"
+  ) from failure
+
+
+def _make_shards(
+  shards: range,
+  num_shards: int,
+  folder: pathlib.Path,
+  config: BuildConfig,
+  sort: _Sort,
+  slices: int,
+  report: Report,
+) -> None:
+  keys = range(first_key(shards.start, num_shards), first_key(shards.stop, num_shards))
+  grouped = itertools.chain.from_iterable(
+    _sorted_trees(part, sort) for part in _cut(keys, slices)
+  )
   builder = TreeBuilder(config)
-  grouped = _sorted_trees(parts, keys, slices, memory_mb, spill)
-  ahead = itertools.chain(grouped, [(None, iter(()))])
-  tree_id, rows = next(ahead)
+  ahead = itertools.chain(grouped, [(_BEHIND_ALL_KEYS, "", iter(()))])
+  key, tree_id, rows = next(ahead)
   for shard in shards:
     writer = ShardWriter(folder, shard)
     done = 0
-    while (
-      tree_id is not None
-      and shard_of(shuffle_key(config.seed, tree_id), num_shards) == shard
-    ):
+    while key < _BEHIND_ALL_KEYS and shard_of(key, num_shards) == shard:
       tree, number = builder.build(rows)
       if tree is not None:
         writer.write(filters.split_of(tree_id, tree, config), tree)
+        del tree
       done += number
       if done >= _ROWS_BETWEEN_REPORTS:
         report(done, 0)
         done = 0
-      tree_id, rows = next(ahead)
+      key, tree_id, rows = next(ahead)
     writer.finish(builder.take_fates())
     report(done, 0)
 
 
-def _sorted_trees(
-  parts: Sequence[Part],
-  keys: range,
-  slices: int,
-  memory_mb: int,
-  spill: pathlib.Path,
-) -> Iterator[tuple[str, Iterator[Row]]]:
-  """Yields trees' ids and rows in order of the key, with a sort for each slice."""
-  start, length = keys.start, keys.stop - keys.start
-  for number in range(slices):
-    first = start + length * number // slices
-    last = start + length * (number + 1) // slices - 1
-    with grouping.trees_of_rows(parts, first, last, memory_mb, spill) as grouped:
-      yield from grouped
+def _cut(keys: range, number: int) -> Iterator[range]:
+  """Cuts keys into ranges of about the same length, in order."""
+  length = keys.stop - keys.start
+  bounds = [keys.start + length * place // number for place in range(number + 1)]
+  return (range(start, stop) for start, stop in itertools.pairwise(bounds))
+
+
+def _sorted_trees(keys: range, sort: _Sort) -> Iterator[tuple[int, str, grouping.Rows]]:
+  """Yields trees in order of the key; see `grouping.trees_of_rows`.
+
+  Keys whose rows take too much memory to be sorted are cut into two halves.
+  """
+  waiting = [keys]  # ranges, the first last
+  while waiting:
+    part = waiting.pop()
+    begun = False
+    try:
+      with sort(part.start, part.stop - 1) as grouped:
+        for tree in grouped:
+          begun = True
+          yield tree
+    except grouping.SortMemoryError:
+      if begun or part.stop - part.start == 1:
+        raise
+      waiting += reversed(list(_cut(part, 2)))
 
 
 class ShardWriter:
@@ -156,29 +213,29 @@ class _RecordsFile:
     self._path = path
     self._draft = path.with_name(path.name + ".draft")
     self._file: IO[bytes] | None = None
-    self._frames: list[bytes] = []
+    self._waiting: list[bytes] = []
     self._held = 0
     self._hash = hashlib.sha256()
     self._facts = {"records": 0, "record_bytes": 0, "bytes": 0}
 
   def write(self, record: bytes) -> None:
-    framed = tfrecord.frame(record)
-    self._frames.append(framed)
-    self._held += len(framed)
+    before, behind = tfrecord.around(record)
+    self._waiting += (before, record, behind)
+    self._held += len(before) + len(record) + len(behind)
     self._facts["records"] += 1
     self._facts["record_bytes"] += len(record)
     if self._held >= _WRITE_BYTES:
       self._flush()
 
   def _flush(self) -> None:
-    data = b"".join(self._frames)
     with storage.storage_errors(self._path.parent):
       if self._file is None:
         self._file = open(self._draft, "wb")  # noqa: SIM115
-      self._file.write(data)
-    self._hash.update(data)
-    self._facts["bytes"] += len(data)
-    self._frames, self._held = [], 0
+      self._file.writelines(self._waiting)
+    for data in self._waiting:
+      self._hash.update(data)
+    self._facts["bytes"] += self._held
+    self._waiting, self._held = [], 0
 
   def finish(self) -> dict[str, Any]:
     """Makes the file appear, and returns what is known of it."""

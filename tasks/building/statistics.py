@@ -16,8 +16,11 @@ TOP_SUBREDDITS = 50
 NO_SUBREDDIT = "(none)"
 NO_YEAR = "(unknown)"
 
-# Trees are gathered until there are so many comments to be counted at once.
+# Trees are gathered until there are so many comments, or bytes of them, to be counted
+# at once; of words, so many bytes.
 _COMMENTS_AT_ONCE = 8_192
+_BYTES_AT_ONCE = 2**22
+_WORD_BYTES_AT_ONCE = 2**20
 _SECONDS_OF_DAY = 86_400
 
 # By measure: what one number of it stands for.
@@ -146,6 +149,7 @@ class Counting:
 
   def _forget(self) -> None:
     self._texts: list[bytes] = []
+    self._bytes = 0
     self._chars: list[int] = []
     self._parents: list[int] = []
     self._times: list[np.ndarray] = []
@@ -167,12 +171,13 @@ class Counting:
     self._starts.append(len(self._parents))
     self._parents += columns["parents"].tolist()
     self._texts += columns["texts"]
+    self._bytes += sum(map(len, columns["texts"]))
     self._chars += [len(comment.text) for comment in tree.comments]
     self._times.append(columns["created_utc"])
     depths = tree.depths()
     self._depths += depths
     self._deepest.append(max(depths))
-    if len(self._parents) >= _COMMENTS_AT_ONCE:
+    if len(self._parents) >= _COMMENTS_AT_ONCE or self._bytes >= _BYTES_AT_ONCE:
       self._count()
 
   def result(self) -> Statistics:
@@ -209,6 +214,17 @@ class Counting:
 
 def _count_words(texts: Sequence[bytes]) -> np.ndarray:
   """The number of words in each text."""
+  found: list[np.ndarray] = []
+  first = held = 0
+  for number, text in enumerate(texts):
+    held += len(text)
+    if held >= _WORD_BYTES_AT_ONCE or number == len(texts) - 1:
+      found.append(_count_words_at_once(texts[first : number + 1]))
+      first, held = number + 1, 0
+  return np.concatenate(found)
+
+
+def _count_words_at_once(texts: Sequence[bytes]) -> np.ndarray:
   # Every text begins behind a space, so that no word spans two.
   together = np.frombuffer(b"".join(b" " + text for text in texts), np.uint8)
   is_space = _IS_SPACE[together]

@@ -11,27 +11,35 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import UserError
+from ...errors import StorageError, UserError
 
 _DRAFT = ".draft"
-
-
-class StorageError(UserError):
-  """The disk refuses what is to be written."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# To start again changes nothing about these.
+_MISTAKES = (
+  *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL),
+  *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
 
 
 @contextlib.contextmanager
 def storage_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
-  """Turns a disk's refusal to write under `folder` into one line."""
+  """Turns a disk's refusal to write under `folder` into one line.
+
+  Raises:
+    StorageError: if the disk refuses.
+    UserError: if the folder is none that can be written.
+  """
   try:
     yield
   except OSError as error:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
       raise StorageError(
         f"{folder}: the disk is full; free some room or move the folder to a larger"
         " disk, and start again: finished work is kept"
       ) from error
-    raise StorageError(
+    kind = UserError if error.errno in _MISTAKES else StorageError
+    raise kind(
       f"{folder}: cannot be written ({error.strerror or error}); finished work is kept"
     ) from error
 

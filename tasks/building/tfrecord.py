@@ -29,14 +29,16 @@ def _masked_crc(data: bytes) -> int:
 
 def frame(record: bytes) -> bytes:
   """The bytes that stand for a record in a file; files may be put end to end."""
+  before, behind = around(record)
+  return b"".join((before, record, behind))
+
+
+def around(record: bytes) -> tuple[bytes, bytes]:
+  """What stands before and behind a record in a file."""
   length = struct.pack("<Q", len(record))
-  return b"".join(
-    (
-      length,
-      _CHECKSUM.pack(_masked_crc(length)),
-      record,
-      _CHECKSUM.pack(_masked_crc(record)),
-    )
+  return (
+    length + _CHECKSUM.pack(_masked_crc(length)),
+    _CHECKSUM.pack(_masked_crc(record)),
   )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 from .. import trees
 from ..readers.rows import Row
 from ..trees import CommentTree, Fates
 from . import filters
 from .config import BuildConfig
+from .grouping import Rows, TooLarge
 
 
 class TreeBuilder:
@@ -31,7 +29,7 @@ class TreeBuilder:
     taken, self._fates = self._fates, Fates()
     return taken
 
-  def build(self, rows: Iterator[Row]) -> tuple[CommentTree | None, int]:
+  def build(self, rows: Rows) -> tuple[CommentTree | None, int]:
     """Builds a tree.
 
     Args:
@@ -40,13 +38,18 @@ class TreeBuilder:
     Returns:
       The tree, None if it is not wanted; the number of its rows.
     """
-    limit = self._config.max_tree_comments
-    held = list(itertools.islice(rows, limit + 1))
-    if len(held) > limit:
-      posts = sum(row.is_post for row in held)
-      held += itertools.islice(rows, posts)
-      if len(held) - posts > limit:
-        return None, self._leave_out_large(held, rows)
+    if isinstance(rows, TooLarge):
+      self._leave_out(rows)
+      return None, rows.posts + rows.comments
+    held: list[Row] = []
+    posts = 0
+    for row in rows:
+      posts += row.is_post
+      if not row.is_post or posts == 1:
+        held.append(row)
+    repeated = max(posts - 1, 0)
+    if repeated:
+      self._fates.trees[trees.TREE_DUPLICATE] += repeated
     fates = Fates() if self._filters_trees else self._fates
     tree = trees.assemble(held, fates, self._config.trees, self._judge)
     if self._filters_trees:
@@ -54,18 +57,15 @@ class TreeBuilder:
         filters.leave_out(fates, fate)
         tree = None
       self._fates += fates
-    return tree, len(held)
+    return tree, len(held) + repeated
 
-  def _leave_out_large(self, held: list[Row], rows: Iterator[Row]) -> int:
-    posts = comments = 0
-    for row in itertools.chain(held, rows):
-      if row.is_post:
-        posts += 1
-      else:
-        comments += 1
-    fate = filters.TREE_LARGE if posts else filters.without_post(filters.TREE_LARGE)
-    self._fates.trees[fate] += 1
-    if posts > 1:
-      self._fates.trees[trees.TREE_DUPLICATE] += posts - 1
-    self._fates.comments[filters.DROPPED_IN_LARGE_TREE] += comments
-    return posts + comments
+  def _leave_out(self, tree: TooLarge) -> None:
+    if tree.comments > self._config.max_tree_comments:
+      fate, of_comments = filters.TREE_LARGE, filters.DROPPED_IN_LARGE_TREE
+    else:
+      fate, of_comments = filters.TREE_LONG, filters.DROPPED_IN_LONG_TREE
+    self._fates.trees[fate if tree.posts else filters.without_post(fate)] += 1
+    if tree.posts > 1:
+      self._fates.trees[trees.TREE_DUPLICATE] += tree.posts - 1
+    if tree.comments:
+      self._fates.comments[of_comments] += tree.comments

@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -21,8 +23,10 @@ from ...errors import UserError
 _MAIN_MB = 100
 _WORKER_MB = 110
 _LEAST_SHARE_MB = 140  # of which DuckDB gets 84; with 54 it was seen to give up
+WINDOW_SHARE = 0.5  # of a reader's share, for what unpacking looks back at
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _SECONDS_BETWEEN_SAMPLES = 0.25
+_TASKS_AHEAD = 2  # that are handed over before a process is free for them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +34,44 @@ class Division:
   """How memory is divided.
 
   Attributes:
+    memory_mb: of all processes.
     workers: processes.
-    share_mb: what each may take for its work, beyond what it takes idle.
   """
 
+  memory_mb: int
   workers: int
-  share_mb: int
+
+  @property
+  def share_mb(self) -> int:
+    """What each may take for its work, beyond what it takes idle."""
+    return self._share_mb(self.workers)
+
+  def for_windows(self, window_bytes: int) -> tuple[int, int]:
+    """Divides memory among readers of files, which hold a window each.
+
+    Args:
+      window_bytes: the largest.
+
+    Returns:
+      How many may be at work at once, and the share in MB of each.
+
+    Raises:
+      UserError: if the memory is too little for one.
+    """
+    window_mb = -(-window_bytes // 2**20)
+    for number in range(self.workers, 0, -1):
+      share = self._share_mb(number)
+      if window_mb <= max(share * WINDOW_SHARE, _LEAST_SHARE_MB / 2):
+        return number, share
+    needed = math.ceil(window_mb / WINDOW_SHARE) + _MAIN_MB + _WORKER_MB
+    raise UserError(
+      f"--memory={self.memory_mb}MB: is too little to unpack the files, which takes"
+      f" {window_mb:,} MB for one of them; give at least {needed}MB, or pack them again"
+      " with a smaller window (zstd --long=27)"
+    )
+
+  def _share_mb(self, workers: int) -> int:
+    return (self.memory_mb - _MAIN_MB) // workers - _WORKER_MB
 
 
 def divide(memory_mb: int, workers: int) -> Division:
@@ -48,8 +84,7 @@ def divide(memory_mb: int, workers: int) -> Division:
   if memory_mb < least:
     raise UserError(f"--memory={memory_mb}MB: is too little; give at least {least}MB")
   possible = (memory_mb - _MAIN_MB) // (_WORKER_MB + _LEAST_SHARE_MB)
-  workers = max(1, min(workers, possible))
-  return Division(workers, (memory_mb - _MAIN_MB) // workers - _WORKER_MB)
+  return Division(memory_mb, max(1, min(workers, possible)))
 
 
 class Workers:
@@ -69,6 +104,7 @@ class Workers:
     """
     # Started afresh: they hold nothing of this process, and no thread or lock of it.
     context = multiprocessing.get_context("spawn")
+    self._number = number
     self._reports = context.SimpleQueue()
     self._on_report = on_report
     self._pool = concurrent.futures.ProcessPoolExecutor(
@@ -97,17 +133,39 @@ class Workers:
       for thread in self._threads:
         thread.join()
 
-  def run(self, work: Callable[..., None], tasks: Iterable[tuple[Any, ...]]) -> None:
+  def run(
+    self,
+    work: Callable[..., None],
+    tasks: Iterable[tuple[Any, ...]],
+    at_once: int | None = None,
+  ) -> None:
     """Has `work(*task, report)` done for each task, in any order.
+
+    Args:
+      work: what to do.
+      tasks: its arguments.
+      at_once: so many tasks are at work at most; None for one in each process.
 
     Raises:
       UserError: if a worker was killed; and whatever `work` raises.
     """
-    with _without_interrupts():  # the processes start at the first task
-      futures = [self._pool.submit(_do, work, task) for task in tasks]
+    waiting = iter(tasks)
+    at_work: set[concurrent.futures.Future[None]] = set()
+    limit = at_once or self._number + _TASKS_AHEAD
     try:
-      for future in concurrent.futures.as_completed(futures):
-        future.result()
+      while True:
+        with _without_interrupts():  # processes start as tasks come
+          at_work.update(
+            self._pool.submit(_do, work, task)
+            for task in itertools.islice(waiting, limit - len(at_work))
+          )
+        if not at_work:
+          return
+        done, at_work = concurrent.futures.wait(
+          at_work, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for future in done:
+          future.result()
     except BrokenProcessPool as error:
       raise UserError(
         "a worker process was killed, as the system does when memory runs out; give"

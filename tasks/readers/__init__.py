@@ -23,7 +23,7 @@ from . import (
   reddit_api,
   tree_jsonl,
 )
-from .rows import Format, Row
+from .rows import Format, Row, memory_bytes
 
 # The first that a file looks like reads it; the last if it looks like none.
 FORMATS = (
@@ -37,6 +37,8 @@ FORMATS = (
 
 # Files of comments apart from their posts are grouped in memory up to this size.
 _MAX_GROUPED_BYTES = 256 * 2**20
+# ...and as long as their rows take no more memory than this.
+_MAX_ROWS_BYTES = 2 * 2**30
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
@@ -140,29 +142,38 @@ def iter_trees(
     format_name: of all the files; None to tell it from each.
 
   Raises:
-    UserError: before anything is read, if a pattern matches nothing, or the files hold
-      comments apart from their posts and are too large to be grouped in memory.
+    UserError: if a pattern matches nothing, or the files hold comments apart from their
+      posts and are too large to be grouped in memory; before anything is read, where
+      their size tells that.
   """
   formats = formats_of(patterns, config, format_name)
   scattered = [path for path, format_ in formats.items() if not format_.contiguous]
   size = sum(map(os.path.getsize, scattered))
   if size > _MAX_GROUPED_BYTES:
-    raise UserError(
-      f"{scattered[0]}: holds comments apart from their posts, in {size / 2**20:,.0f}"
-      " MB that are too much to be grouped in memory; make trees of them first with"
-      " `commentree build`"
-    )
+    raise _too_large_error(scattered[0], size)
   for path, format_ in formats.items():
     if format_.contiguous:
       yield from trees_of_file(path, format_, config, fates)
   together: dict[str, list[Row]] = {}
+  held = 0
   for path in scattered:
-    for row in formats[path].rows(path, config, fates):
+    for row in formats[path].read(path, config, fates):
       together.setdefault(row.tree_id, []).append(row)
+      held += memory_bytes(row)
+      if held > _MAX_ROWS_BYTES:
+        raise _too_large_error(path, held)
   for rows in together.values():
     tree = trees.assemble(rows, fates, config)
     if tree is not None:
       yield tree
+
+
+def _too_large_error(path: str, size: int) -> UserError:
+  return UserError(
+    f"{path}: holds comments apart from their posts, in {size / 2**20:,.0f} MB and more"
+    " that are too much to be grouped in memory; make trees of them first with"
+    " `commentree build`"
+  )
 
 
 def trees_of_file(
@@ -176,7 +187,7 @@ def trees_of_file(
     config: what to do with what is odd.
     fates: counts what became of all that is read.
   """
-  for rows in _split_at_posts(format_.rows(path, config, fates)):
+  for rows in _split_at_posts(format_.read(path, config, fates)):
     tree = trees.assemble(rows, fates, config)
     if tree is not None:
       yield tree

@@ -2,33 +2,68 @@
 
 Each is a sequence of frames (a member, a stream) that can be told by how they begin.
 Where one is damaged, reading goes on at the next that is none of its contents.
+
+Memory does not depend on how well a file is compressed: a call of a decoder returns
+`_BLOCK_BYTES` at most, and what a decoder looks back at (a window, a dictionary) is
+bounded by `window_limit`.
 """
 
 from __future__ import annotations
 
 import bz2
+import contextlib
 import dataclasses
 import lzma
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Protocol
 
-# Compressed bytes are fed in small bites: a bite's output comes all at once, 128 KiB
-# for every 4 bytes of zstd at worst, and is lost if there is damage in it.
-_BITE_BYTES = 2**12
-_PLAIN_BLOCK_BYTES = 2**18
+from . import zstd_frame
+from .zstd_frame import ZstdFrame
+
+_BITE_BYTES = 2**12  # read at once of compressed files
+_BLOCK_BYTES = 2**18  # of contents that are held at once
 _MAX_WINDOW_BYTES = 2**31  # zstd dumps are made with `--long=31`
+_LEAST_WINDOW_BYTES = 72 * 2**20  # the dictionary of `xz -9`, and what goes with it
+# How much may be read twice because a damaged frame may hold sound ones, so that the
+# time for a file grows as its length does: this much, and four times what was read.
+_READ_TWICE_BYTES = 2**26
 # Damage is noticed so many bytes behind it at most (a block of bzip2 is the longest),
 # or by the checksum at the frame's end.
 _NOTICED_WITHIN_BYTES = 2**20
 _SEARCHED_BYTES = 2**16
 _GZIP_MAGIC = b"\x1f\x8b\x08"
+_USUAL_RATIO = 20  # of what is in a file to its size
 _HEADER_BYTES = 64  # enough to tell whether a frame begins somewhere
 
 
 class CutOffError(Exception):
   """Compressed data ends before it should."""
+
+
+class WindowError(Exception):
+  """To unpack a file takes more memory than `window_limit` allows."""
+
+
+_window_bytes = _MAX_WINDOW_BYTES
+
+
+@contextlib.contextmanager
+def window_limit(window_bytes: int) -> Iterator[None]:
+  """Bounds what decoders in this process hold of what they have unpacked.
+
+  Args:
+    window_bytes: the bound; 72 MiB are allowed in any case.
+  """
+  global _window_bytes
+  before = _window_bytes
+  _window_bytes = min(max(window_bytes, _LEAST_WINDOW_BYTES), _MAX_WINDOW_BYTES)
+  try:
+    yield
+  finally:
+    _window_bytes = before
 
 
 class _DamagedError(Exception):
@@ -44,15 +79,18 @@ class _DamagedError(Exception):
 
 
 class _Decoder(Protocol):
-  """Of one frame; what the decompressors of `bz2`, `lzma` and `zstandard` are."""
+  """Of one frame; what the decompressors of `bz2` and `lzma` are."""
 
   @property
   def eof(self) -> bool: ...
 
   @property
+  def needs_input(self) -> bool: ...
+
+  @property
   def unused_data(self) -> bytes: ...
 
-  def decompress(self, data: bytes, /) -> bytes: ...
+  def decompress(self, data: bytes, /, max_length: int) -> bytes: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +128,15 @@ def blocks(file: IO[bytes], damage: list[str]) -> Iterator[bytes]:
 
   Args:
     file: at its beginning; can seek.
-    damage: gets what is wrong with the file. In place of what is lost, a line feed is
-      yielded.
+    damage: gets the first thing that is wrong with the file. In place of what is lost,
+      a line feed is yielded.
+
+  Yields:
+    Blocks of 256 KiB at most.
 
   Raises:
     CutOffError: if the last frame is not whole.
+    WindowError: if unpacking it takes more memory than this process may take.
     OSError: if the file cannot be read.
   """
   start = file.read(_HEADER_BYTES)
@@ -109,7 +151,28 @@ def blocks(file: IO[bytes], damage: list[str]) -> Iterator[bytes]:
         file.seek(0)
         return _frames(file, compression, damage)
     file.seek(0)
-  return iter(lambda: file.read(_PLAIN_BLOCK_BYTES), b"")
+  return iter(lambda: file.read(_BLOCK_BYTES), b"")
+
+
+def window_bytes(path: str) -> int:
+  """How much memory unpacking a file is likely to take, as its beginning says.
+
+  A window takes memory as it fills: no more than what is in the file.
+  """
+  try:
+    with open(path, "rb") as file:
+      start = file.read(_HEADER_BYTES)
+    if not start.startswith(zstd_frame.MAGIC):
+      return 0
+    header = zstd_frame.read_header(start)
+    if header is None:
+      return 0
+    content = header.content_bytes
+    if content is None:
+      content = os.path.getsize(path) * _USUAL_RATIO
+    return min(header.window_bytes, content, _MAX_WINDOW_BYTES)
+  except OSError:
+    return 0
 
 
 def _frames(
@@ -120,8 +183,10 @@ def _frames(
   begun = False  # whether the decoder has been fed
   bite, at = b"", 0  # bytes to feed, and where in the file they end
   frame = 0  # where the decoder's frame begins
+  read_twice = 0
   while True:
-    if not bite:
+    hungry = not begun or decoder.needs_input
+    if not bite and hungry:
       bite = file.read(_BITE_BYTES)
       at += len(bite)
       if not bite and not begun:
@@ -131,33 +196,46 @@ def _frames(
       frame = at - len(bite)
       if not bite:
         continue
+    ends = hungry and not bite
     try:
-      if not bite:
+      if ends:
         raise _DamagedError("a frame goes on where the file ends")
       try:
-        block = decoder.decompress(bite)
+        block = decoder.decompress(bite, max_length=_BLOCK_BYTES)
       except errors as error:
+        _check_memory(error)
         raise _DamagedError(error) from error
     except _DamagedError as error:
-      found = _find(file, compression, max(frame + 1, at - _NOTICED_WITHIN_BYTES))
-      if found is None and not bite:
+      start = max(frame + 1, at - _NOTICED_WITHIN_BYTES)
+      if read_twice + at - start > _READ_TWICE_BYTES + 4 * at:
+        start = max(frame + 1, at - len(bite))
+      found = _find(file, compression, start)
+      if found is None and ends:
         raise CutOffError("the last frame is not whole") from None
-      damage.append(str(error))
+      if not damage:
+        damage.append(str(error))
       yield error.block + b"\n"
       if found is None:
         return
       file.seek(found)
+      read_twice += max(0, at - found)
       bite, at, begun = b"", found, False
       decoder = compression.decoder()
       continue
     if block:
       yield block
-    begun = not decoder.eof
-    if begun:
-      bite = b""
-    else:
+    bite, begun = b"", not decoder.eof
+    if not begun:
       bite = decoder.unused_data
       decoder = compression.decoder()
+
+
+def _check_memory(error: Exception) -> None:
+  """Raises WindowError if that is what an error of a decoder says."""
+  if isinstance(error, MemoryError) or (
+    "Memory usage limit" in str(error) and _window_bytes < _MAX_WINDOW_BYTES
+  ):
+    raise WindowError(str(error) or "there is no more memory") from error
 
 
 def _find(file: IO[bytes], compression: Compression, start: int) -> int | None:
@@ -185,38 +263,45 @@ class _GzipMember:
   """Decodes a member; unlike `zlib`, gives its data though the checksum be wrong."""
 
   _FLAG_HEADER_CRC, _FLAG_EXTRA, _FLAG_NAME, _FLAG_COMMENT = 2, 4, 8, 16
+  _LONGEST_HEADER_BYTES = 2**17
 
   def __init__(self) -> None:
     self.eof = False
+    self.needs_input = True
     self.unused_data = b""
-    self._waiting: bytes | None = b""  # of the header, until that is whole
+    self._header: bytearray | None = bytearray()  # until it is whole
     self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     self._trailer = b""
     self._crc = self._size = 0
 
-  def decompress(self, data: bytes, /) -> bytes:
-    if self._waiting is not None:
-      self._waiting += data
-      end = self._header_end(self._waiting)
+  def decompress(self, data: bytes, /, max_length: int) -> bytes:
+    if self._header is not None:
+      self._header += data
+      end = self._header_end(self._header)
       if end is None:
+        if len(self._header) > self._LONGEST_HEADER_BYTES:
+          raise zlib.error("a header of gzip without an end")
         return b""
-      data, self._waiting = self._waiting[end:], None
+      data, self._header = bytes(self._header[end:]), None
     block = b""
     if self._inflate.eof:
       self._trailer += data
     else:
-      block = self._inflate.decompress(data)
+      block = self._inflate.decompress(self._inflate.unconsumed_tail + data, max_length)
       self._crc = zlib.crc32(block, self._crc)
       self._size += len(block)
       if self._inflate.eof:
         self._trailer = self._inflate.unused_data
+    self.needs_input = self._inflate.eof or (
+      len(block) < max_length and not self._inflate.unconsumed_tail
+    )
     if self._inflate.eof and len(self._trailer) >= 8:
       self.eof, self.unused_data = True, self._trailer[8:]
       if struct.unpack("<II", self._trailer[:8]) != (self._crc, self._size % 2**32):
         raise _DamagedError("a checksum does not fit", block)
     return block
 
-  def _header_end(self, header: bytes) -> int | None:
+  def _header_end(self, header: bytearray) -> int | None:
     """Where the header ends; None if it goes on.
 
     Raises:
@@ -276,12 +361,6 @@ def _plausible_zstd(start: bytes) -> bool:
   return parameters.window_size <= _MAX_WINDOW_BYTES and not parameters.dict_id
 
 
-def _zstd_decoder() -> _Decoder:
-  import zstandard  # here, because settings are checked without it
-
-  return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj()
-
-
 def _zstd_errors() -> tuple[type[Exception], ...]:
   import zstandard
 
@@ -294,11 +373,11 @@ COMPRESSIONS = (
   ),
   Compression(
     ".zst",
-    b"\x28\xb5\x2f\xfd",
-    _zstd_decoder,
+    zstd_frame.MAGIC,
+    lambda: ZstdFrame(_MAX_WINDOW_BYTES, _window_bytes),
     _zstd_errors,
     _plausible_zstd,
-    skippable=b"\x2a\x4d\x18",
+    skippable=zstd_frame.SKIPPABLE,
   ),
   Compression(
     ".bz2",
@@ -310,7 +389,7 @@ COMPRESSIONS = (
   Compression(
     ".xz",
     b"\xfd7zXZ\0",
-    lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MAX_WINDOW_BYTES),
+    lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_window_bytes),
     lambda: (lzma.LZMAError, MemoryError),
     _plausible_xz,
   ),

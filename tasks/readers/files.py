@@ -8,10 +8,12 @@ log say so.
 from __future__ import annotations
 
 import glob
+import itertools
 import logging
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from ...errors import UserError
@@ -26,6 +28,15 @@ UNREADABLE = "not read: cannot be opened"
 LINE_TOO_LONG = "skipped: line too long"
 FILE_TOO_LONG = "skipped: file too long for one tree"
 DROPPED_LINE_TOO_LONG = "dropped: line too long"
+
+# What a line of JSON or a document of XML may take in memory once it is parsed. Lines
+# that are shorter than the first are not looked at: they cannot take so much.
+_SURELY_LIGHT_BYTES = 2**20
+_MAX_PARSED_BYTES = 2**28
+# Of Python's objects for an object, an array, and another value; for an XML element.
+_OBJECT_BYTES, _ARRAY_BYTES, _VALUE_BYTES, _ELEMENT_BYTES = 256, 96, 96, 1024
+
+_BLANK_LINES = re.compile(rb"\n{2,}")
 
 _log = logging.getLogger(__name__)
 
@@ -120,29 +131,68 @@ def lines(
 ) -> Iterator[bytes]:
   """Yields a file's lines, in memory that does not grow with it.
 
+  Lines without any character are passed over: a file of them costs nothing.
+
   Args:
-    path: the file, whose lines end in a line feed (not passed on); whatever is wrong
-      with it, nothing is raised.
-    max_line_bytes: lines longer than this are skipped.
+    path: the file, whose lines end in a line feed (not passed on); what is wrong with
+      it is counted, and not raised.
+    max_line_bytes: lines longer than this are skipped, and so are those that would
+      take more than 256 MiB of memory as values of JSON.
     fates: the file's fate, and that of lines too long, are counted here.
     holds: what a line too long counts as.
+
+  Raises:
+    UserError: if unpacking the file takes more memory than this process may take.
   """
-  fate = READ
   too_long = (
     (fates.trees, LINE_TOO_LONG)
     if holds == "trees"
     else (fates.comments, DROPPED_LINE_TOO_LONG)
   )
+  yield from split(_blocks(path, fates), max_line_bytes, too_long)
+
+
+def is_heavy(line: bytes, copies: int = 1) -> bool:
+  """Whether a line of JSON would take too much memory once it is parsed.
+
+  Args:
+    line: valid JSON or not.
+    copies: how often its text is held at once, beside the line itself.
+  """
+  return len(line) >= _SURELY_LIGHT_BYTES and (
+    parsed_bytes(line, copies) > _MAX_PARSED_BYTES
+  )
+
+
+def parsed_bytes(line: bytes, copies: int = 1) -> int:
+  """What a line of JSON takes in memory at most, once it is parsed; see `is_heavy`."""
+  # One character outside the Basic Multilingual Plane makes four bytes of all others.
+  width = 1 if line.isascii() and b"\\u" not in line else 4
+  return (
+    copies * width * len(line)
+    + _OBJECT_BYTES * line.count(b"{")
+    + _ARRAY_BYTES * line.count(b"[")
+    + _VALUE_BYTES * line.count(b",")
+  )
+
+
+def _blocks(path: str, fates: Fates) -> Iterator[bytes]:
+  """Yields a file's contents in small blocks; counts its fate."""
+  fate = READ
   damage: list[str] = []
   try:
     with open(path, "rb") as file:
-      blocks = compression.blocks(file, damage)
-      yield from _split(blocks, max_line_bytes, too_long)
+      yield from compression.blocks(file, damage)
       if file.tell() == 0:
         fate = EMPTY
   except compression.CutOffError as error:
     fate = TRUNCATED
     _log.warning("%s: is cut off (%s); what comes before was read", path, error)
+  except compression.WindowError as error:
+    raise UserError(
+      f"{path}: takes more memory to be unpacked than there is ({error}); give more to"
+      " --memory, or pack it again with a smaller window (zstd --long=27, xz -6)"
+    ) from error
   except OSError as error:
     fate = UNREADABLE
     _log.warning("%s: cannot be read (%s)", path, error)
@@ -156,73 +206,76 @@ def whole(path: str, max_bytes: int, fates: Fates) -> bytes | None:
   """Returns a file's contents, uncompressed; None if they are longer than `max_bytes`.
 
   Args:
-    path: the file; whatever is wrong with it, nothing is raised.
-    max_bytes: of the contents.
+    path: a file of XML; what is wrong with it is counted, and not raised.
+    max_bytes: of the contents; files that would take more than 256 MiB of memory once
+      they are parsed are too long as well.
     fates: the file's fate is counted here, and a tree skipped if it is too long.
   """
-  parts: list[bytes] = []
+  content = bytearray()
   size = 0
-  for line in lines(path, max_bytes, fates):
-    size += len(line) + 1
+  for block in _blocks(path, fates):
+    size += len(block)
     if size <= max_bytes:
-      parts.append(line)
+      content += block
     else:
-      parts.clear()
-  if size > max_bytes:
+      content.clear()
+  elements = content.count(b"<") * _ELEMENT_BYTES
+  if size > max_bytes or elements + 4 * size > _MAX_PARSED_BYTES:
     fates.trees[FILE_TOO_LONG] += 1
     return None
-  return b"\n".join(parts)
+  return bytes(content)
 
 
-def _split(
-  blocks: Iterator[bytes], max_line_bytes: int, too_long: tuple[Counter[str], str]
+def split(
+  blocks: Iterable[bytes], max_line_bytes: int, too_long: tuple[Counter[str], str]
 ) -> Iterator[bytes]:
-  """Cuts blocks at line ends; yields the last line even if an error follows."""
+  """Cuts blocks at line ends; passes over lines without any character.
+
+  Args:
+    blocks: of a file, in order.
+    max_line_bytes: as in `lines`.
+    too_long: what counts lines that are too long, and the key that it counts them by.
+  """
   counter, fate = too_long
-  begun: list[bytes] = []  # parts of the last line
-  held = 0  # bytes in them; more than `max_line_bytes` once the line is given up
-  failure: Exception | None = None
-  try:
-    for block in blocks:
-      first, *others = block.split(b"\n")
-      held += len(first)
-      if held <= max_line_bytes:
-        begun.append(first)
-      else:
-        begun.clear()
-      if not others:
-        continue
-      rest = others.pop()
-      if held <= max_line_bytes:
-        yield b"".join(begun)
-      else:
+  begun = bytearray()  # the last line
+  held = 0  # bytes in it; more than `max_line_bytes` once the line is given up
+  for block in itertools.chain(blocks, (b"\n",)):
+    if b"\n\n" in block:
+      block = _BLANK_LINES.sub(b"\n", block)
+    first, *others = block.split(b"\n")
+    held += len(first)
+    if held <= max_line_bytes:
+      begun += first
+    else:
+      begun = bytearray()
+    if not others:
+      continue
+    rest = others.pop()
+    whole_line, begun = bytes(begun), bytearray()
+    if held > max_line_bytes or is_heavy(whole_line):
+      counter[fate] += 1
+    elif held:
+      yield whole_line
+    del whole_line
+    for line in others:
+      if len(line) > max_line_bytes:
         counter[fate] += 1
-      for line in others:
-        if len(line) <= max_line_bytes:
-          yield line
-        else:
-          counter[fate] += 1
-      held = len(rest)
-      begun = [rest] if held <= max_line_bytes else []
-  except (compression.CutOffError, OSError) as error:
-    failure = error
-  if held > max_line_bytes:
-    counter[fate] += 1
-  elif held:
-    yield b"".join(begun)
-  if failure is not None:
-    raise failure
+      elif line:
+        yield line
+    held = len(rest)
+    if held <= max_line_bytes:
+      begun += rest
 
 
 def head(path: str, size: int = 2**16) -> bytes:
   """The first bytes of a file, uncompressed; empty if there are none to be had."""
-  found = b""
+  found = bytearray()
   try:
     with open(path, "rb") as file:
       for block in compression.blocks(file, []):
         found += block
         if len(found) >= size:
           break
-  except (compression.CutOffError, OSError):
+  except (compression.CutOffError, compression.WindowError, OSError):
     pass  # whoever reads the file counts and tells that
-  return found[:size]
+  return bytes(found[:size])

@@ -81,6 +81,8 @@ def parse(line: bytes, fates: Fates) -> Any:
 
 def _parse_leniently(line: bytes, fates: Fates) -> Any:
   """Takes NaN, lone surrogates and control characters in strings, too."""
+  if files.is_heavy(line, copies=2):
+    return BAD
   line = line.removeprefix(_BYTE_ORDER_MARK)
   try:
     content = line.decode("utf-8")

@@ -9,13 +9,27 @@ groups them: in memory (`readers.iter_trees`), out of core or on a cluster (`bui
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from ..config import TreeConfig
-from ..trees import MENDED_NUL, MENDED_SURROGATES, Fates, Span
+from ..trees import (
+  DROPPED_NO_TREE,
+  MENDED_NUL,
+  MENDED_SURROGATES,
+  TREE_NO_ID,
+  Fates,
+  Span,
+  post_text,
+)
 
 POST_PREFIX, COMMENT_PREFIX = "t3_", "t1_"
+
+CUT = "text longer than max_comment_chars cut"
+NAME_LEFT_OUT = "names of more than 1,000 characters left out"
+_ROW_BYTES = 160
+_MAX_NAME_CHARS = 1_000  # of an id, an author, a subreddit, a label, a language
 
 _MAX_INT64 = 2**63 - 1
 _MAX_INT32 = 2**31 - 1
@@ -63,6 +77,17 @@ class Row(NamedTuple):
   spans: tuple[Span, ...] = ()
 
 
+_NAMES = (
+  "id",
+  "parent_id",
+  "author",
+  "subreddit",
+  "label",
+  "language",
+  "translation_language",
+)
+
+
 def _never(path: str) -> bool:
   del path
   return False
@@ -103,6 +128,71 @@ class Format:
   beside: Callable[[str], list[str]] = _nothing
   prepare: Callable[[Sequence[str], TreeConfig], bytes] | None = None
   prepared: Callable[[bytes], Format] | None = None
+
+  def read(self, path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
+    """Yields a file's `rows`, none larger than `config` allows."""
+    return bounded(self.rows(path, config, fates), config, fates)
+
+
+def memory_bytes(row: Row) -> int:
+  """About what a row takes in memory, the labels of its spans left out."""
+  return _ROW_BYTES + sum(map(sys.getsizeof, row))
+
+
+def bounded(rows: Iterable[Row], config: TreeConfig, fates: Fates) -> Iterator[Row]:
+  """Passes rows on, so that none is larger than settings allow.
+
+  Args:
+    rows: of a reader.
+    config: says how long a text may be; longer ones are cut.
+    fates: counts what is cut; and rows left out because their tree's id is too long.
+  """
+  limit, name_limit = config.max_comment_chars, _MAX_NAME_CHARS
+  for row in rows:
+    if (
+      len(row.text or "") > limit
+      or len(row.selftext or "") > limit
+      or len(row.translation or "") > limit
+      or len(row.tree_id) > name_limit
+      or len(row.id or "") > name_limit
+      or len(row.parent_id or "") > name_limit
+      or len(row.author or "") > name_limit
+      or len(row.subreddit or "") > name_limit
+      or len(row.label or "") > name_limit
+      or len(row.language or "") > name_limit
+      or len(row.translation_language or "") > name_limit
+    ):
+      if len(row.tree_id) > name_limit:
+        if row.is_post:
+          fates.trees[TREE_NO_ID] += 1
+        else:
+          fates.comments[DROPPED_NO_TREE] += 1
+        continue
+      row = _cut(row, config, fates)
+    yield row
+
+
+def _cut(row: Row, config: TreeConfig, fates: Fates) -> Row:
+  limit = config.max_comment_chars
+  changes: dict[str, Any] = {}
+  for name in ("text", "selftext", "translation"):
+    value = getattr(row, name)
+    if value is not None and len(value) > limit:
+      changes[name] = value[:limit]
+      fates.mended[CUT] += 1
+  for name in _NAMES:
+    if len(getattr(row, name) or "") > _MAX_NAME_CHARS:
+      changes[name] = None
+      fates.mended[NAME_LEFT_OUT] += 1
+  cut = row._replace(**changes)
+  if row.spans and not changes.keys().isdisjoint(("text", "selftext")):
+    if row.is_post:
+      # Where the title was cut, nobody knows where spans lie.
+      end = -1 if "text" in changes else len(post_text(cut.text, cut.selftext, config))
+    else:
+      end = limit
+    cut = cut._replace(spans=tuple(span for span in row.spans if span.end <= end))
+  return cut
 
 
 def text(value: object, fates: Fates) -> str | None:

@@ -96,11 +96,11 @@ def test_killed_at_any_moment_and_started_again_the_same_bytes_come_out(
     for path, inode in kept.items():
       assert not path.exists() or path.stat().st_ino == inode, "done again"
     kept.update({p: p.stat().st_ino for p in work.glob("*/*.json")})
-  assert len(kept) > 5
+  assert len(kept) >= 5
   code, _, told = run(*flags(dump, out))
   assert code == 0, told
   assert building_fixture.contents(out / "1.0.0") == whole[0]
-  assert [path.name for path in out.iterdir()] == ["1.0.0"]
+  assert {path.name for path in out.iterdir()} == {"1.0.0", ".sources.json"}
   code, _, told = run(*flags(dump, out))
   assert code == 0
   assert "is built already" in told

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from commentree.tasks.building import building, tfrecord, tree_record
+from commentree.tasks.building import building, parts, tfrecord, tree_record, workers
 
 
 class Here:
@@ -14,7 +14,7 @@ class Here:
   def __init__(self):
     self.done = []
 
-  def run(self, work, tasks):
+  def run(self, work, tasks, at_once=None):
     for task in tasks:
       work(*task, report=lambda rows, size: None)
       self.done.append(work.__name__)
@@ -24,9 +24,11 @@ class Here:
 
 
 def build(patterns, out, config, share_mb=200, pool=None):
+  division = workers.Division(share_mb + 210, 1)
+  assert division.share_mb == share_mb
   sources = building.list_sources([str(p) for p in patterns], config)
   pool = pool or Here()
-  return building.build(sources, pathlib.Path(out), config, pool, share_mb, Here())
+  return building.build(sources, pathlib.Path(out), config, pool, division, Here())
 
 
 def contents(folder):
@@ -68,3 +70,12 @@ def write_trees(folder, *records):
 
 def record(ident, *comments, **fields):
   return {"id": ident, "title": "title", "comments": comments, **fields}
+
+
+def write_parts(patterns, folder, config, part_bytes=2**22):
+  """Only stage 1."""
+  sources = building.list_sources([str(p) for p in patterns], config)
+  for bundle in parts.bundles(sources):
+    parts.write_parts(
+      bundle, folder, config, part_bytes, 2**27, lambda rows, size: None
+    )

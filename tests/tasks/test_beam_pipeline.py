@@ -6,11 +6,12 @@ import pytest
 from commentree.errors import UserError
 from commentree.launch import build as build_verb
 from commentree.tasks import built_dataset
-from commentree.tasks.building import beam_pipeline, building
+from commentree.tasks.building import beam_pipeline, building, filters
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.trees import Fates
 
 from . import building_fixture, pushshift_dump
+from .building_fixture import comment, record, write_trees
 
 RUNNER = ["--runner=DirectRunner"]
 
@@ -23,28 +24,17 @@ def dump(tmp_path_factory):
   return folder
 
 
-class Here:
-  """Does a build's work in this process; knows nothing of progress."""
-
-  peak_bytes = 0
-
-  def run(self, work, tasks):
-    for task in tasks:
-      work(*task, report=lambda rows, size: None)
-
-  def stage(self, *facts):
-    pass
+def with_duckdb(sources, out, config):
+  return building_fixture.build(patterns(sources), out, config)
 
 
-def with_duckdb(dump, out, config):
-  here = Here()
-  sources = building.list_sources(str(dump), config)
-  return building.build(sources, out, config, here, 200, here)
+def with_beam(sources, out, config, options=RUNNER):
+  found = building.list_sources(patterns(sources), config)
+  return beam_pipeline.build(found, out, config, options)
 
 
-def with_beam(dump, out, config, options=RUNNER):
-  sources = building.list_sources(str(dump), config)
-  return beam_pipeline.build(sources, out, config, options)
+def patterns(sources):
+  return list(map(str, sources if isinstance(sources, list) else [sources]))
 
 
 def contents(folder):
@@ -61,13 +51,23 @@ def contents(folder):
       min_words=5,
       min_comments=3,
       max_tree_comments=100,
+      max_tree_mb=1,
       seed=3,
     ),
   ],
 )
 def test_beam_builds_the_bytes_that_duckdb_builds(dump, tmp_path, config):
-  one = with_duckdb(dump, tmp_path / "duckdb" / "forum", config)
-  other = with_beam(dump, tmp_path / "beam" / "forum", config)
+  long = "long " * 30_000
+  write_trees(
+    tmp_path / "long",
+    record("long", *(comment(f"a{i}", "long", long) for i in range(12))),
+  )
+  sources = [dump, tmp_path / "long"]
+  one = with_duckdb(sources, tmp_path / "duckdb" / "forum", config)
+  assert one.stats["fates"]["trees"].get(filters.TREE_LONG, 0) == (
+    config.max_tree_mb == 1
+  )
+  other = with_beam(sources, tmp_path / "beam" / "forum", config)
   assert len(one.stats["splits"]) >= 2
   assert contents(other.folder) == contents(one.folder)
 

@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 
 import numpy as np
 import pytest
 
-from commentree.errors import UserError
+from commentree.errors import StorageError, UserError
 from commentree.tasks import trees
 from commentree.tasks.building import (
   building,
@@ -121,12 +122,13 @@ def test_the_same_bytes_come_out_of_other_memory_order_and_place(
     (moved / path.name).write_bytes(path.read_bytes())
   paths = sorted(moved.glob("*.zst"), reverse=True)
   monkeypatch.setattr(parts, "_ROWS_AT_ONCE", 100)
+  monkeypatch.setattr(parts, "_SMALL_FILE_BYTES", 2**16)
   monkeypatch.setattr(building, "_LEAST_SORTS", 1)
   monkeypatch.setattr(building, "_SORTED_PER_MEMORY", 0.01)
 
   class Reversed(building_fixture.Here):
-    def run(self, work, tasks):
-      super().run(work, reversed(list(tasks)))
+    def run(self, work, tasks, at_once=None):
+      super().run(work, reversed(list(tasks)), at_once)
 
   out = tmp_path / "forum"
   made = building_fixture.build(paths, out, SMALL, share_mb=40, pool=Reversed())
@@ -193,7 +195,9 @@ def test_no_tree_is_in_two_splits_and_shares_are_as_asked(built):
   assert len(ids["test"]) / total == pytest.approx(0.1, abs=0.04)
 
 
-def test_what_is_finished_is_not_done_again(dump, built, tmp_path):
+def test_what_is_finished_is_not_done_again(dump, built, tmp_path, monkeypatch):
+  monkeypatch.setattr(parts, "_BUNDLE_FILES", 3)
+
   class Stopping(building_fixture.Here):
     """Stops behind some tasks."""
 
@@ -201,7 +205,7 @@ def test_what_is_finished_is_not_done_again(dump, built, tmp_path):
       super().__init__()
       self.left = left
 
-    def run(self, work, tasks):
+    def run(self, work, tasks, at_once=None):
       for task in tasks:
         if not self.left:
           raise KeyboardInterrupt
@@ -217,7 +221,8 @@ def test_what_is_finished_is_not_done_again(dump, built, tmp_path):
     done.append(len(pool.done))
     assert len(done) < 30
   shards = made.stats["splits"]["train"]["shards"]
-  assert sum(done) == len(list(dump.glob("*.zst"))) + shards
+  files = len(list(dump.glob("*.zst")))
+  assert sum(done) == -(-files // 3) + shards
   assert building_fixture.contents(made.folder) == building_fixture.contents(
     built.folder
   )
@@ -238,7 +243,9 @@ def test_of_a_file_that_was_stopped_in_finished_parts_stay(dump, tmp_path, monke
 
     with monkeypatch.context() as patch:
       patch.setattr(parts, "_write_part", stop)
-      parts.write_parts(source, folder, DEFAULT, 2**17, lambda rows, size: None)
+      parts.write_parts(
+        (source,), folder, DEFAULT, 2**17, 2**27, lambda rows, size: None
+      )
 
   whole, stopped = tmp_path / "whole", tmp_path / "stopped"
   for folder in (whole, stopped):
@@ -248,13 +255,13 @@ def test_of_a_file_that_was_stopped_in_finished_parts_stay(dump, tmp_path, monke
     write(stopped, 2)
   before = {path: path.stat().st_ino for path in stopped.glob("*.parquet")}
   assert len(before) == 2
-  assert not parts.is_done(stopped, source)
+  assert not parts.is_done(stopped, (source,))
   write(stopped, 1000)
   assert all(path.stat().st_ino == inode for path, inode in before.items())
   names = [sorted(path.name for path in f.iterdir()) for f in (whole, stopped)]
   assert names[0] == names[1]
   assert len(names[0]) > 4
-  assert parts.read_fates(whole, source) == parts.read_fates(stopped, source)
+  assert parts.read_facts(whole) == parts.read_facts(stopped)
 
 
 @pytest.mark.parametrize(
@@ -280,8 +287,10 @@ def test_a_folder_of_another_build_is_refused_by_what_differs(
 
 def begin(path, out, finished):
   class Stopped(building_fixture.Here):
-    def run(self, work, tasks):
-      raise KeyboardInterrupt
+    def run(self, work, tasks, at_once=None):
+      if self.done:
+        raise KeyboardInterrupt
+      super().run(work, tasks)
 
   if finished:
     building_fixture.build([path], out, DEFAULT)
@@ -304,12 +313,143 @@ def test_another_input_is_refused_by_the_files_name(tmp_path, finished):
     building_fixture.build([path], out, DEFAULT)
 
 
+def test_a_file_of_another_text_and_the_same_size_is_refused_of_a_finished_build(
+  tmp_path,
+):
+  path = write_trees(tmp_path, record("p", comment("a", "p", "some words")))
+  out = tmp_path / "forum"
+  building_fixture.build([path], out, DEFAULT)
+  size = path.stat().st_size
+  for sources_noted in (True, False):
+    write_trees(tmp_path, record("p", comment("a", "p", "other word")))
+    assert path.stat().st_size == size
+    with pytest.raises(UserError, match=r"trees.jsonl: the file has changed"):
+      building_fixture.build([path], out, DEFAULT)
+    write_trees(tmp_path, record("p", comment("a", "p", "some words")))
+    if sources_noted:
+      (out / building.SOURCES).unlink()
+  # A copy is of another time, and the same.
+  os.utime(path, ns=(1, 1))
+  assert building_fixture.build([path], out, DEFAULT).already
+  monitored = parts.digest(building.list_sources([str(path)], DEFAULT)[0])
+  (noted,) = json.loads((out / building.SOURCES).read_text())
+  assert noted["times"] == [1]
+  (file,) = building_fixture.build([path], out, DEFAULT).stats["made_from"]["input"]
+  assert file["sha256"] == monitored
+
+
+def test_titles_that_lie_beside_a_file_are_of_its_contents(tmp_path):
+  utterance = {"id": "p", "conversation_id": "p", "text": "x", "speaker": "s"}
+  reply = {**utterance, "id": "a", "reply-to": "p"}
+  path = tmp_path / "utterances.jsonl"
+  path.write_text("".join(json.dumps(x) + "\n" for x in (utterance, reply)))
+  titles = tmp_path / "conversations.json"
+  titles.write_text(json.dumps({"p": {"meta": {"title": "one"}}}))
+  out = tmp_path / "forum"
+  building_fixture.build([path], out, DEFAULT)
+  assert building_fixture.build([path], out, DEFAULT).already
+  titles.write_text(json.dumps({"p": {"meta": {"title": "two"}}}))
+  with pytest.raises(UserError, match=r"utterances.jsonl: the file has changed"):
+    building_fixture.build([path], out, DEFAULT)
+
+
+def test_a_build_that_came_to_nothing_leaves_its_folder_to_another(tmp_path):
+  path = write_trees(tmp_path, record("p", comment("a", "p", "[deleted]")))
+  out = tmp_path / "forum"
+
+  class Failing(building_fixture.Here):
+    def run(self, work, tasks, at_once=None):
+      raise UserError("something is wrong")
+
+  class Killed(building_fixture.Here):
+    def run(self, work, tasks, at_once=None):
+      os._exit(9)
+
+  with pytest.raises(UserError, match="something is wrong"):
+    building_fixture.build([path], out, DEFAULT, pool=Failing())
+  assert not out.exists()
+  with pytest.raises(UserError, match="no tree is left"):
+    building_fixture.build([path], out, DEFAULT)
+  assert not out.exists()
+  pid = os.fork()
+  if not pid:
+    building_fixture.build([path], out, DEFAULT, pool=Killed())
+  os.waitpid(pid, 0)
+  assert (out / building.WORK / "plan.json").exists()
+  keeping = BuildConfig(trees=TreeConfig("keep"))
+  assert building_fixture.build([path], out, keeping).stats["comments_kept"] == 1
+
+
+def test_a_damaged_plan_is_told_in_one_line(tmp_path):
+  path = write_trees(tmp_path, record("p", comment("a", "p")))
+  out = tmp_path / "forum"
+  for damaged in ("", "[]", "{}", '{"building_format": 4, "settings": 3}'):
+    begin(path, out, finished=False)
+    (out / building.WORK / "plan.json").write_text(damaged)
+    with pytest.raises(
+      UserError, match=r"plan.json: is damaged; delete|another version"
+    ):
+      building_fixture.build([path], out, DEFAULT)
+    (out / building.WORK / "plan.json").unlink()
+
+
+def many_small_files(folder, number):
+  folder.mkdir()
+  for i in range(number):
+    line = json.dumps(record(f"p{i}", comment("a", f"p{i}", f"text {i}")))
+    (folder / f"{i:05}.jsonl").write_text(line)
+  return folder
+
+
+def test_small_files_are_put_together(tmp_path, monkeypatch):
+  source = many_small_files(tmp_path / "small", 300)
+  synced = []
+  monkeypatch.setattr(storage, "sync", synced.append)
+  made = building_fixture.build([source], tmp_path / "forum", DEFAULT)
+  assert len(synced) < 20
+  assert made.stats["splits"]["train"]["trees"] > 280
+  assert made.stats["comments"] == made.stats["posts"] == 300
+
+
+def test_a_bundle_that_was_stopped_in_goes_on_between_and_inside_of_files(
+  tmp_path, monkeypatch
+):
+  source = many_small_files(tmp_path / "small", 60)
+  lines = [record(f"q{i}", comment("a", f"q{i}")) for i in range(40)]
+  write_trees(source, *lines)
+  wanted = building_fixture.build([source], tmp_path / "one" / "forum", DEFAULT)
+  monkeypatch.setattr(parts, "_ROWS_AT_ONCE", 7)
+  monkeypatch.setattr(building, "_PART_SHARE", 1e-6)
+  whole = parts._write_part
+  out = tmp_path / "two" / "forum"
+  stops = 0
+  while True:
+    left = iter(range(3))
+
+    def stop(*arguments):
+      if next(left, None) is None:  # noqa: B023
+        raise KeyboardInterrupt
+      whole(*arguments)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(parts, "_write_part", stop)
+      try:
+        made = building_fixture.build([source], out, DEFAULT)
+        break
+      except KeyboardInterrupt:
+        stops += 1
+  assert stops > 5
+  assert building_fixture.contents(made.folder) == building_fixture.contents(
+    wanted.folder
+  )
+
+
 def test_two_builds_in_one_folder_at_once_are_refused(tmp_path):
   path = write_trees(tmp_path, record("p", comment("a", "p")))
   out = tmp_path / "forum"
 
   class Meanwhile(building_fixture.Here):
-    def run(self, work, tasks):
+    def run(self, work, tasks, at_once=None):
       with pytest.raises(UserError, match="another build is at work"):
         building_fixture.build([path], out, DEFAULT)
       super().run(work, tasks)
@@ -328,28 +468,34 @@ def test_a_full_disk_is_told_in_one_line_and_work_goes_on_when_there_is_room(
 
   with monkeypatch.context() as patch:
     patch.setattr(storage, "sync", full)
-    with pytest.raises(storage.StorageError, match="the disk is full; free some room"):
+    with pytest.raises(StorageError, match="the disk is full; free some room") as told:
       building_fixture.build([path], out, DEFAULT)
+  assert told.value.exit_code == 74
   assert not (out / manifest.VERSION).exists()
   assert not building_fixture.build([path], out, DEFAULT).already
 
 
-def test_a_sort_that_fits_neither_memory_nor_disk_is_told_in_one_line(
-  dump, tmp_path, monkeypatch
-):
-  for source in building.list_sources(str(dump / "*.zst"), DEFAULT):
-    parts.write_parts(source, tmp_path, DEFAULT, 2**22, lambda rows, size: None)
+def test_a_sort_tells_a_full_disk_from_too_little_memory(tmp_path):
+  text = "".join(map(chr, range(40, 120))) * 8
+  trees = [
+    record(f"p{i}", *(comment(f"a{j}", f"p{i}", text) for j in range(500)))
+    for i in range(80)
+  ]
+  path = write_trees(tmp_path, *trees)
+  building_fixture.write_parts([path], tmp_path, DEFAULT)
   nowhere = tmp_path / "file"
   nowhere.write_text("")
   found = parts.list_parts(tmp_path)
 
-  def sort():
-    with grouping.trees_of_rows(found, 0, 2**64 - 1, 3, nowhere / "spill") as grouped:
-      for _, rows in grouped:
-        list(rows)
+  def sort(memory_mb, spill):
+    with grouping.trees_of_rows(found, 0, 2**64 - 1, memory_mb, spill, None) as grouped:
+      return sum(len(list(rows)) for _, _, rows in grouped)
 
-  with pytest.raises(storage.StorageError, match="raise --memory"):
-    sort()
+  with pytest.raises(StorageError, match="free some room on this disk") as refused:
+    sort(16, nowhere / "spill")
+  assert refused.value.exit_code == 74
+  with pytest.raises(grouping.SortMemoryError):
+    sort(1, tmp_path / "spill")
 
 
 def test_a_build_of_which_nothing_is_left_says_what_became_of_all(tmp_path):
@@ -466,14 +612,15 @@ def test_rows_of_a_tree_come_in_order_of_file_and_line_however_parts_are_listed(
   dump, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(parts, "_ROWS_AT_ONCE", 100)
-  for source in building.list_sources(str(dump / "R*_2*.zst"), DEFAULT):
-    parts.write_parts(source, tmp_path, DEFAULT, 2**16, lambda rows, size: None)
+  building_fixture.write_parts([dump / "R*_2*.zst"], tmp_path, DEFAULT, 2**16)
   found = parts.list_parts(tmp_path)
   assert len(found) > 20
 
   def rows_of(listed):
-    with grouping.trees_of_rows(listed, 0, 2**64 - 1, 64, tmp_path / "spill") as trees:
-      return [(tree_id, list(rows)) for tree_id, rows in trees]
+    with grouping.trees_of_rows(
+      listed, 0, 2**64 - 1, 64, tmp_path / "spill", None
+    ) as trees:
+      return [(tree_id, list(rows)) for _, tree_id, rows in trees]
 
   rows = rows_of(found)
   assert rows_of(found[::-1]) == rows_of(found[::2] + found[1::2]) == rows

@@ -1,16 +1,20 @@
 import bz2
+import contextlib
 import gzip
+import io
 import itertools
 import logging
 import lzma
 import random
+import struct
 
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commentree.tasks.readers import compression, files
+from commentree.errors import UserError
+from commentree.tasks.readers import compression, files, zstd_frame
 from commentree.tasks.trees import Fates
 
 COMPRESS = {
@@ -205,3 +209,119 @@ def test_a_file_cut_anywhere_yields_no_line_that_is_not_in_it(tmp_path, compress
   for end in range(0, len(content), max(1, len(content) // 60)):
     found, _ = read(tmp_path / "a", content[:end])
     assert data.startswith(b"\n".join(found)) or not any(found)
+
+
+@pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS)
+def test_blocks_are_small_however_well_a_file_is_compressed(tmp_path, compress):
+  size = 2**23
+  path = tmp_path / "a"
+  path.write_bytes(compress(bytes(size)))
+  with open(path, "rb") as file:
+    sizes = [len(block) for block in compression.blocks(file, [])]
+  assert sum(sizes) == size
+  assert max(sizes) <= 2**18
+
+
+def wide_zstd(size, window_log=27):
+  """A frame that does not tell what it holds."""
+  parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=window_log)
+  whole = io.BytesIO()
+  compressor = zstandard.ZstdCompressor(compression_params=parameters)
+  with compressor.stream_writer(whole, closefd=False) as writer:
+    for _ in range(size >> 20):
+      writer.write(b"line\n" * (2**20 // 5) + b"\n")
+  return whole.getvalue()
+
+
+def test_a_window_larger_than_the_memory_is_told_with_the_files_name(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(compression, "_LEAST_WINDOW_BYTES", 0)
+  content = wide_zstd(2 << 20)
+  with (
+    compression.window_limit(2**20),
+    pytest.raises(UserError, match=r"b.zst: takes more memory to be unpacked .*128 MB"),
+  ):
+    read(tmp_path / "b.zst", content)
+  _, fates = read(tmp_path / "b.zst", content)
+  assert fates.files == {files.READ: 1}
+
+
+def test_a_window_counts_as_much_as_was_unpacked(tmp_path):
+  with compression.window_limit(2**20):
+    found, _ = read(tmp_path / "a.zst", wide_zstd(2 << 20, window_log=30))
+  assert len(found) == 2 * (2**20 // 5)
+  assert compression.window_bytes(tmp_path / "a.zst") < 2**20
+
+
+@given(
+  st.lists(st.binary(max_size=200), min_size=1, max_size=5),
+  st.booleans(),
+  st.booleans(),
+  st.integers(1, 40),
+)
+def test_a_frame_of_zstd_is_decoded_whatever_bites_it_comes_in(
+  chunks, has_checksum, tells_size, bite
+):
+  data = b"".join(chunks) * 50
+  content = zstandard.ZstdCompressor(
+    write_checksum=has_checksum, write_content_size=tells_size
+  ).compress(data)
+  content += b"behind"
+  decoder = zstd_frame.ZstdFrame(2**27, 2**27)
+  found, place = [], 0
+  while not decoder.eof:
+    fed = b""
+    if decoder.needs_input:
+      assert place < len(content)
+      fed = content[place : place + bite]
+      place += bite
+    found.append(decoder.decompress(fed, max_length=2**18))
+  assert b"".join(found) == data
+  assert decoder.unused_data + content[place:] == b"behind"
+
+
+def test_frames_without_data_are_passed_over(tmp_path):
+  skipped = b"\x5a\x2a\x4d\x18" + (9000).to_bytes(4, "little") + b"x" * 9000
+  empty = b"\x51\x2a\x4d\x18" + bytes(4)
+  lines = numbered(0, 10)
+  (frame,) = compressed([lines], COMPRESS["zstd"])
+  found, fates = read(tmp_path / "a", skipped + frame + empty + frame + skipped)
+  assert found == lines + lines
+  assert fates.files == {files.READ: 1}
+
+
+def test_a_header_of_gzip_without_an_end_is_not_held(tmp_path):
+  endless = gzip.compress(b"")[:3] + b"\x08" + gzip.compress(b"")[4:10]
+  content = endless + b"x" * 2**20 + gzip.compress(b"sound\n")
+  found, fates = read(tmp_path / "a.gz", content)
+  assert found == [b"sound"]
+  assert fates.files == {files.DAMAGED: 1}
+
+
+def test_what_damaged_frames_claim_is_not_read_again_and_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(compression, "_READ_TWICE_BYTES", 0)
+  # Stored blocks that reach over the members behind them.
+  member = (
+    gzip.compress(b"")[:10] + b"\x00" + struct.pack("<HH", 30_000, ~30_000 & 0xFFFF)
+  )
+  fed = 0
+  whole = compression._GzipMember.decompress
+
+  def counted(self, data, /, max_length):
+    nonlocal fed
+    fed += len(data)
+    return whole(self, data, max_length=max_length)
+
+  monkeypatch.setattr(compression._GzipMember, "decompress", counted)
+  for number in (2_000, 20_000):
+    fed = 0
+    content = member * number
+    (tmp_path / "a.gz").write_bytes(content)
+    with (
+      open(tmp_path / "a.gz", "rb") as file,
+      contextlib.suppress(compression.CutOffError),
+    ):
+      for _ in compression.blocks(file, []):
+        pass
+    assert fed < 20 * len(content)
