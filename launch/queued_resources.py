@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
@@ -20,8 +21,12 @@ from .supervisor import say
 
 _GROUP = ("gcloud", "compute", "tpus")
 
-# How long gcloud may fail, as without a network, before waiting is given up.
-_PATIENCE_S = 1800
+# How long gcloud may fail, as without a network, or a VM be away.
+PATIENCE_S = 1800
+
+# States in which a VM does not come back by itself.
+_TAKEN_AWAY = ("PREEMPTED", "TERMINATED", "STOPPED")
+GONE = "not there"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +58,12 @@ class Place:
     """The flags of gcloud that say where."""
     given = (("zone", self.zone), ("project", self.project))
     return [f"--{name}={value}" for name, value in given if value]
+
+  @property
+  def delete_line(self) -> str:
+    """The command that deletes the slices, to be pasted."""
+    words = ["commentree", "launch", "tpu", "delete", f"--name={self.name}"]
+    return shlex.join([*words, *self.flags])
 
   @property
   def nodes(self) -> list[str]:
@@ -154,12 +165,25 @@ class QueueState:
     return self.name not in ("", "SUSPENDING", "SUSPENDED", "DELETING", "FAILED")
 
 
+def taken_away(absent: Mapping[str, str]) -> bool:
+  """Whether VMs were preempted or stopped: nothing brings them back."""
+  return any(state in _TAKEN_AWAY for state in absent.values())
+
+
 class Slices:
   """The slices of one queued resource."""
 
-  def __init__(self, place: Place, shell: Shell):
+  def __init__(self, place: Place, shell: Shell, patience_s: float = PATIENCE_S):
+    """Makes commands for the slices.
+
+    Args:
+      place: which slices.
+      shell: runs gcloud.
+      patience_s: how long gcloud may fail before waiting is given up.
+    """
     self.place = place
     self._shell = shell
+    self._patience_s = patience_s
 
   def create(self, request: Request) -> None:
     """Asks for the slices; returns once the request is in the queue."""
@@ -187,7 +211,7 @@ class Slices:
       try:
         self.delete()
       except CommandError as error:
-        if time.monotonic() - begun > _PATIENCE_S:
+        if time.monotonic() - begun > self._patience_s:
           raise
         say(f"{error}; trying again in {poll_s:g} s")
         time.sleep(poll_s)
@@ -213,23 +237,25 @@ class Slices:
       and state.get("stateInitiator") == "USER",
     )
 
-  def preempted_nodes(self) -> list[str]:
-    """Returns the slices that were preempted, though their request is active still.
+  def absent_nodes(self) -> dict[str, str]:
+    """Returns the state of each slice whose VMs are not ready, or `GONE`.
+
+    The request may be active all the same, some time longer or for good.
 
     Raises:
       CommandError: if gcloud cannot tell.
     """
-    preempted = []
+    absent = {}
     for node in self.place.nodes:
       try:
         state = self._describe("tpu-vm", node).get("state", "")
       except CommandError as error:
         if "NOT_FOUND" not in error.output:
           raise
-        continue  # what became of it, the request's state will tell
-      if state in ("PREEMPTED", "TERMINATED", "STOPPED"):
-        preempted.append(f"{node} ({state})")
-    return preempted
+        state = GONE
+      if state != "READY":
+        absent[node] = state or "in no state"
+    return absent
 
   def wait(self, poll_s: float) -> QueueState:
     """Waits until the slices are there, or will not be; tells of each change.
@@ -250,7 +276,7 @@ class Slices:
         state = self.state()
       except CommandError as error:
         failing_since = failing_since or time.monotonic()
-        if time.monotonic() - failing_since > _PATIENCE_S:
+        if time.monotonic() - failing_since > self._patience_s:
           raise
         say(f"{error}; asking again in {poll_s:g} s")
         time.sleep(poll_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 import shlex
 import shutil
 import subprocess
@@ -134,6 +135,12 @@ class Shell:
     sys.stdout.flush()
     found = _found(command)
     os.execv(found[0], list(found))
+
+
+def write_private(path: pathlib.Path, text: str) -> None:
+  """Writes a new file that its owner alone can read."""
+  with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as stream:
+    stream.write(text)
 
 
 def _found(command: Sequence[str]) -> Sequence[str]:

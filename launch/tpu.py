@@ -13,8 +13,8 @@ from ..errors import UserError
 from ..training import host_secret
 from . import progress, remote, supervisor, tpu_watch
 from .package import Package
-from .queued_resources import Place, QueueState, Request, Slices
-from .shell import CommandError, Shell
+from .queued_resources import PATIENCE_S, Place, QueueState, Request, Slices
+from .shell import CommandError, Shell, write_private
 from .supervisor import say
 from .tpu_watch import Next, Verdict
 
@@ -81,7 +81,9 @@ class _Job:
     command: Sequence[str],
   ):
     self._shell = shell
-    self._slices = Slices(place, shell)
+    patience_s = getattr(arguments, "patience_s", PATIENCE_S)
+    self._slices = Slices(place, shell, patience_s)
+    self._absence = tpu_watch.Absence(patience_s)
     self._arguments = arguments
     self._command = command
     # Mistakes in flags are told before anything is asked for.
@@ -110,7 +112,7 @@ class _Job:
       total = chips * self._slices.place.num_slices
       self._say(
         f"{self._name}: {total} chips asked for: {total} chip-hours an hour from ACTIVE"
-        f" until `commentree launch tpu delete --name={self._name}`"
+        f" until `{self._slices.place.delete_line}`"
       )
     return 0
 
@@ -121,7 +123,7 @@ class _Job:
       raise UserError(
         f"{self._name} is {state.name or 'not there'}"
         + (f": {state.detail}" if state.detail else "")
-        + f"; `commentree launch tpu delete --name={self._name}`, then create it anew"
+        + f"; `{self._slices.place.delete_line}`, then create it anew"
       )
     return 0
 
@@ -149,9 +151,9 @@ class _Job:
       self._shell.note(f"{env}, mode 600, sets {', '.join(self._env) or 'nothing'}")
       self._shell.note(f"{secret}, mode 600, from `{host_secret.MAKE}`")
       if not self._shell.dry_run:
-        _write_private(env, remote.env_file(self._env))
+        write_private(env, remote.env_file(self._env))
         # New for each start; hosts that run read it when they start again.
-        _write_private(secret, host_secret.make() + "\n")
+        write_private(secret, host_secret.make() + "\n")
       self._slices.copy([str(env), str(secret)])
     max_restarts = self._arguments.max_restarts
     self._slices.ssh(remote.start(self._command, max_restarts, again))
@@ -221,7 +223,7 @@ class _Job:
     if self._slices.state().name:
       if self._arguments.delete_when_done and verdict.exit_code == 0:
         return self.delete()
-      say(f"end the bill: commentree launch tpu delete --name={self._name}")
+      say(f"end the bill: {self._slices.place.delete_line}")
     return verdict.exit_code
 
   def _bring_up(self, adopt: bool) -> None:
@@ -234,12 +236,16 @@ class _Job:
       state = self._slices.state()
       if state.name and not (adopt and state.hopeful):
         self._slices.clear(self._arguments.poll_s)
+        self._absence.clear()
         state = self._slices.state()
       if not state.name:
         self.create()
       state = self._slices.wait(self._arguments.poll_s)
       if state.name == "FAILED":
-        raise UserError(f"{self._name} failed: {state.detail or 'no reason was given'}")
+        raise UserError(
+          f"{self._name} FAILED: {state.detail or 'no reason was given'}; mend that,"
+          f" then `{self._slices.place.delete_line}` and `up` again"
+        )
       self._check_wanted(state)
       if not state.ready:
         adopt = False
@@ -252,13 +258,19 @@ class _Job:
         self.run(again=True)
         return
       except CommandError as error:
-        # Slices may be preempted at any time; no other failure mends itself.
+        # Slices may go at any time; no other failure mends itself.
         state = self._slices.state()
         self._check_wanted(state)
-        if state.ready and not self._slices.preempted_nodes():
+        if not state.ready or self._gone_for_good():
+          say(f"{self._name}: {error}; the slices went meanwhile")
+          adopt = False
+        elif self._absence.since is None:
           raise
-        say(f"{self._name}: {error}; the slices went meanwhile")
-        adopt = False
+        else:
+          # They may come back as they were, a run under way among them.
+          adopt = True
+          self._say_again(error)
+          time.sleep(self._arguments.poll_s)
 
   def _check_wanted(self, state: QueueState) -> None:
     """Raises a UserError if a user deleted the slices: they stay deleted."""
@@ -280,6 +292,7 @@ class _Job:
         if verdict is None:
           workers = remote.parse_status(self._slices.ask(remote.status()))
           verdict = tpu_watch.judge_workers(workers)
+          self._absence.clear()
         if verdict.next is Next.START:
           say(f"{self._name}: {verdict.reason}; starting it there")
           self.run(again=True)
@@ -295,14 +308,27 @@ class _Job:
     """Says why slices do not answer: they may have been taken away this moment."""
     try:
       verdict = tpu_watch.judge_queue(self._slices.state())
-      if verdict is None and (gone := self._slices.preempted_nodes()):
-        verdict = Verdict(Next.RECREATE, f"preempted: {', '.join(gone)}")
+      if verdict is None and (reason := self._gone_for_good()):
+        verdict = Verdict(Next.RECREATE, reason)
     except CommandError as another:
       verdict, error = None, another
     if verdict is not None:
       return verdict
-    say(f"{self._name}: {error}; looking again in {self._arguments.poll_s:g} s")
+    self._say_again(error)
     return Verdict(Next.WAIT, str(error))
+
+  def _gone_for_good(self) -> str:
+    """Looks at the VMs of an active request: why to ask for new ones; empty if not to.
+
+    Raises:
+      CommandError: if gcloud cannot tell.
+    """
+    return self._absence.judge(self._slices.absent_nodes(), time.monotonic())
+
+  def _say_again(self, error: CommandError) -> None:
+    absent = self._absence.named
+    what = f"{error}; {absent}" if absent else str(error)
+    say(f"{self._name}: {what}; looking again in {self._arguments.poll_s:g} s")
 
   def _staging(self):
     if self._shell.dry_run:
@@ -329,11 +355,6 @@ class _Named:
 
   def __exit__(self, *unused) -> None:
     pass
-
-
-def _write_private(path: pathlib.Path, text: str) -> None:
-  with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as stream:
-    stream.write(text)
 
 
 def _check_copied(paths: Sequence[str]) -> None:
@@ -406,6 +427,14 @@ def _parser() -> argparse.ArgumentParser:
         default=30,
         metavar="S",
         help="seconds between looks (default 30)",
+      )
+      one.add_argument(
+        "--patience_s",
+        type=float,
+        default=PATIENCE_S,
+        metavar="S",
+        help="seconds that gcloud may fail, or (`up`) VMs of an active request be away,"
+        " before it is given up, or new ones asked for (default %(default)g)",
       )
     if verb == "up":
       one.add_argument(

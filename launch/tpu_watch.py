@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from . import policy
-from .queued_resources import QueueState
+from .queued_resources import QueueState, taken_away
 from .remote import WorkerStatus
 
 
@@ -37,6 +37,54 @@ class Verdict:
   next: Next
   reason: str
   exit_code: int = 0
+
+
+class Absence:
+  """For how long VMs are away whose request is active.
+
+  A request stays ACTIVE for some time after its VMs were taken away, and for good if
+  only they were deleted. VMs that are repaired or restarted come back; so only those
+  that cannot are given up at once.
+
+  Attributes:
+    since: when they were first seen to be away; None if they are there.
+    named: which they are, in words; empty if they are there.
+  """
+
+  def __init__(self, patience_s: float):
+    """Begins with all there.
+
+    Args:
+      patience_s: how long they may be away.
+    """
+    self._patience_s = patience_s
+    self.clear()
+
+  def clear(self) -> None:
+    """They are there."""
+    self.since: float | None = None
+    self.named = ""
+
+  def judge(self, absent: Mapping[str, str], now: float) -> str:
+    """Returns why to ask for new ones; empty if it is not time to.
+
+    Args:
+      absent: the state of each slice that is not ready.
+      now: of a clock in seconds.
+    """
+    if not absent:
+      self.clear()
+      return ""
+    if self.since is None:
+      self.since = now
+    self.named = ", ".join(f"{node} ({state})" for node, state in absent.items())
+    if taken_away(absent):
+      return f"preempted: {self.named}"
+    if now - self.since > self._patience_s:
+      return (
+        f"away for {now - self.since:.0f} s though the request is ACTIVE: {self.named}"
+      )
+    return ""
 
 
 def judge_queue(state: QueueState) -> Verdict | None:

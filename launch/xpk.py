@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..errors import UserError
 from ..training import host_secret
 from . import flags, kubectl, policy, remote, supervisor
-from .shell import Shell
+from .shell import Shell, write_private
 
 _EPILOG = """\
 examples:
@@ -112,8 +112,7 @@ def _write_env_file(path: pathlib.Path, env: dict[str, str]) -> None:
   for name, value in env.items():
     if "\n" in value:
       raise UserError(f"--env={name}: xpk cannot pass on a line end")
-  with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as stream:
-    stream.writelines(f"{name}={value}\n" for name, value in env.items())
+  write_private(path, "".join(f"{name}={value}\n" for name, value in env.items()))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -114,7 +114,9 @@ def test_a_spot_slice_that_is_preempted_is_recreated_and_the_run_resumes(
   assert verbs.count(["queued-resources", "delete"]) == 1
   assert "the slices are SUSPENDED; asking for new ones" in told
   assert "mine: done (exit code 0)" in told
-  assert "end the bill: commentree launch tpu delete --name=mine" in told
+  assert (
+    "end the bill: commentree launch tpu delete --name=mine --zone=us-west4-a" in told
+  )
   assert cloud.requests() == ["mine"]
 
 
@@ -196,7 +198,10 @@ def test_a_request_that_fails_is_not_asked_again(cloud, model_dir, up):
   process = up()
   told = process.communicate(timeout=60)[1]
   assert process.returncode == 2
-  assert "mine failed: no quota for this" in told
+  assert (
+    "mine FAILED: no quota for this; mend that, then `commentree launch tpu delete"
+    " --name=mine --zone=us-west4-a --project=a-project` and `up` again" in told
+  )
   assert [c[4] for c in cloud.calls()].count("create") == 1
 
 
@@ -267,6 +272,48 @@ def test_a_preempted_vm_is_noticed_before_the_queue_notices(cloud, model_dir, up
   (cloud.folder / "node_state").unlink()
   told = finish(process, model_dir, after=4)
   assert "preempted: mine (PREEMPTED)" in told
+
+
+def test_vms_that_are_gone_though_their_request_is_active_are_asked_for_anew(
+  cloud, model_dir, up
+):
+  process = up("--patience_s=1")
+  wait_for(lambda: len(starts(model_dir)) == 2)
+  cloud.preempt("mine", state="ACTIVE")
+  told = finish(process, model_dir, after=4)
+  assert "mine (not there); looking again in 0.05 s" in told
+  assert "s though the request is ACTIVE: mine (not there); asking for new" in told
+  assert [c[4] for c in cloud.calls()].count("create") == 2
+
+
+def test_an_active_request_without_vms_is_not_adopted_for_ever(cloud, model_dir, up):
+  cloud.set(workers=2, looks=0)
+  assert launch("create", *WHERE, *ASK) == 0
+  assert launch("wait", *WHERE, "--poll_s=0.01") == 0
+  cloud.preempt("mine", state="ACTIVE")
+  process = up("--patience_s=0.5")
+  told = finish(process, model_dir, after=2)
+  assert "tpu-vm ssh mine failed" in told
+  assert "the slices went meanwhile" in told
+  assert [c[4] for c in cloud.calls()].count("create") == 2
+
+
+def test_a_vm_that_is_repaired_is_waited_for_and_its_run_goes_on(cloud, model_dir, up):
+  process = up("--patience_s=60")
+  wait_for(lambda: len(starts(model_dir)) == 2)
+  homes = cloud.homes()
+  (cloud.folder / "node_state").write_text("REPAIRING")
+  for home in homes:
+    home.rename(cloud.folder / home.name)
+  wait_for(
+    lambda: sum(call[3:5] == ["tpu-vm", "describe"] for call in cloud.calls()) > 3
+  )
+  for home in homes:
+    (cloud.folder / home.name).rename(home)
+  (cloud.folder / "node_state").unlink()
+  told = finish(process, model_dir, after=2)
+  assert "mine (REPAIRING); looking again" in told
+  assert [c[4] for c in cloud.calls()].count("create") == 1
 
 
 def test_stop_saves_on_all_workers_and_says_how_each_ended(cloud, model_dir, capfd):

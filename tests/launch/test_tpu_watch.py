@@ -3,7 +3,7 @@
 import pytest
 
 from commentree.launch import generations, tpu_watch
-from commentree.launch.queued_resources import QueueState
+from commentree.launch.queued_resources import GONE, QueueState
 from commentree.launch.remote import WorkerStatus
 from commentree.launch.tpu_watch import Next
 
@@ -67,3 +67,28 @@ def test_what_follows_from_the_state_of_the_queue(state, following):
 def test_accelerator_types_tell_their_chips(accelerator_type, name, chips):
   generation, counted = generations.of_accelerator_type(accelerator_type)
   assert (generation.name, counted) == (name, chips)
+
+
+@pytest.mark.parametrize("state", ["REPAIRING", "RESTARTING", "DELETING", GONE, ""])
+def test_vms_that_may_come_back_are_waited_for_and_then_given_up(state):
+  absence = tpu_watch.Absence(patience_s=100)
+  assert absence.judge({"mine": state}, 10) == ""
+  assert absence.judge({"mine": state}, 110) == ""
+  assert absence.judge({"mine": state}, 111) == (
+    f"away for 101 s though the request is ACTIVE: mine ({state})"
+  )
+
+
+@pytest.mark.parametrize("state", ["PREEMPTED", "TERMINATED", "STOPPED"])
+def test_vms_that_were_taken_away_are_given_up_at_once(state):
+  absence = tpu_watch.Absence(patience_s=100)
+  absent = {"mine-0": "REPAIRING", "mine-1": state}
+  assert absence.judge(absent, 0) == f"preempted: mine-0 (REPAIRING), mine-1 ({state})"
+
+
+def test_vms_that_came_back_are_given_as_long_again():
+  absence = tpu_watch.Absence(patience_s=100)
+  assert absence.judge({"mine": GONE}, 0) == ""
+  assert absence.judge({}, 90) == absence.named == ""
+  assert absence.judge({"mine": GONE}, 110) == ""
+  assert absence.judge({"mine": GONE}, 200) == ""
