@@ -123,9 +123,9 @@ def test_what_is_no_data_is_refused_by_line_and_name(text, line, named):
   ],
 )
 def test_what_would_take_long_or_much_is_one_line_at_once(text):
-  started = time.monotonic()
+  started = time.process_time()  # other work on this machine does not count
   refusal(text)
-  assert time.monotonic() - started < 5
+  assert time.process_time() - started < 5
 
 
 def test_code_of_a_model_folder_is_never_run(folder, tmp_path, monkeypatch):
