@@ -6,8 +6,8 @@ import json
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.launch import gin_cli, job, main
 
 from ..training.warm_starts import written_by_t5x

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow_datasets as tfds
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.errors import UserError
 from commentree.tasks import (
   built_dataset,

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 import seqio
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.errors import UserError
 from commentree.tasks import cache_job, cached_pieces, data, generated, registry
 from commentree.tasks.building import tfrecord

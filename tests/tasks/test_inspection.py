@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.errors import UserError
 from commentree.tasks import (
   inspection,

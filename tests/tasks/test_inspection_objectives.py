@@ -3,8 +3,8 @@
 import io
 
 import pytest
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.launch.main import main
 from commentree.tasks import (
   inspection,

@@ -5,8 +5,8 @@ import io
 import re
 
 import pytest
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.tasks import (
   inspection,
   inspection_html,

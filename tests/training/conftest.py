@@ -4,8 +4,8 @@ import io
 
 import jax
 import pytest
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.training import config as config_lib
 
 from . import stub

@@ -8,8 +8,8 @@ import time
 
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.errors import HostLostError, UserError
 from commentree.training import distributed, host_link
 from commentree.training.config import HealthConfig

@@ -5,8 +5,8 @@ import io
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.errors import UserError
 from commentree.training import evaluation, partitioning
 from commentree.training.config import EvalConfig, PartitioningConfig

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.errors import UserError
 from commentree.models import label_counts
 from commentree.training import checkpoints, evaluation, f1, partitioning

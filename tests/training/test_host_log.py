@@ -5,9 +5,9 @@ import logging
 import pathlib
 
 import pytest
-from rich.console import Console
 from rich.table import Table
 
+from commentree.console import Console
 from commentree.errors import UserError
 from commentree.training import host_log
 from commentree.training.host_log import HostConsole

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
-from rich.console import Console
 
+from commentree.console import Console
 from commentree.training import parameter_table, state
 from commentree.training.config import MESH_AXES, PartitioningConfig
 
