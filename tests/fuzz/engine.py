@@ -114,13 +114,22 @@ class Trial:
     self._folder.cleanup()
 
 
-def mutations(seeds: Sequence[bytes], seed: int) -> Iterator[bytes]:
-  """Yields the seeds, then mutations of them without end; the same for equal seeds."""
+def mutations(
+  seeds: Sequence[bytes], seed: int, tokens: Sequence[bytes] = _TOKENS
+) -> Iterator[bytes]:
+  """Yields the seeds, then mutations of them without end; the same for equal seeds.
+
+  Args:
+    seeds: what to start from.
+    seed: of the draw.
+    tokens: what mutations put in.
+  """
   yield from seeds
   draw = random.Random(seed)
   recent = collections.deque(seeds, maxlen=200)
   while True:
-    data = bytearray(draw.choice(recent))
+    # Not too far from what is read: all else is refused at the first check.
+    data = bytearray(draw.choice(seeds if draw.random() < 0.5 else recent))
     for _ in range(draw.choice((1, 1, 2, 4, 8))):
       place = draw.randrange(len(data) + 1)
       length = draw.choice((1, 1, 2, 8, 64))
@@ -132,7 +141,7 @@ def mutations(seeds: Sequence[bytes], seed: int) -> Iterator[bytes]:
         case 2:
           del data[place : place + length]
         case 3:
-          data[place:place] = draw.choice(_TOKENS)
+          data[place:place] = draw.choice(tokens)
         case 4:
           data[place:place] = data[place : place + length] * draw.choice((1, 2, 100))
         case 5:
