@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from ..errors import StorageError, UserError
+from ..paths import open_path
 from .building import manifest, tfrecord, tree_record
 from .columns import COLUMNS, OPTIONAL_COLUMNS
 from .trees import CommentTree
@@ -63,7 +64,7 @@ def find(files: str | Sequence[str]) -> epath.Path | None:
 
 
 def _version_folder(path: str | os.PathLike[str]) -> epath.Path | None:
-  folder = epath.Path(path).expanduser()
+  folder = open_path(path).expanduser()
   if "*" in os.fspath(path) or not folder.is_dir():
     return None
   if (folder / _INFO).exists():

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from ...errors import UserError
+from ...paths import check_scheme
 from ..trees import Fates
 from . import compression
 
@@ -72,6 +73,7 @@ def expand(
 
   found: set[str] = set()
   for pattern in map(os.fspath, patterns):
+    check_scheme(pattern)
     path = os.path.expanduser(pattern)
     if os.path.isdir(path):
       names = _regular(
