@@ -23,6 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from .. import json_shapes
 from ..errors import StorageError, UserError
 from . import checksums, hosts, orbax_noise, saving, storage
 from .config import CheckpointConfig
@@ -71,7 +72,8 @@ def quality(metrics: Metrics | None, best_metric: str) -> float:
 def metrics_of(model_dir: epath.Path, step: int) -> Metrics | None:
   """Returns what was saved as a checkpoint's metrics, if anything."""
   try:
-    return json.loads((path_of(model_dir, step) / _METRICS).read_text())
+    text = (path_of(model_dir, step) / _METRICS).read_bytes()
+    return json_shapes.parse(text, dict[str, float])
   except (FileNotFoundError, ValueError):
     return None
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
+from etils import epath
 
+from .. import json_shapes
+from ..errors import UserError
 from ..models.interface import Model
 from . import hosts, learning_rates, run_record, saving, storage
 from . import state as state_lib
@@ -26,6 +28,8 @@ Say = Callable[[str], None]
 
 WARM_START_FILE = "warm_start.json"
 """In a checkpoint that `commentree convert` made: where its parameters came from."""
+
+_NOTE = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +88,12 @@ def find_fresh(config: TrainConfig, model: Model, params: PyTree, say: Say) -> F
       return None
     recorded = run_record.warm_start_of(model_dir, say)
     if recorded is not None:
+      _check_note(model_dir / "run.json", lambda: recorded)
       return recorded, None
     file = saving.path_of(model_dir, steps[0]) / WARM_START_FILE
-    noted = json.loads(file.read_text()) if file.exists() else None
+    if not file.exists():
+      return None, None
+    noted = _check_note(file, lambda: json_shapes.parse(file.read_bytes(), _NOTE))
     return noted, noted
 
   opened, noted = None, None
@@ -106,6 +113,19 @@ def find_fresh(config: TrainConfig, model: Model, params: PyTree, say: Say) -> F
       " (OptimizerConfig.fresh_multiple)"
     )
   return Fresh(optimizer, opened, noted)
+
+
+def _check_note(file: epath.Path, read: Callable[[], Any]) -> Any:
+  """Returns what a file notes of a warm start; raises UserError if it is damaged."""
+  try:
+    noted = read()
+    fresh_of(noted)
+  except ValueError as error:
+    raise UserError(
+      f"{file} is damaged ({storage.reason(error)}): copy it again, or use another"
+      " MODEL_DIR"
+    ) from error
+  return noted
 
 
 def first_state(

@@ -21,8 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import msgspec
 from etils import epath
 
+from .. import json_shapes
 from ..errors import UserError
 from . import saving, storage
 from .config import OptimizerConfig, TrainConfig
@@ -112,7 +114,7 @@ def check(
   """
   if not saving.steps_in(model_dir):
     return
-  recorded = _read(model_dir, say).get("facts")
+  recorded = _read(model_dir, say).facts
   if recorded is None:
     return
   now = _jsonable(facts)
@@ -150,7 +152,7 @@ def check_vocabulary(
   Raises:
     UserError: if it was another.
   """
-  there = _read(checkpoint.parent, say).get("facts", {}).get(_VOCABULARY)
+  there = (_read(checkpoint.parent, say).facts or {}).get(_VOCABULARY)
   here = facts.get(_VOCABULARY)
   if there is not None and here is not None and there not in (here, *grown_from):
     raise UserError(
@@ -173,7 +175,7 @@ def warm_start_of(model_dir: epath.Path, say: Say) -> dict[str, Any] | None:
   Raises:
     UserError: if the record is damaged.
   """
-  starts = _read(model_dir, say).get("starts", [])
+  starts = _read(model_dir, say).starts
   found = (start["warm_start"] for start in reversed(starts) if "warm_start" in start)
   return next(found, None)
 
@@ -215,7 +217,7 @@ def write(
     start["warm_start"] = dict(warm_start)
   if before is not None and before != record.config_text:
     start["config_before"] = before
-  starts = [*_read(model_dir, say).get("starts", []), start]
+  starts = [*_read(model_dir, say).starts, start]
   run = {"facts": _jsonable(facts), "starts": starts}
   write_files(
     model_dir,
@@ -273,11 +275,20 @@ def versions() -> dict[str, str]:
   return found
 
 
-def _read(model_dir: epath.Path, say: Say) -> dict[str, Any]:
+class _Record(msgspec.Struct):
+  """What run.json holds; other programs' keys are passed over."""
+
+  facts: dict[str, Any] | None = None
+  starts: list[dict[str, Any]] = []
+
+
+def _read(model_dir: epath.Path, say: Say) -> _Record:
   file = model_dir / "run.json"
 
-  def read() -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.exists() else {}
+  def read() -> _Record:
+    if not file.exists():
+      return _Record()
+    return json_shapes.parse(file.read_bytes(), _Record)
 
   try:
     return storage.retried(f"{file} cannot be read", read, _ATTEMPTS, say)

@@ -10,18 +10,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from etils import epath
 
+from ... import json_shapes
 from ...errors import UserError
 from ...training import storage
 from .chunks import Chunk
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+|end)(\.\w+)")
 _SETTINGS = "settings.json"
 _ATTEMPTS = 4
 _MAX_SHOWN = 80
+
+
+class _Record(msgspec.Struct):
+  """What is read of an output's record."""
+
+  settings: dict[str, Any]
 
 
 class Parts:
@@ -64,11 +74,11 @@ class Parts:
     """
     noted = self.folder / _SETTINGS
     if self._record.exists() and self.output.exists() and again:
-      self._compare(json.loads(self._record.read_text())["settings"], self.output)
+      self._compare(_read(self._record, _Record).settings, self.output)
       self._clear()
       return True
     if noted.exists() and again:
-      self._compare(json.loads(noted.read_text()), self.folder)
+      self._compare(_read(noted, dict[str, Any]), self.folder)
       return False
     if self.output.exists():
       raise UserError(
@@ -143,6 +153,17 @@ class Parts:
     noted.unlink(missing_ok=True)
     if self.folder.is_dir():
       self.folder.rmtree()
+
+
+def _read(path: epath.Path, shape: type[T]) -> T:
+  """Returns what a file notes; raises UserError if it is damaged."""
+  try:
+    return json_shapes.parse(path.read_bytes(), shape)
+  except ValueError as error:
+    raise UserError(
+      f"{path}: is damaged ({storage.reason(error)}): delete what --output names with"
+      " all that lies beside it by that name, or name another --output"
+    ) from error
 
 
 def _shown(value: Any) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
+import msgspec
 
 from ...errors import UserError
 from . import transforms
@@ -35,6 +36,7 @@ ROWS, COLUMNS = (f"grow:{axis}, cut:{axis}:1023" for axis in (0, 1))
 Mismatches = dict[tuple[str, str], list[str]]
 
 _SHOWN_ARRAYS = 4
+_MOST_LAYERS = 10_000
 _STACK = re.compile(r"(^|\.)layers(?=\.)")
 _LAYER = re.compile(r"(?<![A-Za-z])((?:layers?|blocks?|h)[._])(\d+)(?=[._]|$)")
 
@@ -172,8 +174,14 @@ class Plan:
 
 
 def fresh_of(noted: Mapping[str, Any]) -> list[str]:
-  """Returns `Plan.fresh` of a plan that `Plan.to_json` was asked of."""
-  return [name for fate in NEW for name in expanded(noted.get(fate, ()))]
+  """Returns `Plan.fresh` of a plan that `Plan.to_json` was asked of.
+
+  Raises:
+    ValueError: if it is not what that returns.
+  """
+  noted = msgspec.convert(noted, dict[str, Any])
+  names = [msgspec.convert(noted.get(fate, ()), list[str]) for fate in NEW]
+  return [name for some in names for name in expanded(some)]
 
 
 def plan(
@@ -398,6 +406,8 @@ def expanded(names: Iterable[str]) -> list[str]:
     for ends in ranges.split(","):
       first, _, last = ends.partition("-")
       layers = range(int(first), int(last or first) + 1)
+      if len(layers) > _MOST_LAYERS:
+        raise ValueError(f"{name} stands for {len(layers):,} layers")
       found += [f"{head}{layer}{tail}" for layer in layers]
   return found
 
