@@ -26,6 +26,8 @@ from .trees import CommentTree
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 _CHECKSUMS = manifest.CHECKSUMS
 _MEND = "build the dataset again with `commentree build`, or copy it again"
+# What reading JSON of another shape raises; `int` of an infinite number overflows.
+_MISSHAPEN = (AttributeError, ArithmeticError, LookupError, TypeError, ValueError)
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -103,7 +105,7 @@ class BuiltDataset:
         for split in info.get("splits", ())
         if any(map(int, split["shardLengths"]))
       }
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except _MISSHAPEN as error:
       raise UserError(
         f"{self.folder / _INFO}: is not as TFDS writes it ({error!r}); {_MEND}"
       ) from error
@@ -186,7 +188,7 @@ class BuiltDataset:
         name: int(noted["bytes"])
         for name, noted in self._json(_CHECKSUMS)["files"].items()
       }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except _MISSHAPEN as error:
       raise UserError(
         f"{self.folder / _CHECKSUMS}: is damaged ({error!r}); {_MEND}"
       ) from error
