@@ -13,11 +13,10 @@ help:  ## this list
 train: $(VENV)/.installed  ## install, train the tiny model on generated trees, show that ancestors help
 	$(BIN)/commentree train --gin_file=runs/demo.gin --gin.MODEL_DIR='"$(RUN)"'
 
-# Hosts that talk to each other must not be kept waiting: their tests run one by one.
+# Hosts that wait for each other must not be kept waiting: their tests run one by one.
 test: $(VENV)/.installed-test  ## the default test suite
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist=loadfile \
-	  tests/tasks tests/models tests/fuzz tests/test_data_page.py
-	$(BIN)/python -m pytest -m "not slow" tests/training tests/launch
+	$(BIN)/python -m pytest -m "not slow and not hosts" -n auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest -m "not slow and hosts"
 
 slow: $(VENV)/.installed-test  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

@@ -17,6 +17,8 @@ import pytest
 from commentree.launch import local, main, supervise
 from commentree.launch.supervisor import Settings
 
+pytestmark = pytest.mark.hosts
+
 STAND_IN = str(pathlib.Path(__file__).with_name("host_stand_in.py"))
 QUICK = Settings(max_restarts=3, grace_s=20, first_delay_s=0.01, longest_delay_s=0.02)
 HASTY = dataclasses.replace(QUICK, grace_s=0.3)

@@ -13,6 +13,8 @@ import pytest
 
 from commentree.launch import main, remote
 
+pytestmark = pytest.mark.hosts
+
 WHERE = ["--name=mine", "--zone=us-west4-a", "--project=a-project"]
 ASK = ["--accelerator_type=v5litepod-16", "--spot"]
 
@@ -364,13 +366,16 @@ def test_a_second_run_beside_the_first_is_refused(cloud, model_dir, capfd):
 def test_logs_show_a_workers_end_of_log(cloud, model_dir, capfd):
   bring_up(cloud, model_dir, steps=3)
   wait_for(lambda: newest(model_dir) == 3)
-  time.sleep(0.3)
   code = "from commentree.launch import main; import sys; sys.exit(main.main())"
-  shown = subprocess.run(
-    [sys.executable, "-c", code, "launch", "tpu", "logs", *WHERE, "--worker=1"],
-    capture_output=True, text=True, check=True,
-  )  # fmt: skip
-  assert "step 3" in shown.stdout
+
+  def shown() -> str:
+    return subprocess.run(
+      [sys.executable, "-c", code, "launch", "tpu", "logs", *WHERE, "--worker=1"],
+      capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+  # The worker may write its line after the other has reached the step.
+  wait_for(lambda: "step 3" in shown())
   assert "--worker=1" in cloud.calls()[-1]
 
 

@@ -7,6 +7,8 @@ from commentree.launch.queued_resources import GONE, QueueState
 from commentree.launch.remote import WorkerStatus
 from commentree.launch.tpu_watch import Next
 
+pytestmark = pytest.mark.hosts
+
 
 def worker(state, code=None, host="w0"):
   return WorkerStatus(host, state, code, "a line")

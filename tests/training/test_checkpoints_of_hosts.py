@@ -9,6 +9,10 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.hosts
+
 _SCRIPT = pathlib.Path(__file__).with_name("run_hosts.py")
 _SECONDS = 120
 

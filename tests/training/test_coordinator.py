@@ -15,6 +15,8 @@ from commentree.training.host_messages import Beat, Done, End
 
 from .host_processes import free_port
 
+pytestmark = pytest.mark.hosts
+
 _STILL = 100.0
 
 

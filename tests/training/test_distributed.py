@@ -18,6 +18,8 @@ from commentree.training.host_settings import HostSettings
 
 from .host_processes import free_port
 
+pytestmark = pytest.mark.hosts
+
 _SLURM = {
   "SLURM_JOB_ID": "7",
   "SLURM_STEP_NODELIST": "node[3-6]",

@@ -24,6 +24,8 @@ from . import host_attacks
 from .host_attacks import STRANGERS, hello, line, run_all, with_secret
 from .host_processes import SECRET, Hosts, at_step, ends, free_port
 
+pytestmark = pytest.mark.hosts
+
 _MB = 2**20
 _SECRET = SECRET.encode()
 

@@ -10,6 +10,8 @@ import pytest
 
 from .host_processes import Hosts, at_step, ends, free_port
 
+pytestmark = pytest.mark.hosts
+
 _NAME = socket.gethostname()
 
 

@@ -21,7 +21,6 @@ MESHES = {
 
 # Each takes a compilation: of those with every axis in use, few.
 FEW = (
-  "2 data x 2 fsdp x 1 model",
   "2 data x 1 fsdp x 2 model",
   "2 slice x 1 data x 2 fsdp x 1 model",
 )

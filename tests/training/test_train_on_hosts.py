@@ -11,6 +11,8 @@ from commentree.training import checkpoints, metrics_log
 
 from . import subprocesses
 
+pytestmark = pytest.mark.hosts
+
 STEPS = 8
 
 

@@ -13,6 +13,8 @@ from commentree.training import metrics_log
 from .. import stub, subprocesses
 from . import written_by_t5x
 
+pytestmark = pytest.mark.hosts
+
 OPTIONS = {
   "train_steps": 2,
   "log_period": 1,
