@@ -109,9 +109,10 @@ def show(
   """
   from ..tasks.trees import Fates
 
-  console.print(
-    Fates(**{k: collections.Counter(v) for k, v in stats["fates"].items()}).table()
-  )
+  fates = Fates(**{k: collections.Counter(v) for k, v in stats["fates"].items()})
+  console.print(fates.table())
+  for remark in fates.remarks():
+    console.print(f"warning: {remark}", soft_wrap=True)
   table = rich.table.Table("", box=None, pad_edge=False)
   columns = ("mean", "p50", "p90", "p99", "max")
   for column in columns:

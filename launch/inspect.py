@@ -212,6 +212,8 @@ def main(argv: Sequence[str]) -> int:
   data.register_tasks(data_config)
   task = registry.get_task(data_config.mixture_or_task_name)
   inspected = inspection.inspect_trees(task, view_config)
+  for remark in task.tree_source.fates.remarks():
+    print(f"warning: {remark}", file=sys.stderr)
   if arguments.html:
     from ..tasks import inspection_html
 

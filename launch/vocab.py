@@ -204,6 +204,8 @@ def _train(
     f" training {config.size:,} {config.model_type} pieces on {len(texts):,} of them",
   )
   console.print(fates.table())
+  for remark in fates.remarks():
+    console.print(f"warning: {remark}", soft_wrap=True)
   with console.status("training: some 10 s for each million words"):
     vocabularies.train_vocabulary(
       texts, path, config, marker_tokens, arguments.sentinels

@@ -82,6 +82,7 @@ def prepare(
     if not counts.pieces:
       raise UserError(
         f"no comment trees were found for the split {split!r} of {task.name!r}"
+        f" ({fates.told()})"
       )
     return parts
 
@@ -93,6 +94,8 @@ def prepare(
   console.print(f"prepared {split}: {counts.report()}")
   if fates.total():
     console.print(fates.table())
+    for remark in fates.remarks():
+      console.print(f"warning: {remark}", soft_wrap=True)
   return written
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,18 +23,19 @@ if TYPE_CHECKING:
 
 POST = 0  # index of the post in `CommentTree.comments`
 
-# What sites put in place of a comment's text; compared in lower case.
-_DELETED_TEXTS = frozenset(
-  {
-    "[deleted]",
-    "[removed]",
-    "[deleted by user]",
-    "[removed by reddit]",
-    "[ removed by reddit ]",
-    "[ removed by moderator ]",
-  }
+# What sites and archives put in place of a text, white space around it taken off.
+# Reddit says why, some of it as a link: "[ Removed by Reddit on account of violating
+# the [content policy](/help/contentpolicy). ]".
+_DELETED_TEXT = re.compile(
+  r"\[\s*(?:(?:comment|post|message)\s)?(?:deleted|removed|unavailable|redacted)"
+  r"(?:\sby\s(?:the\s)?(?:user|author|op|mods?|moderators?|admins?|reddit))?\s*\]"
+  r"|\[\s*removed\sby\sreddit\s(?:[^\[\]\n]|\[[^\[\]\n]*\]\([^()\n]*\))*\]",
+  re.IGNORECASE,
 )
-_LONGEST_DELETED_TEXT = 32  # with white space around
+_LONGEST_DELETED_TEXT = 300  # with white space around
+
+# Of all comments, more orphans than this come of ids that do not fit.
+_ODD_SHARE, _LEAST_ORPHANS = 0.5, 10
 
 # What can become of a comment...
 KEPT = "kept"
@@ -63,6 +66,10 @@ NO_POST = (KEPT_NO_POST, TREE_EMPTY_NO_POST)  # trees that no post was read for
 MENDED_SURROGATES = "lone surrogates replaced"
 MENDED_NUL = "NUL characters removed"
 MENDED_TRANSLATION = "translation without text or language left out"
+# What a source says that it left out.
+MORE_STUBS = "stubs (kind: more)"
+MORE_IDS = "comments whose ids stubs list"
+MORE_COUNT = "comments that stubs say there are"
 
 
 class Span(NamedTuple):
@@ -78,6 +85,28 @@ class Translation(NamedTuple):
 
   language: str
   text: str
+
+
+class Stub(NamedTuple):
+  """Comments that a source left out, in one place.
+
+  Attributes:
+    number: how many it says there are.
+    ids: those that it lists, without `t1_`.
+  """
+
+  number: int
+  ids: tuple[str, ...]
+
+  def encode(self) -> str:
+    """The stub as a row has it."""
+    return json.dumps(self)
+
+  @classmethod
+  def decode(cls, column: str) -> Stub:
+    """The inverse of `encode`."""
+    number, ids = json.loads(column)
+    return cls(number, tuple(ids))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -182,6 +211,27 @@ class Fates:
     """Comments, trees and files seen: 0 means that nothing was read."""
     return self.comments.total() + self.trees.total() + self.files.total()
 
+  def told(self) -> str:
+    """The commonest fates of trees and comments, in a few words."""
+    parts = [
+      f"{number:,} {what} {fate}"
+      for what, counts in (("trees", self.trees), ("comments", self.comments))
+      for fate, number in counts.most_common(3)
+    ]
+    return "; ".join(parts) or "they hold none"
+
+  def remarks(self) -> list[str]:
+    """What the counts say is wrong with the data, a sentence each."""
+    orphans = self.comments[KEPT_ORPHAN] + self.comments[DROPPED_ORPHAN]
+    share = orphans / max(1, self.comments.total())
+    if orphans < _LEAST_ORPHANS or share < _ODD_SHARE:
+      return []
+    return [
+      f"{share:.0%} of the comments answer one that is not there: this looks like ids"
+      " of a form other than their parents', not like a dump with holes; compare `id`"
+      " and `parent_id` of a few comments (docs/data.md says how they are read)"
+    ]
+
   def as_dict(self) -> dict[str, dict[str, int]]:
     """The counts as JSON-able data."""
     return {
@@ -209,7 +259,7 @@ def is_deleted(text: str) -> bool:
   return (
     len(text) <= _LONGEST_DELETED_TEXT
     and "[" in text
-    and text.strip().lower() in _DELETED_TEXTS
+    and _DELETED_TEXT.fullmatch(text.strip()) is not None
   )
 
 
@@ -227,7 +277,8 @@ def assemble(
 
   Args:
     rows: at least one, all of one `tree_id`; their order decides which of two equal
-      ids counts, and between siblings of the same age.
+      ids counts, and between siblings of the same age. Stubs count once for each place
+      that they stand in, and not at all once all that they list was read.
     fates: gets this tree's counts added to it.
     config: the choices there are.
     unwanted: tells the fate of a comment that is to be spliced out though nothing is
@@ -238,15 +289,21 @@ def assemble(
   """
   post_row: Row | None = None
   comment_rows: list[Row] = []
+  stub_rows: list[Row] = []
   for row in rows:
-    if not row.is_post:
+    if row.stub is not None:
+      stub_rows.append(row)
+    elif not row.is_post:
       comment_rows.append(row)
     elif post_row is None:
       post_row = row
     else:
       fates.trees[TREE_DUPLICATE] += 1
-  post = _post(post_row, comment_rows, config)
   candidates = _candidates(comment_rows, fates, config, unwanted)
+  _count_stubs(stub_rows, candidates, fates)
+  if post_row is None and not comment_rows:
+    return None
+  post = _post(post_row, comment_rows, config)
   comments = _arrange(post, candidates, fates, config)
   missing = post_row is None
   if len(comments) == 1 and not (config.target_post and post.text):
@@ -280,6 +337,33 @@ def _translation(row: Row) -> Translation | None:
   if row.translation is None or row.translation_language is None:
     return None
   return Translation(row.translation_language, row.translation)
+
+
+def _count_stubs(rows: Sequence[Row], read: Container[str], fates: Fates) -> None:
+  """Counts what is left out and was not read from elsewhere, copies once."""
+  places: dict[str, Stub] = {}
+  for row in rows:
+    stub = Stub.decode(row.stub or "")
+    place = row.parent_id or row.id or ""
+    before = places.get(place, Stub(0, ()))
+    places[place] = Stub(max(stub.number, before.number), before.ids + stub.ids)
+  ids: set[str] = set()
+  for stub in places.values():
+    left = {ident for ident in stub.ids if ident not in read}
+    if left or not stub.ids:
+      ids |= left
+      count_stub(stub._replace(ids=()), fates)
+  if ids:
+    fates.missing[MORE_IDS] += len(ids)
+
+
+def count_stub(stub: Stub, fates: Fates) -> None:
+  """Counts a stub, and all that it lists."""
+  fates.missing[MORE_STUBS] += 1
+  if stub.ids:
+    fates.missing[MORE_IDS] += len(stub.ids)
+  if stub.number:
+    fates.missing[MORE_COUNT] += stub.number
 
 
 @dataclasses.dataclass(slots=True)
@@ -425,7 +509,7 @@ def _parent_key(parent_id: str | None, post_key: str) -> str | None:
   A missing parent's key is the empty string, which is nobody's: ids are not empty.
   """
   if parent_id is None:
-    return ""
+    return None
   if parent_id.startswith("t1_"):
     return parent_id[3:]
   if parent_id.startswith("t3_"):

@@ -15,6 +15,8 @@ from commentree.tasks.readers import (
   files,
   hacker_news,
   json_lines,
+  json_records,
+  oasst,
   reddit_api,
 )
 from commentree.tasks.trees import Fates
@@ -67,6 +69,8 @@ def test_every_fate_is_explained():
       trees,
       files,
       json_lines,
+      json_records,
+      oasst,
       cmv_modes,
       convokit,
       hacker_news,

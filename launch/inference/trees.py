@@ -22,7 +22,7 @@ from ...tasks import built_dataset, readers, trees
 from ...tasks.building import tfrecord, tree_record
 from ...tasks.built_dataset import BuiltDataset
 from ...tasks.config import TreeConfig
-from ...tasks.readers import files, tree_jsonl
+from ...tasks.readers import files, json_records, text_encodings, tree_jsonl, unread
 from ...tasks.readers.rows import Format, bounded
 from ...tasks.trees import CommentTree, Fates
 
@@ -74,6 +74,7 @@ class Lines(Unit):
   def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees, one a line; as `Unit.read`."""
     limit = self.config.max_line_bytes
+    found = position > 0
     with open(self.name, "rb") as file:
       file.seek(position)
       while line := file.readline(limit + 1):
@@ -85,8 +86,11 @@ class Lines(Unit):
           continue
         tree = tree_of_line(content, self.config, fates)
         if tree is not None:
+          found = True
           yield tree, file.tell()
-    fates.files[files.READ] += 1
+    fates.files[files.READ if found else files.NOTHING_FOUND] += 1
+    if not found:
+      unread.warn(self.name, tree_jsonl.FORMAT.name)
 
   def share(self, position: int) -> float | None:
     """Returns the share of its bytes."""
@@ -205,13 +209,11 @@ class Stdin(Unit):
     """Yields the trees; as `Unit.read`."""
     stdin = cast(io.BufferedReader, sys.stdin.buffer)
     blocks = iter(lambda: stdin.read1(_BLOCK_BYTES), b"")
-    lines = files.split(
-      blocks, self.config.max_line_bytes, (fates.trees, files.LINE_TOO_LONG)
-    )
+    records = json_records.of_blocks(text_encodings.to_utf8(blocks), self.config, fates)
     found = (
       tree
-      for line in lines
-      if (tree := tree_of_line(line, self.config, fates)) is not None
+      for record, _ in records
+      if (tree := tree_of_line(record, self.config, fates)) is not None
     )
     return _numbered(found, position)
 
@@ -290,9 +292,11 @@ def check_there_is(word: str, flag: str, found: Input) -> None:
 
 
 def _is_plain(path: str) -> bool:
-  """Whether a file surely is not compressed."""
+  """Whether a file surely is not compressed, and holds a tree a line."""
+  head = files.head(path, json_records.LONGEST_HEAD_BYTES)
   with open(path, "rb") as file:
-    return file.read(1) == b"{"
+    start = file.read(len(head))
+  return head[:1] == b"{" and start == head and json_records.is_lines(head)
 
 
 def _signature(paths: Sequence[str]) -> list[Any]:

@@ -152,13 +152,13 @@ def _make(tree: tuple[str, Iterable[_Placed]], config: BuildConfig) -> _Made:
   ]
   limits = grouping.Limits.of(config)
   posts = sum(row.is_post for row in rows)
+  comments = sum(not row.is_post and row.stub is None for row in rows)
   too_large = (
-    len(rows) - posts > limits.comments
-    or sum(map(parts.row_bytes, rows)) > limits.text_bytes
+    comments > limits.comments or sum(map(parts.row_bytes, rows)) > limits.text_bytes
   )
   builder = TreeBuilder(config)
   made, _ = builder.build(
-    grouping.TooLarge(posts, len(rows) - posts) if too_large else iter(rows)
+    grouping.TooLarge(posts, comments) if too_large else iter(rows)
   )
   fates = builder.take_fates().as_dict()
   if made is None:

@@ -444,9 +444,8 @@ def _make_dataset(
       )
       known.update(files)
   if not splits:
-    told = "; ".join(f"{n:,} {fate}" for fate, n in fates.trees.most_common(3))
     raise _NoTreeLeftError(
-      f"no tree is left of {len(sources):,} files ({told or 'they hold none'}); see"
+      f"no tree is left of {len(sources):,} files ({fates.told()}); see"
       " that format and filters are right, or look with `commentree inspect`"
     )
   stats = {

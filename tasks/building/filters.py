@@ -52,7 +52,7 @@ def of_wanted_subreddits(
     if subreddit in never or (only and subreddit not in only):
       if row.is_post:
         fates.trees[TREE_SUBREDDIT] += 1
-      else:
+      elif row.stub is None:
         fates.comments[DROPPED_SUBREDDIT] += 1
     else:
       yield row

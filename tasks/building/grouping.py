@@ -40,7 +40,7 @@ class Limits:
   """How large a tree may be.
 
   Attributes:
-    comments: its comments that were read.
+    comments: its comments that were read; and as many stubs.
     text_bytes: all text of its rows, in UTF-8.
   """
 
@@ -110,10 +110,11 @@ def trees_of_rows(
     too_large: list[tuple[int, str, TooLarge]] = []
     if limits is not None:
       found = connection.execute(
-        "SELECT key, tree_id, count_if(is_post), count_if(NOT is_post) AS comments"
+        "SELECT key, tree_id, count_if(is_post),"
+        " count_if(NOT is_post AND stub IS NULL) AS comments"
         f" {source} GROUP BY key, tree_id"
-        f" HAVING comments > {limits.comments} OR sum({ROW_BYTES}) >"
-        f" {limits.text_bytes} ORDER BY key, tree_id",
+        f" HAVING greatest(comments, count(stub)) > {limits.comments}"
+        f" OR sum({ROW_BYTES}) > {limits.text_bytes} ORDER BY key, tree_id",
         [paths],
       )
       too_large = [(key, name, TooLarge(*n)) for key, name, *n in found.fetchall()]

@@ -322,7 +322,7 @@ class _PartsWriter:
     self._files.append(file)
     self._places.append(place)
     self._chars += len(row.text or "") + len(row.selftext or "")
-    self._chars += len(row.translation or "")
+    self._chars += len(row.translation or "") + len(row.stub or "")
     if len(self._rows) >= _ROWS_AT_ONCE or self._chars >= _CHARS_AT_ONCE:
       self._pack()
       if self._held >= self._part_bytes:

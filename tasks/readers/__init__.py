@@ -19,6 +19,8 @@ from . import (
   convokit,
   files,
   hacker_news,
+  json_records,
+  oasst,
   pushshift,
   reddit_api,
   tree_jsonl,
@@ -30,11 +32,15 @@ FORMATS = (
   reddit_api.FORMAT,
   cmv_modes.FORMAT,
   convokit.FORMAT,
+  oasst.FORMAT,
   pushshift.FORMAT,
   hacker_news.FORMAT,
   tree_jsonl.FORMAT,
 )
 
+# How far a file is looked at to tell its format; farther if that does not tell it, or
+# if its first record goes on.
+_HEAD_BYTES = (2**16, 2**20)
 # Files of comments apart from their posts are grouped in memory up to this size.
 _MAX_GROUPED_BYTES = 256 * 2**20
 # ...and as long as their rows take no more memory than this.
@@ -95,10 +101,16 @@ def format_of(path: str, name: str | None = None) -> Format:
   """
   if name is not None:
     return check_name(name)
-  head = files.head(path)
-  for format_ in FORMATS:
-    if format_.matches(path, head):
-      return format_
+  for size in _HEAD_BYTES:
+    head = files.head(path, size)
+    farther = len(head) == size != _HEAD_BYTES[-1]
+    if farther and not json_records.has_whole_record(head):
+      continue
+    for format_ in FORMATS:
+      if format_.matches(path, head):
+        return format_
+    if not farther:
+      break
   return FORMATS[-1]
 
 

@@ -18,7 +18,7 @@ import msgspec
 from .. import trees
 from ..config import TreeConfig
 from ..trees import Fates
-from . import compression, json_lines
+from . import compression, json_lines, json_records
 from .rows import POST_PREFIX, Format, Row, identifier, seconds, text, votes
 
 TITLES_UNREADABLE = "not read: conversations.json, titles"
@@ -58,7 +58,7 @@ def _matches(name: str, head: bytes) -> bool:
     {"id", "text"} <= keys
     and not keys.isdisjoint(("conversation_id", "root"))
     and not keys.isdisjoint(("speaker", "user"))
-    for keys in json_lines.keys_of_lines(head)
+    for keys in json_records.first_keys(head)
   )
 
 

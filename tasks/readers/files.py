@@ -19,9 +19,10 @@ from typing import Literal
 from ...errors import UserError
 from ...paths import check_scheme
 from ..trees import Fates
-from . import compression
+from . import compression, text_encodings
 
 READ = "read"
+NOTHING_FOUND = "read: nothing of its format in it"
 EMPTY = "read: empty"
 TRUNCATED = "read in part: cut off"
 DAMAGED = "read in part: damaged"
@@ -146,12 +147,16 @@ def lines(
   Raises:
     UserError: if unpacking the file takes more memory than this process may take.
   """
-  too_long = (
-    (fates.trees, LINE_TOO_LONG)
-    if holds == "trees"
-    else (fates.comments, DROPPED_LINE_TOO_LONG)
-  )
-  yield from split(_blocks(path, fates), max_line_bytes, too_long)
+  yield from split(blocks(path, fates), max_line_bytes, too_long(fates, holds))
+
+
+def too_long(
+  fates: Fates, holds: Literal["trees", "comments"]
+) -> tuple[Counter[str], str]:
+  """What counts lines that are too long, and the key that it counts them by."""
+  if holds == "trees":
+    return fates.trees, LINE_TOO_LONG
+  return fates.comments, DROPPED_LINE_TOO_LONG
 
 
 def is_heavy(line: bytes, copies: int = 1) -> bool:
@@ -178,13 +183,21 @@ def parsed_bytes(line: bytes, copies: int = 1) -> int:
   )
 
 
-def _blocks(path: str, fates: Fates) -> Iterator[bytes]:
-  """Yields a file's contents in small blocks; counts its fate."""
+def blocks(path: str, fates: Fates) -> Iterator[bytes]:
+  """Yields a file's contents, uncompressed and in UTF-8, in small blocks.
+
+  Args:
+    path: the file; what is wrong with it is counted, and not raised.
+    fates: gets the file's fate.
+
+  Raises:
+    UserError: if unpacking the file takes more memory than this process may take.
+  """
   fate = READ
   damage: list[str] = []
   try:
     with open(path, "rb") as file:
-      yield from compression.blocks(file, damage)
+      yield from text_encodings.to_utf8(compression.blocks(file, damage))
       if file.tell() == 0:
         fate = EMPTY
   except compression.CutOffError as error:
@@ -215,7 +228,7 @@ def whole(path: str, max_bytes: int, fates: Fates) -> bytes | None:
   """
   content = bytearray()
   size = 0
-  for block in _blocks(path, fates):
+  for block in blocks(path, fates):
     size += len(block)
     if size <= max_bytes:
       content += block
@@ -270,11 +283,11 @@ def split(
 
 
 def head(path: str, size: int = 2**16) -> bytes:
-  """The first bytes of a file, uncompressed; empty if there are none to be had."""
+  """The first bytes of a file, as `blocks` has them; empty if there are none."""
   found = bytearray()
   try:
     with open(path, "rb") as file:
-      for block in compression.blocks(file, []):
+      for block in text_encodings.to_utf8(compression.blocks(file, [])):
         found += block
         if len(found) >= size:
           break

@@ -23,7 +23,7 @@ import msgspec
 from .. import character_references, trees
 from ..config import TreeConfig
 from ..trees import Fates
-from . import json_lines
+from . import json_lines, json_records
 from .rows import COMMENT_PREFIX, POST_PREFIX, Format, Row, seconds, text, votes
 
 DROPPED_POLL_OPTION = "dropped: an option of a poll"
@@ -63,7 +63,7 @@ def _matches(name: str, head: bytes) -> bool:
     {"id", "type"} <= keys
     and not keys.isdisjoint(("by", "kids", "parent", "descendants", "deleted"))
     and keys.isdisjoint(("comments", "link_id", "kind"))
-    for keys in json_lines.keys_of_lines(head)
+    for keys in json_records.first_keys(head)
   )
 
 

@@ -1,4 +1,4 @@
-"""JSON lines, fast, and whatever Python's own parser takes."""
+"""JSON values, fast, and whatever Python's own parser takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 from ..config import TreeConfig
 from ..trees import DROPPED_NOT_OBJECT, Fates
-from . import files
+from . import files, json_records
 
 BAD_JSON = "skipped: bad JSON"
 DROPPED_BAD_JSON = "dropped: bad JSON"
@@ -21,13 +21,10 @@ MENDED_UTF8 = "invalid UTF-8 replaced"
 BAD = object()
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_LINES_LOOKED_AT = 50
 _WHITE_SPACE = " \t\r\n"
 _DEEP_TOKEN = re.compile(
   r'[ \t\r\n]*("(?:[^"\\]|\\.)*"|[^\s\[\]{},:"]+|[\[\]{},:])', re.DOTALL
 )
-# A string, closed or not, behind which a colon may stand, or a bracket.
-_TOKEN = re.compile(rb'"((?:[^"\\]+|\\.)*)"?(\s*:)?|[\[\]{}]', re.DOTALL)
 _decode = msgspec.json.Decoder().decode
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -36,18 +33,18 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 def objects(
   path: str, kind: type[_Struct], config: TreeConfig, fates: Fates
 ) -> Iterator[_Struct]:
-  """Yields the objects on a file's lines; a line that holds none is a comment dropped.
+  """Yields the objects of a file; a record that is none is a comment dropped.
 
   Args:
     path: the file; whatever is wrong with it, nothing is raised.
     kind: the fields to read, of type `Any` and with defaults; others are passed over
       without being decoded.
-    config: how long a line may be.
-    fates: counts what became of the file, and of lines that hold no object.
+    config: how long a record may be.
+    fates: counts what became of the file, and of records that are no object.
   """
   decode = msgspec.json.Decoder(kind).decode
   fields = dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__))
-  for line in files.lines(path, config.max_line_bytes, fates, "comments"):
+  for line, _ in json_records.records(path, config, fates, "comments"):
     try:
       found = decode(line)
     except (ValueError, RecursionError):
@@ -155,28 +152,3 @@ def _parse_deep(content: str) -> Any:
   if place != len(content.rstrip(_WHITE_SPACE)) or len(containers) > 1:
     raise ValueError("not whole")
   return top[0]
-
-
-def keys_of_lines(head: bytes) -> Iterator[frozenset[str]]:
-  """Yields the keys of the objects on the first lines, for telling formats apart.
-
-  Args:
-    head: what a file begins with; of an object that goes on behind its end, the keys
-      are those before.
-  """
-  lines = head.removeprefix(_BYTE_ORDER_MARK).split(b"\n", _LINES_LOOKED_AT)
-  for line in lines[:_LINES_LOOKED_AT]:
-    if line.lstrip()[:1] == b"{":
-      yield frozenset(_top_keys(line))
-
-
-def _top_keys(line: bytes) -> Iterator[str]:
-  depth = 0
-  for match in _TOKEN.finditer(line):
-    token = match[0]
-    if token in (b"{", b"["):
-      depth += 1
-    elif token in (b"}", b"]"):
-      depth -= 1
-    elif match[2] and depth == 1:
-      yield match[1].decode("utf-8", "replace")

@@ -1,13 +1,16 @@
 """Pushshift and Arctic Shift dumps: one comment or submission a line, as JSON objects.
 
 A line with a `link_id` is a comment, any other with a `title` or `selftext` a
-submission, in the same file or another. Timestamps may be numbers or strings; ids may
-have their `t1_` and `t3_` or not. Every line that is not blank is counted once:
+submission, in the same file or another. Files may be arrays and answers of the
+archives' APIs as well (`json_records`). Timestamps may be numbers or strings; ids may
+have their `t1_` and `t3_` or not. Ids that are numbers stand for their digits to base
+36, as Pushshift's API has given `parent_id` since 2022; what has no `parent_id` answers
+the post. Every record is counted once:
 
-    lines = comments + trees - trees of which the post is missing
+    records = comments + trees - trees of which the post is missing
 
-(`Fates.comments`, `Fates.trees` and, in those, `trees.NO_POST`). A line of which nobody
-can tell what it was counts as a comment.
+(`Fates.comments`, `Fates.trees` and, in those, `trees.NO_POST`). A record of which
+nobody can tell what it was counts as a comment.
 """
 
 from __future__ import annotations
@@ -20,8 +23,21 @@ import msgspec
 from .. import trees
 from ..config import TreeConfig
 from ..trees import Fates
-from . import json_lines
-from .rows import POST_PREFIX, Format, Row, identifier, seconds, text, votes
+from . import json_lines, json_records
+from .rows import (
+  COMMENT_PREFIX,
+  POST_PREFIX,
+  Format,
+  Row,
+  identifier,
+  parent,
+  seconds,
+  text,
+  votes,
+)
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_MAX_ID = 2**63 - 1
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -44,7 +60,7 @@ def _matches(name: str, head: bytes) -> bool:
   return any(
     "comments" not in keys
     and ("link_id" in keys or ("title" in keys and "created_utc" in keys))
-    for keys in json_lines.keys_of_lines(head)
+    for keys in json_records.first_keys(head)
   )
 
 
@@ -62,7 +78,7 @@ FORMAT = Format("pushshift", (".jsonl", ".ndjson"), _matches, _rows, contiguous=
 
 
 def _comment(fields: _Line, fates: Fates) -> Row | None:
-  link_id = identifier(fields.link_id, fates)
+  link_id = identifier(_in_base_36(fields.link_id), fates)
   tree_id = link_id and link_id.removeprefix(POST_PREFIX)
   if not tree_id:
     fates.comments[trees.DROPPED_NO_TREE] += 1
@@ -70,8 +86,8 @@ def _comment(fields: _Line, fates: Fates) -> Row | None:
   return Row(
     tree_id,
     False,
-    identifier(fields.id, fates),
-    identifier(fields.parent_id, fates),
+    identifier(_in_base_36(fields.id), fates),
+    _parent(fields.parent_id, tree_id, fates),
     text(fields.author, fates),
     text(fields.body, fates),
     None,
@@ -81,12 +97,32 @@ def _comment(fields: _Line, fates: Fates) -> Row | None:
   )
 
 
+def _parent(value: Any, tree_id: str, fates: Fates) -> str | None:
+  digits = _in_base_36(value)
+  if digits is value:
+    return parent(value, fates)
+  return (POST_PREFIX if digits == tree_id else COMMENT_PREFIX) + digits
+
+
+def _in_base_36(value: Any) -> Any:
+  """A number as an id of Reddit's; any other value as it is."""
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    return value
+  if not 0 <= value <= _MAX_ID or value != int(value):
+    return value
+  rest, digits = int(value), ""
+  while rest or not digits:
+    rest, digit = divmod(rest, 36)
+    digits = _DIGITS[digit] + digits
+  return digits
+
+
 def _post(fields: _Line, fates: Fates) -> Row | None:
   if fields.title is None and fields.selftext is None:
     a_comment = fields.body is not None or fields.parent_id is not None
     fates.comments[trees.DROPPED_NO_TREE if a_comment else trees.DROPPED_NEITHER] += 1
     return None
-  ident = identifier(fields.id, fates)
+  ident = identifier(_in_base_36(fields.id), fates)
   tree_id = ident and ident.removeprefix(POST_PREFIX)
   if not tree_id:
     fates.trees[trees.TREE_NO_ID] += 1

@@ -1,31 +1,33 @@
-"""Listings as Reddit's API returns them: of a thread, of posts, of comments.
+"""Reddit's API and archives in its form: listings, things, answers of `morechildren`.
 
-A file is one JSON document, over any number of lines, or one document a line. A thread
-is `[listing of the post, listing of comments]`; replies are listings nested in their
-comment, `""` where there are none. A comment names its post (`link_id`) and its parent;
-where it does not, it stands below what it is nested in. So documents that hold parts of
-one thread become one tree.
+A thread is `[listing of the post, listing of comments]`; replies are listings nested in
+their comment, `""` where there are none. A file is any number of such documents
+(`json_records`): listings, arrays of them, single things, answers of `morechildren`,
+comment trees of Arctic Shift (`{"data": [...]}`). A comment names its post (`link_id`)
+and its parent; where it does not, it stands below what it is nested in. So documents
+that hold parts of one thread become one tree.
 
 `kind: more` stands for comments that were left out: they are counted in
-`Fates.missing`, and in nothing else.
+`Fates.missing`, copies once, and in nothing else.
 """
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .. import trees
 from ..config import TreeConfig
-from ..trees import Fates
-from . import files, json_lines
+from ..trees import Fates, Stub
+from . import json_lines, json_records
 from .rows import (
   COMMENT_PREFIX,
   POST_PREFIX,
   Format,
   Row,
   identifier,
+  parent,
   seconds,
   text,
   votes,
@@ -33,12 +35,23 @@ from .rows import (
 
 NO_LISTING = "skipped: no listing of posts or comments"
 REPLIES_PASSED_OVER = "replies that are no listing passed over"
-MORE_STUBS = "stubs (kind: more)"
-MORE_IDS = "comments whose ids stubs list"
-MORE_COUNT = "comments that stubs say there are"
 
-_BEGINNING = re.compile(rb'\s*(?:\[\s*)?\{\s*"(?:kind|data)"\s*:')
 _MAX_COUNT = 10**9  # a stub's count beyond it is none
+
+
+@dataclasses.dataclass
+class _Document:
+  """What is known of a document from what was read of it.
+
+  Attributes:
+    post_id: the post that stood alone in the listing before: that of the comments in
+      the next one.
+    tree_id, subreddit: of the last comment.
+  """
+
+  post_id: str | None = None
+  tree_id: str | None = None
+  subreddit: str | None = None
 
 
 class _Thing(NamedTuple):
@@ -51,13 +64,28 @@ class _Thing(NamedTuple):
 
 def _matches(name: str, head: bytes) -> bool:
   del name
-  head = head.removeprefix(b"\xef\xbb\xbf")
-  return _BEGINNING.match(head) is not None and b'"kind"' in head
+  for keys in json_records.first_keys(head):
+    if not keys.isdisjoint(("id", "comments", "link_id", "text", "type")):
+      continue
+    if "data" in keys and b'"kind"' in head:
+      return True
+    if "json" in keys and b'"things"' in head:
+      return True
+  return False
 
 
 def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-  for document in _documents(path, config, fates):
-    yield from document_rows(document, fates)
+  document, group = _Document(), -1
+  for record in json_records.records(path, config, fates):
+    if not record.content or record.content.isspace():
+      continue
+    value = json_lines.parse(record.content, fates)
+    if value is json_lines.BAD:
+      fates.trees[json_lines.BAD_JSON] += 1
+      continue
+    if record.group != group:
+      document, group = _Document(), record.group
+    yield from _value_rows(value, document, fates)
 
 
 FORMAT = Format(
@@ -65,93 +93,62 @@ FORMAT = Format(
 )
 
 
-def _documents(path: str, config: TreeConfig, fates: Fates) -> Iterator[Any]:
-  """Yields the JSON values of a file: of each line, or of all lines together."""
-  begun: list[bytes] = []  # lines, as long as they may be parts of one document
-  size = 0
-  by_line = too_long = False
-  for line in files.lines(path, config.max_line_bytes, fates):
-    if too_long or not line or line.isspace():
-      continue
-    if not by_line:
-      document = json_lines.parse(line, Fates()) if _closed(line) else json_lines.BAD
-      # A document that goes on has lines that are values, too, but no listings.
-      by_line = document is not json_lines.BAD and (not begun or _is_listing(document))
-      if not by_line:
-        size += len(line)
-        begun.append(line)
-        if size > config.max_line_bytes:
-          too_long = True
-          begun.clear()
-          fates.trees[files.FILE_TOO_LONG] += 1
-        continue
-      for earlier in begun:
-        yield from _parsed(earlier, fates)
-      begun.clear()
-    yield from _parsed(line, fates)
-  if begun:
-    yield from _parsed(b"\n".join(begun), fates)
-
-
-def _closed(line: bytes) -> bool:
-  """Whether a line may be a whole document; cheap."""
-  return line.strip()[-1:] in (b"}", b"]")
-
-
-def _parsed(content: bytes, fates: Fates) -> Iterator[Any]:
-  document = json_lines.parse(content, fates)
-  if document is json_lines.BAD:
-    fates.trees[json_lines.BAD_JSON] += 1
-  else:
-    yield document
-
-
-def _is_listing(value: Any) -> bool:
-  parts = value if isinstance(value, list) else [value]
-  return bool(parts) and all(_kind(part) == "Listing" for part in parts)
-
-
-def document_rows(document: Any, fates: Fates) -> Iterator[Row]:
+def document_rows(value: Any, fates: Fates) -> Iterator[Row]:
   """Yields the rows of a document; any JSON value will do."""
-  parts = document if isinstance(document, list) else [document]
-  listings = [part for part in parts if _children(part) is not None]
-  if not listings:
-    things = [part for part in parts if _kind(part) in ("t1", "t3", "more")]
-    if not things:
-      fates.trees[NO_LISTING] += 1
-      return
-    listings = [{"data": {"children": things}}]
-  post_id: str | None = None
-  for listing in listings:
-    parent = POST_PREFIX + post_id if post_id else None
-    # What to look at, last first.
-    waiting = [_Thing(v, post_id, parent) for v in reversed(_children(listing) or [])]
-    posts = []
-    while waiting:
-      thing = waiting.pop()
-      data = thing.value.get("data") if isinstance(thing.value, Mapping) else None
-      if not isinstance(data, Mapping):
-        fates.comments[trees.DROPPED_NOT_OBJECT] += 1
-        continue
-      kind = _kind(thing.value)
-      if kind == "more":
-        _count_stub(data, fates)
-      elif kind == "t3":
-        row = _post(data, fates)
-        if row is not None:
+  yield from _value_rows(value, _Document(), fates)
+
+
+def _value_rows(value: Any, document: _Document, fates: Fates) -> Iterator[Row]:
+  for part in value if isinstance(value, list) and value else [value]:
+    children = _children(part)
+    if children is not None:
+      above = document.post_id
+      parent_id = POST_PREFIX + above if above else None
+      posts: list[str] = []
+      for row in _rows_of(children, above, parent_id, document, fates):
+        if row.is_post:
           posts.append(row.tree_id)
-          yield row
-      elif kind == "t1":
-        row = _comment(data, thing, fates)
-        waiting += _replies(data, row, thing, fates)
-        if row.tree_id:
-          yield row
-        else:
-          fates.comments[trees.DROPPED_NO_TREE] += 1
+        yield row
+      document.post_id = posts[0] if len(posts) == 1 else None
+    elif (things := _things(part)) is not None:
+      yield from _rows_of(things, None, None, document, fates)
+    else:
+      fates.trees[NO_LISTING] += 1
+
+
+def _rows_of(
+  children: list[Any],
+  tree_id: str | None,
+  parent_id: str | None,
+  document: _Document,
+  fates: Fates,
+) -> Iterator[Row]:
+  """Yields the rows of things, and of all that is nested in them."""
+  # What to look at, last first.
+  waiting = [_Thing(value, tree_id, parent_id) for value in reversed(children)]
+  while waiting:
+    thing = waiting.pop()
+    data = thing.value.get("data") if isinstance(thing.value, Mapping) else None
+    if not isinstance(data, Mapping):
+      fates.comments[trees.DROPPED_NOT_OBJECT] += 1
+      continue
+    kind = _kind(thing.value)
+    if kind == "more":
+      yield from _stub(data, thing, document, fates)
+    elif kind == "t3":
+      post = _post(data, fates)
+      if post is not None:
+        yield post
+    elif kind == "t1":
+      row = _comment(data, thing, fates)
+      waiting += _replies(data, row, thing, fates)
+      if row.tree_id:
+        document.tree_id, document.subreddit = row.tree_id, row.subreddit
+        yield row
       else:
-        fates.comments[trees.DROPPED_NEITHER] += 1
-    # A post alone in its listing is that of the comments in the next one.
-    post_id = posts[0] if len(posts) == 1 else None
+        fates.comments[trees.DROPPED_NO_TREE] += 1
+    else:
+      fates.comments[trees.DROPPED_NEITHER] += 1
 
 
 def _kind(value: Any) -> Any:
@@ -166,6 +163,15 @@ def _children(listing: Any) -> list[Any] | None:
   return children
 
 
+def _things(value: Any) -> list[Any] | None:
+  """The things of an answer of `morechildren`, or a single one; None for no such."""
+  if _kind(value) in ("t1", "t3", "more"):
+    return [value]
+  for key in ("json", "data", "things"):
+    value = value.get(key, value) if isinstance(value, Mapping) else value
+  return value if isinstance(value, list) else None
+
+
 def _replies(
   data: Mapping[str, Any], row: Row, thing: _Thing, fates: Fates
 ) -> list[_Thing]:
@@ -177,11 +183,11 @@ def _replies(
   if children is None:
     fates.mended[REPLIES_PASSED_OVER] += 1
     return []
-  parent = thing.parent_id
+  parent_id = thing.parent_id
   if row.id:
-    parent = COMMENT_PREFIX + row.id.removeprefix(COMMENT_PREFIX)
+    parent_id = COMMENT_PREFIX + row.id.removeprefix(COMMENT_PREFIX)
   tree_id = row.tree_id or None
-  return [_Thing(child, tree_id, parent) for child in reversed(children)]
+  return [_Thing(child, tree_id, parent_id) for child in reversed(children)]
 
 
 def _post(data: Mapping[str, Any], fates: Fates) -> Row | None:
@@ -210,7 +216,7 @@ def _comment(data: Mapping[str, Any], thing: _Thing, fates: Fates) -> Row:
     (link_id or "").removeprefix(POST_PREFIX),
     False,
     identifier(data.get("id"), fates),
-    parent_id=identifier(data.get("parent_id"), fates) or thing.parent_id,
+    parent_id=parent(data.get("parent_id"), fates) or thing.parent_id,
     author=text(data.get("author"), fates),
     text=text(data.get("body"), fates),
     created_utc=seconds(data.get("created_utc")),
@@ -219,11 +225,26 @@ def _comment(data: Mapping[str, Any], thing: _Thing, fates: Fates) -> Row:
   )
 
 
-def _count_stub(data: Mapping[str, Any], fates: Fates) -> None:
-  fates.missing[MORE_STUBS] += 1
-  ids = data.get("children")
-  if isinstance(ids, list) and ids:
-    fates.missing[MORE_IDS] += len(ids)
-  count = data.get("count")
-  if isinstance(count, int) and 0 < count <= _MAX_COUNT:
-    fates.missing[MORE_COUNT] += count
+def _stub(
+  data: Mapping[str, Any], thing: _Thing, document: _Document, fates: Fates
+) -> Iterator[Row]:
+  listed, count = data.get("children"), data.get("count")
+  listed = listed if isinstance(listed, list) else []
+  ids = [identifier(value, fates) for value in listed]
+  if isinstance(count, bool) or not isinstance(count, int) or count > _MAX_COUNT:
+    count = 0
+  stub = Stub(
+    max(count, 0), tuple(ident.removeprefix(COMMENT_PREFIX) for ident in ids if ident)
+  )
+  tree_id = thing.tree_id or document.tree_id
+  if tree_id is None:
+    trees.count_stub(stub, fates)
+    return
+  yield Row(
+    tree_id,
+    False,
+    identifier(data.get("id"), fates),
+    parent_id=parent(data.get("parent_id"), fates) or thing.parent_id,
+    subreddit=document.subreddit,
+    stub=stub.encode(),
+  )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,8 +22,11 @@ from ..trees import (
   TREE_NO_ID,
   Fates,
   Span,
+  Stub,
+  count_stub,
   post_text,
 )
+from . import files, unread
 
 POST_PREFIX, COMMENT_PREFIX = "t3_", "t1_"
 
@@ -45,7 +49,8 @@ class Row(NamedTuple):
     tree_id: id of the post, always without `t3_`: rows of equal `tree_id` are a tree.
     is_post: whether this is the post.
     id: its own; None for a comment that has none, or none that is an id.
-    parent_id: of what a comment answers; None if that is not known, and for a post.
+    parent_id: of what a comment answers; None if the source names nothing, and then it
+      answers the post; empty if what the source names is no id.
     author: None if unknown; may still say `[deleted]`.
     text: a comment's body, None if there is none; a post's title.
     selftext: a post's text below the title.
@@ -56,6 +61,9 @@ class Row(NamedTuple):
     language: of the text, as the source calls it, or None.
     translation: the text (a post's title and text) in another language, or None.
     translation_language: which; None if there is no translation.
+    stub: if the row is no comment but stands for some that the source left out, what
+      is known of them: see `trees.Stub`. Its id, and what it answers, tell copies of
+      it from others.
     spans: labelled parts of a comment's `text`, or of what `trees.post_text` makes of
       a post.
   """
@@ -74,6 +82,7 @@ class Row(NamedTuple):
   language: str | None = None
   translation: str | None = None
   translation_language: str | None = None
+  stub: str | None = None
   spans: tuple[Span, ...] = ()
 
 
@@ -106,8 +115,8 @@ class Format:
     name: what `--format` calls it.
     suffixes: endings of its files' names without that of a compression, by which files
       are found in a folder.
-    matches: whether a file of this name whose contents begin so (uncompressed, 64 KiB
-      at most) looks like one.
+    matches: whether a file of this name whose contents begin so (uncompressed, in
+      UTF-8, 64 KiB or more) looks like one.
     rows: reads a file; whatever is wrong with it is counted in the `Fates`.
     contiguous: whether the rows of a tree follow each other, the post's first, even if
       nothing is known of the post. Otherwise they may lie anywhere in any file.
@@ -130,8 +139,17 @@ class Format:
   prepared: Callable[[bytes], Format] | None = None
 
   def read(self, path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-    """Yields a file's `rows`, none larger than `config` allows."""
-    return bounded(self.rows(path, config, fates), config, fates)
+    """Yields a file's `rows`, none larger than `config` allows; warns of no row."""
+    before = fates.files[files.READ]
+    found = False
+    for row in bounded(self.rows(path, config, fates), config, fates):
+      found = True
+      yield row
+    if not found and fates.files[files.READ] > before:
+      unread.warn(path, self.name)
+      fates.files[files.NOTHING_FOUND] += 1
+      fates.files[files.READ] -= 1
+      fates.files += Counter()  # without what is zero
 
 
 def memory_bytes(row: Row) -> int:
@@ -145,7 +163,8 @@ def bounded(rows: Iterable[Row], config: TreeConfig, fates: Fates) -> Iterator[R
   Args:
     rows: of a reader.
     config: says how long a text may be; longer ones are cut.
-    fates: counts what is cut; and rows left out because their tree's id is too long.
+    fates: counts what is cut; rows left out because their tree's id is too long; and
+      stubs that are too large to be compared with what was read.
   """
   limit, name_limit = config.max_comment_chars, _MAX_NAME_CHARS
   for row in rows:
@@ -153,6 +172,7 @@ def bounded(rows: Iterable[Row], config: TreeConfig, fates: Fates) -> Iterator[R
       len(row.text or "") > limit
       or len(row.selftext or "") > limit
       or len(row.translation or "") > limit
+      or len(row.stub or "") > limit
       or len(row.tree_id) > name_limit
       or len(row.id or "") > name_limit
       or len(row.parent_id or "") > name_limit
@@ -162,6 +182,9 @@ def bounded(rows: Iterable[Row], config: TreeConfig, fates: Fates) -> Iterator[R
       or len(row.language or "") > name_limit
       or len(row.translation_language or "") > name_limit
     ):
+      if row.stub is not None:
+        count_stub(Stub.decode(row.stub), fates)
+        continue
       if len(row.tree_id) > name_limit:
         if row.is_post:
           fates.trees[TREE_NO_ID] += 1
@@ -182,7 +205,7 @@ def _cut(row: Row, config: TreeConfig, fates: Fates) -> Row:
       fates.mended[CUT] += 1
   for name in _NAMES:
     if len(getattr(row, name) or "") > _MAX_NAME_CHARS:
-      changes[name] = None
+      changes[name] = "" if name == "parent_id" else None  # whose None is the post
       fates.mended[NAME_LEFT_OUT] += 1
   cut = row._replace(**changes)
   if row.spans and not changes.keys().isdisjoint(("text", "selftext")):
@@ -216,9 +239,18 @@ def identifier(value: object, fates: Fates) -> str | None:
   """An id as a string; numbers count as their digits."""
   if isinstance(value, str) and value.isalnum() and value.isascii():
     return value  # nearly all there are
+  if isinstance(value, float) and value.is_integer():  # of a table with gaps
+    value = int(value)
   if isinstance(value, int) and not isinstance(value, bool):
     return str(value) if abs(value) <= _MAX_INT64 else None
   return (text(value, fates) or "").strip() or None
+
+
+def parent(value: object, fates: Fates) -> str | None:
+  """A parent's id, as `Row.parent_id` has it."""
+  if value is None or value == "":
+    return None
+  return identifier(value, fates) or ""
 
 
 def label(value: object, fates: Fates) -> str | None:

@@ -3,10 +3,13 @@
     {"id", "title", "selftext", "author",
      "comments": [{"id", "parent_id", "author", "body", "created_utc"}, ...]}
 
-`parent_id` is the tree's id or another comment's; any field may be null, and comments
-may come in any order. Read too, where they are there: of either `score`, `label`,
-`language` and `translation` ({"language", "text"}), of the tree `created_utc` and
-`subreddit`.
+`parent_id` is the tree's id or another comment's; where it is missing or null, the
+comment answers the one that it is nested in (under `replies`, `children` or
+`comments`), or the post. Any field may be null, and comments may come in any order.
+Read too, where they are there: of either `score`, `label`, `language` and `translation`
+({"language", "text"}), of the tree `created_utc` and `subreddit`; `text` where there is
+no `body` or `selftext`, `replies` or `children` where a tree has no `comments`. Trees
+may go on over lines or be the elements of an array (`json_records`).
 """
 
 from __future__ import annotations
@@ -19,8 +22,20 @@ import msgspec
 from .. import trees
 from ..config import TreeConfig
 from ..trees import Fates
-from . import files, json_lines
-from .rows import POST_PREFIX, Format, Row, identifier, label, seconds, text, votes
+from . import json_lines, json_records
+from .rows import (
+  POST_PREFIX,
+  Format,
+  Row,
+  identifier,
+  label,
+  parent,
+  seconds,
+  text,
+  votes,
+)
+
+REPLIES_PASSED_OVER = "replies that are no list passed over"
 
 
 class _Comment(msgspec.Struct, gc=False):
@@ -30,11 +45,15 @@ class _Comment(msgspec.Struct, gc=False):
   parent_id: Any = None
   author: Any = None
   body: Any = None
+  text: Any = None
   created_utc: Any = None
   score: Any = None
   label: Any = None
   language: Any = None
   translation: Any = None
+  replies: Any = None
+  children: Any = None
+  comments: Any = None
 
 
 class _Tree(msgspec.Struct, gc=False):
@@ -43,6 +62,7 @@ class _Tree(msgspec.Struct, gc=False):
   id: Any = None
   title: Any = None
   selftext: Any = None
+  text: Any = None
   author: Any = None
   created_utc: Any = None
   score: Any = None
@@ -50,6 +70,8 @@ class _Tree(msgspec.Struct, gc=False):
   label: Any = None
   language: Any = None
   translation: Any = None
+  replies: Any = None
+  children: Any = None
   comments: list[_Comment] | None = None
 
 
@@ -60,12 +82,12 @@ _decode = msgspec.json.Decoder(_Tree).decode
 
 def _matches(name: str, head: bytes) -> bool:
   del name
-  return b'"comments"' in head
+  return any("comments" in keys for keys in json_records.first_keys(head))
 
 
 def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-  for line in files.lines(path, config.max_line_bytes, fates):
-    yield from line_rows(line, fates)
+  for record, _ in json_records.records(path, config, fates):
+    yield from line_rows(record, fates)
 
 
 def line_rows(line: bytes, fates: Fates) -> Iterator[Row]:
@@ -84,7 +106,9 @@ def line_rows(line: bytes, fates: Fates) -> Iterator[Row]:
     yield from _tree_rows(tree, fates)
 
 
-FORMAT = Format("tree_jsonl", (".jsonl", ".ndjson"), _matches, _rows, contiguous=True)
+FORMAT = Format(
+  "tree_jsonl", (".jsonl", ".ndjson", ".json"), _matches, _rows, contiguous=True
+)
 
 
 def record_rows(record: Any, fates: Fates) -> Iterator[Row]:
@@ -92,30 +116,36 @@ def record_rows(record: Any, fates: Fates) -> Iterator[Row]:
   if not isinstance(record, Mapping):
     fates.trees[trees.TREE_NOT_OBJECT] += 1
     return
-  comments = record.get("comments")
   tree = _Tree(**{name: record[name] for name in _TREE_FIELDS & record.keys()})
+  comments = record.get("comments")
   if isinstance(comments, list):
-    objects = [c for c in comments if isinstance(c, Mapping)]
-    if len(objects) < len(comments):
-      fates.comments[trees.DROPPED_NOT_OBJECT] += len(comments) - len(objects)
-    tree.comments = [
-      _Comment(**{name: c[name] for name in _COMMENT_FIELDS & c.keys()})
-      for c in objects
-    ]
+    tree.comments = _objects(comments, fates)
   yield from _tree_rows(tree, fates)
+
+
+def _objects(values: list[Any], fates: Fates) -> list[_Comment]:
+  objects = [c for c in values if isinstance(c, Mapping)]
+  if len(objects) < len(values):
+    fates.comments[trees.DROPPED_NOT_OBJECT] += len(values) - len(objects)
+  return [
+    _Comment(**{name: c[name] for name in _COMMENT_FIELDS & c.keys()}) for c in objects
+  ]
 
 
 def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
   comments = tree.comments
   if comments is None:
-    fates.trees[trees.TREE_NO_LIST] += 1
-    return
+    lists = [v for v in (tree.replies, tree.children) if isinstance(v, list)]
+    if not lists:
+      fates.trees[trees.TREE_NO_LIST] += 1
+      return
+    comments = [c for values in lists for c in _objects(values, fates)]
   ident = identifier(tree.id, fates)
   tree_id = (ident or "").removeprefix(POST_PREFIX)
   if not tree_id:
     fates.trees[trees.TREE_NO_ID] += 1
-    if comments:
-      fates.comments[trees.DROPPED_WITH_TREE] += len(comments)
+    if number := sum(1 for _ in _with_nested(comments, fates)):
+      fates.comments[trees.DROPPED_WITH_TREE] += number
     return
   subreddit = text(tree.subreddit, fates)
   translation, into = _translation(tree.translation, fates)
@@ -125,7 +155,7 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
     ident,
     author=text(tree.author, fates),
     text=text(tree.title, fates),
-    selftext=text(tree.selftext, fates),
+    selftext=text(tree.selftext if tree.selftext is not None else tree.text, fates),
     created_utc=seconds(tree.created_utc),
     score=votes(tree.score),
     subreddit=subreddit,
@@ -134,15 +164,15 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
     translation=translation,
     translation_language=into,
   )
-  for comment in comments:
+  for comment, comment_id, parent_id in _with_nested(comments, fates):
     translation, into = _translation(comment.translation, fates)
     yield Row(
       tree_id,
       False,
-      identifier(comment.id, fates),
-      identifier(comment.parent_id, fates),
+      comment_id,
+      parent_id,
       text(comment.author, fates),
-      text(comment.body, fates),
+      text(comment.body if comment.body is not None else comment.text, fates),
       None,
       seconds(comment.created_utc),
       votes(comment.score),
@@ -152,6 +182,30 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
       translation,
       into,
     )
+
+
+def _with_nested(
+  comments: list[_Comment], fates: Fates
+) -> Iterator[tuple[_Comment, str | None, str | None]]:
+  """Yields comments and those nested in them, each with its id and its parent's."""
+  # What to look at, last first, each with the id of what it is nested in.
+  waiting: list[tuple[_Comment, str | None]] = [(c, None) for c in reversed(comments)]
+  while waiting:
+    comment, above = waiting.pop()
+    ident = identifier(comment.id, fates)
+    parent_id = parent(comment.parent_id, fates)
+    if parent_id is None:
+      parent_id = above
+    yield comment, ident, parent_id
+    nested: list[_Comment] = []
+    for values in (comment.replies, comment.children, comment.comments):
+      if isinstance(values, list):
+        # Elsewhere the same names list ids, which are no comments.
+        values = [v for v in values if not isinstance(v, (str, int, float))]
+        nested += _objects(values, fates)
+      elif isinstance(values, Mapping) and values:
+        fates.mended[REPLIES_PASSED_OVER] += 1
+    waiting += [(c, ident or parent_id) for c in reversed(nested)]
 
 
 def _translation(value: Any, fates: Fates) -> tuple[str | None, str | None]:

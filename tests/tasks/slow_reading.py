@@ -243,6 +243,27 @@ def hacker_news(paths):
   return dict(threads)
 
 
+def oasst(paths):
+  threads = collections.defaultdict(Thread)
+
+  def add(message, parent, tree_id):
+    ident = message["message_id"]
+    if ident == tree_id:
+      threads[tree_id].selftext = message["text"]
+      threads[tree_id].post_seen = True
+    else:
+      above = None if parent == tree_id else parent
+      threads[tree_id].comments.append(Said(ident, above, message["text"]))
+    for reply in message.get("replies", []):
+      add(reply, ident, tree_id)
+
+  for path in paths:
+    for record in records(path):
+      top = record.get("prompt", record)
+      add(top, top["parent_id"], record["message_tree_id"])
+  return dict(threads)
+
+
 def trees(threads):
   """What there should be of threads: {tree id: (post's text, {id: what it is})}.
 
@@ -285,4 +306,5 @@ READERS = {
   "convokit": convokit,
   "cmv_modes": cmv_modes,
   "hacker_news": hacker_news,
+  "oasst": oasst,
 }

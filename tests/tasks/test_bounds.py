@@ -17,7 +17,7 @@ from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config import TreeConfig
 from commentree.tasks.readers import files, rows
 from commentree.tasks.readers.rows import Row
-from commentree.tasks.trees import Fates, Span
+from commentree.tasks.trees import Fates, Span, Stub
 
 from . import building_fixture
 from .building_fixture import comment, record, write_trees
@@ -53,6 +53,13 @@ def test_a_line_takes_no_more_memory_than_is_reckoned_with(value):
       '{"id":"p","link_id":[%s]}',
       ("comments", files.DROPPED_LINE_TOO_LONG),
     ),
+    ("tree_jsonl", '[{"id":"p","comments":[%s]}]', ("trees", files.LINE_TOO_LONG)),
+    (
+      "pushshift",
+      '{"data":[{"id":"p","link_id":[%s]}]}',
+      ("comments", files.DROPPED_LINE_TOO_LONG),
+    ),
+    ("tree_jsonl", '[{"id":"p","comments":[%s', ("trees", files.LINE_TOO_LONG)),
   ],
 )
 def test_a_line_of_very_many_values_is_skipped_and_counted(
@@ -114,7 +121,7 @@ def test_names_that_are_too_long_are_none():
   name = "n" * 1_001
   row = Row("p", False, "a", parent_id=name, author=name, text="t", subreddit=name)
   (found,), fates = cut(row)
-  assert found == Row("p", False, "a", text="t")
+  assert found == Row("p", False, "a", parent_id="", text="t")
   assert fates.mended == {rows.NAME_LEFT_OUT: 3}
   found, fates = cut(row._replace(tree_id=name))
   assert not found
@@ -212,6 +219,37 @@ def test_trees_of_too_much_text_or_too_many_comments_are_left_out_and_counted(tm
     filters.DROPPED_IN_LONG_TREE: 3,
   }
   assert made.stats["posts"] == 4
+
+
+def test_stubs_are_no_comments_of_a_tree_that_is_left_out(tmp_path):
+  children = [
+    {"kind": "t1", "data": {"id": ident, "link_id": f"t3_{post}", "body": "some words"}}
+    for post, ident in ("pa", "pb", "qc", "qd", "qe")
+  ]
+  more = {"kind": "more", "data": {"count": 9, "children": [], "parent_id": "t3_p"}}
+  children[2:2] = [more, more]
+  path = tmp_path / "a.json"
+  path.write_text(json.dumps({"kind": "Listing", "data": {"children": children}}))
+  made = building_fixture.build(
+    [path], tmp_path / "forum", BuildConfig(max_tree_comments=2)
+  )
+  assert made.stats["fates"]["comments"] == {
+    trees.KEPT: 2,
+    filters.DROPPED_IN_LARGE_TREE: 3,
+  }
+  assert made.stats["fates"]["missing"][trees.MORE_STUBS] == 1
+
+
+def test_a_stub_that_lists_too_much_counts_at_once_and_is_not_held():
+  stub = Stub(20, tuple(f"a{i}" for i in range(10)))
+  found, fates = cut(Row("p", False, "m", stub=stub.encode()))
+  assert not found
+  assert fates.missing == {
+    trees.MORE_STUBS: 1,
+    trees.MORE_IDS: 10,
+    trees.MORE_COUNT: 20,
+  }
+  assert not fates.comments
 
 
 def test_sorts_that_need_more_memory_are_made_of_fewer_rows(tmp_path, monkeypatch):

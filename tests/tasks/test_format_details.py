@@ -11,7 +11,9 @@ from commentree.tasks.readers import (
   convokit,
   hacker_news,
   json_lines,
+  json_records,
   reddit_api,
+  tree_jsonl,
 )
 from commentree.tasks.trees import Fates
 
@@ -58,9 +60,9 @@ def test_stubs_are_counted_as_missing_and_as_nothing_else(tmp_path):
   assert fates.comments == {trees.KEPT: 4}
   assert fates.trees == {trees.KEPT: 1}
   assert fates.missing == {
-    reddit_api.MORE_STUBS: 2,
-    reddit_api.MORE_IDS: 2,
-    reddit_api.MORE_COUNT: 5,
+    trees.MORE_STUBS: 2,
+    trees.MORE_IDS: 2,
+    trees.MORE_COUNT: 5,
   }
   assert "missing" in fates.as_dict()
 
@@ -94,7 +96,10 @@ def test_a_file_may_hold_a_document_a_line(tmp_path, bad):
     )
     assert len(rows) == 4
     fate = reddit_api.NO_LISTING if "kind" in bad else json_lines.BAD_JSON
-    assert fates.trees == {fate: 1}
+    if bad == "[":
+      assert fates.mended == {json_records.MENDED_NOT_CLOSED: 1}
+    else:
+      assert fates.trees == {fate: 1}
   else:
     assert [shape(found[p]) for p in "pq"] == [{"pc": "p"}, {"qc": "q"}]
 
@@ -106,6 +111,105 @@ def test_posts_alone_comments_alone_and_single_things_are_read(tmp_path):
   values = {"a__json": posts, "b__json": comments, "c__json": single}
   found, fates = read(tmp_path, **{k: json.dumps(v) for k, v in values.items()})
   assert {k: shape(t) for k, t in found.items()} == {"p": {"a": "p"}, "q": {"b": "q"}}
+  assert fates.comments == {trees.KEPT: 2, trees.DROPPED_NO_TREE: 1}
+
+
+def test_copies_of_a_stub_count_once_and_not_at_all_once_it_is_read(tmp_path):
+  known = {"link_id": "t3_p"}
+  a = t1("a", listing(more("x", "y", count=3)), parent_id="t3_p", **known)
+  document = [listing(t3("p")), listing(a, more("z", count=1))]
+  later = t1("a", listing(more("x", "w", count=4)), parent_id="t3_p", **known)
+  copies = {
+    "a__json": json.dumps(document),
+    "b__json": json.dumps([document, document]),
+    "c__json": json.dumps([listing(t3("p")), listing(later)]),
+  }
+  found, fates = read(tmp_path, **copies)
+  assert shape(found["p"]) == {"a": "p"}
+  assert fates.missing == {trees.MORE_STUBS: 2, trees.MORE_IDS: 4, trees.MORE_COUNT: 5}
+  things = [t1(x, parent_id="t1_a", **known) for x in "xyw"]
+  things.append({"kind": "more", "data": {"parent_id": "t1_x", "count": 1, "id": "_"}})
+  answer = {"json": {"errors": [], "data": {"things": things}}}
+  found, fates = read(tmp_path, **copies, d__json=json.dumps(answer))
+  assert shape(found["p"]) == {"a": "p", "x": "a", "y": "a", "w": "a"}
+  assert fates.missing == {trees.MORE_STUBS: 2, trees.MORE_IDS: 1, trees.MORE_COUNT: 2}
+
+
+def test_a_comment_tree_of_an_archive_is_read(tmp_path):
+  known = {"link_id": "t3_p"}
+  below = t1("b", parent_id="t1_a", **known)
+  things = [t1("a", listing(below, more("x", count=1)), parent_id="t3_p", **known)]
+  found, fates = read(tmp_path, a__json=json.dumps({"data": [*things, more("y")]}))
+  assert shape(found["p"]) == {"a": "p", "b": "a"}
+  assert fates.missing == {trees.MORE_STUBS: 2, trees.MORE_IDS: 2, trees.MORE_COUNT: 1}
+
+
+def test_comments_nested_in_others_are_each_read_once(tmp_path):
+  def said(ident, **nested):
+    return {"id": ident, "body": f"body of {ident}", **nested}
+
+  deep = said("d", replies=[said("e"), "b", 7])
+  record = {
+    "id": "p",
+    "comments": [
+      said("a", replies=[said("b", children=[said("c", comments=[deep])])]),
+      said("f", replies=[], parent_id="c", children=["a", "b"]),
+      said(None, replies=[said("g"), None]),
+      said("h", replies={"data": 1}),
+    ],
+  }
+  found, fates = read(tmp_path, a__jsonl=json.dumps(record))
+  expected = {"a": "p", "b": "a", "c": "b", "d": "c", "e": "d", "f": "c", "g": "p"}
+  assert shape(found["p"]) == {**expected, "h": "p"}
+  assert fates.comments == {
+    trees.KEPT: 8,
+    trees.DROPPED_NO_ID: 1,
+    trees.DROPPED_NOT_OBJECT: 1,
+  }
+  assert fates.mended == {tree_jsonl.REPLIES_PASSED_OVER: 1}
+  del record["id"]
+  _, fates = read(tmp_path, a__jsonl=json.dumps(record))
+  assert fates.comments[trees.DROPPED_WITH_TREE] == 9
+
+
+def test_a_post_may_have_its_comments_under_another_name(tmp_path):
+  record = {"id": "p", "text": "post", "children": [{"id": "a", "text": "said"}]}
+  found, fates = read(tmp_path, a__jsonl=json.dumps(record))
+  assert [c.text for c in found["p"].comments] == ["post", "said"]
+  assert fates.comments == {trees.KEPT: 1}
+
+
+def test_conversations_of_open_assistant_are_read_as_trees_and_as_messages(tmp_path):
+  def message(ident, parent, **more):
+    known = {"message_id": ident, "parent_id": parent, "text": f"text of {ident}"}
+    return {**known, "role": f"role of {ident}", "lang": "en", **more}
+
+  last = message("c", "b", deleted=True)
+  whole = message("p", None, replies=[message("b", "p", replies=[last, None])])
+  found, fates = read(
+    tmp_path, a__jsonl=json.dumps({"message_tree_id": "p", "prompt": whole})
+  )
+  post, reply = found["p"].comments
+  assert (post.text, reply.text) == ("text of p", "text of b")
+  assert (reply.author, reply.language, reply.reply_deleted) == (
+    "role of b",
+    "en",
+    True,
+  )
+  assert fates.comments == {
+    trees.KEPT: 1,
+    trees.SPLICED_DELETED: 1,
+    trees.DROPPED_NOT_OBJECT: 1,
+  }
+  messages = [
+    message("d", "b", message_tree_id="p", created_date="2023-01-02T03:04:05+00:00"),
+    message("b", "p", message_tree_id="p"),
+    message("p", None, message_tree_id="p"),
+    message("x", None, message_tree_id=None),
+  ]
+  found, fates = read(tmp_path, a__jsonl="\n".join(map(json.dumps, messages)))
+  assert shape(found["p"]) == {"b": "p", "d": "b"}
+  assert found["p"].comments[2].created_utc == 1672628645
   assert fates.comments == {trees.KEPT: 2, trees.DROPPED_NO_TREE: 1}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from commentree.tasks import character_references, cleaning, spans
 from commentree.tasks.config import CleaningConfig, TreeConfig
-from commentree.tasks.readers import cmv_modes, hacker_news, json_lines
+from commentree.tasks.readers import cmv_modes, hacker_news, json_lines, json_records
 from commentree.tasks.trees import Fates, Span
 
 _CLEANING = CleaningConfig()
@@ -83,8 +83,15 @@ def json_line(text):
   json_lines.parse(f'{{"a": "{text}'.encode(), Fates())
 
 
-def keys_of_lines(text):
-  list(json_lines.keys_of_lines(('{"a": ' + text).encode()))
+def keys_of_records(text):
+  json_records.first_keys(('{"a": ' + text).encode())
+  json_records.first_keys(('[{"a": ' + text).encode())
+
+
+def records(text):
+  for start in ("[", '{"a": "b'):
+    cut = json_records.of_blocks([(start + text).encode()], TreeConfig(), Fates())
+    assert len(list(cut)) <= len(text) + 1
 
 
 def words(text):
@@ -119,7 +126,8 @@ def seconds(work, text, bound):
     annotated_reply,
     annotated_attributes,
     json_line,
-    keys_of_lines,
+    keys_of_records,
+    records,
     words,
     labelled,
   ],

@@ -167,3 +167,46 @@ def test_lone_surrogates_and_what_only_python_takes_for_json_are_read(tmp_path):
   assert texts["a"] == "x\ufffdy"
   assert texts["d"] == "caf\ufffd"
   assert fates.comments == {trees.KEPT: 4}
+
+
+def base_36(ident):
+  return int(ident, 36)
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_ids_that_are_numbers_stand_for_their_digits_to_base_36(tmp_path, kind):
+  lines = [
+    comment("j2aaaa1", None, "t3_zyw900"),
+    comment("j2aaaa2", kind(base_36("j2aaaa1")), "t3_zyw900"),
+    comment("j2aaaa3", kind(base_36("j2aaaa2")), kind(base_36("zyw900"))),
+    comment("j2aaaa4", kind(base_36("zyw900")), "t3_zyw900"),
+    comment("zyw900", kind(base_36("zyw900")), "t3_zyw900"),  # a comment of that id
+    comment("12", "t3_zyw900", "zyw900"),
+    comment("c", "12", "zyw900"),
+    post("zyw900"),
+  ]
+  found, fates = read(write(tmp_path / "a.jsonl", *lines))
+  assert shape(found["zyw900"]) == {
+    "j2aaaa1": "zyw900",
+    "j2aaaa2": "j2aaaa1",
+    "j2aaaa3": "j2aaaa2",
+    "j2aaaa4": "zyw900",
+    "zyw900": "zyw900",
+    "12": "zyw900",
+    "c": "12",
+  }
+  assert fates.comments == {trees.KEPT: 7}
+
+
+@pytest.mark.parametrize("odd", [-1, 2**80, 1.5, True, float("nan"), [1], {}])
+def test_a_parent_that_is_no_id_is_a_missing_one(tmp_path, odd):
+  found, fates = read(write(tmp_path / "a.jsonl", comment("a", odd), post()))
+  assert shape(found["p"]) == {"a": "p"}
+  assert fates.comments == {trees.KEPT_ORPHAN: 1}
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_comment_without_a_parent_answers_the_post(tmp_path, nothing):
+  found, fates = read(write(tmp_path / "a.jsonl", comment("a", nothing), post()))
+  assert shape(found["p"]) == {"a": "p"}
+  assert fates.comments == {trees.KEPT: 1}

@@ -145,13 +145,13 @@ def test_replies_to_a_missing_parent_hang_under_the_post_or_are_dropped():
   tree, fates = build(*comments)
   assert shape(tree) == {"a": "p", "b": "a", "c": "p", "d": "p", "e": "p"}
   assert fates.comments == {
-    trees.KEPT: 2,
-    trees.KEPT_ORPHAN: 3,
+    trees.KEPT: 3,
+    trees.KEPT_ORPHAN: 2,
     trees.SPLICED_DELETED: 1,
   }
   tree, fates = build(*comments, config=DROP_ORPHANS)
-  assert shape(tree) == {"e": "p"}
-  assert fates.comments == {trees.KEPT: 1, trees.DROPPED_ORPHAN: 5}
+  assert shape(tree) == {"c": "p", "e": "p"}
+  assert fates.comments == {trees.KEPT: 2, trees.DROPPED_ORPHAN: 4}
 
 
 def test_cycles_and_what_hangs_below_them_are_dropped():
@@ -446,3 +446,45 @@ def test_fates_can_be_written_down():
 def test_bad_settings_are_refused_by_name(bad):
   with pytest.raises(UserError, match=next(iter(bad))):
     TreeConfig(**bad)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "[deleted]",
+    " [Removed]\n",
+    "[deleted by user]",
+    "[ Deleted by user ]",
+    "[removed by the moderators]",
+    "[ Removed by moderator ]",
+    "[unavailable]",
+    "[redacted]",
+    "[ Removed by Reddit ]",
+    "[ Removed by Reddit in response to a copyright notice. ]",
+    "[ Removed by Reddit on account of violating the [content policy](/help/rules). ]",
+  ],
+)
+def test_what_sites_put_in_place_of_a_text_is_no_text(text):
+  assert trees.is_deleted(text)
+  gone = comment("a", "p", text)
+  tree, fates = build(gone, comment("b", "a", "alive"), comment("c", "b", text))
+  assert shape(tree) == {"b": "p"}
+  assert fates.comments == {trees.KEPT: 1, trees.SPLICED_DELETED: 2}
+  assert [c.reply_deleted for c in tree.comments] == [True, True]
+  assert trees.post_text(text, text, TreeConfig()) == ""
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "[removed] but why",
+    "[removed by me]",
+    "[deleted",
+    "[removed by Reddit because] I say [so]",
+    "removed by Reddit",
+    "[]",
+    "[ Removed by Reddit " + "x" * 300 + "]",
+  ],
+)
+def test_what_people_write_in_brackets_is_a_text(text):
+  assert not trees.is_deleted(text)

@@ -257,6 +257,53 @@ def hacker_news(folder, made):
   )
 
 
+def oasst(folder, made):
+  """Messages shuffled, or trees, by the first thread's id; orphans only as messages."""
+
+  def message(ident, text, author, parent, thread):
+    return {
+      "message_id": ident,
+      "parent_id": parent,
+      "message_tree_id": thread.id,
+      "role": author,
+      "lang": "en",
+      "text": text,
+    }
+
+  if int(made[0].id) // 1000 % 2:
+    records = [
+      message(i, text, author, parent, t)
+      for t in made
+      for i, text, author, parent in [
+        (t.id, f"{t.title} {t.selftext}", "op", None),
+        *((c.id, c.body, c.author, c.parent or t.id) for c in t.comments),
+      ]
+    ]
+    random.Random(2).shuffle(records)
+    return lines(folder / "messages.jsonl", records)
+
+  def replies(parent, t):
+    return [
+      {**message(c.id, c.body, c.author, None, t), "replies": replies(c.id, t)}
+      for c in {c.id: c for c in t.comments}.values()
+      if c.parent == parent
+    ]
+
+  return lines(
+    folder / "trees.jsonl",
+    [
+      {
+        "message_tree_id": t.id,
+        "prompt": {
+          **message(t.id, f"{t.title} {t.selftext}", "op", None, t),
+          "replies": replies(None, t),
+        },
+      }
+      for t in made
+    ],
+  )
+
+
 WRITERS = {
   "tree_jsonl": tree_jsonl,
   "pushshift": pushshift,
@@ -264,6 +311,7 @@ WRITERS = {
   "convokit": convokit,
   "cmv_modes": cmv_modes,
   "hacker_news": hacker_news,
+  "oasst": oasst,
 }
 
 

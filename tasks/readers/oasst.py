@@ -1,0 +1,110 @@
+"""Open Assistant's conversations: a tree or a message a line, as JSON objects.
+
+    {"message_tree_id", "prompt": {"message_id", "text", "role", "lang",
+     "replies": [{"message_id", ...}, ...]}}
+    {"message_tree_id", "message_id", "parent_id", "text", "role", "lang"}
+
+The prompt that a tree begins with is its post; a message's author is its role, or who
+wrote it where no role is given. Messages that were deleted count as such. Each message
+is counted once.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .. import trees
+from ..config import TreeConfig
+from ..trees import Fates
+from . import json_lines, json_records
+from .rows import Format, Row, identifier, parent, seconds, text
+
+_DELETED = "[deleted]"
+
+
+def _matches(name: str, head: bytes) -> bool:
+  del name
+  return any(
+    "message_tree_id" in keys and not keys.isdisjoint(("prompt", "message_id"))
+    for keys in json_records.first_keys(head)
+  )
+
+
+def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
+  for record, _ in json_records.records(path, config, fates, "comments"):
+    if not record or record.isspace():
+      continue
+    value = json_lines.parse(record, fates)
+    if value is json_lines.BAD:
+      fates.comments[json_lines.DROPPED_BAD_JSON] += 1
+    elif not isinstance(value, Mapping):
+      fates.comments[trees.DROPPED_NOT_OBJECT] += 1
+    else:
+      yield from _record_rows(value, fates)
+
+
+FORMAT = Format("oasst", (".jsonl", ".ndjson"), _matches, _rows, contiguous=False)
+
+
+def _record_rows(record: Mapping[str, Any], fates: Fates) -> Iterator[Row]:
+  tree_id = identifier(record.get("message_tree_id"), fates)
+  prompt = record.get("prompt")
+  top = record
+  if isinstance(prompt, Mapping):
+    top = prompt
+    tree_id = tree_id or identifier(prompt.get("message_id"), fates)
+  # Messages with the ids of their parents, last first.
+  waiting = [(top, parent(top.get("parent_id"), fates))]
+  while waiting:
+    message, parent_id = waiting.pop()
+    ident = identifier(message.get("message_id"), fates)
+    if tree_id:
+      yield _row(message, tree_id, ident, parent_id, fates)
+    else:
+      fates.comments[trees.DROPPED_NO_TREE] += 1
+    replies = message.get("replies")
+    for reply in reversed(replies if isinstance(replies, list) else []):
+      if isinstance(reply, Mapping):
+        waiting.append((reply, ident or parent_id))
+      else:
+        fates.comments[trees.DROPPED_NOT_OBJECT] += 1
+
+
+def _row(
+  message: Mapping[str, Any],
+  tree_id: str,
+  ident: str | None,
+  parent_id: str | None,
+  fates: Fates,
+) -> Row:
+  is_post = ident == tree_id
+  author = message.get("role")
+  written = text(message.get("text"), fates)
+  if message.get("deleted") is True:
+    written = _DELETED
+  return Row(
+    tree_id,
+    is_post,
+    ident,
+    parent_id=None if is_post else parent_id,
+    author=text(message.get("user_id") if author is None else author, fates),
+    text=None if is_post else written,
+    selftext=written if is_post else None,
+    created_utc=_time(message.get("created_date")),
+    language=identifier(message.get("lang"), fates),
+  )
+
+
+def _time(value: Any) -> int | None:
+  """Seconds since 1970 from a date of ISO 8601, in UTC if it does not say."""
+  if not isinstance(value, str):
+    return seconds(value)
+  try:
+    found = datetime.datetime.fromisoformat(value)
+    if found.tzinfo is None:
+      found = found.replace(tzinfo=datetime.UTC)
+    return seconds(found.timestamp())
+  except (ValueError, OverflowError):
+    return None

@@ -1,0 +1,223 @@
+"""JSON of any layout is read: every record once, whatever is broken."""
+
+import json
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from commentree.tasks import readers, trees
+from commentree.tasks.config import TreeConfig
+from commentree.tasks.readers import files, json_lines, json_records, unread
+from commentree.tasks.trees import Fates
+
+DEFAULT = TreeConfig()
+
+
+def tree(ident, **fields):
+  comment = {"id": f"{ident}c", "parent_id": ident, "body": f'a "{ident}" [b] {{c}}\\'}
+  return {"id": ident, "title": "t", "comments": [comment], **fields}
+
+
+def comment(ident, parent, **fields):
+  text = f"text of {ident}"
+  return {"id": ident, "link_id": "t3_p", "parent_id": parent, "body": text, **fields}
+
+
+COMMENTS = [comment("a", "t3_p"), comment("b", "t1_a"), comment("c", "t1_b")]
+
+
+def read(path, content, config=DEFAULT, name=None):
+  path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  fates = Fates()
+  return list(readers.iter_trees(str(path), config, fates, name)), fates
+
+
+def cut(content, size, limit=DEFAULT.max_line_bytes):
+  """The records of a content that comes in blocks of a size."""
+  fates = Fates()
+  blocks = [content[i : i + size] for i in range(0, len(content), size)]
+  found = json_records.of_blocks(blocks, TreeConfig(max_line_bytes=limit), fates)
+  return [record.content for record in found], fates
+
+
+LAYOUTS = {
+  "lines": lambda records: "".join(json.dumps(r) + "\n" for r in records),
+  "array": json.dumps,
+  "indented array": lambda records: json.dumps(records, indent=1),
+  "array of a record a line": lambda records: (
+    "[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n"
+  ),
+  "array without commas": lambda records: (
+    "[\n" + "\n".join(map(json.dumps, records)) + "\n]"
+  ),
+  "array a line": lambda records: "\n".join(json.dumps([r]) for r in records),
+  "arrays in an array": lambda records: json.dumps([records[:1], records[1:]]),
+  "documents": lambda records: "\n".join(json.dumps(r, indent=2) for r in records),
+  "answer": lambda records: json.dumps({"data": records, "metadata": {"a": [1]}}),
+  "indented answer": lambda records: json.dumps(
+    {"error": None, "data": records}, indent=4
+  ),
+  "answer a line": lambda records: "\n".join(
+    json.dumps({"data": [r]}) for r in records
+  ),
+  "one line without an end": lambda records: " ".join(map(json.dumps, records)),
+  "line ends of DOS": lambda records: json.dumps(records, indent=1).replace(
+    "\n", "\r\n"
+  ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_trees_and_comments_are_read_in_any_layout(tmp_path, layout):
+  if layout != "one line without an end":
+    found, fates = read(tmp_path / "a.json", LAYOUTS[layout](COMMENTS))
+    assert [(c.id, c.parent) for c in found[0].comments[1:]] == [
+      ("a", 0),
+      ("b", 1),
+      ("c", 2),
+    ]
+    assert fates.comments == {trees.KEPT: 3}
+  found, fates = read(tmp_path / "b.json", LAYOUTS[layout]([tree("p"), tree("q")]))
+  if layout == "one line without an end":
+    assert fates.trees == {json_lines.BAD_JSON: 1}  # a line is a record here
+    return
+  assert [t.id for t in found] == ["p", "q"]
+  assert found[0].comments[1].text == 'a "p" [b] {c}\\'
+  assert fates.trees == {trees.KEPT: 2}
+  assert fates.mended == {}
+
+
+@pytest.mark.parametrize(
+  "encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"]
+)
+@pytest.mark.parametrize("layout", ["lines", "indented array"])
+def test_unicode_is_read_in_any_encoding(tmp_path, encoding, layout):
+  written = LAYOUTS[layout]([tree("p", title="\u00e9 \u4e2d"), tree("q")])
+  written = written.replace("\\u00e9", "\u00e9").replace("\\u4e2d", "\u4e2d")
+  found, fates = read(tmp_path / "a.json", written.encode(encoding))
+  assert [t.comments[0].text for t in found] == ["\u00e9 \u4e2d", "t"]
+  assert fates.comments == {trees.KEPT: 2}
+  assert fates.mended == {}
+
+
+VALUES = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.text(),
+  lambda inner: (
+    st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+  ),
+  max_leaves=8,
+)
+
+
+@given(
+  st.lists(st.dictionaries(st.text(), VALUES, max_size=3), min_size=1, max_size=6),
+  st.sampled_from([None, 0, 2, "\t"]),
+  st.booleans(),
+  st.integers(1, 40),
+)
+def test_elements_come_out_as_they_are_however_they_are_cut_into_blocks(
+  values, indent, ascii_only, size
+):
+  written = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
+  content = written.encode("utf-8", "surrogatepass")
+  found, fates = cut(content, size)
+  assert [json.loads(c) for c in found] == json.loads(content)
+  assert fates.mended == {}
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_records_do_not_depend_on_the_blocks_they_come_in(content, size):
+  for start in (b"", b"[", b'[{"a": 1},', b'{"a"'):
+    whole, _ = cut(start + content, 10**6)
+    assert cut(start + content, size)[0] == whole or b"\n\n" in content
+
+
+BROKEN = ['{"id": "x", "title": "cut o', '{"id": "x", "com', '{"id": "x",}', "{]"]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("begin", ["[\n", '{"data": [\n'])
+def test_a_broken_element_costs_no_other_one_where_each_begins_a_line(
+  tmp_path, broken, begin
+):
+  lines = [json.dumps(tree("p")), broken, *(json.dumps(tree(x)) for x in "qrs")]
+  end = "\n]" if begin == "[\n" else "\n]}"
+  found, fates = read(tmp_path / "a.json", begin + ",\n".join(lines) + end)
+  assert [t.id for t in found] == ["p", "q", "r", "s"]
+  assert fates.trees == {trees.KEPT: 4, json_lines.BAD_JSON: 1}
+
+
+def test_an_array_that_is_cut_off_gives_what_comes_before(tmp_path):
+  content = json.dumps([tree("p"), tree("q"), tree("r")], indent=1)
+  found, fates = read(tmp_path / "a.json", content[: content.index('"r"') + 20])
+  assert [t.id for t in found] == ["p", "q"]
+  assert fates.trees == {trees.KEPT: 2, json_lines.BAD_JSON: 1}
+  assert fates.mended == {json_records.MENDED_NOT_CLOSED: 1}
+
+
+def test_an_element_too_long_is_left_out_and_the_next_one_read(tmp_path):
+  values = [tree("p"), tree("q", title="x" * 5000), tree("r")]
+  for content in (json.dumps(values), json.dumps(values, indent=1)):
+    found, fates = read(tmp_path / "a.json", content, TreeConfig(max_line_bytes=2000))
+    assert [t.id for t in found] == ["p", "r"]
+    assert fates.trees == {trees.KEPT: 2, files.LINE_TOO_LONG: 1}
+
+
+def test_memory_does_not_grow_with_an_array(tmp_path):
+  def peak(count):
+    path = tmp_path / "a.json"
+    with path.open("w") as file:
+      file.write("[")
+      for i in range(count):
+        file.write(("," if i else "") + json.dumps(tree(f"t{i}", title="x" * 500)))
+      file.write("]")
+    tracemalloc.start()
+    assert sum(1 for _ in readers.iter_trees(str(path), DEFAULT, Fates())) == count
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return used
+
+  peak(2_000)
+  assert peak(8_000) < 1.5 * peak(2_000)
+
+
+def test_a_first_record_longer_than_is_looked_at_first_does_not_hide_the_format(
+  tmp_path,
+):
+  long = {"gallery": ["x" * 100] * 900, "id": "p", "title": "t", "created_utc": 1}
+  posts = [long, {"id": "q", "title": "t", "created_utc": 2, "selftext": ""}]
+  for name, layout in LAYOUTS.items():
+    if name != "one line without an end":
+      path = tmp_path / "a.json"
+      path.write_text(layout(posts))
+      assert readers.format_of(str(path)).name == "pushshift", name
+
+
+def test_a_file_in_which_nothing_is_found_is_named_with_a_line_of_it(
+  tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(unread, "_warned", 0)
+  odd = tmp_path / "odd.json"
+  odd.write_text('\n{"version": 3, "settings": {"a": "' + "b" * 200 + '"}}\n')
+  good = tmp_path / "good.json"
+  good.write_text(json.dumps([tree("p")]))
+  fates = Fates()
+  found = list(readers.iter_trees(str(tmp_path), DEFAULT, fates))
+  assert [t.id for t in found] == ["p"]
+  assert fates.files == {files.READ: 1, files.NOTHING_FOUND: 1}
+  (warning,) = [r.getMessage() for r in caplog.records]
+  assert warning.startswith(f"{odd}: nothing was found in it, read as tree_jsonl; it")
+  assert """begins '{"version": 3, "settings": {"a": "bbb""" in warning
+  assert "docs/data.md" in warning
+  assert len(warning) < 400
+
+
+def test_ids_that_do_not_fit_their_parents_are_told_from_a_dump_with_holes():
+  fates = Fates()
+  fates.comments.update({trees.KEPT: 10, trees.KEPT_ORPHAN: 90})
+  (remark,) = fates.remarks()
+  assert remark.startswith("90% of the comments answer one that is not there")
+  fates.comments.update({trees.KEPT: 1000})
+  assert fates.remarks() == []
