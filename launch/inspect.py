@@ -241,7 +241,7 @@ def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfi
     raise UserError("--format is for --files, which is missing")
   if arguments.files and not arguments.vocabulary:
     raise UserError(
-      "--vocabulary is missing: make one for your files with `commentree vocab"
+      "--vocabulary is missing: give your model's, or make one with `commentree vocab"
       f" --input {arguments.files[0]} --output=trees.model`"
     )
   lengths = {"encoder": arguments.encoder_length, "decoder": arguments.decoder_length}

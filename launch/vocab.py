@@ -21,6 +21,9 @@ examples:
     commentree vocab --input dumps/ 'more/*.jsonl.zst' --output=big.model \\
       --size=32000 --type=bpe --byte_fallback
 
+  from two corpora that `commentree build` made, and a file:
+    commentree vocab --input data/reddit data/forum more.jsonl --output=all.model
+
   a quick one from 20,000 random comments:
     commentree vocab --input=trees.jsonl.gz --output=quick --size=2000 \\
       --max_comments=20000
@@ -64,12 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     "--input",
     nargs="+",
     metavar="TREES",
-    help="files of trees to train on: files, globs or folders",
+    help="trees to train on: files, globs, folders, and folders that `commentree"
+    " build` made, of which the train split is read",
   )
   parser.add_argument(
     "--format",
     metavar="NAME",
-    help="of all --input; told from each if left out (see docs/data.md)",
+    help="of all files of --input; told from each if left out (see docs/data.md)",
   )
   source.add_argument(
     "--from",
@@ -82,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     required=True,
     metavar="PATH",
     help="where to put PATH.model or PATH.json",
+  )
+  parser.add_argument(
+    "--overwrite",
+    action="store_true",
+    help="replace another vocabulary that is there; the same is made again without",
   )
   parser.add_argument(
     "--size",
@@ -164,7 +173,11 @@ def _add_markers(
   ending = ".json" if vocabulary_files.is_json(content) else ".model"
   path = _with_ending(arguments.output, ending)
   added = vocabularies.add_markers(
-    arguments.source, path, marker_tokens, arguments.sentinels
+    arguments.source,
+    path,
+    marker_tokens,
+    arguments.sentinels,
+    overwrite=arguments.overwrite,
   )
   size = vocabularies.Tokenizer(lambda: path).vocab_size
   console.print(
@@ -189,6 +202,17 @@ def _train(
     arguments.output, ".model" if config.is_sentencepiece else ".json"
   )
   vocabulary_files.check_writable(path)
+  details = {
+    "input": arguments.input,
+    "format": arguments.format,
+    "max_comments": arguments.max_comments,
+    "seed": arguments.seed,
+  }
+  if not arguments.overwrite:
+    settings = vocabularies.training_settings(
+      config, marker_tokens, arguments.sentinels
+    )
+    vocabulary_files.check_same_settings(path, {**settings, **details})
 
   started = time.perf_counter()
   fates = Fates()
@@ -208,7 +232,13 @@ def _train(
     console.print(f"warning: {remark}", soft_wrap=True)
   with console.status("training: some 10 s for each million words"):
     vocabularies.train_vocabulary(
-      texts, path, config, marker_tokens, arguments.sentinels
+      texts,
+      path,
+      config,
+      marker_tokens,
+      arguments.sentinels,
+      details=details,
+      overwrite=arguments.overwrite,
     )
   trained = time.perf_counter()
 

@@ -56,7 +56,7 @@ def find(files: str | Sequence[str]) -> epath.Path | None:
     UserError: if a built dataset stands among other files.
   """
   paths = [files] if isinstance(files, (str, os.PathLike)) else list(files)
-  found = [folder for path in paths if (folder := _version_folder(path)) is not None]
+  found = [folder for path in paths if (folder := version_folder(path)) is not None]
   if found and len(paths) > 1:
     raise UserError(
       f"FILES: {found[0]} is a built dataset and stands alone; to join several sources,"
@@ -65,7 +65,8 @@ def find(files: str | Sequence[str]) -> epath.Path | None:
   return found[0] if found else None
 
 
-def _version_folder(path: str | os.PathLike[str]) -> epath.Path | None:
+def version_folder(path: str | os.PathLike[str]) -> epath.Path | None:
+  """The folder of a built dataset's newest version, or None if it is no such folder."""
   folder = open_path(path).expanduser()
   if "*" in os.fspath(path) or not folder.is_dir():
     return None

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
+import os
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from etils import epath
 
 from . import built_dataset, cleaning, readers, trees
 from .config import CleaningConfig, TreeConfig
-from .trees import Fates
+from .trees import CommentTree, Fates
 
 if TYPE_CHECKING:
   from .vocabularies import Tokenizer
@@ -30,29 +33,49 @@ def iter_texts(
   Behind it comes that of its translation, if it has one.
 
   Args:
-    files: a file, a glob, a folder, or several of those; or the folder of a dataset
-      made by `commentree build`, of which the train split is read.
+    files: a file, a glob, a folder, or several of those. Of folders that
+      `commentree build` made, the train split is read, before all other files.
     tree_config: what to do with deleted comments and the like.
     cleaning_config: what to clean.
     fates: counts what became of every comment.
     format_name: of the files; None to tell it from each.
   """
-  folder = built_dataset.find(files)
-  if folder is None:
-    found = readers.iter_trees(files, tree_config, fates, format_name)
-  else:
-    found = built_dataset.BuiltDataset(folder).trees("train")
-  for tree in found:
-    if folder is not None:  # where all is kept that was
+  built, others = _split_built([files] if isinstance(files, str) else files)
+  for folder in built:
+    for tree in built_dataset.BuiltDataset(folder).trees("train"):
       fates.trees[trees.KEPT] += 1
       fates.comments[trees.KEPT] += len(tree.comments) - 1
-    for comment in tree.comments:
-      if text := cleaning.clean_text(comment.text, cleaning_config):
-        yield text
-      if comment.translation is not None:
-        translated = cleaning.clean_text(comment.translation.text, cleaning_config)
-        if translated:
-          yield translated
+      yield from _texts(tree, cleaning_config)
+  if others:
+    for tree in readers.iter_trees(others, tree_config, fates, format_name):
+      yield from _texts(tree, cleaning_config)
+
+
+def _split_built(paths: Sequence[str]) -> tuple[list[epath.Path], list[str]]:
+  """The built datasets among paths, and the others; a glob may match datasets."""
+  built: list[epath.Path] = []
+  others: list[str] = []
+  for path in paths:
+    home = os.path.expanduser(path)
+    matches = sorted(glob.glob(home)) if glob.has_magic(home) else [path]
+    folders = {match: built_dataset.version_folder(match) for match in matches}
+    if not any(folders.values()):
+      others.append(path)
+      continue
+    built += [folder for folder in folders.values() if folder is not None]
+    others += [match for match, folder in folders.items() if folder is None]
+  return built, others
+
+
+def _texts(tree: CommentTree, config: CleaningConfig) -> Iterator[str]:
+  """Yields the cleaned texts of a tree, each with its translation behind it."""
+  for comment in tree.comments:
+    texts = [comment.text]
+    if comment.translation is not None:
+      texts.append(comment.translation.text)
+    for text in texts:
+      if cleaned := cleaning.clean_text(text, config):
+        yield cleaned
 
 
 def sample(texts: Iterable[str], size: int, seed: int) -> tuple[list[str], int]:

@@ -102,16 +102,14 @@ class DataConfig:
         " quotes"
       )
     self._check_mixture()
-    if any(source == mixture_config.FILES for source in self._sources()):
-      for field in ("files", "vocabulary"):
-        if not getattr(self, field):
-          raise UserError(
-            f"{field.upper()} is missing: the task {mixture_config.FILES!r} needs it"
-          )
-    if (self.files or self.corpora) and not self.vocabulary:
+    reads_files = any(source == mixture_config.FILES for source in self._sources())
+    if reads_files and not self.files:
+      raise UserError(f"FILES is missing: the task {mixture_config.FILES!r} needs it")
+    if (reads_files or self.files or self.corpora) and not self.vocabulary:
       raise UserError(
-        "VOCABULARY is missing: make one for your"
-        f" {'FILES' if self.files else 'CORPORA'} with `commentree vocab`"
+        "VOCABULARY is missing: a checkpoint needs its own, prepared by `commentree"
+        " vocab --from=FILE --output=PATH`; for a new model, make one by `commentree"
+        f" vocab --input={'FILES' if self.files else 'CORPORA'} --output=PATH`"
       )
     label_objectives.check(self)
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -77,6 +77,9 @@ def train_vocabulary(
   config: VocabularyConfig,
   markers: Sequence[str],
   sentinels: int = 0,
+  *,
+  details: Mapping[str, Any] | None = None,
+  overwrite: bool = True,
 ) -> pathlib.Path:
   """Trains a vocabulary; equal arguments give equal bytes.
 
@@ -87,16 +90,19 @@ def train_vocabulary(
     config: size and kind.
     markers: tokens that are never to be cut, among them `<mask>`.
     sentinels: how many of its tokens are T5's sentinels, behind all others.
+    details: what else the record is to say, such as where the texts are from.
+    overwrite: whether another vocabulary at the path is replaced.
 
   Returns:
     The path.
 
   Raises:
-    UserError: if there is no text, the text does not suit the size, or the file
-      cannot be written.
+    UserError: if there is no text, the text does not suit the size, the file cannot
+      be written, or another is there.
   """
   path = pathlib.Path(path)
   vocabulary_files.check_writable(path)
+  settings = {**training_settings(config, markers, sentinels), **(details or {})}
   feed = _Counted(texts)
   if config.is_sentencepiece:
     library = {"sentencepiece": sentencepiece.__version__}
@@ -120,19 +126,20 @@ def train_vocabulary(
   )
   if sentinels:
     content, _ = vocabulary_kinds.adding(content)(content, (), sentinels)
-  _write_with_record(
-    path,
-    content,
-    {
-      **dataclasses.asdict(config),
-      "texts": feed.texts,
-      "characters": feed.characters,
-      "markers": list(markers),
-      **({"sentinels": sentinels} if sentinels else {}),
-      **library,
-    },
-  )
+  counts = {"texts": feed.texts, "characters": feed.characters}
+  _write_with_record(path, content, {**settings, **counts, **library}, overwrite)
   return path
+
+
+def training_settings(
+  config: VocabularyConfig, markers: Sequence[str], sentinels: int = 0
+) -> dict[str, Any]:
+  """Returns what the record of a trained vocabulary says of its settings."""
+  return {
+    **dataclasses.asdict(config),
+    "markers": list(markers),
+    "sentinels": sentinels,
+  }
 
 
 class _Counted:
@@ -152,8 +159,10 @@ class _Counted:
 
 
 def _write_with_record(
-  path: pathlib.Path, content: bytes, record: dict[str, Any]
+  path: pathlib.Path, content: bytes, record: dict[str, Any], overwrite: bool
 ) -> None:
+  if not overwrite:
+    vocabulary_files.check_same_content(path, content)
   record = {**record, "fingerprint": vocabulary_files.content_hash(content)}
   # The vocabulary comes last: where it is, its record is.
   vocabulary_files.write(
@@ -167,6 +176,8 @@ def add_markers(
   path: str | os.PathLike[str],
   markers: Sequence[str],
   sentinels: int = 0,
+  *,
+  overwrite: bool = True,
 ) -> list[str]:
   """Writes a copy of a vocabulary that knows our markers, behind its own tokens.
 
@@ -178,12 +189,14 @@ def add_markers(
     path: file to write; a record goes beside it (`vocabulary_files.record_path`).
     markers: tokens that are never to be cut, among them `<mask>`.
     sentinels: how many of T5's sentinels, `<extra_id_0>` and so on, it is to have.
+    overwrite: whether another vocabulary at the path is replaced.
 
   Returns:
     The markers and sentinels that were not there before.
 
   Raises:
-    UserError: if the vocabulary cannot be read or take them, or the file be written.
+    UserError: if the vocabulary cannot be read or take them, the file cannot be
+      written, or another is there.
   """
   path = pathlib.Path(path)
   vocabulary_files.check_writable(path)
@@ -207,7 +220,7 @@ def add_markers(
     "markers": list(markers),
     "added": added,
   }
-  _write_with_record(path, extended, record)
+  _write_with_record(path, extended, record, overwrite)
   return added
 
 
@@ -224,8 +237,8 @@ def _check_unchanged(
     same = np.array_equal(before.encode(probes).ids, after.encode(probes).ids)
   if not same:
     raise UserError(
-      f"{os.fspath(source)}: markers would change the ids of its own tokens; train a"
-      " vocabulary with `commentree vocab --input=TREES` instead"
+      f"{os.fspath(source)}: takes no markers, for they would change the ids of its own"
+      " tokens; give the vocabulary as the checkpoint has it"
     )
 
 
@@ -366,8 +379,8 @@ class Tokenizer:
   def _needed(self, token_id: int | None, what: str, names: str) -> int:
     if token_id is None:
       raise UserError(
-        f"{self.path}: has no token to {what} a comment with (such as {names}); train"
-        " a vocabulary with `commentree vocab --input=TREES`"
+        f"{self.path}: has no token to {what} a comment with (such as {names}),"
+        " which this objective needs; give a vocabulary that has one"
       )
     return token_id
 

@@ -7,7 +7,8 @@ import json
 import os
 import pathlib
 import tempfile
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -21,6 +22,12 @@ FOLDER = "vocabulary"
 
 SENTENCEPIECE_FILE, JSON_FILE = "vocabulary.model", "tokenizer.json"
 
+_ANOTHER = "and stays; name another --output, or replace it with --overwrite"
+
+# What folders of checkpoints call a whole vocabulary, and the parts of one.
+_WHOLE_FILES = (JSON_FILE, "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+_PARTS = ("vocab.json", "merges.txt", "vocab.txt")
+
 
 def read(path: str | os.PathLike[str]) -> bytes:
   """Returns a vocabulary file's content, of this machine or in a bucket.
@@ -33,13 +40,80 @@ def read(path: str | os.PathLike[str]) -> bytes:
     return place.read_bytes()
   except FileNotFoundError:
     raise UserError(
-      f"{os.fspath(path)}: no such vocabulary; make one with `commentree vocab"
-      f" --input=TREES --output={os.fspath(path)}`"
+      f"{os.fspath(path)}: no such vocabulary; give a checkpoint's own, or make one for"
+      f" a new model with `commentree vocab --input=TREES --output={os.fspath(path)}`"
     ) from None
   except Exception as error:  # buckets' clients have their own
+    if _is_folder(place):
+      raise UserError(f"{os.fspath(path)}: {_what_is_in(place)}") from None
     raise UserError(
       f"{os.fspath(path)}: the vocabulary cannot be read ({error})"
     ) from error
+
+
+def _is_folder(place: epath.Path) -> bool:
+  try:
+    return place.is_dir()
+  except Exception:  # as above
+    return False
+
+
+def _what_is_in(folder: epath.Path) -> str:
+  """Says which file of a folder is its vocabulary, or how to get one."""
+  for name in _WHOLE_FILES:
+    if (folder / name).exists():
+      return f"is a folder; give the file {os.fspath(folder / name)}"
+  if models := sorted(path.name for path in folder.glob("*.model")):
+    return f"is a folder; give the file {os.fspath(folder / models[0])}"
+  for name in _PARTS:
+    if (folder / name).exists():
+      return f"has no tokenizer.json, only {name}; {how_to_convert(folder)}"
+  return (
+    "is a folder without a vocabulary; give a checkpoint's tokenizer.json or"
+    " SentencePiece model"
+  )
+
+
+def how_to_convert(folder: str | os.PathLike[str]) -> str:
+  """Says how to get a `tokenizer.json` from the files of a slow tokenizer."""
+  name = os.fspath(folder)
+  return (
+    "write one with Hugging Face's transformers and give that: python -c 'from"
+    f' transformers import AutoTokenizer as A; A.from_pretrained("{name}")'
+    f""".save_pretrained("{name}")'"""
+  )
+
+
+def part_of_tokenizer(content: bytes, path: str | os.PathLike[str]) -> str | None:
+  """Says which part of a slow tokenizer a file is, and how to get the whole.
+
+  Such a file lists tokens or merges. How a text is cut into what they apply to is told
+  by code, and by settings in files beside it.
+
+  Args:
+    content: what is in the file.
+    path: the file's, or any other if it is called otherwise.
+
+  Returns:
+    What to say of it; None for a file that is no such part.
+  """
+  place = epath.Path(path)
+  try:
+    entries = json.loads(content)
+  except ValueError:
+    is_merges = content.startswith(b"#version:")
+    is_part = is_merges or place.name in _PARTS
+  else:
+    is_part = isinstance(entries, dict) and bool(entries)
+    is_part = is_part and all(isinstance(i, int) for i in entries.values())
+  if not is_part:
+    return None
+  if (place.parent / JSON_FILE).exists():
+    return (
+      f"is only a part of a tokenizer; give {os.fspath(place.parent / JSON_FILE)}"
+      " beside it"
+    )
+  return f"is only a part of a slow tokenizer; {how_to_convert(place.parent)}"
 
 
 def check_writable(path: pathlib.Path) -> None:
@@ -58,6 +132,36 @@ def check_writable(path: pathlib.Path) -> None:
     raise UserError(
       f"{path}: cannot write a vocabulary there ({error.strerror}); give another place"
     ) from error
+
+
+def check_same_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+  """Makes sure that a vocabulary that is there was made by the same settings.
+
+  Raises:
+    UserError: if it was not, or its record does not say.
+  """
+  if not path.exists():
+    return
+  record = read_record(path)
+  for name, value in settings.items():
+    if name not in record:
+      raise UserError(f"{path}: is there already, {_ANOTHER}")
+    if record[name] != value:
+      raise UserError(
+        f"{path}: is there already, with other {name}"
+        + (f" ({record[name]!r}, now {value!r})" if name != "markers" else "")
+        + f", {_ANOTHER}"
+      )
+
+
+def check_same_content(path: pathlib.Path, content: bytes) -> None:
+  """Makes sure that a vocabulary that is there is the same as a new one.
+
+  Raises:
+    UserError: if it is not.
+  """
+  if path.exists() and path.read_bytes() != content:
+    raise UserError(f"{path}: is there already and is another, {_ANOTHER}")
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
@@ -91,6 +195,15 @@ def record_path(path: Path) -> Path:
   return path.with_name(path.name + ".json")
 
 
+def read_record(path: Path) -> dict[str, Any]:
+  """Returns the record of how a vocabulary was made; nothing if there is none."""
+  try:
+    record = json.loads(record_path(path).read_bytes())
+  except Exception:  # no record, or none that we can read: it says nothing
+    return {}
+  return record if isinstance(record, dict) else {}
+
+
 def grown_from(path: str | os.PathLike[str], content: bytes) -> tuple[str, ...]:
   """Hashes of the vocabularies whose tokens have the same ids in this one.
 
@@ -98,13 +211,13 @@ def grown_from(path: str | os.PathLike[str], content: bytes) -> tuple[str, ...]:
     path: the vocabulary's file; the record beside it says what was added to which.
     content: what is in it.
   """
-  try:
-    record = json.loads(record_path(epath.Path(path)).read_bytes())
-    if record["fingerprint"] != content_hash(content):
-      return ()
-    return tuple(map(str, record["grown_from"]))
-  except Exception:  # no record, or none that we can read: it says nothing
+  record = read_record(epath.Path(path))
+  earlier = record.get("grown_from")
+  if record.get("fingerprint") != content_hash(content) or not isinstance(
+    earlier, list
+  ):
     return ()
+  return tuple(map(str, earlier))
 
 
 def is_json(content: bytes) -> bool:

@@ -28,9 +28,14 @@ def open_encoder(
       return hf_vocabulary.HfEncoder(content, markers)
     return sentencepiece_vocabulary.SentencePieceEncoder(content)
   except ValueError as error:
+    what = vocabulary_files.part_of_tokenizer(content, where)
     raise UserError(
-      f"{os.fspath(where)}: is not a SentencePiece model or tokenizer.json; make one"
-      " with `commentree vocab`"
+      f"{os.fspath(where)}: "
+      + (
+        what
+        or "is not a SentencePiece model or tokenizer.json; give a checkpoint's own, or"
+        " make one for a new model with `commentree vocab --input=TREES`"
+      )
     ) from error
 
 

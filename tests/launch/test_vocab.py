@@ -91,6 +91,52 @@ def test_the_draw_of_comments_follows_the_seed(folder, tmp_path):
   assert train("a", 0) == train("b", 0) != train("c", 1)
 
 
+def last_line(capsys):
+  return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_another_vocabulary_is_not_written_over_before_anything_is_read(
+  folder, tmp_path, capsys
+):
+  source = tmp_path / "trees.jsonl"
+  source.write_bytes((folder / "b.jsonl").read_bytes())
+  command = ["vocab", f"--input={source}", f"--output={tmp_path / 'v'}"]
+  assert main([*command, "--size=200"]) == 0
+  first = (tmp_path / "v.model").read_bytes()
+  assert main([*command, "--size=200"]) == 0  # the same is made again
+  moved = source.rename(tmp_path / "moved.jsonl")
+  assert main([*command, "--size=210"]) == 2
+  assert "v.model: is there already, with other size (200, now 210)" in last_line(
+    capsys
+  )
+  for other in (["--seed=1"], ["--max_users=3"]):
+    assert main([*command, "--size=200", *other]) == 2
+    assert "--overwrite" in last_line(capsys)
+  assert main(["vocab", f"--input={moved}", *command[2:], "--size=200"]) == 2
+  assert "other input" in last_line(capsys)
+  source.write_text("".join(moved.read_text().splitlines(keepends=True)[:20]))
+  assert main([*command, "--size=200"]) == 2
+  assert "is there already and is another" in last_line(capsys)
+  assert (tmp_path / "v.model").read_bytes() == first
+  assert main([*command, "--size=200", "--overwrite"]) == 0
+  assert (tmp_path / "v.model").read_bytes() != first
+
+
+def test_markers_are_not_added_over_another_vocabulary(folder, tmp_path, capsys):
+  for name, size in (("a", 200), ("b", 210)):
+    flags = [f"--size={size}", f"--output={tmp_path / name}", "--max_users=1"]
+    assert main(["vocab", f"--input={folder}", *flags]) == 0
+  grown = f"--output={tmp_path / 'grown'}"
+  assert main(["vocab", f"--from={tmp_path / 'a.model'}", grown]) == 0
+  assert main(["vocab", f"--from={tmp_path / 'a.model'}", grown]) == 0
+  kept = (tmp_path / "grown.model").read_bytes()
+  assert main(["vocab", f"--from={tmp_path / 'b.model'}", grown]) == 2
+  assert "grown.model: is there already" in last_line(capsys)
+  assert (tmp_path / "grown.model").read_bytes() == kept
+  assert main(["vocab", f"--from={tmp_path / 'b.model'}", grown, "--overwrite"]) == 0
+  assert (tmp_path / "grown.model").read_bytes() != kept
+
+
 def test_texts_are_cleaned_and_without_authors(folder):
   fates = Fates()
   texts = list(corpus.iter_texts(str(folder), TreeConfig(), CleaningConfig(), fates))

@@ -150,6 +150,25 @@ def test_a_vocabulary_is_trained_on_the_train_split_alone(built):
   assert fates.trees == {trees.KEPT: 60}
 
 
+def test_several_datasets_and_files_make_one_vocabulary(built, tmp_path):
+  file = tmp_path / "more.jsonl"
+  reply = {"id": "y", "parent_id": "x", "author": "bob", "body": "indeed"}
+  file.write_text(json.dumps({"id": "x", "title": "one more", "comments": [reply]}))
+  whole = [comment.text for tree in built_fixture.trees() for comment in tree.comments]
+
+  def texts(*paths):
+    found = corpus.iter_texts(paths, TreeConfig(), CleaningConfig(), trees.Fates())
+    return list(found)
+
+  assert texts(str(file), str(built), str(built)) == [
+    *whole,
+    *whole,
+    "one more",
+    "indeed",
+  ]
+  assert texts(f"{built.parent}/{built.name[:-1]}*") == whole
+
+
 def test_a_missing_shard_is_refused_at_start_by_its_name(built, vocabulary):
   shard(built, 1).unlink()
   with pytest.raises(UserError, match=r"train.tfrecord-00001-of-00003: is missing"):

@@ -103,7 +103,14 @@ def test_entries_that_cannot_be_are_told(mixture, corpora, told):
   [
     ({"mixture": None}, "MIXTURE = None: the mixture 'commentree_mixture' needs rates"),
     ({"mixture": {"mlm": 1}}, "FILES is missing"),
-    ({"mixture": {"a": 1}, "corpora": {"a": "x"}}, "VOCABULARY is missing"),
+    (
+      {"mixture": {"a": 1}, "corpora": {"a": "x"}},
+      "VOCABULARY is missing: a checkpoint needs its own.*for a new model, make one",
+    ),
+    (
+      {"mixture_or_task_name": "commentree_files", "files": "x", "mixture": None},
+      "VOCABULARY is missing: a checkpoint needs its own.*for a new model, make one",
+    ),
     ({"mixture": {"mlm": 0}, "files": "x", "vocabulary": "v"}, "must be above 0"),
     ({"mixture_or_task_name": "commentree_generated"}, "MIXTURE is for"),
     ({"mixture": {"commentree_generated:tag": 1}}, r"LabelsConfig\.names is missing"),
