@@ -25,6 +25,8 @@ def main():
             "secret_file": os.environ.get("COMMENTREE_HOST_SECRET_FILE")}  # fmt: skip
   with (model_dir / "starts.jsonl").open("a") as stream:
     stream.write(json.dumps(record) + "\n")
+  # The workers share the folder: one may find the last step already taken.
+  print(f"step {step}", flush=True)
   if (model_dir / "mistake").exists():
     print("commentree: TRAIN_STPES: no such setting", flush=True)
     sys.exit(2)
