@@ -277,8 +277,10 @@ def assemble(
 
   Args:
     rows: at least one, all of one `tree_id`; their order decides which of two equal
-      ids counts, and between siblings of the same age. Stubs count once for each place
-      that they stand in, and not at all once all that they list was read.
+      ids counts, and between siblings of the same age. Of posts with unequal ids, that
+      of the tree's id is the post, or else the first, and others answer it. Stubs
+      count once for each place that they stand in, and not at all once all that they
+      list was read.
     fates: gets this tree's counts added to it.
     config: the choices there are.
     unwanted: tells the fate of a comment that is to be spliced out though nothing is
@@ -287,7 +289,7 @@ def assemble(
   Returns:
     The tree, or None if there is nothing in it to learn from.
   """
-  post_row: Row | None = None
+  posts: list[Row] = []
   comment_rows: list[Row] = []
   stub_rows: list[Row] = []
   for row in rows:
@@ -295,10 +297,17 @@ def assemble(
       stub_rows.append(row)
     elif not row.is_post:
       comment_rows.append(row)
-    elif post_row is None:
-      post_row = row
-    else:
+    elif posts and same_post(row, posts[0]):
       fates.trees[TREE_DUPLICATE] += 1
+    else:
+      posts.append(row)
+  post_row = next((row for row in posts if _is_named(row)), posts[0] if posts else None)
+  others = [row for row in posts if post_row and not same_post(row, post_row)]
+  if copies := len(posts) - len(others) - (post_row is not None):
+    fates.trees[TREE_DUPLICATE] += copies
+  comment_rows[:0] = [
+    row._replace(is_post=False, text=row.selftext, selftext=None) for row in others
+  ]
   candidates = _candidates(comment_rows, fates, config, unwanted)
   _count_stubs(stub_rows, candidates, fates)
   if post_row is None and not comment_rows:
@@ -313,6 +322,20 @@ def assemble(
   first = comment_rows[0] if comment_rows else None
   named = post_row if post_row and post_row.subreddit else first
   return CommentTree(post.id, comments, named.subreddit if named else None)
+
+
+def same_post(row: Row, other: Row) -> bool:
+  """Whether two posts of a tree are copies."""
+  return _post_key(row) == _post_key(other)
+
+
+def _post_key(row: Row) -> str:
+  return (row.id or row.tree_id).removeprefix("t3_")
+
+
+def _is_named(row: Row) -> bool:
+  """Whether a post is that which gave the tree its id."""
+  return _post_key(row) == row.tree_id
 
 
 def _post(row: Row | None, comment_rows: Sequence[Row], config: TreeConfig) -> Comment:

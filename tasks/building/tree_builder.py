@@ -42,12 +42,15 @@ class TreeBuilder:
       self._leave_out(rows)
       return None, rows.posts + rows.comments
     held: list[Row] = []
-    posts = 0
+    post: Row | None = None
+    repeated = 0
     for row in rows:
-      posts += row.is_post
-      if not row.is_post or posts == 1:
+      if row.is_post and post is not None and trees.same_post(row, post):
+        repeated += 1
+      else:
         held.append(row)
-    repeated = max(posts - 1, 0)
+        if row.is_post and post is None:
+          post = row
     if repeated:
       self._fates.trees[trees.TREE_DUPLICATE] += repeated
     fates = Fates() if self._filters_trees else self._fates

@@ -1,16 +1,21 @@
 """ConvoKit corpora: `utterances.jsonl`, with `conversations.json` beside it for titles.
 
 An utterance is an object on a line: `id`, `conversation_id`, `text`, `speaker`,
-`reply-to` (or `reply_to`), `timestamp`, `meta`; in the oldest corpora `root` and `user`
-for `conversation_id` and `speaker`. The post is the utterance whose id is its
-conversation's. Lines add up as those of `pushshift` do.
+`reply-to` (or `reply_to`), `timestamp`, `meta`; in the oldest corpora an element of an
+array in `utterances.json`, with `root` and `user` for `conversation_id` and `speaker`.
+The post is the utterance whose id is its conversation's; otherwise the first that
+answers none, or itself; others of these answer the post. Where a conversation's id is
+missing, it is that of the utterance that replies lead to. Lines add up as those of
+`pushshift` do.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,12 +23,21 @@ import msgspec
 from .. import trees
 from ..config import TreeConfig
 from ..trees import Fates
-from . import compression, json_lines, json_records
-from .rows import POST_PREFIX, Format, Row, identifier, seconds, text, votes
+from . import (
+  compression,
+  files,
+  index_on_disk,
+  json_cutter,
+  json_lines,
+  json_records,
+)
+from .index_on_disk import Index
+from .rows import POST_PREFIX, Format, Row, identifier, parent, seconds, text, votes
 
 TITLES_UNREADABLE = "not read: conversations.json, titles"
+MENDED_TITLE_LEFT_OUT = "titles of conversations that are too long left out"
 
-_UTTERANCES = "utterances.jsonl"
+_UTTERANCES = ("utterances.jsonl", "utterances.json")
 _CONVERSATIONS = "conversations.json"
 # What a corpus's folder holds beside its utterances.
 _OTHER_FILES = (
@@ -33,6 +47,14 @@ _OTHER_FILES = (
   "speakers.json",
   "users.json",
 )
+_INFO = "info."  # begins the names of files with one field of all utterances
+_TITLES = ("title", "page_title", "subject")  # in a conversation's `meta`
+_CONVERSATIONS_HELD = 1_000
+# Before the id of a conversation, where there may be that of an utterance.
+_NAMED = " "
+
+# Title and subreddit of a conversation, by its id.
+_Facts = Callable[[str], tuple[str | None, str | None]]
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +86,9 @@ def _matches(name: str, head: bytes) -> bool:
 
 def _aside(path: str) -> bool:
   folder, name = os.path.split(path)
-  return name in _OTHER_FILES and any(
-    os.path.exists(os.path.join(folder, _UTTERANCES + ending))
+  return (name in _OTHER_FILES or name.startswith(_INFO)) and any(
+    os.path.exists(os.path.join(folder, utterances + ending))
+    for utterances in _UTTERANCES
     for ending in ("", *compression.SUFFIXES)
   )
 
@@ -76,18 +99,34 @@ def _beside(path: str) -> list[str]:
 
 
 def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-  conversations = _conversations(path, fates)
-  for utterance in json_lines.objects(path, _Utterance, config, fates):
-    row = _row(utterance, conversations, fates)
-    if row is None:
-      fates.comments[trees.DROPPED_NO_TREE] += 1
-    else:
-      yield row
+  with index_on_disk.index() as about, index_on_disk.index() as above:
+    _read_conversations(path, about, config, fates)
+
+    @functools.lru_cache(_CONVERSATIONS_HELD)
+    def facts(conversation: str) -> tuple[str | None, str | None]:
+      found = about.get(conversation)
+      return (None, None) if found is None else tuple(json.loads(found))
+
+    unnamed = False
+    for utterance in json_lines.objects(path, _Utterance, config, fates):
+      conversation = _conversation(utterance, fates)
+      if conversation:
+        yield _row(utterance, conversation, facts(conversation), fates)
+        continue
+      ident, reply_to = _ids(utterance, Fates())  # of which mends are counted below
+      if ident and reply_to and reply_to != ident:
+        above[ident] = reply_to
+      if ident or reply_to:
+        unnamed = True
+      else:
+        fates.comments[trees.DROPPED_NO_TREE] += 1
+    if unnamed:
+      yield from _unnamed_rows(path, above, facts, config, fates)
 
 
 FORMAT = Format(
   "convokit",
-  (".jsonl",),
+  (".jsonl", ".json"),
   _matches,
   _rows,
   contiguous=False,
@@ -96,58 +135,104 @@ FORMAT = Format(
 )
 
 
-def _row(
-  utterance: _Utterance, conversations: Mapping[str, Any], fates: Fates
-) -> Row | None:
+def _unnamed_rows(
+  path: str, above: Index, facts: _Facts, config: TreeConfig, fates: Fates
+) -> Iterator[Row]:
+  """Yields the rows of utterances without a conversation's id, as replies lead to it.
+
+  Args:
+    path: the file, which was read once.
+    above: what each of these utterances answers, by its id.
+    facts: of a conversation.
+    config: as in `_rows`.
+    fates: counts what is mended in these utterances, but not the file again.
+  """
+  for utterance in json_lines.objects(path, _Utterance, config, Fates()):
+    conversation = _conversation(utterance, Fates())
+    ident, _ = _ids(utterance, Fates())
+    if conversation and ident and above.get(ident) is None:
+      above[ident] = _NAMED + conversation
+  for utterance in json_lines.objects(path, _Utterance, config, Fates()):
+    ident, reply_to = _ids(utterance, Fates())
+    if _conversation(utterance, Fates()) or not (ident or reply_to):
+      continue
+    conversation = above.root(ident or reply_to or "").removeprefix(_NAMED)
+    yield _row(utterance, conversation, facts(conversation), fates)
+
+
+def _conversation(utterance: _Utterance, fates: Fates) -> str:
+  """The id of an utterance's conversation; empty if it has none."""
   conversation = utterance.conversation_id
   if conversation is None:
     conversation = utterance.root
-  named = identifier(conversation, fates)
-  tree_id = (named or "").removeprefix(POST_PREFIX)
-  if not tree_id:
-    return None
-  ident = identifier(utterance.id, fates)
-  is_post = ident is not None and ident.removeprefix(POST_PREFIX) == tree_id
-  speaker = utterance.speaker if utterance.speaker is not None else utterance.user
+  return (identifier(conversation, fates) or "").removeprefix(POST_PREFIX)
+
+
+def _ids(utterance: _Utterance, fates: Fates) -> tuple[str | None, str | None]:
+  """An utterance's id, and that of what it answers: see `Row.parent_id`."""
   reply_to = utterance.reply_hyphen
   if reply_to is None:
     reply_to = utterance.reply_to
+  return identifier(utterance.id, fates), parent(reply_to, fates)
+
+
+def _row(
+  utterance: _Utterance,
+  conversation: str,
+  facts: tuple[str | None, str | None],
+  fates: Fates,
+) -> Row:
+  ident, reply_to = _ids(utterance, fates)
+  own = (ident or "").removeprefix(POST_PREFIX)
+  answered = (reply_to or "").removeprefix(POST_PREFIX)
+  is_post = own == conversation or (bool(own) and (reply_to is None or answered == own))
+  answers_post = is_post or answered == conversation
+  speaker = utterance.speaker if utterance.speaker is not None else utterance.user
   meta = utterance.meta if isinstance(utterance.meta, Mapping) else {}
-  about = _meta_of(conversations.get(named)) if named else {}
+  title, subreddit = facts
   written = text(utterance.text, fates)
-  subreddit = text(meta.get("subreddit"), fates)
   return Row(
-    tree_id,
+    conversation,
     is_post,
     ident,
-    parent_id=None if is_post else identifier(reply_to, fates),
+    parent_id=None if answers_post else reply_to,
     author=text(speaker, fates),
-    text=text(about.get("title"), fates) if is_post else written,
+    text=title if is_post else written,
     selftext=written if is_post else None,
     created_utc=seconds(utterance.timestamp),
     score=votes(meta.get("score")),
-    subreddit=subreddit or text(about.get("subreddit"), fates),
+    subreddit=text(meta.get("subreddit"), fates) or subreddit,
   )
 
 
-def _meta_of(conversation: Any) -> Mapping[str, Any]:
-  """What is said of a conversation: under `meta`, in the oldest corpora beside it."""
-  if not isinstance(conversation, Mapping):
-    return {}
-  meta = conversation.get("meta", conversation)
-  return meta if isinstance(meta, Mapping) else {}
-
-
-def _conversations(path: str, fates: Fates) -> Mapping[str, Any]:
-  """The contents of `conversations.json` beside a file; empty if there are none."""
+def _read_conversations(
+  path: str, about: Index, config: TreeConfig, fates: Fates
+) -> None:
+  """Puts title and subreddit of every conversation beside a file into an index."""
   for beside in _beside(path):
-    try:
-      with open(beside, "rb") as file:
-        found = json_lines.parse(file.read(), fates)
-    except OSError:
-      found = json_lines.BAD
-    if isinstance(found, Mapping):
-      return found
-    fates.files[TITLES_UNREADABLE] += 1
-    _log.warning("%s: cannot be read; posts are without their titles", beside)
-  return {}
+    of_file = Fates()
+    too_long = fates.mended, MENDED_TITLE_LEFT_OUT
+    blocks = files.blocks(beside, of_file)
+    found = False
+    for key, value in json_cutter.members(blocks, config.max_line_bytes, too_long):
+      conversation = identifier(json_lines.parse(key, fates), fates)
+      facts = json_lines.parse(value, fates)
+      if conversation and isinstance(facts, Mapping):
+        about[conversation.removeprefix(POST_PREFIX)] = json.dumps(
+          _title_and_subreddit(facts, fates)
+        )
+        found = True
+    if of_file.files != {files.READ: 1} or not found:
+      fates.files[TITLES_UNREADABLE] += 1
+      _log.warning("%s: cannot be read; posts are without their titles", beside)
+
+
+def _title_and_subreddit(
+  conversation: Mapping[str, Any], fates: Fates
+) -> tuple[str | None, str | None]:
+  """What is said of a conversation: under `meta`, in the oldest corpora beside it."""
+  meta = conversation.get("meta", conversation)
+  if not isinstance(meta, Mapping):
+    return None, None
+  titles = (text(meta.get(key), fates) for key in _TITLES)
+  return next(filter(None, titles), None), text(meta.get("subreddit"), fates)

@@ -132,7 +132,7 @@ def convokit(paths):
         thread.title, thread.selftext = meta.get("title"), record["text"]
         thread.post_seen = True
       else:
-        parent = None if reply_to == conversation else reply_to
+        parent = None if reply_to in (conversation, record["id"]) else reply_to
         thread.comments.append(Said(record["id"], parent, record["text"]))
   return dict(threads)
 

@@ -277,7 +277,7 @@ def test_a_corpus_without_readable_titles_is_read_without_titles(tmp_path, about
   ]
   found, fates = read(tmp_path, utterances__jsonl="\n".join(map(json.dumps, lines)))
   assert found["p"].comments[0].text == "self"
-  unreadable = not about.startswith('{"p"')
+  unreadable = not about.startswith('{"p": {')
   assert fates.files[convokit.TITLES_UNREADABLE] == unreadable
 
 

@@ -214,6 +214,12 @@ def test_a_file_in_which_nothing_is_found_is_named_with_a_line_of_it(
   assert len(warning) < 400
 
 
+def test_lines_with_what_strict_json_does_not_have_are_lines():
+  lines = [b'{"id": "p", "score": NaN, "comments": []}', b'[NaN, {"comments": []}]']
+  assert json_records.is_lines(b"\n".join(lines))
+  assert json_records.is_lines(lines[0] + b'\n{"text": "\xff\\ud800\x01"}\n' + lines[1])
+
+
 def test_ids_that_do_not_fit_their_parents_are_told_from_a_dump_with_holes():
   fates = Fates()
   fates.comments.update({trees.KEPT: 10, trees.KEPT_ORPHAN: 90})
