@@ -123,11 +123,17 @@ class Masker:
     else:
       positions = _choose_of(candidates, node_of, words, budget, rng)
 
-    # A shuffled order cut at exact shares: the 80/10/10 of this piece.
+    # A shuffled order cut at the shares of 80/10/10. A piece has few masked tokens,
+    # often one: what is left of a share is rounded up with its own probability, by one
+    # draw for both cuts, so that the shares hold over all pieces.
     shuffled = rng.permutation(positions)
-    masked_count = round(self.config.mask_share * len(shuffled))
-    random_count = round(
-      (self.config.mask_share + self.config.random_share) * len(shuffled)
+    draw = rng.random()
+    masked_count, random_count = (
+      int(share * len(shuffled) + draw)
+      for share in (
+        self.config.mask_share,
+        self.config.mask_share + self.config.random_share,
+      )
     )
     input_tokens = tokens.copy()
     input_tokens[shuffled[:masked_count]] = self.mask_id

@@ -62,7 +62,8 @@ class PiecesConfig:
 
   Attributes:
     max_tree_size: most nodes in a piece, context included.
-    max_ancestors: most ancestors a comment can see; those nearest, and the post.
+    max_ancestors: most ancestors a comment can see; those nearest, and the post. If 1,
+      its parent.
     max_comment_tokens: tokens after which a comment is cut.
     long_comments: 'truncate' drops what is beyond; 'chunk' makes further nodes of it,
       each seeing the comment's earlier chunks at distance 0.
@@ -85,11 +86,12 @@ class PiecesConfig:
       "PiecesConfig", "max_comment_tokens", self.max_comment_tokens, 4, whole=True
     )
     check_choice("PiecesConfig", "long_comments", self.long_comments, LongComments)
-    if self.max_tree_size <= self.max_ancestors:
+    context = splitting.most_context(self.max_ancestors)
+    if self.max_tree_size <= context:
       raise UserError(
-        f"PiecesConfig.max_tree_size = {self.max_tree_size}: must exceed"
-        f" PiecesConfig.max_ancestors = {self.max_ancestors}, or a deep comment's"
-        " context leaves no room for the comment"
+        f"PiecesConfig.max_tree_size = {self.max_tree_size}: must exceed the {context}"
+        " comments of a deep comment's context (PiecesConfig.max_ancestors ="
+        f" {self.max_ancestors}), which leave no room for the comment"
       )
 
   @property

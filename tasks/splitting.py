@@ -4,9 +4,10 @@ A tree is an array of `parents`: node 0 is the post and has parent -1, every oth
 node's parent comes before it. A node is a comment, or a chunk of one.
 
 A node sees at most `max_ancestors` of its ancestors: the nearest, and the topmost (the
-post) in place of those that are too many. A piece is some targets and all that they
-see. It keeps its nodes' order, and a node whose parent is left out gets the nearest
-ancestor that is there, so that targets see the same in the piece as in the tree.
+post) in place of those that are too many; if it sees one, its parent. A piece is some
+targets, all that they see, and the post. It keeps its nodes' order, and a node whose
+parent is left out gets the nearest ancestor that is there, so that targets see the same
+in the piece as in the tree.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def visible_ancestors(parents: np.ndarray, max_ancestors: int) -> np.ndarray:
   """Lists the ancestors that each node sees: intp [N, max_ancestors].
 
   Nearest first, -1 where there are none. Where there are too many, the last is the
-  post.
+  post, unless it is the only one.
   """
   above = np.empty(len(parents) + 1, np.intp)  # the last stands for -1
   above[:-1] = parents
@@ -46,7 +47,8 @@ def visible_ancestors(parents: np.ndarray, max_ancestors: int) -> np.ndarray:
   table[0] = above[:-1]
   for level in range(1, max_ancestors):
     np.take(above, table[level - 1], out=table[level], mode="wrap")
-  np.minimum(table[-1], 0, out=table[-1])
+  if max_ancestors > 1:
+    np.minimum(table[-1], 0, out=table[-1])
   return table.T
 
 
@@ -104,10 +106,11 @@ def split_nodes(
   Raises:
     UserError: if a node and what it sees may not fit into a piece.
   """
-  if max_tree_size <= max_ancestors:
+  if max_tree_size <= most_context(max_ancestors):
     raise UserError(
-      f"max_tree_size = {max_tree_size}: must exceed max_ancestors = {max_ancestors},"
-      " or a deep comment's context leaves no room for the comment"
+      f"max_tree_size = {max_tree_size}: must exceed the {most_context(max_ancestors)}"
+      f" nodes of context (max_ancestors = {max_ancestors}), or a deep comment's leave"
+      " no room for the comment"
     )
   targets = np.flatnonzero(is_target)
   if not len(targets):
@@ -117,6 +120,11 @@ def split_nodes(
   else:
     group = _group_nodes(parents, is_target, max_tree_size, max_ancestors)[targets]
   return _with_context(parents, targets, group, max_ancestors)
+
+
+def most_context(max_ancestors: int) -> int:
+  """Returns how many nodes a target's context may take: what it sees, and the post."""
+  return max(max_ancestors, 2)
 
 
 def count_copies(pieces: Sequence[SplitPiece]) -> int:
@@ -137,7 +145,7 @@ def _with_context(
   # A node in a piece is one number: the piece in the high part, the node in the low.
   target_keys = group * count + targets
   context_keys = group[of_target] * count + seen[of_target, column]
-  keys = np.unique(np.concatenate([target_keys, context_keys]))
+  keys = np.unique(np.concatenate([group * count, target_keys, context_keys]))
   is_target = np.zeros(len(keys), bool)
   is_target[np.searchsorted(keys, target_keys)] = True
   pieces, nodes = np.divmod(keys, count)
@@ -159,10 +167,11 @@ def _group_nodes(
 
   Goes from the leaves up. A *cluster* is a node and those clusters of its children
   that are still attached to it; its piece takes the cluster's nodes and at most
-  `max_ancestors` above. Where that is too much, the children's clusters are put into
+  `most_context` above. Where that is too much, the children's clusters are put into
   bins of what siblings can share, best fit decreasing; each bin becomes a group, but
   for the one with most room left, which stays attached.
   """
+  context = most_context(max_ancestors)
   above = parents.tolist()
   wanted = np.asarray(is_target, bool).tolist()
   ancestors = [0] * len(above)
@@ -175,9 +184,9 @@ def _group_nodes(
   groups = 0
   for node in range(len(above) - 1, -1, -1):
     below = size_below[node]
-    room = max_tree_size - min(ancestors[node], max_ancestors)
+    room = max_tree_size - min(ancestors[node], context)
     if below >= room:
-      capacity = max_tree_size - min(ancestors[node] + 1, max_ancestors)
+      capacity = max_tree_size - min(ancestors[node] + 1, context)
       bins = _best_fit_decreasing(attached[node], capacity)
       below, kept = min(bins, key=lambda item: item[0])
       if below >= room:

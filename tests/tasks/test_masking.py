@@ -51,6 +51,21 @@ def test_the_shares_are_80_10_10():
   assert np.mean(put_in == were) == pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.parametrize("masked_tokens", [1, 2, 3])
+def test_the_shares_hold_where_pieces_have_one_or_two_masked_tokens(masked_tokens):
+  # A short comment of so many tokens, all of which are masked.
+  piece = {
+    "tokens": np.arange(FIRST_WORD, FIRST_WORD + masked_tokens),
+    "lengths": np.array([masked_tokens]),
+    "is_target": np.array([1]),
+  }
+  masker = Masker(MaskingConfig(rate=1.0), MASK_ID, maskable())
+  drawn = [masker(piece, 9, 1, 0, index)["input_tokens"] for index in range(4000)]
+  # A random token is the token itself now and then, which is no matter here.
+  assert np.mean(np.array(drawn) == MASK_ID) == pytest.approx(0.8, abs=0.02)
+  assert np.mean(drawn == piece["tokens"]) == pytest.approx(0.1, abs=0.02)
+
+
 def test_context_copies_and_what_a_row_cuts_off_are_not_masked():
   piece = random_pieces(1, nodes=30)[0]
   masked = MASKER(piece, 8, seed=1, epoch=0, index=0)

@@ -35,9 +35,9 @@ def seen_by(parents, node, max_ancestors):
   up = []
   while (node := int(parents[node])) >= 0:
     up.append(node)
-  if len(up) > max_ancestors:
+  if len(up) > max_ancestors > 1:
     up = [*up[: max_ancestors - 1], up[-1]]
-  return up
+  return up[:max_ancestors]
 
 
 def split(parents, is_target=None, size=8, ancestors=3):
@@ -55,7 +55,8 @@ def trees(draw):
   )
   is_target = rng.random(len(parents)) < draw(st.sampled_from([0.1, 0.7, 1.0]))
   ancestors = draw(st.integers(1, 6))
-  return parents, is_target, ancestors + draw(st.integers(1, 20)), ancestors
+  size = max(ancestors, 2) + draw(st.integers(1, 20))
+  return parents, is_target, size, ancestors
 
 
 @given(trees())
@@ -73,7 +74,7 @@ def test_each_target_is_a_target_once_and_its_piece_is_what_it_sees(tree):
     assert (np.diff(piece.nodes) > 0).all()
     mine = piece.nodes[piece.is_target].tolist()
     context = {a for t in mine for a in seen_by(parents, t, ancestors)}
-    assert set(piece.nodes.tolist()) == context | set(mine)
+    assert set(piece.nodes.tolist()) == context | set(mine) | {0}
 
 
 @given(trees())
@@ -94,8 +95,9 @@ def test_a_piece_cut_again_is_cut_as_well_as_the_tree(tree):
   found = []
   for piece in split(parents, is_target, size, ancestors):
     inside = splitting.extract_parents(piece.nodes, parents)
-    for part in split(inside, piece.is_target, ancestors + 1, ancestors):
-      assert len(part.nodes) <= ancestors + 1
+    smallest = splitting.most_context(ancestors) + 1
+    for part in split(inside, piece.is_target, smallest, ancestors):
+      assert len(part.nodes) <= smallest
       nodes = piece.nodes[part.nodes]
       again = splitting.visible_ancestors(
         splitting.extract_parents(part.nodes, inside), ancestors
