@@ -16,7 +16,9 @@ Exit codes, which supervisors and schedulers go by:
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 # What moves a cursor, turns text round or cannot be encoded.
 _UNPRINTABLE = re.compile(
@@ -45,3 +47,9 @@ class HostLostError(UserError):
   """Another host of the run died, hung or never came; all start again."""
 
   exit_code = 75
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+  """A question whether the nearest known name was meant, or nothing."""
+  close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+  return f"; did you mean {close[0]}?" if close else ""

@@ -7,11 +7,10 @@ architecture" and "Plan TPUs in GKE".
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 
-from ..errors import UserError
+from ..errors import UserError, suggestion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +124,6 @@ def for_gke(name: str) -> Generation:
   """
   known = [g.name for g in GENERATIONS.values() if g.gke_accelerator]
   if name not in known:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = suggestion(name, known)
     raise UserError(f"--tpu={name}: must be one of {', '.join(known)}{hint}")
   return GENERATIONS[name]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import logging
 import os
 import pathlib
@@ -26,7 +25,7 @@ import msgspec
 import gin
 from gin import config as gin_config
 
-from ..errors import UserError
+from ..errors import UserError, suggestion
 from . import config_data, quiet
 from .configurables import RunConfig, register
 
@@ -363,9 +362,3 @@ def _place(error: BaseException) -> str:
   if not frames or frames[-1].filename.startswith(ours):
     return ""
   return f" ({frames[-1].filename}, line {frames[-1].lineno})"
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-  """A question whether the nearest known name was meant, or nothing."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-  return f"; did you mean {close[0]}?" if close else ""

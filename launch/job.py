@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from ..console import Console
+from ..models.batch import smallest
 from ..models.config import ModelConfig
 from ..models.model import CommentTreeModel
 from ..tasks import data as data_lib
@@ -21,13 +22,24 @@ from ..tasks.feature_converters import CommentForestFeatureConverter
 from ..tasks.generated_config import GeneratedTreesConfig
 from ..tasks.registry import CommentTreeTask
 from ..tasks.sources import GeneratedTreesSource
-from ..training import evaluation, parameter_table, run_record, runtime, storage
+from ..training import (
+  evaluation,
+  optimizers,
+  parameter_table,
+  partitioning,
+  restore,
+  run_record,
+  runtime,
+  schedules,
+  storage,
+)
+from ..training import state as state_lib
 from ..training import train as trainer
 from ..training.clock import Clock
 from ..training.data_input import EvalData, TrainData
 from ..training.distributed import Joined
 from ..training.run_record import RunRecord
-from . import model_sizes
+from . import early_checks, model_sizes
 from .configurables import RunConfig
 
 HELD_OUT = "held_out"
@@ -47,9 +59,13 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
   """Trains with the hosts joined, evaluates and reports; returns the exit code."""
   console = joined.console
   clock.watch = lambda what: joined.watchdog.at(0, what)
+  for line in early_checks.advice(run.train):
+    joined.say(line)
   with clock.on("data"):
+    data_lib.register_tasks(run.data)
+    model = build_model(run, registry.get_parts(run.data.mixture_or_task_name)[0].task)
+    check_model(run, model)
     data = data_lib.open_data(run.data, console)
-  model = build_model(run, data.task)
   tokenizer = data.task.tokenizer
   advise_sequence_ends(run, console)
   outcome = trainer.train(
@@ -73,6 +89,23 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
     joined.watchdog.at(outcome["step"], "data")
     report(run, data, outcome["eval"], console)
   return 0
+
+
+def check_model(run: RunConfig, model: CommentTreeModel) -> None:
+  """Checks, before data are prepared, what follows from the model's shapes.
+
+  Raises:
+    UserError: if a parameter cannot be placed on the mesh, a rule of learning rates
+      names none, or what the run is to start from does not fit.
+  """
+  config = run.train
+  mesh = partitioning.make_mesh(config.partitioning)
+  params = state_lib.abstract_params(model, smallest(), mesh, config.partitioning)
+  # The trainer does the same again, and says what it finds.
+  fresh = restore.find_fresh(config, model, params, lambda line: None)
+  schedule = schedules.make_schedule(fresh.optimizer.schedule, config.train_steps)
+  optimizer = optimizers.make_optimizer(fresh.optimizer, schedule)
+  state_lib.abstract_state(params, optimizer, mesh)
 
 
 def evaluate(

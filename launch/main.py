@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ..errors import UserError, printable
+from ..errors import UserError, printable, suggestion
 from . import quiet
 
 VERBS = {
@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   verb, *rest = arguments
   if verb not in VERBS:
     print(
-      f"commentree: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr
+      f"commentree: no verb {verb!r}; there are {', '.join(VERBS)}"
+      + suggestion(verb, VERBS),
+      file=sys.stderr,
     )
     return UserError.exit_code
   return run_verb(importlib.import_module(f".{verb}", __package__).main, rest)

@@ -12,8 +12,21 @@ from ..tasks.label_objectives import LabelSettings
 # A multiple that tiles well on TPUs and divides over model-parallel devices.
 _VOCAB_MULTIPLE = 128
 
+# Settings that may be left to the data.
+FROM_DATA = ("vocab_size", "num_languages", "num_labels")
+
 # The head that an objective needs, if not one over the vocabulary.
 _HEADS = {"tag": "tagging", "classify": "classification"}
+
+
+def check_head(config: ModelConfig, objective: str) -> None:
+  """Raises UserError if an objective needs another head than the model has."""
+  head = _HEADS.get(objective, "masked_lm")
+  if config.head != head:
+    raise UserError(
+      f"ModelConfig.head = {config.head!r}: the objective {objective!r} needs {head!r}"
+      + (f"; add --gin_file=objectives/{objective}.gin" if objective in _HEADS else "")
+    )
 
 
 def with_sizes(
@@ -32,13 +45,7 @@ def with_sizes(
     UserError: if the objective needs another head, or the data has another number of
       labels, or more languages.
   """
-  objective = settings.objective.name
-  head = _HEADS.get(objective, "masked_lm")
-  if config.head != head:
-    raise UserError(
-      f"ModelConfig.head = {config.head!r}: the objective {objective!r} needs {head!r}"
-      + (f"; add --gin_file=objectives/{objective}.gin" if objective in _HEADS else "")
-    )
+  check_head(config, settings.objective.name)
   names = label_objectives.label_names(settings)
   if config.num_labels and names and config.num_labels != len(names):
     raise UserError(

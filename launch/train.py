@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import Sequence
 
 from ..training.clock import Clock
-from . import distributed_flags, gin_cli, quiet
+from . import distributed_flags, early_checks, gin_cli, quiet
+from .configurables import RunConfig
 
 _EPILOG = (
   """\
@@ -54,24 +55,40 @@ def main(argv: Sequence[str]) -> int:
   )
   parsed = gin_cli.parse(parser, argv)
   settings = distributed_flags.settings(parsed.arguments)
+  run = parsed.run
+  early_checks.check_settings(run)
 
-  # The settings are sound: now what is heavy.
+  # Files are there: now JAX, which is heavier.
   with clock.on("imports"):
-    quiet.load_tensorflow()
     from ..training import distributed
-    from . import job
 
+    early_checks.check_training(run)
   if parsed.arguments.dry_run:
     print(parsed.text)
-    return job.describe(parsed.run)
-  train = parsed.run.train
-  log_dir = parsed.arguments.log_dir
+    return _describe(run)
   with contextlib.ExitStack() as stack:
     with clock.on("hosts"):
       hosts = stack.enter_context(
-        distributed.joined(settings, train.health, log_dir, train.model_dir)
+        distributed.joined(
+          settings, run.train.health, parsed.arguments.log_dir, run.train.model_dir
+        )
       )
-    return job.train(parsed.run, parsed.text, hosts, clock)
+      early_checks.check_devices(run.train)
+
+    # Now TensorFlow, the heaviest.
+    with clock.on("imports"):
+      quiet.load_tensorflow()
+      from . import job
+    return job.train(run, parsed.text, hosts, clock)
+
+
+def _describe(run: RunConfig) -> int:
+  for line in early_checks.advice(run.train):
+    print(line)
+  quiet.load_tensorflow()
+  from . import job
+
+  return job.describe(run)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
-from ..errors import UserError
+from ..errors import UserError, suggestion
 
 Pooling = Literal["mean", "max", "first", "attention"]
 AncestorPositions = Literal["none", "distance", "depth", "sinusoidal", "relative_bias"]
@@ -30,6 +30,7 @@ def check_choice(owner: str, field: str, value: object, choices: object) -> None
   if value not in allowed:
     raise UserError(
       f"{owner}.{field} = {value!r}: must be one of {', '.join(map(repr, allowed))}"
+      + suggestion(value, map(str, allowed))
     )
 
 

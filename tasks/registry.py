@@ -18,7 +18,7 @@ from fractions import Fraction
 
 import seqio
 
-from ..errors import UserError
+from ..errors import UserError, suggestion
 from . import (
   built_dataset,
   generated,
@@ -254,7 +254,7 @@ def get_task(name: str) -> CommentTreeTask:
     known = ", ".join(sorted((*ours, *seqio.MixtureRegistry.names())))
     raise UserError(
       f"MIXTURE_OR_TASK_NAME = {name!r}: no such task of comment trees, nor mixture;"
-      f" there are {known or 'none'}"
+      f" there are {known or 'none'}{suggestion(name, known.split(', '))}"
     )
   return seqio.TaskRegistry.get(name)
 

@@ -26,10 +26,9 @@ from .objectives import Objective
 from .orders import EndlessOrder
 from .packing import Forest, Packer, PackItem
 from .pieces import Piece
+from .stream_shares import own_streams
 
 Batch = dict[str, np.ndarray]
-
-_MAX_STREAMS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,31 +111,6 @@ class ForestStream:
       if position not in items:
         items[position] = self._items(position)
     self._packer.pool = [((p, k), items[p][k]) for p, k in state["pool"]]
-
-
-def count_streams(batch_size: int) -> int:
-  """Streams of a global batch: the largest power of two dividing it, at most 64.
-
-  It depends on the batch alone, so that every number of hosts dividing it reads the
-  same examples in the same rows.
-  """
-  return min(_MAX_STREAMS, batch_size & -batch_size)
-
-
-def own_streams(batch_size: int, host: int, num_hosts: int) -> tuple[range, int]:
-  """Returns a host's streams of a global batch, and how many all hosts have.
-
-  Raises:
-    UserError: if the hosts do not divide the streams.
-  """
-  num_streams = count_streams(batch_size)
-  if num_streams % num_hosts:
-    raise UserError(
-      f"BATCH_SIZE = {batch_size}: {num_hosts} hosts cannot share its {num_streams}"
-      f" data streams evenly; use a multiple of {num_hosts}"
-    )
-  own = num_streams // num_hosts
-  return range(host * own, (host + 1) * own), num_streams
 
 
 class TrainBatches:

@@ -39,16 +39,35 @@ def read(path: str | os.PathLike[str]) -> bytes:
   try:
     return place.read_bytes()
   except FileNotFoundError:
-    raise UserError(
-      f"{os.fspath(path)}: no such vocabulary; give a checkpoint's own, or make one for"
-      f" a new model with `commentree vocab --input=TREES --output={os.fspath(path)}`"
-    ) from None
+    raise _missing(path) from None
   except Exception as error:  # buckets' clients have their own
     if _is_folder(place):
       raise UserError(f"{os.fspath(path)}: {_what_is_in(place)}") from None
     raise UserError(
       f"{os.fspath(path)}: the vocabulary cannot be read ({error})"
     ) from error
+
+
+def check_there(path: str | os.PathLike[str]) -> None:
+  """Looks whether a file of this machine is there; reads nothing.
+
+  Raises:
+    UserError: if it is not, or a folder is.
+  """
+  place = open_path(path)
+  if "://" in os.fspath(path):
+    return
+  if not place.exists():
+    raise _missing(path)
+  if place.is_dir():
+    raise UserError(f"{os.fspath(path)}: {_what_is_in(place)}")
+
+
+def _missing(path: str | os.PathLike[str]) -> UserError:
+  return UserError(
+    f"{os.fspath(path)}: no such vocabulary; give a checkpoint's own, or make one for"
+    f" a new model with `commentree vocab --input=TREES --output={os.fspath(path)}`"
+  )
 
 
 def _is_folder(place: epath.Path) -> bool:

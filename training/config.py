@@ -100,6 +100,19 @@ class ScheduleConfig:
     check_range("ScheduleConfig", "decay_share", self.decay_share, 0, 1)
     check_range("ScheduleConfig", "final_share", self.final_share, 0, 1)
 
+  def last_decay_step(self, train_steps: int) -> int:
+    """Returns the step at which the decay ends."""
+    return train_steps if self.decay_steps is None else self.decay_steps
+
+  def check_steps(self, train_steps: int) -> None:
+    """Raises UserError if no step is left to decay in."""
+    end = self.last_decay_step(train_steps)
+    if self.name in ("linear", "cosine", "wsd") and self.warmup_steps >= end:
+      raise UserError(
+        f"ScheduleConfig.warmup_steps = {self.warmup_steps}: must be less than the"
+        f" {end} steps of the {self.name} schedule; set WARMUP_STEPS"
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -107,9 +120,11 @@ class OptimizerConfig:
 
   Attributes:
     name: `adafactor` (with T5's settings, which are optax's defaults), `adamw`, or
-      any other optimizer of optax that takes a learning rate.
+      any other optimizer of optax or optax.contrib that takes a learning rate.
     schedule: the learning rate.
     clip_norm: gradients are scaled down to this global norm; None for no clipping.
+      'auto' is None for `adafactor`, which bounds each update itself and has no such
+      clipping in T5's recipes, and 1 for all others.
     weight_decay: share of a parameter taken off per step, times the learning rate.
       Norms, biases and other vectors are excluded.
     kwargs: further arguments of the optax function, by name.
@@ -123,7 +138,7 @@ class OptimizerConfig:
 
   name: str = "adafactor"
   schedule: ScheduleConfig = ScheduleConfig()
-  clip_norm: float | None = 1.0
+  clip_norm: float | Literal["auto"] | None = "auto"
   weight_decay: float = 0.0
   kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   learning_rate_rules: tuple[tuple[str, float], ...] = ()
@@ -131,8 +146,14 @@ class OptimizerConfig:
   fresh_multiple: float = 5.0
 
   def __post_init__(self):
-    if self.clip_norm is not None:
-      check_range("OptimizerConfig", "clip_norm", self.clip_norm, 1e-12)
+    clip_norm = self.clip_norm
+    if clip_norm == "auto":
+      clip_norm = None if self.name == "adafactor" else 1.0
+    if clip_norm is not None:
+      check_range("OptimizerConfig", "clip_norm", clip_norm, 1e-12)
+    object.__setattr__(self, "clip_norm", clip_norm)
+    if not isinstance(self.name, str):
+      raise UserError(f"OptimizerConfig.name = {self.name!r}: must be a name in quotes")
     check_range("OptimizerConfig", "weight_decay", self.weight_decay, 0)
     check_range("OptimizerConfig", "layer_decay", self.layer_decay, 1e-3, 1)
     check_range("OptimizerConfig", "fresh_multiple", self.fresh_multiple, 1e-3)

@@ -48,22 +48,29 @@ def peek(batches: TrainBatches) -> HostBatch:
   return batch
 
 
-def check_batch_size(
-  batch: HostBatch, batch_size: int, mesh: Mesh, microbatches: int = 1
-) -> None:
-  """Raises UserError unless the batch is as large as set and divides over the mesh.
+def check_rows(batch: HostBatch, batch_size: int, mesh: Mesh) -> None:
+  """Raises UserError unless the batch is as large as set.
 
   Args:
     batch: this process's rows.
     batch_size: rows over all processes, as set.
     mesh: the mesh.
-    microbatches: parts that the batch is cut into.
   """
   rows = num_rows(batch) * partitioning.data_share(mesh).count
   if rows != batch_size:
     raise UserError(
       f"TrainConfig.batch_size = {batch_size}: the data's batches hold {rows}"
     )
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
+  """Raises UserError unless a batch divides over the mesh.
+
+  Args:
+    batch_size: rows over all processes.
+    mesh: the mesh.
+    microbatches: parts that the batch is cut into.
+  """
   devices = partitioning.batch_parallel(mesh)
   if batch_size % (devices * microbatches):
     raise UserError(

@@ -298,7 +298,7 @@ def evaluate_checkpoint(
   share = partitioning.data_share(mesh)
   example = next(next(iter(eval_datasets.values()))(share))
   rows = data_input.num_rows(example) * share.count
-  data_input.check_batch_size(example, rows, mesh)
+  data_input.check_batch_size(rows, mesh)
   like = state_lib.abstract_params(model, example, mesh, partitioning_config)
   path = checkpoints.path_of(folder, chosen)
   params = checkpoints.restore_params(path, like)

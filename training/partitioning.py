@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from ..errors import UserError
+from ..errors import UserError, suggestion
 from .config import BATCH_AXES, DEFAULT_AXIS_RULES, MESH_AXES, PartitioningConfig
 
 PyTree = Any
@@ -226,11 +225,10 @@ def _check_rules(config: PartitioningConfig, in_use: set[str]) -> None:
   known = in_use | {logical for logical, _ in DEFAULT_AXIS_RULES}
   for logical, _ in config.logical_axis_rules:
     if logical not in known:
-      close = difflib.get_close_matches(logical, known, n=1)
-      hint = f"did you mean {close[0]!r}?" if close else f"there are {sorted(known)}"
+      hint = suggestion(logical, known) or f"; there are {sorted(known)}"
       raise UserError(
         "PartitioningConfig.logical_axis_rules: nothing has the logical axis"
-        f" {logical!r}; {hint}"
+        f" {logical!r}{hint}"
       )
 
 

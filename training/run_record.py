@@ -28,7 +28,6 @@ from .. import json_shapes
 from ..errors import UserError
 from . import saving, storage
 from .config import OptimizerConfig, TrainConfig
-from .schedules import decay_steps
 
 _PACKAGES = (
   "commentree",
@@ -90,7 +89,8 @@ def training_facts(config: TrainConfig) -> dict[str, Any]:
     for field in ("decay_steps", "decay_share", "final_share"):
       del schedule[field]
   else:
-    schedule["decay_steps"] = decay_steps(config.optimizer.schedule, config.train_steps)
+    end = config.optimizer.schedule.last_decay_step(config.train_steps)
+    schedule["decay_steps"] = end
   return {
     "TrainConfig.batch_size": config.batch_size,
     "TrainConfig.random_seed": config.random_seed,
@@ -100,7 +100,11 @@ def training_facts(config: TrainConfig) -> dict[str, Any]:
 
 
 def check(
-  model_dir: epath.Path, facts: Mapping[str, Any], say: Say = storage.print_line
+  model_dir: epath.Path,
+  facts: Mapping[str, Any],
+  say: Say = storage.print_line,
+  *,
+  part: bool = False,
 ) -> None:
   """Makes sure that MODEL_DIR's checkpoints are of this run.
 
@@ -108,6 +112,7 @@ def check(
     model_dir: the run's folder.
     facts: the caller's and the trainer's.
     say: tells the user a line.
+    part: whether these are only some of the facts: others are not compared.
 
   Raises:
     UserError: naming the settings that differ.
@@ -119,9 +124,10 @@ def check(
     return
   now = _jsonable(facts)
   absent = "absent"
+  names = recorded.keys() & now.keys() if part else recorded.keys() | now.keys()
   differing = [
     f"{name} ({recorded.get(name, absent)!r} there, {now.get(name, absent)!r} now)"
-    for name in sorted(recorded.keys() | now.keys())
+    for name in sorted(names)
     if recorded.get(name, absent) != now.get(name, absent)
   ]
   if differing:

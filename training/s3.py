@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from orbax.checkpoint._src.path import gcs_utils
-from orbax.checkpoint._src.serialization import tensorstore_utils
-
 _PREFIX = "s3://"
 
 
 def teach_orbax() -> None:
   """Lets Orbax write and read arrays in `s3://`; further calls do nothing."""
+  # Imported here, as it takes most of a second that few runs need.
+  from orbax.checkpoint._src.path import gcs_utils
+  from orbax.checkpoint._src.serialization import tensorstore_utils
+
   if getattr(tensorstore_utils, "_knows_s3", False):
     return
   normalize = tensorstore_utils._normalize_path

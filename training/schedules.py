@@ -7,15 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ..errors import UserError
 from .config import ScheduleConfig
 
 Schedule = Callable[[jax.Array], jax.Array]
-
-
-def decay_steps(config: ScheduleConfig, train_steps: int) -> int:
-  """Returns the step at which the decay ends."""
-  return train_steps if config.decay_steps is None else config.decay_steps
 
 
 def make_schedule(config: ScheduleConfig, train_steps: int) -> Schedule:
@@ -31,14 +25,9 @@ def make_schedule(config: ScheduleConfig, train_steps: int) -> Schedule:
   Raises:
     UserError: if no step is left to decay in.
   """
-  end = decay_steps(config, train_steps)
+  config.check_steps(train_steps)
+  end = config.last_decay_step(train_steps)
   warmup = config.warmup_steps
-  decays = config.name in ("linear", "cosine", "wsd")
-  if decays and warmup >= end:
-    raise UserError(
-      f"ScheduleConfig.warmup_steps = {warmup}: must be less than the {end} steps"
-      f" of the {config.name} schedule"
-    )
   # wsd holds the peak until its decay begins, the others decay from the warm-up on.
   start = warmup
   if config.name == "wsd":

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jax.sharding import Mesh
 
 from ..models.interface import Model
@@ -18,6 +19,9 @@ from . import partitioning
 from .config import PartitioningConfig
 
 PyTree = Any
+
+_Abstract = jax.ShapeDtypeStruct
+_TRAINED = "trained_params"
 
 
 @flax.struct.dataclass
@@ -35,15 +39,51 @@ class TrainState:
   optimizer: PyTree
 
 
+def eval_params(state: TrainState) -> PyTree:
+  """Returns the parameters to evaluate and to keep: as a rule those that are trained.
+
+  Schedule-free optimizers (Defazio et al. 2024) take gradients at other points than the
+  average that they promise to be good.
+
+  Args:
+    state: the state, or its shapes.
+  """
+  averaged = _schedule_free(state.optimizer)
+  if averaged is None or isinstance(jax.tree.leaves(state.params)[0], _Abstract):
+    return state.params
+  z = partitioning.flatten_names(averaged.z)
+  params = partitioning.flatten_names(state.params)
+  # Frozen ones are not averaged.
+  trained = {name: params[name] for name, leaf in z.items() if hasattr(leaf, "shape")}
+  found = jax.jit(
+    optax.contrib.schedule_free_eval_params,
+    out_shardings={name: leaf.sharding for name, leaf in trained.items()},
+  )(averaged._replace(z={name: z[name] for name in trained}), trained)
+  return flax.traverse_util.unflatten_dict({**params, **found}, sep=".")
+
+
+def _schedule_free(optimizer: PyTree) -> optax.contrib.ScheduleFreeState | None:
+  def is_one(node: Any) -> bool:
+    return isinstance(node, optax.contrib.ScheduleFreeState)
+
+  return next(filter(is_one, jax.tree.leaves(optimizer, is_leaf=is_one)), None)
+
+
 def to_tree(state: TrainState) -> dict[str, PyTree]:
-  """Returns the state as T5X's checkpoints hold it: plain nested dictionaries."""
-  return {
-    "target": flax.core.unfreeze(state.params),
-    "state": {
-      "step": state.step,
-      "param_states": flax.serialization.to_state_dict(state.optimizer),
-    },
+  """Returns the state as T5X's checkpoints hold it: plain nested dictionaries.
+
+  `target` are the parameters to evaluate; where others are trained, those are kept
+  besides.
+  """
+  params = flax.core.unfreeze(state.params)
+  optimizer = {
+    "step": state.step,
+    "param_states": flax.serialization.to_state_dict(state.optimizer),
   }
+  if _schedule_free(state.optimizer) is None:
+    return {"target": params, "state": optimizer}
+  target = flax.core.unfreeze(eval_params(state))
+  return {"target": target, "state": {**optimizer, _TRAINED: params}}
 
 
 def from_tree(tree: Mapping[str, PyTree], like: TrainState) -> TrainState:
@@ -55,7 +95,7 @@ def from_tree(tree: Mapping[str, PyTree], like: TrainState) -> TrainState:
   """
   return TrainState(
     step=tree["state"]["step"],
-    params=tree["target"],
+    params=tree["state"].get(_TRAINED, tree["target"]),
     optimizer=flax.serialization.from_state_dict(
       like.optimizer, tree["state"]["param_states"]
     ),

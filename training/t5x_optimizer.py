@@ -12,6 +12,7 @@ import flax
 import jax.numpy as jnp
 import optax
 
+from ..errors import UserError
 from . import partitioning
 from .config import OptimizerConfig
 from .optimizers import make_optimizer
@@ -82,7 +83,16 @@ class OptaxOptimizer:
   """Makes optimizers as `training.optimizers` has them."""
 
   def __init__(self, config: OptimizerConfig = OptimizerConfig()):
-    """Takes the settings; of these the schedule is left to T5X."""
+    """Takes the settings; of these the schedule is left to T5X.
+
+    Raises:
+      UserError: for an optimizer that T5X's trainer cannot drive.
+    """
+    if config.name.startswith("schedule_free"):
+      raise UserError(
+        f"OptimizerConfig.name = {config.name!r}: evaluates other parameters than it"
+        " trains, which T5X's trainer cannot; take another optimizer"
+      )
     self._config = config
 
   def transform(self, learning_rate: Any) -> optax.GradientTransformation:

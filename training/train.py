@@ -106,12 +106,13 @@ def train(
     # ---- Mesh and data ----------------------------------------------------------
     mesh = partitioning.make_mesh(config.partitioning)
     share = partitioning.data_share(mesh)
+    data_input.check_batch_size(
+      config.batch_size, mesh, config.gradient_accumulation_steps
+    )
     with clock.on("input"):
       train_batches = open_train_batches(share)
       example = data_input.peek(train_batches)
-    data_input.check_batch_size(
-      example, config.batch_size, mesh, config.gradient_accumulation_steps
-    )
+    data_input.check_rows(example, config.batch_size, mesh)
 
     # ---- State: its shapes, and where each part lies ----------------------------
     params = state_lib.abstract_params(model, example, mesh, config.partitioning)
@@ -182,7 +183,10 @@ def train(
       for name, dataset in eval_datasets.items():
         with clock.on("eval"):
           result = evaluator(
-            state.params, dataset(share), config.eval_batches, asked_to_stop
+            state_lib.eval_params(state),
+            dataset(share),
+            config.eval_batches,
+            asked_to_stop,
           )
         if result is None:
           return {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from ...errors import UserError
+from ...errors import UserError, suggestion
 from .. import trees
 from ..config import TreeConfig
 from ..trees import CommentTree, Fates
@@ -86,7 +86,8 @@ def check_name(name: str) -> Format:
     if format_.name == name:
       return format_
   known = ", ".join(format_.name for format_ in FORMATS)
-  raise UserError(f"format {name!r}: is not known; there are {known}")
+  hint = suggestion(name, known.split(", "))
+  raise UserError(f"format {name!r}: is not known; there are {known}{hint}")
 
 
 def format_of(path: str, name: str | None = None) -> Format:

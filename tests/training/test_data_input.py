@@ -86,6 +86,6 @@ def test_peeking_does_not_move_the_data():
 def test_a_batch_of_another_size_than_set_is_refused(mesh):
   batch = {"x": np.zeros((4, 2))}
   with pytest.raises(UserError, match="batch_size = 8: the data's batches hold 4"):
-    data_input.check_batch_size(batch, 8, mesh)
+    data_input.check_rows(batch, 8, mesh)
   with pytest.raises(UserError, match="1 data-parallel devices x 3 microbatches"):
-    data_input.check_batch_size(batch, 4, mesh, 3)
+    data_input.check_batch_size(4, mesh, 3)

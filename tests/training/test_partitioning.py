@@ -78,7 +78,7 @@ def test_the_size_from_which_parameters_are_shared_out_is_a_setting():
 
 
 def test_a_rule_that_nothing_matches_is_named_with_the_nearest_axis():
-  with pytest.raises(UserError, match=r"'joined_kw'; did you mean 'joined_kv'\?"):
+  with pytest.raises(UserError, match=r"'joined_kw'; did you mean joined_kv\?"):
     place((6, 8), ("embed", "mlp"), rules(joined_kw="model"))
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from commentree.errors import StorageError, UserError
 from commentree.training import (
@@ -403,7 +404,7 @@ def test_orbax_writes_to_s3_as_the_environment_says(monkeypatch):
   monkeypatch.setenv("AWS_ENDPOINT_URL", "http://here:1")
   monkeypatch.setenv("AWS_REGION", "eu-north-1")
   s3.teach_orbax()
-  build = s3.tensorstore_utils.build_kvstore_tspec
+  build = tensorstore_utils.build_kvstore_tspec
   assert build("s3://bucket/run/state")["base"] == {
     "driver": "s3",
     "bucket": "bucket",

@@ -164,6 +164,8 @@ def open_source(path: str | epath.Path) -> ArraySource:
     UserError: if it is none of these, or damaged.
   """
   path = storage.as_path(path)
+  if not storage.is_remote(path) and not path.exists():
+    raise _missing(path)
   from . import orbax_arrays, safetensors, t5x_native
 
   if safetensors.is_there(path):
@@ -173,9 +175,13 @@ def open_source(path: str | epath.Path) -> ArraySource:
   if orbax_arrays.is_there(path):
     return orbax_arrays.OrbaxArrays(path)
   if not path.exists():
-    raise UserError(f"{path}: there is no such checkpoint")
+    raise _missing(path)
   safetensors.refuse_pickles(path)
   raise UserError(
     f"{path} holds no checkpoint that can be read: name a checkpoint_<step> folder of"
     " commentree or T5X, or a folder with model.safetensors"
   )
+
+
+def _missing(path: epath.Path) -> UserError:
+  return UserError(f"{path}: there is no such checkpoint")
