@@ -248,22 +248,32 @@ def _resolve(
 ) -> forest_layout.ForestShape:
   """The forest's shape, from what the pieces of all tasks take in their proportions."""
   lengths = forest_layout.row_lengths(config.task_feature_lengths)
-  most_ancestors = config.layout.max_ancestors
-  totals = []
   extras: dict[str, None] = {}
   for part in parts:
     objective, pieces = part.task.objective(), part.splits[split]
-    found = streams.sample_totals(pieces, objective, lengths, most_ancestors)
     if len(parts) > 1 and not streams.has_target(pieces, objective, lengths[1]):
       raise UserError(
         f"{part.task.name}: holds no comment with anything to predict; leave it out of"
         " the mixture"
       )
-    totals.append(found)
     extras |= dict.fromkeys(objective.extras)
-  return forest_layout.resolve(
-    config.layout,
-    config.task_feature_lengths,
-    mixtures.mix_totals(totals, [part.share for part in parts]),
-    tuple(extras),
-  )
+
+  def totals(shape: forest_layout.ForestShape | None) -> forest_layout.PieceTotals:
+    each = [
+      streams.sample_totals(
+        part.splits[split],
+        part.task.objective(),
+        lengths,
+        config.layout.max_ancestors,
+        shape,
+      )
+      for part in parts
+    ]
+    return mixtures.mix_totals(each, [part.share for part in parts])
+
+  def choose(found: forest_layout.PieceTotals) -> forest_layout.ForestShape:
+    return forest_layout.resolve(
+      config.layout, config.task_feature_lengths, found, tuple(extras)
+    )
+
+  return forest_layout.fit(choose, totals(None), totals)

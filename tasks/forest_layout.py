@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..errors import UserError
 from ..models.config import check_range
@@ -17,6 +17,7 @@ _MASK_HEADROOM = 1.15
 _SLOT_HEADROOM = 1.15
 # Encoder rows beyond the mean share: decoder rows are the ones to fill.
 _ENCODER_HEADROOM = 1.04
+_FITTING_ROUNDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,15 @@ class PieceTotals:
   encoded: int = 0
   encoded_tokens: int = 0
 
+  def mean(self, other: PieceTotals) -> PieceTotals:
+    """Returns what lies in the middle of both, the higher `most_masked`."""
+    middle = {
+      field.name: (getattr(self, field.name) + getattr(other, field.name) + 1) // 2
+      for field in dataclasses.fields(self)
+    }
+    middle["most_masked"] = max(self.most_masked, other.most_masked)
+    return PieceTotals(**middle)
+
 
 def row_lengths(task_feature_lengths: Mapping[str, int]) -> tuple[int, int]:
   """Returns (encoder, decoder) tokens per row from `TASK_FEATURE_LENGTHS`.
@@ -199,6 +209,35 @@ def resolve(
         " a single comment and its max_ancestors ="
         f" {layout.max_ancestors} ancestors may not fit"
       )
+  return shape
+
+
+def fit(
+  choose: Callable[[PieceTotals], ForestShape],
+  totals: PieceTotals,
+  cut_totals: Callable[[ForestShape], PieceTotals],
+) -> ForestShape:
+  """Chooses a shape for pieces that are cut where they do not fit it.
+
+  Each part of a cut piece brings its ancestors along, so there is more to encode than
+  in whole pieces, and how much more depends on the shape: it is chosen again, each time
+  for what lies between what was expected and what was found.
+
+  Args:
+    choose: makes a shape for totals, see `resolve`.
+    totals: of whole pieces.
+    cut_totals: totals of the same pieces, cut to fit a shape.
+
+  Raises:
+    UserError: as `choose` and `cut_totals`.
+  """
+  shape = choose(totals)
+  for _ in range(_FITTING_ROUNDS):
+    found = cut_totals(shape)
+    if found == totals:
+      break
+    totals = totals.mean(found)
+    shape = choose(totals)
   return shape
 
 

@@ -105,15 +105,21 @@ def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection
       ran_out = False
       break
 
-  def measured(piece: Piece) -> PackItem:
-    return packing.measure(
-      piece, encoder_length, decoder_length, config.layout.max_ancestors
+  pieces = [*itertools.chain.from_iterable(s.masked for s in shown), *others]
+
+  def totals(shape: ForestShape | None) -> PieceTotals:
+    return packing.total(
+      pieces,
+      (encoder_length, decoder_length),
+      config.layout.max_ancestors,
+      objective.most_masked(decoder_length),
+      shape,
     )
 
-  totals = PieceTotals(most_masked=objective.most_masked(decoder_length))
-  for piece in itertools.chain(*(s.masked for s in shown), others):
-    packing.add_to_totals(totals, measured(piece))
-  shape = forest_layout.resolve(config.layout, config.lengths, totals, objective.extras)
+  def choose(found: PieceTotals) -> ForestShape:
+    return forest_layout.resolve(config.layout, config.lengths, found, objective.extras)
+
+  shape = forest_layout.fit(choose, totals(None), totals)
 
   ordinals = itertools.count()
 

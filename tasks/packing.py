@@ -112,15 +112,42 @@ def _drop_empty(ancestors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
   return np.take_along_axis(np.where(keep, ancestors, -1), order, axis=1)
 
 
-def add_to_totals(totals: PieceTotals, item: PackItem) -> None:
-  """Adds one measured piece to the totals from which a layout is chosen."""
-  decoder_tokens, encoder_tokens, targets, encoded = item.sizes
-  totals.pieces += 1
-  totals.targets += targets
-  totals.target_tokens += decoder_tokens
-  totals.masked_tokens += int(item.masked.sum())
-  totals.encoded += encoded
-  totals.encoded_tokens += encoder_tokens
+def total(
+  pieces: Iterable[Piece],
+  row_lengths: tuple[int, int],
+  max_ancestors: int,
+  most_masked: int,
+  shape: ForestShape | None = None,
+) -> PieceTotals:
+  """Adds up what masked pieces need; from such totals a layout is chosen.
+
+  Args:
+    pieces: features of pieces that an objective was at.
+    row_lengths: tokens of a row of the encoder and of the decoder.
+    max_ancestors: most ancestors that a comment sees.
+    most_masked: most masked tokens that a row may have, by the objective.
+    shape: of the forests that pieces are cut to fit; None for whole pieces.
+
+  Raises:
+    UserError: as `fitting_items`.
+  """
+  totals = PieceTotals(most_masked=most_masked)
+  for piece in pieces:
+    # Rates of a mixture are of pieces before they are cut.
+    totals.pieces += 1
+    items: Iterable[PackItem]
+    if shape is None:
+      items = [measure(piece, *row_lengths, max_ancestors)]
+    else:
+      items = fitting_items(piece, shape)
+    for item in items:
+      decoder_tokens, encoder_tokens, targets, encoded = item.sizes
+      totals.targets += targets
+      totals.target_tokens += decoder_tokens
+      totals.masked_tokens += int(item.masked.sum())
+      totals.encoded += encoded
+      totals.encoded_tokens += encoder_tokens
+  return totals
 
 
 class Rows:

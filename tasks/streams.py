@@ -247,17 +247,24 @@ def sample_totals(
   objective: Objective,
   row_lengths: tuple[int, int],
   max_ancestors: int,
+  shape: ForestShape | None = None,
   sample: int = 2000,
 ) -> PieceTotals:
-  """Measures pieces spread evenly over the data, for `forest_layout.resolve`."""
-  encoder_length, decoder_length = row_lengths
-  totals = PieceTotals(most_masked=objective.most_masked(decoder_length))
-  for index in np.unique(np.linspace(0, len(records) - 1, sample).astype(int)):
-    piece = objective(records[int(index)], decoder_length, 0, 0, int(index))
-    packing.add_to_totals(
-      totals, packing.measure(piece, encoder_length, decoder_length, max_ancestors)
-    )
-  return totals
+  """Measures pieces spread evenly over the data, for `forest_layout.resolve`.
+
+  Args:
+    records: the pieces.
+    objective: what they are masked by.
+    row_lengths: tokens of a row of the encoder and of the decoder.
+    max_ancestors: most ancestors that a comment sees.
+    shape: of the forests that pieces are cut to fit; None for whole pieces.
+    sample: how many pieces are measured at most.
+  """
+  chosen = np.unique(np.linspace(0, len(records) - 1, sample).astype(int)).tolist()
+  length = row_lengths[1]
+  masked = (objective(records[index], length, 0, 0, index) for index in chosen)
+  most_masked = objective.most_masked(length)
+  return packing.total(masked, row_lengths, max_ancestors, most_masked, shape)
 
 
 def has_target(records: Sequence[Piece], objective: Objective, length: int) -> bool:

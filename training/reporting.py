@@ -21,6 +21,7 @@ from .evaluation import Results, flat_metrics
 from .metrics_log import MetricsLog
 from .writers import Writer
 
+_FULL_ENOUGH = 0.9
 _STEPS_IN_FLIGHT = 2
 _PER_TOKEN = ("loss", "z_loss", "accuracy")
 _PER_STEP = ("objective", "gradient_norm", "learning_rate")
@@ -65,6 +66,7 @@ class Reporter:
     self._began = clock.split()
     self._told = self._began
     self._line_time = -float("inf")
+    self._told_of_padding = False
     self.last_row: dict[str, Any] = {}
 
   def step(self, step: int, sums: Mapping[str, jax.Array]) -> None:
@@ -116,6 +118,7 @@ class Reporter:
       self._log.write({"kind": "speed", "step": step, **speed})
     self._write(step, {f"train/{k}": v for k, v in _scalars(self._rows[-1]).items()})
     self._write(step, {f"speed/{k}": v for k, v in speed.items() if k != "seconds"})
+    self._tell_of_padding(speed)
     # A line a logging period is too much when a period takes a blink.
     last = step == self._config.train_steps
     if last or time.monotonic() - self._line_time >= self._config.console_seconds:
@@ -123,6 +126,18 @@ class Reporter:
       self._line_time = time.monotonic()
     self._rows = []
     self._told = now
+
+  def _tell_of_padding(self, speed: Mapping[str, float]) -> None:
+    """Says once if the decoder's rows, which are the ones to fill, are not full."""
+    full = speed.get("non_padding_decoder", 1.0)
+    if full >= _FULL_ENOUGH or self._told_of_padding:
+      return
+    self._told_of_padding = True
+    self._console.print(
+      f"decoder rows are {full:.0%} full, the rest is padding: trees are large for the"
+      " forests; ForestLayout.decoder_rows or ForestLayout.lookahead above"
+      " what is set fills them better"
+    )
 
   def evaluation(self, step: int, results: Mapping[str, Results]) -> None:
     """Tells of an evaluation, by dataset."""

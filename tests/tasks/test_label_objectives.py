@@ -91,9 +91,7 @@ def wanted(name, pieces):
 def test_forests_hold_each_comment_unmasked_with_its_labels(name, decoder_rows):
   pieces = list(labelled_pieces())
   objective, made = apply(name, pieces)
-  totals = forest_layout.PieceTotals(most_masked=objective.most_masked(24))
-  for piece in made:
-    packing.add_to_totals(totals, packing.measure(piece, 24, 24, 4))
+  totals = packing.total(made, (24, 24), 4, objective.most_masked(24))
   layout = ForestLayout(
     decoder_rows, encoder_rows=decoder_rows + 4, encoder_slots=100, max_ancestors=4
   )

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from commentree.tasks import forest_layout, packing
 from commentree.tasks.forest_layout import ForestLayout, ForestShape
 from commentree.tasks.masking import Masker, MaskingConfig
 
-from .pieces_fixture import MASK_ID, maskable, random_pieces
+from .pieces_fixture import MASK_ID, maskable, random_piece, random_pieces
 
 MASKER = Masker(MaskingConfig(), MASK_ID, maskable())
 SHAPE = ForestShape(
@@ -161,9 +163,7 @@ def test_an_example_of_padding_has_no_slots_and_no_weight():
 
 def test_rows_fill_up_when_there_is_enough_to_choose_from():
   pieces = masked_pieces(1500, max_length=24)
-  totals = forest_layout.PieceTotals()
-  for piece in pieces:
-    packing.add_to_totals(totals, packing.measure(piece, 32, 32, 4))
+  totals = packing.total(pieces, (32, 32), 4, 0)
   shape = forest_layout.resolve(
     ForestLayout(decoder_rows=32, max_ancestors=4),
     {"encoder": 32, "decoder": 32},
@@ -174,6 +174,48 @@ def test_rows_fill_up_when_there_is_enough_to_choose_from():
     fill.add(forest)
   assert fill.decoder > 0.94
   assert fill.encoder > 0.85
+
+
+def test_small_forests_have_room_for_what_parts_of_deep_trees_bring_along():
+  rng = np.random.default_rng(0)
+  drawn = [random_piece(rng, rng.integers(2, 400), 24, 0.98) for _ in range(60)]
+  pieces = [MASKER(piece, 64, 0, 0, index) for index, piece in enumerate(drawn)]
+
+  def totals(shape):
+    return packing.total(pieces, (64, 64), 16, 0, shape)
+
+  def choose(found):
+    lengths = {"encoder": 64, "decoder": 64}
+    return forest_layout.resolve(ForestLayout(decoder_rows=16), lengths, found)
+
+  def filled(shape):
+    fill = packing.Fill()
+    # As in a stream: while there is enough to choose from.
+    for forest in itertools.islice(packing.pack(pieces, shape, 64), 50):
+      fill.add(forest)
+    return fill.decoder
+
+  # A part of a piece has its ancestors to encode too, for which there is no room in
+  # what whole pieces would need.
+  for_whole = choose(totals(None))
+  fitted = forest_layout.fit(choose, totals(None), totals)
+  assert fitted.encoder_rows > 1.2 * for_whole.encoder_rows
+  assert filled(fitted) > filled(for_whole) + 0.07
+
+
+def test_a_shape_that_cuts_nothing_is_chosen_once():
+  pieces = masked_pieces(50, max_length=24)
+  chosen = []
+
+  def choose(found):
+    chosen.append(found)
+    return forest_layout.resolve(ForestLayout(), {"encoder": 32, "decoder": 32}, found)
+
+  def totals(shape):
+    return packing.total(pieces, (32, 32), 16, 0, shape)
+
+  forest_layout.fit(choose, totals(None), totals)
+  assert len(chosen) == 1
 
 
 def test_an_ancestor_without_text_is_passed_over():

@@ -119,6 +119,17 @@ def test_rows_are_means_per_masked_token_for_every_step(make_report, tmp_path):
   assert rows[0]["objective"] == 2.5
 
 
+def test_rows_that_are_not_full_are_said_once(make_report, console):
+  report = make_report(log_period=1)
+  for step in (1, 2, 3):
+    report.step(step, {**SUMS, "decoder_tokens": 77.0 if step > 1 else 90.0})
+    report.flush()
+    report.progress(step)
+  said = console.file.getvalue()
+  assert said.count("decoder rows are 77% full") == 1
+  assert "90% full" not in said
+
+
 def test_speed_leaves_out_what_was_not_training(make_report, tmp_path):
   report = make_report(utilization=0.25)
   with report._clock.on("eval"):
