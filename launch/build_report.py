@@ -110,9 +110,7 @@ def show(
   from ..tasks.trees import Fates
 
   fates = Fates(**{k: collections.Counter(v) for k, v in stats["fates"].items()})
-  console.print(fates.table())
-  for remark in fates.remarks():
-    console.print(f"warning: {remark}", soft_wrap=True)
+  fates.tell(console)
   table = rich.table.Table("", box=None, pad_edge=False)
   columns = ("mean", "p50", "p90", "p99", "max")
   for column in columns:

@@ -227,9 +227,7 @@ def _train(
     f"read {seen:,} comments with text in {read - started:.1f} s;"
     f" training {config.size:,} {config.model_type} pieces on {len(texts):,} of them",
   )
-  console.print(fates.table())
-  for remark in fates.remarks():
-    console.print(f"warning: {remark}", soft_wrap=True)
+  fates.tell(console)
   with console.status("training: some 10 s for each million words"):
     vocabularies.train_vocabulary(
       texts,

@@ -93,9 +93,7 @@ def prepare(
     written = records.write_parts(folder, fill, meta)
   console.print(f"prepared {split}: {counts.report()}")
   if fates.total():
-    console.print(fates.table())
-    for remark in fates.remarks():
-      console.print(f"warning: {remark}", soft_wrap=True)
+    fates.tell(console)
   return written
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ...errors import UserError
 from ...models.config import check_choice
-from ...tasks import trees
+from ...tasks.assembling import assemble
 from ...tasks.readers import tree_jsonl
 from ...tasks.trees import CommentTree, Fates
 from .. import quiet, run_folder
@@ -209,7 +209,7 @@ class Model:
     if record.get("comments") is None:
       record = {**record, "comments": []}
     rows = list(tree_jsonl.record_rows(record, self.fates))
-    found = trees.assemble(rows, self.fates, self.run.builder.trees) if rows else None
+    found = assemble(rows, self.fates, self.run.builder.trees) if rows else None
     if found is None:
       raise UserError(
         f"tree {record.get('id')!r}: no comment is left of it; give 'id', 'title' or"

@@ -123,7 +123,7 @@ def _tell_fates(fates: Fates, joined: Joined) -> None:
   """Tells what became of what was read, if anything but well."""
   became = [*fates.trees, *fates.comments]
   if fates.mended or not all(fate == KEPT for fate in became):
-    joined.console.print(fates.table())
+    fates.tell(joined.console)
 
 
 def _join(job: Job, form: outputs.Output, parts: Parts, joined: Joined) -> None:

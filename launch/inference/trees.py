@@ -18,7 +18,7 @@ from typing import Any, cast
 from etils import epath
 
 from ...errors import UserError
-from ...tasks import built_dataset, readers, trees
+from ...tasks import assembling, built_dataset, readers, trees
 from ...tasks.building import tfrecord, tree_record
 from ...tasks.built_dataset import BuiltDataset
 from ...tasks.config import TreeConfig
@@ -100,7 +100,7 @@ class Lines(Unit):
 def tree_of_line(line: bytes, config: TreeConfig, fates: Fates) -> CommentTree | None:
   """Returns the tree on a line of tree JSONL, or None if none is left of it."""
   rows = list(bounded(tree_jsonl.line_rows(line, fates), config, fates))
-  return trees.assemble(rows, fates, config) if rows else None
+  return assembling.assemble(rows, fates, config) if rows else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import trees
+from .. import assembling, trees
 from ..readers.rows import Row
 from ..trees import CommentTree, Fates
 from . import filters
@@ -45,7 +45,7 @@ class TreeBuilder:
     post: Row | None = None
     repeated = 0
     for row in rows:
-      if row.is_post and post is not None and trees.same_post(row, post):
+      if row.is_post and post is not None and assembling.same_post(row, post):
         repeated += 1
       else:
         held.append(row)
@@ -54,7 +54,7 @@ class TreeBuilder:
     if repeated:
       self._fates.trees[trees.TREE_DUPLICATE] += repeated
     fates = Fates() if self._filters_trees else self._fates
-    tree = trees.assemble(held, fates, self._config.trees, self._judge)
+    tree = assembling.assemble(held, fates, self._config.trees, self._judge)
     if self._filters_trees:
       if tree is not None and (fate := filters.tree_fate(tree, self._config)):
         filters.leave_out(fates, fate)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from ...errors import UserError, suggestion
-from .. import trees
+from .. import assembling
 from ..config import TreeConfig
 from ..trees import CommentTree, Fates
 from . import (
@@ -176,7 +176,7 @@ def iter_trees(
       if held > _MAX_ROWS_BYTES:
         raise _too_large_error(path, held)
   for rows in together.values():
-    tree = trees.assemble(rows, fates, config)
+    tree = assembling.assemble(rows, fates, config)
     if tree is not None:
       yield tree
 
@@ -201,7 +201,7 @@ def trees_of_file(
     fates: counts what became of all that is read.
   """
   for rows in _split_at_posts(format_.read(path, config, fates)):
-    tree = trees.assemble(rows, fates, config)
+    tree = assembling.assemble(rows, fates, config)
     if tree is not None:
       yield tree
 

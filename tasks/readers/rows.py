@@ -43,7 +43,7 @@ class Row(NamedTuple):
   """A post or a comment, as its source has it.
 
   Texts are valid Unicode without NUL. Ids are as the source names them; those of
-  Reddit may have their prefix or not (see `trees.assemble`).
+  Reddit may have their prefix or not (see `assembling.assemble`).
 
   Attributes:
     tree_id: id of the post, always without `t3_`: rows of equal `tree_id` are a tree.

@@ -500,7 +500,8 @@ def test_a_sort_tells_a_full_disk_from_too_little_memory(tmp_path):
 
 def test_a_build_of_which_nothing_is_left_says_what_became_of_all(tmp_path):
   path = write_trees(tmp_path, record("p", comment("a", "p", "[deleted]")))
-  with pytest.raises(UserError, match=r"no tree is left of 1 files .*no comments left"):
+  told = r"no tree is left of 1 files .*no comments left; 1 comments spliced out: del"
+  with pytest.raises(UserError, match=told):
     building_fixture.build([path], tmp_path / "forum", DEFAULT)
   assert not (tmp_path / "forum" / manifest.VERSION).exists()
 

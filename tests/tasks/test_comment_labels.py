@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import data, inspection_views, preparation, readers, records
+from commentree.tasks import (
+  assembling,
+  data,
+  inspection_views,
+  preparation,
+  readers,
+  records,
+)
 from commentree.tasks import registry as registry_lib
 from commentree.tasks.building import tfrecord, tree_record
 from commentree.tasks.building.config import BuildConfig
@@ -82,7 +89,7 @@ def test_a_comment_has_lost_a_reply_whether_deleted_ones_stay_or_go(drawn):
   wanted = {parent for parent, gone in zip(parents, deleted) if gone} - {"gone"}
   for choice in ("splice", "keep"):
     config = TreeConfig(deleted=choice)
-    tree = readers.trees.assemble(drawn.draw(st.permutations(rows)), Fates(), config)
+    tree = assembling.assemble(drawn.draw(st.permutations(rows)), Fates(), config)
     if tree is None:
       assert all(deleted)
       continue

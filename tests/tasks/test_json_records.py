@@ -4,6 +4,7 @@ import json
 import tracemalloc
 
 import pytest
+import rich.console
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -220,10 +221,13 @@ def test_lines_with_what_strict_json_does_not_have_are_lines():
   assert json_records.is_lines(lines[0] + b'\n{"text": "\xff\\ud800\x01"}\n' + lines[1])
 
 
-def test_ids_that_do_not_fit_their_parents_are_told_from_a_dump_with_holes():
+def test_ids_that_do_not_fit_their_parents_are_told_from_a_dump_with_holes(tmp_path):
   fates = Fates()
   fates.comments.update({trees.KEPT: 10, trees.KEPT_ORPHAN: 90})
   (remark,) = fates.remarks()
   assert remark.startswith("90% of the comments answer one that is not there")
+  with open(tmp_path / "told", "w") as file:
+    fates.tell(rich.console.Console(file=file, width=70))
+  assert f"warning: {remark}\n" in (tmp_path / "told").read_text()
   fates.comments.update({trees.KEPT: 1000})
   assert fates.remarks() == []

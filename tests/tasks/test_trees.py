@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import trees
+from commentree.tasks import assembling, trees
 from commentree.tasks.config import TreeConfig
 from commentree.tasks.readers import tree_jsonl
 from commentree.tasks.trees import Fates
@@ -38,7 +38,7 @@ def record(*comments, **fields):
 def build_tree(value, fates, config):
   """Of a record of the tree JSONL form."""
   rows = list(tree_jsonl.record_rows(value, fates))
-  return trees.assemble(rows, fates, config) if rows else None
+  return assembling.assemble(rows, fates, config) if rows else None
 
 
 def build(*comments, config=SPLICE, **fields):
