@@ -71,8 +71,20 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return others, overrides
 
 
+def add_override_flag(parser: argparse.ArgumentParser) -> None:
+  """Lists `--gin.NAME=VALUE` in a parser's help; `split_overrides` takes them off."""
+  parser.add_argument(
+    f"{_OVERRIDE}NAME=VALUE",
+    action="store_true",
+    dest="overrides",
+    default=argparse.SUPPRESS,
+    help="a setting, before those of files; VALUE as Python writes it, so text in"
+    " quotes of its own: --gin.MODEL_DIR='\"runs/mine\"'; repeatable",
+  )
+
+
 def add_gin_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
-  """Adds T5X's gin flags to a parser; `--gin.NAME=VALUE` is taken off before it."""
+  """Adds T5X's gin flags to a parser."""
   parser.add_argument(
     "--gin_file",
     action="append",
@@ -88,6 +100,7 @@ def add_gin_flags(parser: argparse.ArgumentParser, required: bool = True) -> Non
     help="comma-separated folders to seek gin files in, before the current one and"
     " those of commentree",
   )
+  add_override_flag(parser)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Parsed:

@@ -37,7 +37,7 @@ examples:
       --input - --output - | jq .difference
 
   three replies to each comment that nobody answered:
-    commentree infer --model_dir=runs/replies --mode=generate --input trees.jsonl \
+    commentree infer --model_dir=runs/replies --mode=generate --input trees.jsonl \\
       --output=replies.jsonl --num_replies=3 --top_p=0.9 --temperature=0.8
 
 Every comment that is read gets one line, in the input's order; so do posts. What is

@@ -34,7 +34,7 @@ examples:
       --html=trees.html
 
   annotated threads with their labels, a corpus, a dump (see docs/data.md):
-    commentree inspect --files cmv_modes/ convokit/ RC_2005-12.zst \
+    commentree inspect --files cmv_modes/ convokit/ RC_2005-12.zst \\
       --vocabulary=trees.model
 
   one held-out tree, with the masks of the second pass over the data:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -39,7 +38,7 @@ from ..training.clock import Clock
 from ..training.data_input import EvalData, TrainData
 from ..training.distributed import Joined
 from ..training.run_record import RunRecord
-from . import early_checks, model_sizes
+from . import model_sizes
 from .configurables import RunConfig
 
 HELD_OUT = "held_out"
@@ -59,8 +58,6 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
   """Trains with the hosts joined, evaluates and reports; returns the exit code."""
   console = joined.console
   clock.watch = lambda what: joined.watchdog.at(0, what)
-  for line in early_checks.advice(run.train):
-    joined.say(line)
   with clock.on("data"):
     data_lib.register_tasks(run.data)
     model = build_model(run, registry.get_parts(run.data.mixture_or_task_name)[0].task)
@@ -178,8 +175,7 @@ def describe(run: RunConfig) -> int:
   """Prints the parameters and how they would lie on the devices here."""
   data_lib.register_tasks(run.data)
   task = registry.get_parts(run.data.mixture_or_task_name)[0].task
-  # As wide as it gets, where the output is a file and no terminal.
-  console = Console() if sys.stdout.isatty() else Console(width=200)
+  console = Console()
   parameter_table.describe(run.train, build_model(run, task), console)
   advise_sequence_ends(run, console)
   return 0

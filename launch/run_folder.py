@@ -50,6 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     help="let the folder's config.gin import modules, which runs their code, and say"
     " where caches lie; for folders of your own",
   )
+  gin_cli.add_override_flag(parser)
 
 
 def _step(text: str) -> int | str:

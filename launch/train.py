@@ -74,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
         )
       )
       early_checks.check_devices(run.train)
+    for line in early_checks.advice(run.train):
+      hosts.say(line)
 
     # Now TensorFlow, the heaviest.
     with clock.on("imports"):

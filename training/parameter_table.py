@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from rich import box
 from rich.table import Table
 
 from ..console import Console
@@ -17,9 +19,12 @@ from . import state as state_lib
 from .config import TrainConfig
 from .optimizers import make_optimizer
 from .state import TrainState
-from .warm_starts import apply, assignments
+from .warm_starts import apply, assignments, rules
 
 PyTree = Any
+
+# Leaves room for the other columns on a terminal of 80.
+_MAX_NAME, _MAX_DIMENSIONS = 28, 25
 
 
 def describe(config: TrainConfig, model: Model, console: Console) -> None:
@@ -68,7 +73,9 @@ def table(
   mesh: Mesh,
   multiples: Mapping[str, learning_rates.Multiple] | None = None,
 ) -> Table:
-  """Returns a row for each parameter, and the sums.
+  """Returns a row for each parameter, or for equal ones of several layers; and sums.
+
+  It fits a terminal of 80 columns.
 
   Args:
     like: the abstract state, with shardings.
@@ -78,34 +85,53 @@ def table(
   """
   names_of = partitioning.axis_names(axes)
   params = partitioning.flatten_names(like.params)
+  dtypes = {leaf.dtype.name for leaf in params.values()}
   shape = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items())
-  rendered = Table(title=f"parameters on {mesh.size} devices, {shape}")
-  for heading in ("name", "shape", "dtype", "logical axes", "sharding"):
-    rendered.add_column(heading, overflow="fold")
-  rendered.add_column("bytes per device", justify="right")
+  rendered = Table(
+    title=f"{', '.join(sorted(dtypes))} parameters on {mesh.size} devices, {shape}",
+    box=box.SIMPLE_HEAD,
+    padding=(0, 1, 0, 0),
+    pad_edge=False,
+  )
+  rendered.add_column("name", width=_MAX_NAME)
+  rendered.add_column("dimensions", max_width=_MAX_DIMENSIONS, overflow="fold")
+  rendered.add_column("sharding", overflow="fold")
+  rendered.add_column("bytes per\ndevice", justify="right", no_wrap=True)
   if multiples is not None:
-    rendered.add_column("learning rate", justify="right")
+    rendered.add_column("learning\nrate", justify="right", no_wrap=True)
+  rows: dict[tuple[str, tuple[str, ...]], list[str]] = {}
   for name, leaf in params.items():
-    rendered.add_row(
-      name,
-      " x ".join(map(str, leaf.shape)),
-      leaf.dtype.name,
-      ", ".join(map(str, names_of[name])),
-      _lies(leaf.sharding.spec),
-      f"{state_lib.bytes_per_device(leaf):,}",
-      *([] if multiples is None else [learning_rates.in_words(multiples[name])]),
-    )
+    sizes = [f"{n} {axis}" for n, axis in zip(leaf.shape, names_of[name], strict=True)]
+    cells = [" x ".join(sizes), _lies(leaf.sharding.spec)]
+    if len(dtypes) > 1:
+      cells[0] = f"{leaf.dtype.name} {cells[0]}"
+    cells.append(f"{state_lib.bytes_per_device(leaf):,}")
+    if multiples is not None:
+      cells.append(learning_rates.in_words(multiples[name]))
+    ((template, _),) = rules.collapse([name])
+    rows.setdefault((template, tuple(cells)), []).append(name)
+  for (_, (dimensions, lies, held, *rate)), names in rows.items():
+    times = f"{len(names)} x " if len(names) > 1 else ""
+    (name,) = rules.collapsed(names)
+    rendered.add_row(_broken(name), dimensions, lies, f"{times}{held}", *rate)
   rendered.add_section()
   whole = sum(leaf.size * leaf.dtype.itemsize for leaf in params.values())
   count = sum(leaf.size for leaf in params.values())
-  held = state_lib.bytes_per_device(like.params)
-  rendered.add_row(
-    f"{count:,} parameters", "", "", "", f"of {whole:,} bytes", f"{held:,}"
-  )
-  rendered.add_row(
-    "optimizer state", *[""] * 4, f"{state_lib.bytes_per_device(like.optimizer):,}"
-  )
+  held = f"{state_lib.bytes_per_device(like.params):,}"
+  rendered.add_row(f"{count:,} parameters", f"of {whole:,} bytes", "", held)
+  held = f"{state_lib.bytes_per_device(like.optimizer):,}"
+  rendered.add_row("optimizer state", "", "", held)
   return rendered
+
+
+def _broken(name: str) -> str:
+  """Returns a long name on several lines, broken at its dots."""
+  lines = [""]
+  for part in re.findall(r"[^.]+\.?", name):
+    if len(lines[-1]) + len(part) > _MAX_NAME and lines[-1].strip():
+      lines.append("  ")
+    lines[-1] += part
+  return "\n".join(lines)
 
 
 def _lies(spec: jax.sharding.PartitionSpec) -> str:

@@ -1,9 +1,13 @@
 """The command itself, before any verb."""
 
 import os
+import re
 import subprocess
 import sys
 
+import pytest
+
+from commentree.launch.launch import TARGETS
 from commentree.launch.main import VERBS, main
 
 
@@ -24,3 +28,30 @@ def test_an_unknown_verb_is_one_line_that_names_those_there_are(capsys):
   error = capsys.readouterr().err
   assert error.startswith("commentree: no verb 'trian'; there are train, ")
   assert error.count("\n") == 1
+
+
+def help_of(verb, capsys):
+  with pytest.raises(SystemExit) as ended:
+    main([*verb.split(), "--help"])
+  assert ended.value.code == 0
+  return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "verb", [*sorted({*VERBS} - {"launch"}), *(f"launch {t}" for t in TARGETS)]
+)
+def test_examples_of_help_keep_their_line_breaks(verb, capsys, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "80")
+  examples = help_of(verb, capsys).partition("examples:")[2]
+  # A line that lost its break has the next one's indent within.
+  assert not re.findall(r"^ {4,6}\S+ .*\S {4,}--.*$", examples, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+  "verb", ["train", "eval", "infer", "cache", "convert", "export", "compile"]
+)
+def test_settings_are_listed_among_the_options_of_each_verb_that_takes_them(
+  verb, capsys
+):
+  options = help_of(verb, capsys).partition("examples:")[0]
+  assert re.search(r"^  --gin\.NAME=VALUE +", options, re.MULTILINE)

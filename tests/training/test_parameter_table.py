@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from commentree.console import Console
+from commentree.models.config import ModelConfig
+from commentree.models.model import CommentTreeModel
 from commentree.training import parameter_table, state
-from commentree.training.config import MESH_AXES, PartitioningConfig
+from commentree.training.config import MESH_AXES, OptimizerConfig, PartitioningConfig
 
 from . import stub
 
@@ -34,15 +37,32 @@ def test_every_parameter_is_shown_with_its_axes_and_bytes_before_training(make_c
   console = Console(file=io.StringIO(), width=160)
   parameter_table.describe(config, Model(), console)
   lines = console.file.getvalue().splitlines()
-  (kernel,) = [line for line in lines if "│ kernel " in line]
-  cells = [cell.strip() for cell in kernel.strip("│").split("│")]
+  (kernel,) = [line for line in lines if line.startswith(" kernel ")]
+  cells = re.split(r" {2,}", kernel.strip())
   size = stub.WIDTH * 4 * stub.WIDTH * 4
-  assert cells[:4] == ["kernel", "8 x 32", "float32", "embed, mlp"]
-  assert cells[5] == f"{size:,}"
+  assert cells == ["kernel", "8 embed x 32 mlp", "-, model", f"{size:,}"]
   (total,) = [line for line in lines if "parameters" in line and "bytes" in line]
   parameters = stub.VOCAB * stub.WIDTH * 5 + stub.WIDTH + stub.WIDTH * 4 * stub.WIDTH
   assert f"{parameters:,} parameters" in total
   # adamw: two moments of each, and counters.
   (optimizer,) = [line for line in lines if "optimizer state" in line]
-  held = int(optimizer.strip("│ ").split("│")[-1].replace(",", ""))
+  held = int(optimizer.split()[-1].replace(",", ""))
   assert 8 * parameters < held < 8 * parameters + 100
+
+
+def test_equal_layers_are_one_row_and_all_fits_a_terminal_of_80_columns(make_config):
+  config = ModelConfig(vocab_size=32, num_encoder_layers=3, scan_layers=False)
+  optimizer = OptimizerConfig(learning_rate_rules=[(r"token_embedder\..*", 0)])
+  console = Console(file=io.StringIO(), width=80)
+  parameter_table.describe(
+    make_config(optimizer=optimizer), CommentTreeModel(config), console
+  )
+  lines = console.file.getvalue().splitlines()
+  shown = [line for line in lines if "automatic" not in line and "whole on" not in line]
+  assert max(map(len, shown)) <= 80
+  (row,) = [line for line in shown if "encoder.layers_{0-2}.mlp.wo" in line]
+  size = 4 * config.mlp_dim * config.emb_dim
+  assert f" 3 x {size:,} " in row
+  assert not any("layers_1" in line for line in shown)
+  (frozen,) = [line for line in shown if "token_embedder.embedding" in line]
+  assert frozen.rstrip().endswith("frozen")
