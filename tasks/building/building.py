@@ -21,13 +21,13 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from ...errors import StorageError, UserError
+from ...errors import UserError
 from .. import readers
 from ..readers import compression
-from . import filters, manifest, parts, shards, storage
+from . import filters, manifest, parts, plans, shards, storage
 from .config import BuildConfig
 from .parts import Part, Source
 from .statistics import Statistics
@@ -35,11 +35,6 @@ from .workers import WINDOW_SHARE, Division
 
 WORK = ".build"
 LOCK = ".build.lock"
-SOURCES = ".sources.json"
-
-# Raise when parts, shards or records get another form: what was begun before is then
-# refused, and not gone on with.
-FORMAT_VERSION = 4
 
 # One sort reads all row groups that its range of keys touches, of every part; with
 # many more sorts than a part has row groups, each would read much in vain.
@@ -164,10 +159,10 @@ def build_with(
     out.mkdir(parents=True, exist_ok=True)
   refusal = f"{out}: another build is at work in this folder; wait for it to end"
   with storage.locked(out / LOCK, refusal):
-    plan = _plan(sources, config)
+    plan = plans.make_plan(sources, config)
     version = out / manifest.VERSION
     if version.exists():
-      return Built(version, _same_dataset(version, sources, plan), already=True)
+      return Built(version, plans.stats_if_same(version, sources, plan), already=True)
     work = out / WORK
     _begin(work, plan)
     try:
@@ -182,7 +177,7 @@ def build_with(
       draft.rename(version)
       storage.sync(out)
       shutil.rmtree(work)
-    storage.write_json(out / SOURCES, plan["input"])
+    storage.write_json(out / plans.SOURCES, plan["input"])
   with contextlib.suppress(OSError):
     (out / LOCK).unlink()
   return Built(version, stats, already=False)
@@ -198,57 +193,12 @@ def room_needed(sources: Sequence[Source]) -> int:
   return int(needed)
 
 
-def _plan(sources: Sequence[Source], config: BuildConfig) -> dict[str, Any]:
-  """All that decides what comes out, for comparing; times tell a file that changed."""
-  return {
-    "building_format": FORMAT_VERSION,
-    "settings": config.as_dict(),
-    "input": [
-      {
-        "name": os.path.basename(source.path),
-        "format": source.format,
-        "bytes": os.path.getsize(source.path),
-        "times": [os.stat(path).st_mtime_ns for path in parts.all_files(source)],
-      }
-      for source in sources
-    ],
-  }
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-  """What the first difference between two plans is, in words; None if there is none."""
-  if old.get("building_format") != new["building_format"]:
-    return "was made by another version of commentree"
-  settings = {"was": old["settings"], "is": new["settings"]}
-  for name in sorted(settings["was"].keys() | settings["is"].keys()):
-    was, now = settings["was"].get(name), settings["is"].get(name)
-    if isinstance(was, dict) and isinstance(now, dict):
-      inner = [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]
-      if inner:
-        name, was, now = inner[0], was.get(inner[0]), now.get(inner[0])
-    if was != now:
-      return f"has {name} = {was!r}, not {now!r}"
-  files = {"was": old["input"], "is": new["input"]}
-  names = {when: [file["name"] for file in listed] for when, listed in files.items()}
-  if names["was"] != names["is"]:
-    odd = sorted(set(names["was"]) ^ set(names["is"])) or names["is"]
-    return f"is of other files ({odd[0]})"
-  for was, now in zip(files["was"], files["is"]):
-    if any(was[key] != now[key] for key in was.keys() & now.keys()):
-      return _changed(now["name"])
-  return None
-
-
-def _changed(name: str) -> str:
-  return f"is of another {name}: the file has changed"
-
-
 def _begin(work: pathlib.Path, plan: dict[str, Any]) -> None:
   """Makes the work folder, or checks that it is of the same build."""
   path = work / "plan.json"
   if path.exists() and _is_begun(work):
     try:
-      difference = _difference(json.loads(path.read_text("utf-8")), plan)
+      difference = plans.difference(json.loads(path.read_text("utf-8")), plan)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       raise UserError(f"{path}: is damaged; delete {work}") from error
     if difference:
@@ -275,61 +225,6 @@ def _forget(out: pathlib.Path) -> None:
   with contextlib.suppress(OSError):
     (out / LOCK).unlink()
     out.rmdir()  # if nothing else is in it
-
-
-def _same_dataset(
-  version: pathlib.Path, sources: Sequence[Source], plan: dict[str, Any]
-) -> dict[str, Any]:
-  """The statistics of a dataset that is there, if it is what is asked for."""
-  try:
-    stats = json.loads((version / manifest.STATS).read_text("utf-8"))
-    made_from = stats["made_from"]
-    difference = _difference(made_from, plan)
-    if difference is None:
-      difference = _changed_contents(version.parent, sources, made_from, plan)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(
-      f"{version}: is no dataset made by `commentree build`; give another --out"
-    ) from error
-  if difference:
-    raise UserError(
-      f"{version}: the dataset here {difference}; give another --out, or delete it"
-    )
-  return stats
-
-
-def _changed_contents(
-  out: pathlib.Path,
-  sources: Sequence[Source],
-  made_from: dict[str, Any],
-  plan: dict[str, Any],
-) -> str | None:
-  """Whether a file is another than that a dataset was made from; if so, which.
-
-  Files whose time of change is not the one noted are read: they may be copies.
-  """
-  try:
-    noted = json.loads((out / SOURCES).read_text("utf-8"))
-  except (OSError, ValueError):
-    noted = []
-  if noted == plan["input"]:
-    return None
-  for source, facts, now in zip(sources, made_from["input"], plan["input"]):
-    if now not in noted and parts.digest(source) != facts["sha256"]:
-      return _changed(now["name"])
-  with contextlib.suppress(StorageError):
-    storage.write_json(out / SOURCES, plan["input"])
-  return None
-
-
-def _made_from(plan: dict[str, Any], digests: Mapping[int, str]) -> dict[str, Any]:
-  """What a dataset says that it was made from: contents of files, not their times."""
-  files = [
-    {"name": file["name"], "format": file["format"], "bytes": file["bytes"]}
-    | {"sha256": digests[number]}
-    for number, file in enumerate(plan["input"])
-  ]
-  return {**plan, "input": files}
 
 
 def _make_parts(
@@ -449,7 +344,7 @@ def _make_dataset(
       " that format and filters are right, or look with `commentree inspect`"
     )
   stats = {
-    "made_from": _made_from(plan, digests),
+    "made_from": plans.made_from(plan, digests),
     "splits": {split: _split_facts(splits.get(split)) for split in by_split},
     "fates": {kind: dict(sorted(n.items())) for kind, n in fates.as_dict().items()},
     "comments": fates.comments.total(),
