@@ -35,6 +35,8 @@ from .pieces import (
 
 # A forest is closed once so many pieces in a row found no place in its rows.
 _MAX_MISFITS = 30
+# Forests to choose from that a pool holds at least, where `lookahead` lets it.
+_FORESTS_HELD = 4
 # Weight of keeping the two sides' free shares equal, against filling up fast.
 _BALANCE = 4.0
 
@@ -338,14 +340,28 @@ class Packer:
   keys and built again (see `streams`).
   """
 
-  def __init__(self, shape: ForestShape, lookahead: int):
+  def __init__(self, shape: ForestShape, lookahead: int, enough: int | None = None):
+    """Starts with an empty pool.
+
+    Args:
+      shape: what a forest holds.
+      lookahead: most pieces in the pool.
+      enough: pieces that the pool need not exceed once they would fill several forests;
+        None for `lookahead`.
+    """
     self._shape = shape
     self._lookahead = lookahead
+    self._enough = lookahead if enough is None else enough
     self.pool: list[tuple[Any, PackItem]] = []
 
   def wants_more(self) -> bool:
-    """Whether the pool holds fewer pieces than `lookahead`."""
-    return len(self.pool) < self._lookahead
+    """Whether the pool is to hold more pieces, so that the next forest fills up."""
+    if len(self.pool) < min(self._enough, self._lookahead):
+      return True
+    if len(self.pool) >= self._lookahead:
+      return False
+    held = sum(item.sizes[0] for _, item in self.pool)
+    return held < _FORESTS_HELD * self._shape.decoder_rows * self._shape.decoder_length
 
   def next_forest(self) -> Forest:
     """Fills one forest from the pool and takes its pieces out of it."""

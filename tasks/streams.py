@@ -30,6 +30,8 @@ from .stream_shares import own_streams
 
 Batch = dict[str, np.ndarray]
 
+_POOLS_AN_EPOCH = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -77,7 +79,9 @@ class ForestStream:
     self._order = MixedOrder(
       [len(source.records) for source in sources], [s.share for s in sources], seed
     )
-    self._packer = Packer(shape, lookahead)
+    # A pool of more than an epoch would show some pieces several times before others.
+    epoch = sum(len(source.records) for source in sources) // num_streams
+    self._packer = Packer(shape, lookahead, epoch // _POOLS_AN_EPOCH)
     self._next = 0
 
   def _items(self, position: int) -> list[PackItem]:

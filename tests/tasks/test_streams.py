@@ -1,10 +1,11 @@
+import collections
 import json
 
 import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks import records, streams
+from commentree.tasks import packing, records, streams
 from commentree.tasks.forest_layout import ForestShape
 from commentree.tasks.masking import Masker, MaskingConfig
 
@@ -119,6 +120,25 @@ def test_over_an_epoch_every_piece_is_read_once(prepared):
   while len(read) < 60:
     next(iterator)
   assert sorted(read[:60]) == list(range(60))
+
+
+def test_over_some_epochs_no_piece_is_seen_much_more_often_than_another(monkeypatch):
+  seen = collections.Counter()
+  build = packing.ForestBuilder.build
+
+  def noted(builder):
+    seen.update({item.piece["tree_id"] for item in builder._items})
+    return build(builder)
+
+  monkeypatch.setattr(packing.ForestBuilder, "build", noted)
+  pieces = [p for p in random_pieces(600, max_length=12) if len(p["lengths"]) > 1]
+  source = streams.Source(pieces, MASKER)
+  some = streams.TrainBatches([source], SHAPE, batch_size=4, seed=7, lookahead=256)
+  while sum(seen.values()) < 3.9 * len(pieces):
+    next(some)
+  assert len(seen) == len(pieces)
+  # A pool of 256 pieces a stream, of which there are 4, would hold two epochs.
+  assert set(seen.values()) <= {3, 4, 5}
 
 
 def test_hosts_that_cannot_share_the_batch_are_told(prepared):
