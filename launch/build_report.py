@@ -126,6 +126,8 @@ def show(
       f"{split}: {facts['trees']:,} trees in {facts['shards']:,} shards,"
       f" {facts['record_bytes'] / _MB:,.1f} MB",
     )
+  for line in empty_splits(stats):
+    console.print(line)
   size = sum(file["bytes"] for file in stats["made_from"]["input"])
   rate = stats["comments"] / seconds
   line = f"{stats['comments']:,} comments in {seconds:,.1f} s: {rate:,.0f} comments/s,"
@@ -133,3 +135,25 @@ def show(
   if peak_bytes:
     line += f"; {peak_bytes / _MB:,.0f} MB of memory at most"
   console.print(line)
+
+
+def empty_splits(stats: Mapping[str, Any]) -> Iterator[str]:
+  """Yields a line for each split that was asked for and got no tree.
+
+  Args:
+    stats: what `STATS.json` says.
+  """
+  settings = stats["made_from"]["settings"]
+  total = sum(facts["trees"] for facts in stats["splits"].values())
+  for split in ("validation", "test"):
+    if stats["splits"].get(split, {}).get("trees"):
+      continue
+    share, after = settings[f"{split}_share"], settings[f"{split}_after"]
+    if settings["validation_after"] is not None:
+      if after is not None:
+        yield f"{split}: no tree began at --{split}_after or later: give another date"
+    elif share:
+      yield (
+        f"{split}: --{split}_share={share} holds out none of the {total:,} trees: raise"
+        " it" + (", or train with HELD_OUT_SHARE = 0" if split == "validation" else "")
+      )

@@ -45,8 +45,7 @@ def check_data(config: DataConfig) -> None:
   from ..tasks import built_dataset, discourse, readers, vocabulary_files
 
   name = config.mixture_or_task_name
-  # A module that a gin file imports may have registered others, with SeqIO.
-  if name not in _OWN_TASKS and "seqio" not in sys.modules:
+  if name not in _OWN_TASKS and name not in _registered():
     raise UserError(
       f"MIXTURE_OR_TASK_NAME = {name!r}: no such task of comment trees, nor mixture;"
       f" there are {', '.join(_OWN_TASKS)}, and those that a module registers which a"
@@ -61,6 +60,14 @@ def check_data(config: DataConfig) -> None:
       vocabulary_files.check_there(config.vocabulary)
   if config.discourse.file is not None:
     discourse.read_phrases(config.discourse.file)
+
+
+def _registered() -> set[str]:
+  """Names that a module has registered with SeqIO which a gin file imports."""
+  seqio = sys.modules.get("seqio")
+  if seqio is None:
+    return set()
+  return {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
 
 
 def _files(config: DataConfig) -> Iterator[tuple[str, str | Sequence[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from ..console import Console
+from ..errors import UserError
 from ..models.batch import smallest
 from ..models.config import ModelConfig
 from ..models.model import CommentTreeModel
@@ -20,7 +22,7 @@ from ..tasks.data import RunData
 from ..tasks.feature_converters import CommentForestFeatureConverter
 from ..tasks.generated_config import GeneratedTreesConfig
 from ..tasks.registry import CommentTreeTask
-from ..tasks.sources import GeneratedTreesSource
+from ..tasks.sources import BuiltTreesSource, GeneratedTreesSource
 from ..training import (
   evaluation,
   optimizers,
@@ -64,6 +66,9 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
     check_model(run, model)
     data = data_lib.open_data(run.data, console)
   tokenizer = data.task.tokenizer
+  check_held_out(run, data)
+  if not run.data.held_out_share:
+    joined.say("HELD_OUT_SHARE = 0: no trees are held out, and nothing is evaluated")
   advise_sequence_ends(run, console)
   outcome = trainer.train(
     run.train,
@@ -114,6 +119,11 @@ def evaluate(
   """Evaluates a checkpoint of MODEL_DIR; prints tables and returns the results."""
   console = joined.console
   joined.watchdog.at(0, "data")
+  if not run.data.held_out_share:
+    raise UserError(
+      "HELD_OUT_SHARE = 0: no trees are held out to evaluate on; give others, as with"
+      " --gin.FILES='\"other.jsonl\"' --gin.HELD_OUT_SHARE=1.0"
+    )
   # Where all trees are held out, none are left to train on.
   splits = ("validation",) if run.data.held_out_share == 1 else ("train", "validation")
   data = data_lib.open_data(run.data, console, splits)
@@ -168,7 +178,32 @@ def held_out_data(run: RunConfig, data: RunData) -> dict[str, EvalData]:
   return {
     HELD_OUT if alone else part.task.name: opener(number)
     for number, part in enumerate(data.parts)
+    if "validation" in part.splits
   }
+
+
+def check_held_out(run: RunConfig, data: RunData) -> None:
+  """Makes sure, before anything is trained, that each evaluation has what to measure.
+
+  Raises:
+    UserError: naming the task of which nothing is to be predicted in what is evaluated.
+  """
+  config = run.train
+  for number, part in enumerate(data.parts):
+    if "validation" not in part.splits:
+      continue
+    batches = data.eval_batches(config.batch_size, part=number)
+    some = itertools.islice(batches, config.eval_batches)
+    if not any((batch["decoder_loss_weights"] > 0).any() for batch in some):
+      built = isinstance(part.task.tree_source, BuiltTreesSource)
+      more = (
+        "build with a larger --validation_share" if built else "raise HELD_OUT_SHARE"
+      )
+      raise UserError(
+        f"{part.task.name}: the held-out trees that are evaluated have nothing to"
+        f" predict: {more}, give more trees, or set HELD_OUT_SHARE = 0 to train without"
+        " held-out trees"
+      )
 
 
 def describe(run: RunConfig) -> int:

@@ -14,6 +14,12 @@ Orphans = Literal["attach", "drop"]
 BareTrees = Literal["outside", "left_out"]
 LabelSource = Literal["none", "label", "subreddit", "deleted_next"]
 
+HELD_OUT_SHARE = 0.1
+"""Of the trees, held out by a hash of their ids unless a setting says otherwise: the
+same of files that a run reads and of datasets that are built, so that both hold out the
+same trees. So many that a corpus of some dozens of trees has some; of large ones, less
+does."""
+
 
 def check_switches(config: object) -> None:
   """Raises UserError for a field annotated `bool` that holds anything else."""

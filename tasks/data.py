@@ -208,14 +208,15 @@ class _Adder:
 def open_data(
   config: DataConfig,
   console: Console | None = None,
-  splits: tuple[str, ...] = ("train", "validation"),
+  splits: tuple[str, ...] | None = None,
 ) -> RunData:
   """Prepares what is neither prepared nor cached, and chooses the forest's shape.
 
   Args:
     config: the settings.
     console: told of progress and of every comment's fate.
-    splits: which splits to open; the shape always follows from the first.
+    splits: which splits to open; the shape always follows from the first. None for
+      'train' and 'validation', or 'train' alone where nothing is held out.
 
   Raises:
     UserError: for anything the user can mend.
@@ -223,7 +224,12 @@ def open_data(
   console = console or Console(quiet=True)
   register_tasks(config)
   found = registry.get_parts(config.mixture_or_task_name)
-  if config.held_out_share != _DEFAULT_SHARE:
+  if splits is None:
+    splits = ("train", "validation") if config.held_out_share else ("train",)
+  for part in found:
+    for split in splits:
+      preparation.check_split(part.task, split)
+  if config.held_out_share not in (_DEFAULT_SHARE, 0):
     for files in (config.files, *(config.corpora or {}).values()):
       if built_dataset.find(files or ()):
         console.print(
@@ -251,10 +257,11 @@ def _resolve(
   extras: dict[str, None] = {}
   for part in parts:
     objective, pieces = part.task.objective(), part.splits[split]
-    if len(parts) > 1 and not streams.has_target(pieces, objective, lengths[1]):
+    if not streams.has_target(pieces, objective, lengths[1]):
+      alone = ": give others, or another objective"
       raise UserError(
-        f"{part.task.name}: holds no comment with anything to predict; leave it out of"
-        " the mixture"
+        f"{part.task.name}: no comment of the split {split!r} has anything to predict"
+        + (alone if len(parts) == 1 else "; leave it out of the mixture")
       )
     extras |= dict.fromkeys(objective.extras)
 

@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..models.config import check_range
 from . import label_objectives, mixture_config, readers
 from .config import (
+  HELD_OUT_SHARE,
   CleaningConfig,
   CommentLabelsConfig,
   DiscourseMarkersConfig,
@@ -41,7 +42,8 @@ class DataConfig:
     files_format: of `files`, as in `readers.FORMATS`; None to tell it from each.
     vocabulary: SentencePiece model or tokenizer.json for `files`, from `commentree
       vocab`.
-    held_out_share: share of the trees in `files` held out for evaluation; a dataset
+    held_out_share: share of the trees in `files` held out for evaluation; 0 for a run
+      that holds out and evaluates nothing, whatever its data; else a dataset
       made by `commentree build` has splits of its own.
     cache_dir: where prepared data lies; None for the user's cache folder.
     use_cached: whether to read pieces from a SeqIO cache instead of preparing them.
@@ -58,7 +60,7 @@ class DataConfig:
   files: str | Sequence[str] | None = None
   files_format: str | None = None
   vocabulary: str | None = None
-  held_out_share: float = 0.1
+  held_out_share: float = HELD_OUT_SHARE
   cache_dir: str | None = None
   use_cached: bool = False
   seqio_additional_cache_dirs: str | Sequence[str] = ()

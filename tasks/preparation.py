@@ -22,8 +22,8 @@ from .cache import cache_root
 from .data_config import DataConfig
 from .pieces import Piece, PieceCounts
 from .registry import CommentTreeTask
-from .sources import BuiltTreesSource
-from .trees import Fates
+from .sources import BuiltTreesSource, TreeFilesSource
+from .trees import KEPT, Fates
 
 _PROGRESS_SECONDS = 10.0
 # Starting a process costs some ten seconds of TensorFlow's imports, which pay from so
@@ -80,10 +80,7 @@ def prepare(
       fates += part.fates
     meta["counts"] = dataclasses.asdict(counts)
     if not counts.pieces:
-      raise UserError(
-        f"no comment trees were found for the split {split!r} of {task.name!r}"
-        f" ({fates.told()})"
-      )
+      raise _no_trees(task, split, fates)
     return parts
 
   # Processes of one machine need it at the same moment: one prepares, the others wait.
@@ -97,13 +94,45 @@ def prepare(
   return written
 
 
+def _no_trees(task: CommentTreeTask, split: str, fates: Fates) -> UserError:
+  """Says that a split has no trees, and how it gets some."""
+  source = task.tree_source
+  trees = sum(n for fate, n in fates.trees.items() if fate.startswith(KEPT))
+  if not trees or not isinstance(source, TreeFilesSource):
+    return UserError(
+      f"no comment trees were found for the split {split!r} of {task.name!r}"
+      f" ({fates.told()})"
+    )
+  share = f"HELD_OUT_SHARE = {source.held_out_share} holds out"
+  if split == "train":
+    return UserError(
+      f"{share} all of the {trees:,} trees of FILES: lower it, or give more trees"
+    )
+  return UserError(
+    f"{share} none of the {trees:,} trees of FILES: raise it, give more trees, or set"
+    " HELD_OUT_SHARE = 0 to train without held-out trees"
+  )
+
+
 def check_split(task: CommentTreeTask, split: str) -> None:
   """Raises UserError if the task's source has no such split."""
-  if split not in task.splits:
+  if split in task.splits:
+    return
+  if isinstance(task.tree_source, TreeFilesSource):
     raise UserError(
-      f"the data of {task.name!r} has no split {split!r} with trees in it; there are"
-      f" {', '.join(task.splits) or 'none'}"
+      f"HELD_OUT_SHARE = {task.tree_source.held_out_share}: leaves no trees of FILES"
+      f" for the split {split!r}; set a share between 0 and 1"
     )
+  mend = ""
+  if split == "validation":
+    mend = (
+      ": build it with a larger --validation_share, or set HELD_OUT_SHARE = 0 to train"
+      " without held-out trees"
+    )
+  raise UserError(
+    f"the data of {task.name!r} has no split {split!r} with trees in it; there are"
+    f" {', '.join(task.splits) or 'none'}{mend}"
+  )
 
 
 @dataclasses.dataclass

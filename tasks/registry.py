@@ -29,6 +29,7 @@ from . import (
   vocabularies,
 )
 from .config import (
+  HELD_OUT_SHARE,
   CleaningConfig,
   CommentLabelsConfig,
   DiscourseMarkersConfig,
@@ -190,7 +191,7 @@ def add_files_task(
   name: str,
   files: str | Sequence[str],
   vocabulary: str,
-  held_out_share: float = 0.1,
+  held_out_share: float = HELD_OUT_SHARE,
   preprocessing: Preprocessing = Preprocessing(),
   files_format: str | None = None,
 ) -> CommentTreeTask:

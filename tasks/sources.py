@@ -130,7 +130,8 @@ class TreeFilesSource(TreeSource):
     self.format_name = format_name
     self.held_out_share = held_out_share
     self.config = config
-    super().__init__()
+    there = (held_out_share < 1, held_out_share > 0)
+    super().__init__([split for split, is_there in zip(SPLITS, there) if is_there])
 
   def trees(self, split: str) -> Iterator[CommentTree]:
     """Yields the trees whose id hashes into the split."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...models.config import check_range
-from ..config import TreeConfig
+from ..config import HELD_OUT_SHARE, TreeConfig
 
 SPLITS = ("train", "validation", "test")
 
@@ -46,7 +46,7 @@ class BuildConfig:
   """
 
   seed: int = 0
-  validation_share: float = 0.01
+  validation_share: float = HELD_OUT_SHARE
   test_share: float = 0.0
   validation_after: int | None = None
   test_after: int | None = None

@@ -215,7 +215,7 @@ def test_a_task_with_nothing_to_predict_is_told(tmp_path, config, vocabulary):
     held_out_share=0.3,
   )
   assert config.objective_names == ("classify",)
-  with pytest.raises(UserError, match="bare:classify: holds no comment with anything"):
+  with pytest.raises(UserError, match=r"bare:classify: no comment of the split .train"):
     data.open_data(config)
 
 
