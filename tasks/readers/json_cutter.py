@@ -22,6 +22,8 @@ _ANSWER_HEAD_BYTES = 2**16  # before the array of an answer
 
 _NO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\\n]++|\\[^\n])*+")*+')
 _STRING_REST = re.compile(rb"(?:[^\"\\\n]++|\\[^\n])*+")
+_BRACES_RUN = re.compile(rb"}++")
+_OPENERS_RUN, _CLOSERS_RUN = re.compile(rb"[\[{]++"), re.compile(rb"[\]}]++")
 _BETWEEN = re.compile(rb"[\s,]*+")
 _SCALAR = re.compile(rb'(?:[^",\n\[\]{}]++|"(?:[^"\\\n]++|\\[^\n])*+")*+')
 _DATA_KEY = re.compile(rb'"data"\s*:\s*\Z')
@@ -150,8 +152,9 @@ class Cutter:
             else:
               at = self._deeper(block, at)
           else:
-            self._depth -= 1
-            at += 1
+            closed = min(_match_end(_CLOSERS_RUN, block, at) - at, self._depth)
+            self._depth -= closed
+            at += closed
             if not self._depth:
               yield from self._end(block, at)
     if self._state in (_State.RECORD, _State.SCALAR):
@@ -214,16 +217,15 @@ class Cutter:
       self._open.append("[")
       self._group += 1
       return at + 1
-    if character == "]":
-      if self._open:
+    if character == "]" and self._open:
+      self._open.pop()
+      self._group += 1
+      if self._open and self._open[-1] == "{":
         self._open.pop()
-        self._group += 1
-        if self._open and self._open[-1] == "{":
-          self._open.pop()
-          self._state, self._depth = _State.SKIPPED, 1
+        self._state, self._depth = _State.SKIPPED, 1
       return at + 1
-    if character == "}":
-      return at + 1
+    if character in "]}":
+      return _match_end(_BRACES_RUN if self._open else _CLOSERS_RUN, block, at)
     self._from = at
     self._indent = self._indent_of(block, at)
     self._state = _State.RECORD if character in "[{" else _State.SCALAR
@@ -242,9 +244,10 @@ class Cutter:
       self._state, self._depth = _State.BETWEEN, 0
       self._held = bytearray()
       self.found_answer = True
-    else:
-      self._depth += 1
-    return at + 1
+      return at + 1
+    end = _match_end(_OPENERS_RUN, block, at)
+    self._depth += end - at
+    return end
 
   def _opens_answer(self, block: bytes, at: int) -> bool:
     if self._state is not _State.RECORD or len(self._open) + 2 > self._most_open:

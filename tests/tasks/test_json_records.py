@@ -1,6 +1,7 @@
 """JSON of any layout is read: every record once, whatever is broken."""
 
 import json
+import time
 import tracemalloc
 
 import pytest
@@ -213,6 +214,15 @@ def test_a_file_in_which_nothing_is_found_is_named_with_a_line_of_it(
   assert """begins '{"version": 3, "settings": {"a": "bbb""" in warning
   assert "docs/data.md" in warning
   assert len(warning) < 400
+
+
+@pytest.mark.parametrize("unit", [b"[", b"[{", b"]", b"}", b"[1" + b"]" * 99])
+def test_brackets_are_taken_many_at_once(unit):
+  content = b"[\n" + unit * (2**22 // len(unit))
+  start = time.process_time()
+  found, _ = cut(content, 2**18)
+  assert time.process_time() - start < 2
+  assert sum(map(len, found)) <= len(content)
 
 
 def test_lines_with_what_strict_json_does_not_have_are_lines():
