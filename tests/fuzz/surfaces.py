@@ -49,10 +49,10 @@ class Surface:
   packages: tuple[str, ...]
 
 
-def _read_trees(name: str | None, path: pathlib.Path) -> None:
+def _read_trees(name: str | None, path: pathlib.Path, of_files: int = 1) -> None:
   fates = Fates()
   found = list(readers.iter_trees(str(path), TreeConfig(), fates, name))
-  assert sum(fates.files.values()) == 1, fates
+  assert 1 <= sum(fates.files.values()) <= of_files, fates
   # A kept tree is counted as one; whatever else there was has a reason.
   kept = sum(n for fate, n in fates.trees.items() if fate.startswith("kept"))
   assert kept == len(found), fates
@@ -88,6 +88,37 @@ def _any_written(folder: pathlib.Path) -> list[bytes]:
     made.mkdir()
     seeds += _written(name, made)[:2]
   return seeds
+
+
+def _layouts(folder: pathlib.Path) -> list[bytes]:
+  """Records as arrays, as an API's answer, and over many lines."""
+  seeds = []
+  for name in ("tree_jsonl", "pushshift", "convokit", "oasst"):
+    made = folder / name
+    made.mkdir()
+    records = [json.loads(line) for line in _written(name, made)[0].splitlines()]
+    seeds += [json.dumps(records), json.dumps({"data": records, "after": None})]
+    seeds += [json.dumps(records, indent=1), json.dumps(records[:2], indent="\t")]
+    seeds.append("\n".join(json.dumps(record, indent=2) for record in records))
+  return [seed.encode(encoding) for seed in seeds for encoding in ("utf-8", "utf-16")]
+
+
+def _conversations(folder: pathlib.Path) -> list[bytes]:
+  return [
+    (pathlib.Path(path).parent / "conversations.json").read_bytes()
+    for path in written_threads.write("convokit", folder, 7)
+  ]
+
+
+def _titles(folder: pathlib.Path) -> Check:
+  """A corpus whose `conversations.json` holds the input."""
+  [path] = written_threads.write("convokit", folder, 7)
+
+  def check(data: bytes) -> None:
+    (folder / "conversations.json").write_bytes(data)
+    _read_trees("convokit", pathlib.Path(path), of_files=2)
+
+  return check
 
 
 def _compressed(folder: pathlib.Path) -> list[bytes]:
@@ -274,6 +305,8 @@ def _all() -> Iterator[Surface]:
     )
   told = functools.partial(_reader, None)
   yield Surface("any format", _any_written, told, _READERS)
+  yield Surface("JSON of any layout", _layouts, told, _READERS)
+  yield Surface("ConvoKit's titles", _conversations, _titles, _READERS)
   yield Surface("compression", _compressed, told, (*_READERS, files.__name__))
   yield Surface("cleaning", _texts, _clean, ("commentree.tasks",))
   built = ("commentree.tasks.built_dataset", "commentree.tasks.building")
