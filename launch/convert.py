@@ -99,8 +99,6 @@ def _settings(
   arguments: argparse.Namespace, overrides: Sequence[str]
 ) -> tuple[RunConfig, str]:
   """Returns the run's settings, with what the two folders say of them."""
-  import gin
-
   given = {override.partition(" =")[0] for override in overrides}
   if "INITIAL_CHECKPOINT_PATH" in given:
     raise UserError("--gin.INITIAL_CHECKPOINT_PATH: it is FROM; leave it out")
@@ -113,7 +111,7 @@ def _settings(
   run = gin_cli.load(
     arguments.gin_file, [*ours, *overrides], arguments.gin_search_paths
   )
-  return run, gin.config_str(max_line_length=88)
+  return run, gin_cli.text_in_force(run)
 
 
 def _say(line: str) -> None:

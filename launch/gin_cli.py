@@ -12,12 +12,13 @@ import dataclasses
 import logging
 import os
 import pathlib
+import pprint
 import re
 import sys
 import tokenize
 import traceback
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -35,6 +36,7 @@ _OVERRIDE = "--gin."
 _REQUIRED = "%gin.REQUIRED"
 _IMPORT = re.compile(r"^\s*(?:import|from)\s", re.MULTILINE)
 _LONGEST_VALUE = 100
+_WIDTH = 88
 _INCLUDE = re.compile(r"^\s*include\s+(['\"])(.+)\1", re.MULTILINE)
 
 
@@ -45,7 +47,7 @@ class Parsed:
   Attributes:
     run: the settings of all parts.
     arguments: the flags that are not gin's.
-    text: every binding in force, as a gin file.
+    text: every setting in force, defaults included, as a gin file.
   """
 
   run: RunConfig
@@ -112,7 +114,52 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Parsed:
   others, overrides = split_overrides(argv)
   arguments = parser.parse_args(others)
   run = load(arguments.gin_file, overrides, arguments.gin_search_paths)
-  return Parsed(run, arguments, gin.config_str(max_line_length=88))
+  return Parsed(run, arguments, text_in_force(run))
+
+
+def text_in_force(run: RunConfig) -> str:
+  """Returns every setting in force as a gin file that gives the same run.
+
+  Args:
+    run: the settings that were loaded last.
+  """
+  bound: dict[str, set[str]] = {}
+  for (_, selector), parameters in gin_config._CONFIG.items():
+    bound.setdefault(selector.rpartition(".")[2], set()).update(parameters)
+  defaults = sorted(_defaults(run, bound))
+  heading = ["", "# Defaults in force:", f"# {'=' * 78}"] if defaults else []
+  text = gin.config_str(max_line_length=_WIDTH)
+  return "\n".join([text.rstrip("\n"), *heading, *defaults, ""])
+
+
+def _defaults(config: Any, bound: Mapping[str, set[str]]) -> Iterator[str]:
+  """Yields the bindings of what nothing binds, in a part of the settings."""
+  owner = type(config).__name__
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    given = field.name in bound.get(owner, ())
+    if dataclasses.is_dataclass(value):
+      part = type(value).__name__
+      if not given and part in bound:
+        continue  # what is bound of it is not what is in force here
+      if not given:
+        yield f"{owner}.{field.name} = @{part}()"
+      yield from _defaults(value, bound)
+    elif not given:
+      # As it was declared: what became of it may follow from other settings.
+      default = field.default
+      if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+      yield _binding(f"{owner}.{field.name}", default)
+
+
+def _binding(name: str, value: Any) -> str:
+  """Returns `NAME = VALUE`, on several lines if it is long."""
+  line = f"{name} = {value!r}"
+  if len(line) <= _WIDTH:
+    return line
+  shown = pprint.pformat(value, width=_WIDTH - 4, compact=True).splitlines()
+  return "\n    ".join([f"{name} = \\", *shown])
 
 
 def load(

@@ -125,9 +125,9 @@ def table(
 
 
 def _broken(name: str) -> str:
-  """Returns a long name on several lines, broken at its dots."""
+  """Returns a long name on several lines, broken at dots and between words."""
   lines = [""]
-  for part in re.findall(r"[^.]+\.?", name):
+  for part in re.findall(r"[^._]+[._]*", name):
     if len(lines[-1]) + len(part) > _MAX_NAME and lines[-1].strip():
       lines.append("  ")
     lines[-1] += part

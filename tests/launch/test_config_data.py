@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-import gin
 from commentree.errors import UserError
 from commentree.launch import config_data, gin_cli, main, run_folder
 from commentree.tasks import vocabulary_files
@@ -24,8 +23,7 @@ REQUIRED = [
 
 def text_of_a_run():
   """What `train` writes as config.gin."""
-  gin_cli.load(["runs/pretrain.gin"], REQUIRED)
-  return gin.config_str(max_line_length=88)
+  return gin_cli.text_in_force(gin_cli.load(["runs/pretrain.gin"], REQUIRED))
 
 
 @pytest.fixture

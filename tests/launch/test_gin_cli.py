@@ -201,3 +201,26 @@ def test_the_current_folder_is_sought_for_modules_only_where_a_file_imports_one(
   (tmp_path / "outer.gin").write_text("include 'inner.gin'\n")
   load(files=["outer.gin"])
   assert str(tmp_path) in sys.path
+
+
+@pytest.mark.parametrize("name", ["pretrain", "demo", "finetune_tag"])
+def test_the_text_of_a_run_says_all_that_is_in_force_and_gives_the_run_again(name):
+  files = [f"runs/{name}.gin"]
+  missing = ["FILES = 'x'", "VOCABULARY = 'v'", "INITIAL_CHECKPOINT_PATH = 'c'"]
+  run = gin_cli.load(files, [*REQUIRED, *(missing if "finetune" in name else [])])
+  text = gin_cli.text_in_force(run)
+  for setting in (
+    "ModelConfig.pooling",
+    "ForestLayout.decoder_rows",
+    "MaskingConfig.rate",
+    "PiecesConfig.max_tree_size",
+    "CheckpointConfig.keep",
+    "HealthConfig.",
+    "PartitioningConfig.",
+  ):
+    assert f"\n{setting}" in text, setting
+  assert max(map(len, text.splitlines())) <= 88
+  assert gin_cli.load_text(text, "config.gin") == run
+  assert gin_cli.text_in_force(gin_cli.load_text(text, "config.gin")).count("\n") > 100
+  again = gin_cli.load_text(text, "config.gin", ["ModelConfig.pooling = 'max'"])
+  assert again.model.pooling == "max"

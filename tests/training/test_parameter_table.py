@@ -60,7 +60,8 @@ def test_equal_layers_are_one_row_and_all_fits_a_terminal_of_80_columns(make_con
   lines = console.file.getvalue().splitlines()
   shown = [line for line in lines if "automatic" not in line and "whole on" not in line]
   assert max(map(len, shown)) <= 80
-  (row,) = [line for line in shown if "encoder.layers_{0-2}.mlp.wo" in line]
+  assert not any("…" in line for line in shown)
+  (row,) = [line for line in shown if "encoder.layers_{0-2}.mlp.wo." in line]
   size = 4 * config.mlp_dim * config.emb_dim
   assert f" 3 x {size:,} " in row
   assert not any("layers_1" in line for line in shown)
