@@ -83,7 +83,7 @@ def assemble(
       fates.trees[TREE_DUPLICATE] += 1
     else:
       posts.append(row)
-  post_row = next((row for row in posts if _is_named(row)), posts[0] if posts else None)
+  post_row = next((row for row in posts if is_named(row)), posts[0] if posts else None)
   others = [row for row in posts if post_row and not same_post(row, post_row)]
   if copies := len(posts) - len(others) - (post_row is not None):
     fates.trees[TREE_DUPLICATE] += copies
@@ -115,7 +115,7 @@ def _post_key(row: Row) -> str:
   return (row.id or row.tree_id).removeprefix("t3_")
 
 
-def _is_named(row: Row) -> bool:
+def is_named(row: Row) -> bool:
   """Whether a post is that which gave the tree its id."""
   return _post_key(row) == row.tree_id
 

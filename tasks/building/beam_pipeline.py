@@ -25,6 +25,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from ...errors import UserError
+from .. import assembling
 from ..readers.rows import Row
 from ..trees import Fates
 from . import building, filters, grouping, parts, shards, storage, tree_record
@@ -151,8 +152,8 @@ def _make(tree: tuple[str, Iterable[_Placed]], config: BuildConfig) -> _Made:
     for _, (*values, spans) in sorted(placed)
   ]
   limits = grouping.Limits.of(config)
-  posts = sum(row.is_post for row in rows)
-  comments = sum(not row.is_post and row.stub is None for row in rows)
+  posts = sum(row.is_post and assembling.is_named(row) for row in rows)
+  comments = sum(row.stub is None for row in rows) - posts
   too_large = (
     comments > limits.comments or sum(map(parts.row_bytes, rows)) > limits.text_bytes
   )

@@ -28,6 +28,8 @@ from .parts import COLUMNS, ROW_BYTES, Part, decode_spans
 ORDER = ("key", "tree_id", "is_post DESC", "file", "place")
 
 _ROWS_AT_ONCE = 2_048  # as DuckDB has them
+# Posts of another id than the tree's become comments; see `assembling.assemble`.
+_IS_POST = "is_post AND coalesce(id, tree_id) IN (tree_id, 't3_' || tree_id)"
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -110,8 +112,8 @@ def trees_of_rows(
     too_large: list[tuple[int, str, TooLarge]] = []
     if limits is not None:
       found = connection.execute(
-        "SELECT key, tree_id, count_if(is_post),"
-        " count_if(NOT is_post AND stub IS NULL) AS comments"
+        f"SELECT key, tree_id, count_if({_IS_POST}),"
+        f" count_if(NOT ({_IS_POST}) AND stub IS NULL) AS comments"
         f" {source} GROUP BY key, tree_id"
         f" HAVING greatest(comments, count(stub)) > {limits.comments}"
         f" OR sum({ROW_BYTES}) > {limits.text_bytes} ORDER BY key, tree_id",

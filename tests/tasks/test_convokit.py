@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from commentree.errors import StorageError
 from commentree.tasks import readers, trees
+from commentree.tasks.building import filters
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config import TreeConfig
 from commentree.tasks.readers import convokit, index_on_disk, json_cutter
@@ -133,6 +134,23 @@ def test_of_several_roots_all_texts_stay_in_a_build_too(tmp_path, named):
   assert built == tree
   assert made.stats["fates"]["comments"] == fates.comments
   assert made.stats["fates"]["trees"] == fates.trees
+
+
+def test_roots_are_comments_of_a_conversation_that_is_too_large(tmp_path):
+  lines = [
+    *(utterance(f"r{i}", "x", None) for i in range(3)),
+    utterance("q", "q", None),
+    utterance("a", "q", "q"),
+  ]
+  write(tmp_path, lines)
+  config = BuildConfig(max_tree_comments=2)
+  made = building_fixture.build([tmp_path], tmp_path / "out" / "forum", config)
+  assert [tree.id for tree in building_fixture.trees(made.folder)] == ["q"]
+  assert made.stats["fates"]["comments"] == {
+    trees.KEPT: 1,
+    filters.DROPPED_IN_LARGE_TREE: 3,
+  }
+  assert made.stats["comments"] + made.stats["posts"] == len(lines)
 
 
 def test_the_oldest_corpora_are_arrays_and_other_files_of_a_corpus_are_left_out(
