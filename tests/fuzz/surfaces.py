@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import zstandard
 
 from commentree.errors import UserError
+from commentree.launch import config_data
 from commentree.tasks import built_dataset, cleaning, readers, vocabularies
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config import CleaningConfig, MarkersConfig, TreeConfig
@@ -25,6 +26,7 @@ from commentree.tasks.markers import all_markers
 from commentree.tasks.readers import files
 from commentree.tasks.trees import Fates
 from commentree.tasks.vocabularies import Tokenizer, VocabularyConfig
+from commentree.training import host_messages
 from commentree.training.warm_starts import flax_msgpack, safetensors
 
 from ..tasks import building_fixture, written_threads
@@ -293,6 +295,69 @@ def _msgpack(folder: pathlib.Path) -> Check:
   return check
 
 
+def _gin_seeds(folder: pathlib.Path) -> list[bytes]:
+  del folder
+  return [
+    b"ModelConfig.emb_dim = 128\nSTEPS = 10\nTrainConfig.train_steps = %STEPS",
+    b"# a comment\nmodel/PiecesConfig.long_comments = 'cut'\nLENGTHS = {'a': 8}\n",
+    b"ModelConfig.mlp_activations = ('gelu', 'linear')\nFILES = ['a', \"b\"]",
+    b"TrainConfig.optimizer = @OptimizerConfig()\nSHARE = -1.5e-3\nNAME = None\n",
+  ]
+
+
+def _gin(folder: pathlib.Path) -> Check:
+  del folder
+  return lambda data: config_data.check(data.decode("utf-8", "replace"), "config.gin")
+
+
+def _run_json_seeds(folder: pathlib.Path) -> list[bytes]:
+  from commentree.training import run_record
+
+  facts = {"ModelConfig.emb_dim": 128}
+  run_record.write(folder, run_record.RunRecord(facts), facts, 0)
+  return [(folder / "run.json").read_bytes()]
+
+
+def _run_json(folder: pathlib.Path) -> Check:
+  from commentree.training import run_record
+
+  (folder / "checkpoint_1").mkdir()
+
+  def check(data: bytes) -> None:
+    (folder / "run.json").write_bytes(data)
+    run_record.check(folder, {"ModelConfig.emb_dim": 128}, lambda line: None)
+
+  return check
+
+
+def _message_seeds(folder: pathlib.Path) -> list[bytes]:
+  del folder
+  hello = host_messages.Hello(
+    protocol=host_messages.PROTOCOL,
+    purpose="host",
+    index=1,
+    count=2,
+    name="a host",
+    process=7,
+    nonce="0" * 64,
+  )
+  said = [hello, host_messages.Beat(3, "step", 0.5), host_messages.Done()]
+  return [host_messages.encode(message) for message in said]
+
+
+def _messages(folder: pathlib.Path) -> Check:
+  del folder
+
+  def check(data: bytes) -> None:
+    try:
+      for line in host_messages.Lines(1000).add(data):
+        host_messages.from_host(line)
+    except host_messages.MessageError as error:
+      raise UserError(str(error).replace("\n", " ")) from error
+
+  return check
+
+
 _READERS = ("commentree.tasks.readers", "commentree.tasks.trees")
 
 
@@ -329,6 +394,10 @@ def _all() -> Iterator[Surface]:
       _open_vocabulary(".json"),
       vocabulary,
     )
+  yield Surface("config.gin of a run", _gin_seeds, _gin, ("commentree.launch",))
+  run = ("commentree.training",)
+  yield Surface("run.json", _run_json_seeds, _run_json, run)
+  yield Surface("messages of hosts", _message_seeds, _messages, run)
   warm = ("commentree.training.warm_starts",)
   yield Surface("safetensors", _safetensors_seeds, _safetensors, warm)
   yield Surface("T5X msgpack", _msgpack_seeds, _msgpack, warm)
