@@ -145,6 +145,11 @@ def empty_splits(stats: Mapping[str, Any]) -> Iterator[str]:
   """
   settings = stats["made_from"]["settings"]
   total = sum(facts["trees"] for facts in stats["splits"].values())
+  if total and not stats["splits"].get("train", {}).get("trees"):
+    yield (
+      f"train: all of the {total:,} trees are held out: lower --validation_share, or"
+      " give a later --validation_after"
+    )
   for split in ("validation", "test"):
     if stats["splits"].get(split, {}).get("trees"):
       continue

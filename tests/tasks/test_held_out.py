@@ -91,6 +91,11 @@ def test_a_built_dataset_without_held_out_trees_is_told_before_anything_is_prepa
     }
   )
   assert "--validation_share=0.1 holds out none of the 3 trees: raise it" in line
+  splits = {"train": {"trees": 0}, "validation": {"trees": 2}}
+  (line,) = build_report.empty_splits(
+    {"made_from": {"settings": BuildConfig().as_dict()}, "splits": splits}
+  )
+  assert line.startswith("train: all of the 2 trees are held out")
   of_built = dataclasses.replace(config, files=str(built))
   opened = data.open_data(dataclasses.replace(of_built, held_out_share=0))
   assert list(opened.splits) == ["train"]
