@@ -43,7 +43,7 @@ def records(
   fates: Fates,
   holds: Literal["trees", "comments"] = "trees",
 ) -> Iterator[Record]:
-  """Yields the records of a file, broken ones as well.
+  """Returns an iterator over the records of a file, broken ones as well.
 
   Args:
     path: the file; whatever is wrong with it, nothing is raised.
@@ -51,7 +51,7 @@ def records(
     fates: the file's fate, and that of records too long, are counted here.
     holds: what a record too long counts as.
   """
-  yield from of_blocks(files.blocks(path, fates), config, fates, holds)
+  return of_blocks(files.blocks(path, fates), config, fates, holds)
 
 
 def of_blocks(
@@ -60,21 +60,22 @@ def of_blocks(
   fates: Fates,
   holds: Literal["trees", "comments"] = "trees",
 ) -> Iterator[Record]:
-  """Yields the records in blocks of bytes; see `records`."""
+  """Returns an iterator over the records in blocks of bytes; see `records`."""
   head, blocks = _peek(iter(blocks))
   limit = config.max_line_bytes
   too_long = files.too_long(fates, holds)
   lines = is_lines(head)
   del head
   if lines:
-    for number, line in enumerate(files.split(blocks, limit, too_long)):
-      yield Record(line, number)
-    return
+    return map(Record, files.split(blocks, limit, too_long), itertools.count())
 
   def unclosed() -> None:
     fates.mended[MENDED_NOT_CLOSED] += 1
 
-  cutter = Cutter(limit, too_long, unclosed)
+  return _cut(blocks, Cutter(limit, too_long, unclosed))
+
+
+def _cut(blocks: Iterable[bytes], cutter: Cutter) -> Iterator[Record]:
   for block in blocks:
     yield from cutter.feed(block)
   yield from cutter.finish()

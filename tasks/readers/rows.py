@@ -141,11 +141,12 @@ class Format:
   def read(self, path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
     """Yields a file's `rows`, none larger than `config` allows; warns of no row."""
     before = fates.files[files.READ]
-    found = False
-    for row in bounded(self.rows(path, config, fates), config, fates):
-      found = True
-      yield row
-    if not found and fates.files[files.READ] > before:
+    found = bounded(self.rows(path, config, fates), config, fates)
+    first = next(found, None)
+    if first is not None:
+      yield first
+      yield from found
+    elif fates.files[files.READ] > before:
       unread.warn(path, self.name)
       fates.files[files.NOTHING_FOUND] += 1
       fates.files[files.READ] -= 1
@@ -237,13 +238,15 @@ def text(value: object, fates: Fates) -> str | None:
 
 def identifier(value: object, fates: Fates) -> str | None:
   """An id as a string; numbers count as their digits."""
-  if isinstance(value, str) and value.isalnum() and value.isascii():
-    return value  # nearly all there are
+  if isinstance(value, str):
+    if value.isalnum() and value.isascii():
+      return value
+    return (text(value, fates) or "").strip() or None
   if isinstance(value, float) and value.is_integer():  # of a table with gaps
     value = int(value)
   if isinstance(value, int) and not isinstance(value, bool):
     return str(value) if abs(value) <= _MAX_INT64 else None
-  return (text(value, fates) or "").strip() or None
+  return None
 
 
 def parent(value: object, fates: Fates) -> str | None:
