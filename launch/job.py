@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -192,9 +191,7 @@ def check_held_out(run: RunConfig, data: RunData) -> None:
   for number, part in enumerate(data.parts):
     if "validation" not in part.splits:
       continue
-    batches = data.eval_batches(config.batch_size, part=number)
-    some = itertools.islice(batches, config.eval_batches)
-    if not any((batch["decoder_loss_weights"] > 0).any() for batch in some):
+    if not data.holds_targets(config.batch_size, config.eval_batches, number):
       built = isinstance(part.task.tree_source, BuiltTreesSource)
       more = (
         "build with a larger --validation_share" if built else "raise HELD_OUT_SHARE"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -114,6 +115,28 @@ class RunData:
       host=host,
       num_hosts=num_hosts,
     )
+
+  def holds_targets(self, batch_size: int, limit: int | None, part: int = 0) -> bool:
+    """Whether anything is to be predicted in a pass over a task's held-out data.
+
+    Args:
+      batch_size: forests in a global batch.
+      limit: batches that the pass is cut to; None for all.
+      part: which task's.
+    """
+    pieces = self.parts[part].splits["validation"]
+    rank = streams.first_target(
+      pieces,
+      self.parts[part].task.objective(),
+      self.shape.decoder_length,
+      self.config.eval_seed,
+    )
+    # The oldest piece that waits goes into the next forest, so that at least one piece
+    # of each forest's stream is used up by it.
+    if rank is None or limit is None or rank < batch_size * limit:
+      return rank is not None
+    batches = itertools.islice(self.eval_batches(batch_size, part=part), limit)
+    return any((batch["decoder_loss_weights"] > 0).any() for batch in batches)
 
   def example_batch(self, batch_size: int) -> streams.Batch:
     """A batch of padding, for shapes and types."""

@@ -271,6 +271,26 @@ def sample_totals(
   return packing.total(masked, row_lengths, max_ancestors, most_masked, shape)
 
 
+def first_target(
+  records: Sequence[Piece], objective: Objective, length: int, seed: int
+) -> int | None:
+  """Returns the place of the first piece with a target, in the order of `eval_batches`.
+
+  Args:
+    records: pieces of the held-out split.
+    objective: says what is to be predicted.
+    length: tokens of a decoder row.
+    seed: seed of the evaluation.
+  """
+  order = EndlessOrder(len(records), seed)
+  for place in range(len(records)):
+    epoch, index = order[place]
+    masked = objective(records[index], length, seed, epoch, index)
+    if masked["is_masked"].any():
+      return place
+  return None
+
+
 def has_target(records: Sequence[Piece], objective: Objective, length: int) -> bool:
   """Whether any piece has something to predict; reads until one has."""
   for index in range(len(records)):

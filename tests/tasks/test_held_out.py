@@ -123,6 +123,9 @@ def test_held_out_trees_with_nothing_to_predict_are_told_before_training(
   opened = data.open_data(dataclasses.replace(config, files=files))
   train = types.SimpleNamespace(batch_size=2, eval_batches=20)
   run = types.SimpleNamespace(train=train)
+  assert opened.holds_targets(2, None) == (not refused)
+  batch = next(opened.eval_batches(2))
+  assert (batch["decoder_loss_weights"] > 0).any() == (not refused)
   if not refused:
     job.check_held_out(run, opened)
     return
