@@ -153,5 +153,5 @@ def advice(config: TrainConfig) -> list[str]:
   share = config.train_steps / schedule.warmup_steps
   return [
     f"WARMUP_STEPS = {schedule.warmup_steps:,} exceeds TRAIN_STEPS ="
-    f" {config.train_steps:,}: the learning rate ends at {share:.0%} of its peak"
+    f" {config.train_steps:,}: the learning rate ends at {100 * share:.2g}% of its peak"
   ]

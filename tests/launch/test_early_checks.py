@@ -100,4 +100,6 @@ def test_a_warm_up_that_outlasts_the_run_is_advised_against(tmp_path):
   (line,) = early_checks.advice(load(tmp_path, "WARMUP_STEPS = 40").train)
   assert "WARMUP_STEPS = 40" in line
   assert "25%" in line
+  (line,) = early_checks.advice(load(tmp_path, "WARMUP_STEPS = 2000").train)
+  assert "ends at 0.5% of its peak" in line
   assert early_checks.advice(load(tmp_path).train) == []
