@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from ..tasks.registry import CommentTreeTask
 from ..tasks.sources import BuiltTreesSource, GeneratedTreesSource
 from ..training import (
   evaluation,
+  evaluation_report,
   optimizers,
   parameter_table,
   partitioning,
@@ -32,6 +32,7 @@ from ..training import (
   runtime,
   schedules,
   storage,
+  unigram,
 )
 from ..training import state as state_lib
 from ..training import train as trainer
@@ -76,6 +77,7 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
     held_out_data(run, data),
     token_groups=token_groups(data),
     label_names=label_objectives.label_names(data.task.preprocessing),
+    count_targets=lambda: count_targets(data),
     record=RunRecord(
       facts=facts(model, data),
       config_text=config_text,
@@ -149,7 +151,14 @@ def evaluate(
   for name, result in results.items():
     if len(results) > 1:
       console.print(name)
-    console.print(evaluation.table(result))
+    console.print(evaluation_report.table(result))
+    task = data.parts[held_out_parts(data)[name]].task
+    for line in (
+      evaluation_report.sentence(result, target_kind(task)),
+      evaluation_report.left_out(result),
+    ):
+      if line:
+        console.print(line)
   if runtime.is_chief():
     report(run, data, results, console)
   whole = results.get(HELD_OUT, results)
@@ -173,12 +182,27 @@ def held_out_data(run: RunConfig, data: RunData) -> dict[str, EvalData]:
     size = run.train.batch_size
     return lambda share: data.eval_batches(size, share.index, share.count, part)
 
+  parts = held_out_parts(data)
+  return {name: opener(number) for name, number in parts.items()}
+
+
+def held_out_parts(data: RunData) -> dict[str, int]:
+  """Numbers of the tasks that have held-out trees, by the name of their evaluation."""
   alone = len(data.parts) == 1
   return {
-    HELD_OUT if alone else part.task.name: opener(number)
+    HELD_OUT if alone else part.task.name: number
     for number, part in enumerate(data.parts)
     if "validation" in part.splits
   }
+
+
+def count_targets(data: RunData) -> dict[str, np.ndarray]:
+  """How often each token, or label, is to be predicted in the training data.
+
+  By the names of `held_out_data`.
+  """
+  parts = held_out_parts(data)
+  return {name: data.count_targets(number) for name, number in parts.items()}
 
 
 def check_held_out(run: RunConfig, data: RunData) -> None:
@@ -279,8 +303,9 @@ def report(
 ) -> None:
   """Prints what the losses are to be compared with.
 
-  For masked tokens of generated trees the analytic entropies; else the entropy of the
-  held-out targets, the loss of a model that knows their frequencies and no context.
+  For masked tokens of generated trees the analytic entropies; else the unigram
+  baseline: the loss, on the same tokens, of a model that knows how frequent each is in
+  the training data, and nothing else.
 
   Args:
     run: the settings.
@@ -288,46 +313,31 @@ def report(
     results: by the names of `held_out_data`, in its order.
     console: where to.
   """
-  for number, (name, result) in enumerate(results.items()):
-    task = data.parts[number].task
+  parts = held_out_parts(data)
+  for name, result in results.items():
+    task = data.parts[parts[name]].task
     source, preprocessing = task.tree_source, task.preprocessing
     all_masks = preprocessing.masking.mask_share == 1
     masked = preprocessing.objective.name == "mlm" and all_masks
     if masked and isinstance(source, GeneratedTreesSource):
       console.print(context_table(result, source.config))
-    else:
-      _report_entropy(run, data, number, name, result, console)
+      continue
+    first = next(iter(result.values()))
+    where = "held-out loss" if name == HELD_OUT else f"{name}: held-out loss"
+    beside = ""
+    if unigram.UNIGRAM in result:
+      least = result[unigram.UNIGRAM]["loss"]
+      beside = f"; a unigram model of the training data has {least:.3f}"
+    console.print(f"{where} {first['loss']:.3f} nats a {target_kind(task)}{beside}")
 
 
-def _report_entropy(
-  run: RunConfig,
-  data: RunData,
-  part: int,
-  name: str,
-  results: evaluation.Results,
-  console: Console,
-) -> None:
-  batches = data.eval_batches(run.train.batch_size, part=part)
-  loss = results[next(iter(results))]["loss"]
-  preprocessing = data.parts[part].task.preprocessing
-  kind = "masked token" if preprocessing.objective.name == "mlm" else "target token"
-  if label_objectives.label_names(preprocessing):
-    kind = "label"
-  where = "held-out loss" if name == HELD_OUT else f"{name}: held-out loss"
-  console.print(
-    f"{where} {loss:.3f} nats a {kind}; their unigram entropy is"
-    f" {unigram_entropy(batches):.3f}",
+def target_kind(task: CommentTreeTask) -> str:
+  """What is predicted, in words."""
+  if label_objectives.label_names(task.preprocessing):
+    return "label"
+  return (
+    "masked token" if task.preprocessing.objective.name == "mlm" else "target token"
   )
-
-
-def unigram_entropy(batches: Iterable[Mapping[str, np.ndarray]]) -> float:
-  """Entropy of the distribution of masked tokens, in nats."""
-  counts: collections.Counter[int] = collections.Counter()
-  for batch in batches:
-    used = batch["decoder_loss_weights"] > 0
-    counts.update(batch["decoder_target_tokens"][used].tolist())
-  shares = np.array(list(counts.values())) / max(1, counts.total())
-  return float(-np.sum(shares * np.log(shares)))
 
 
 def context_table(results: evaluation.Results, config: GeneratedTreesConfig) -> Table:
@@ -335,6 +345,7 @@ def context_table(results: evaluation.Results, config: GeneratedTreesConfig) -> 
   analytic = generated.analytic_entropies(config)
   recalls = [generated.recall_group(hop) for hop in config.hops]
   dependent = [name for name in recalls if name in results["true"]["by_group"]]
+  conditions = [name for name in results if name != unigram.UNIGRAM]
   table = Table(
     title="generated trees: does context help?",
     caption="analytic: the least loss possible given those ancestors, in nats",
@@ -349,7 +360,8 @@ def context_table(results: evaluation.Results, config: GeneratedTreesConfig) -> 
     "accuracy",
   ):
     table.add_column(heading, justify="right")
-  for condition, result in results.items():
+  for condition in conditions:
+    result = results[condition]
     cells = []
     for groups in (list(result["by_group"]), dependent):
       slices = [result["by_group"][name] for name in groups]

@@ -1,8 +1,4 @@
-"""Which ancestors a target sees and what it knows of where they stand.
-
-Also the ways of hiding them: the four conditions of an evaluation and ancestor
-dropout in training. Both change the batch, so the network knows nothing of them.
-"""
+"""Which ancestors a target sees and what it knows of where they stand."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .attention import AncestorContext
-from .config import Condition, ModelConfig, check_choice
+from .config import ModelConfig
 from .layers import Array, parameter
 
 Batch = Mapping[str, Array]
@@ -174,47 +170,3 @@ def _of_tokens(per_target_BUS: Array, segment_ids_BN: Array) -> Array:
   return jax.vmap(lambda table_US, ids_N: table_US.at[ids_N].get(mode="clip"))(
     per_target_BUS, segment_ids_BN
   )
-
-
-def apply_condition(batch: Batch, condition: Condition) -> dict[str, Array]:
-  """Returns the batch as an evaluation condition would have it.
-
-  true: unchanged.
-  shuffled: every target sees, in its ancestors' places and at their depths, other
-    comments of its forest (half way round its slots, so as a rule of another
-    tree); nothing if there is no other.
-  parent_only: only ancestors one hop up.
-  none: no ancestors, nor earlier chunks of the target's own comment.
-
-  Raises:
-    UserError: for any other condition.
-  """
-  check_choice("evaluation", "condition", condition, Condition)
-  batch = dict(batch)
-  if condition == "shuffled":
-    slots_BRL = batch["encoder_segment_ids"]
-    used_B11 = slots_BRL.max(axis=(1, 2), keepdims=True)
-    moved_BRL = (slots_BRL - 1 + used_B11 // 2) % jnp.maximum(used_B11, 1) + 1
-    batch["encoder_segment_ids"] = jnp.where(
-      (slots_BRL > 0) & (used_B11 > 1), moved_BRL, 0
-    )
-  elif condition == "parent_only":
-    batch["ancestor_slots"] = _parents(batch)
-  elif condition == "none":
-    batch["ancestor_slots"] = jnp.zeros_like(batch["ancestor_slots"])
-  return batch
-
-
-def drop_ancestors(batch: Batch, key: Array, rate: float) -> dict[str, Array]:
-  """Returns the batch with the ancestors of a share `rate` of its targets hidden.
-
-  One half of those targets lose all of them, the other all but the parent.
-  """
-  slots_BTA = batch["ancestor_slots"]
-  draw_BT1 = jax.random.uniform(key, (*slots_BTA.shape[:2], 1))
-  slots_BTA = jnp.where(draw_BT1 < rate, _parents(batch), slots_BTA)
-  return {**batch, "ancestor_slots": jnp.where(draw_BT1 < rate / 2, 0, slots_BTA)}
-
-
-def _parents(batch: Batch) -> Array:
-  return jnp.where(batch["ancestor_distances"] == 1, batch["ancestor_slots"], 0)

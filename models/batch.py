@@ -31,6 +31,9 @@ FEATURE_AXES: dict[str, str] = {
   "ancestor_slots": "BTA",
   "ancestor_distances": "BTA",
   "target_depths": "BT",
+  # Number of the tree that a target is of, the same in all pieces of a tree; 0 where
+  # that is not known. Evaluations compare targets and add up losses by it.
+  "target_trees": "BT",
 }
 
 # In a batch only where its data asks for them.
@@ -56,6 +59,13 @@ def places(batch: Mapping[str, Array], side: str) -> Array:
   before_BRL = jnp.pad(ids_BRL[..., :-1], ((0, 0), (0, 0), (1, 0)))
   starts_BRL = jnp.where(ids_BRL != before_BRL, columns_11L, 0)
   return columns_11L - jax.lax.cummax(starts_BRL, axis=2)
+
+
+def masked_targets(batch: Mapping[str, Array]) -> Array:
+  """Returns the target of each masked position from 1, `[B, R, M]`; 0 for padding."""
+  return jnp.take_along_axis(
+    batch["decoder_segment_ids"], batch["decoder_masked_positions"], axis=-1
+  )
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ..errors import UserError
 from . import batch as batch_lib
 from . import decoding, heads
-from .ancestors import apply_condition, drop_ancestors
+from .batch import masked_targets
+from .conditions import apply_condition, drop_ancestors
 from .config import Condition, ModelConfig, check_range
 from .decoding import Replies
 from .decoding_config import DecodingConfig
@@ -20,7 +21,7 @@ from .interface import Batch, Metrics, PyTree
 from .layers import Array
 from .losses import TokenLosses, token_losses
 from .metrics import metrics_of_sums
-from .network import CommentTreeTransformer, of_target
+from .network import CommentTreeTransformer
 from .roberta import ROBERTA
 from .stacks import Family
 from .t5 import T5
@@ -230,8 +231,9 @@ class CommentTreeModel:
 
     Returns:
       `nll` (nats), `correct` (0 or 1) and `weights`, `[B, R, M]` float32, and
-      `depths`, each token's target depth, `[B, R, M]` int32. With a head also
-      `labels` and `predictions`, and `chains`, the target of each label, 0 for none.
+      `targets`, the target that each is of, from 1, `[B, R, M]` int32. With a head
+      also `labels` and `predictions`, and `chains`, the target of each label, 0 for
+      none.
     """
     batch = apply_condition(batch, condition)
     scores = self._scores(params, batch, None)
@@ -241,7 +243,7 @@ class CommentTreeModel:
       "nll": losses.nll,
       "correct": losses.correct,
       "weights": batch["decoder_loss_weights"],
-      "depths": of_target(batch["target_depths"], _masked_targets(batch)),
+      "targets": masked_targets(batch),
     }
     if self.config.head == "masked_lm":
       return tokens
@@ -323,7 +325,7 @@ class CommentTreeModel:
     )
     scores_BRM = -losses.nll * batch["decoder_loss_weights"]
     num_targets = batch["target_depths"].shape[-1]
-    target_BRMT = jax.nn.one_hot(_masked_targets(batch) - 1, num_targets)
+    target_BRMT = jax.nn.one_hot(masked_targets(batch) - 1, num_targets)
     return jnp.sum(scores_BRM[..., None] * target_BRMT, axis=(1, 2))
 
   def generate(
@@ -384,10 +386,3 @@ class CommentTreeModel:
       label_smoothing=self.config.label_smoothing,
       z_loss=self.config.z_loss,
     )
-
-
-def _masked_targets(batch: Batch) -> Array:
-  """Returns the target id of each masked position, `[B, R, M]`."""
-  return jnp.take_along_axis(
-    batch["decoder_segment_ids"], batch["decoder_masked_positions"], axis=-1
-  )

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from ..console import Console
 from ..errors import UserError
 from . import (
   built_dataset,
   cached_pieces,
   forest_layout,
+  label_objectives,
   mixtures,
   packing,
   preparation,
@@ -137,6 +140,20 @@ class RunData:
       return rank is not None
     batches = itertools.islice(self.eval_batches(batch_size, part=part), limit)
     return any((batch["decoder_loss_weights"] > 0).any() for batch in batches)
+
+  def count_targets(self, part: int = 0) -> np.ndarray:
+    """How often each id is to be predicted in a task's training data, int64 [ids].
+
+    Counted in all pieces, or in a sample of many.
+    """
+    task = self.parts[part].task
+    labels = label_objectives.label_names(task.preprocessing)
+    return streams.count_targets(
+      self.parts[part].splits["train"],
+      task.objective(),
+      self.shape.decoder_length,
+      len(labels) or task.tokenizer.vocab_size,
+    )
 
   def example_batch(self, batch_size: int) -> streams.Batch:
     """A batch of padding, for shapes and types."""

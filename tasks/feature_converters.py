@@ -14,7 +14,7 @@ from . import packing
 from .forest_layout import ForestLayout, ForestShape, resolve, row_lengths
 from .masking import MASKING_FEATURES
 from .objectives import NODE_FEATURES, TARGET_TOKENS, extras_of
-from .pieces import LANGUAGES, PIECE_FEATURES, Piece
+from .pieces import LANGUAGES, PIECE_FEATURES, TREE_ID, Piece
 
 _Spec = seqio.FeatureConverter.FeatureSpec
 # Features that pieces have by their objective or their data.
@@ -79,6 +79,8 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
       **type(self).TASK_FEATURES,
       **{name: _Spec(dtype=tf.int32) for name in _OPTIONAL if name in ds.element_spec},
     }
+    if TREE_ID in ds.element_spec:  # SeqIO's mixtures drop it
+      self.TASK_FEATURES[TREE_ID] = _Spec(dtype=tf.string, rank=0)
     self._shape = self.forest_shape(ds.element_spec, task_feature_lengths)
     self.MODEL_FEATURES = _model_features(self._shape.extras)
     return super().__call__(ds, dict.fromkeys(self.TASK_FEATURES, None))

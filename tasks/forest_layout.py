@@ -95,6 +95,7 @@ class ForestShape:
       "ancestor_slots": ancestors,
       "ancestor_distances": ancestors,
       "target_depths": (self.target_slots,),
+      "target_trees": (self.target_slots,),
       **{name: optional[name] for name in self.extras},
     }
 

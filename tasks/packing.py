@@ -31,6 +31,7 @@ from .pieces import (
   PHRASES,
   Piece,
   ranges,
+  tree_number,
 )
 
 # A forest is closed once so many pieces in a row found no place in its rows.
@@ -292,6 +293,8 @@ class ForestBuilder:
     )
     count = len(targets)
     forest["target_depths"][:count] = depths[targets]
+    trees = [tree_number(item.piece) for item in items]
+    forest["target_trees"][:count] = np.repeat(trees, [len(i.targets) for i in items])
     if PREFIXES in shape.extras:
       prefixes = [_prefix_lengths(item) for item in items]
       forest[PREFIXES][:count] = np.concatenate(prefixes)

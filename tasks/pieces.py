@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 LongComments = Literal["truncate", "chunk"]
 
-# Features of a piece, all int32 and of rank 1; `tree_id` (bytes, rank 0) comes along.
+# Features of a piece, all int32 and of rank 1.
 NODE_FEATURES = ("lengths", "parents", "depths", "is_target", "node_ids")
 PIECE_FEATURES = ("tokens", *NODE_FEATURES)
 # Those of them that settings ask for come along, int32 [sum(lengths)] as the tokens:
@@ -51,6 +52,8 @@ COMMENT_LABELS = "comment_labels"
 LANGUAGES = "languages"
 ANNOTATIONS = (LABELS, PHRASES, COMMENT_LABELS, LANGUAGES)
 NO_LABEL = -1
+# And the id of the tree that the piece is of: bytes, of rank 0.
+TREE_ID = "tree_id"
 
 # Arrays by feature, and the tree's id as bytes.
 Piece = dict[str, Any]
@@ -231,7 +234,7 @@ class PieceBuilder:
         **{name: whole[name][nodes] for name in per_node},
         "parents": splitting.extract_parents(nodes, whole["parents"]),
         "is_target": split.is_target.astype(np.int32),
-        "tree_id": tree_id,
+        TREE_ID: tree_id,
       }
 
   def nodes(self, tree: CommentTree, encoded: Sequence[np.ndarray]) -> Piece:
@@ -453,6 +456,17 @@ class PieceBuilder:
       if numbers[cut] and numbers[cut] == numbers[cut - 1]:
         numbers[numbers == numbers[cut]] = 0
     return numbers
+
+
+def tree_number(piece: Piece) -> int:
+  """A number from 1 for the piece's tree, equal for pieces of one tree; 0 if unknown.
+
+  A hash of the tree's id in 31 bits: two of a hundred thousand trees share one.
+  """
+  if TREE_ID not in piece:
+    return 0
+  digest = hashlib.blake2b(piece[TREE_ID], digest_size=4).digest()
+  return max(1, int.from_bytes(digest, "little") >> 1)
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from . import packing
+from . import objectives, packing
 from .forest_layout import ForestShape, PieceTotals
 from .mixtures import MixedOrder
 from .objectives import Objective
@@ -289,6 +289,32 @@ def first_target(
     if masked["is_masked"].any():
       return place
   return None
+
+
+def count_targets(
+  records: Sequence[Piece],
+  objective: Objective,
+  length: int,
+  size: int,
+  sample: int = 20_000,
+) -> np.ndarray:
+  """How often each id below `size` is to be predicted, int64 [size].
+
+  Args:
+    records: pieces of the training split.
+    objective: says what is to be predicted.
+    length: tokens of a decoder row.
+    size: how many ids there are.
+    sample: most pieces that are read, spread evenly over the data.
+  """
+  counts = np.zeros(size, np.int64)
+  for index in np.unique(np.linspace(0, len(records) - 1, sample).astype(int)):
+    piece = objectives.complete(
+      objective(records[int(index)], length, 0, 0, int(index))
+    )
+    targets = piece[objectives.TARGET_TOKENS][piece["is_masked"] == 1]
+    counts += np.bincount(targets, minlength=size)
+  return counts
 
 
 def has_target(records: Sequence[Piece], objective: Objective, length: int) -> bool:

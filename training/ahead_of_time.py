@@ -124,7 +124,8 @@ class Plan:
       return step, (self.state, self.batch, self._key())
     if program == "eval":
       evaluator = Evaluator(model, self.mesh, config.partitioning, config.evaluation)
-      return evaluator.sums, (self.params, self.batch)
+      # Without the unigram baseline, which costs next to nothing.
+      return evaluator.sums, (self.params, self.batch, None)
     return jax.jit(model.predict_batch_with_aux), (self.params, self.batch)
 
   def _key(self) -> jax.ShapeDtypeStruct:

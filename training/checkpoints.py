@@ -142,6 +142,19 @@ class Restored:
 
 
 @dataclasses.dataclass(frozen=True)
+class Best:
+  """The best checkpoint.
+
+  Attributes:
+    step: its step; None if none was evaluated.
+    quality: how good it is, see `quality`; -inf if none was evaluated.
+  """
+
+  step: int | None = None
+  quality: float = -math.inf
+
+
+@dataclasses.dataclass(frozen=True)
 class _Request:
   """What was asked to be saved, kept until it is."""
 
@@ -195,10 +208,10 @@ class Checkpoints:
     # What is there, and how it did; the same on all hosts.
     self._metrics: dict[int, Metrics | None] = {int(s): m for s, m in metrics.items()}
 
-  def best_quality(self) -> float:
-    """Returns how good the best checkpoint is; -inf if none was evaluated."""
+  def best(self) -> Best:
+    """Returns the best checkpoint."""
     best = _best(self._metrics, self._config.best_metric)
-    return -math.inf if best is None else self._quality(best)
+    return Best() if best is None else Best(best, self._quality(best))
 
   def due_by_time(self) -> bool:
     """Whether to save now whatever the step is.

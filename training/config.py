@@ -15,17 +15,11 @@ from ..errors import UserError
 from ..models.config import Condition, check_choice, check_range
 
 Schedule = Literal["constant", "rsqrt", "linear", "cosine", "wsd"]
-BestMetric = Literal[
-  "true/loss",
-  "true/accuracy",
-  "parent_only/loss",
-  "none/loss",
-  "shuffled/loss",
-  "true/f1/micro",
-  "true/f1/macro",
-  "true/span_f1/micro",
-  "true/span_f1/macro",
-]
+
+# With a head; see `f1`.
+_F1_METRICS = tuple(
+  f"{of}/{mean}" for of in ("f1", "span_f1") for mean in ("micro", "macro")
+)
 
 MESH_AXES = ("slice", "data", "fsdp", "model")
 """Axes of the mesh, slowest network first: `slice` crosses the data-centre network."""
@@ -248,8 +242,9 @@ class CheckpointConfig:
       no limit.
     keep: newest ones kept.
     keep_best: best ones kept besides.
-    best_metric: what decides: an ancestor condition and a metric of the first
-      evaluation dataset; with a head that may be an F1.
+    best_metric: what decides, of the first evaluation dataset: 'true/loss',
+      'shuffled/minus_true' (how much the content of ancestors helps), 'none/accuracy';
+      of a slice 'true/by_depth/3/loss'; with a head 'true/span_f1/micro'.
     save_timeout_seconds: a checkpoint not on disk by then stops the run.
     save_attempts: saves that may fail in a row before the run stops.
   """
@@ -258,7 +253,7 @@ class CheckpointConfig:
   period_minutes: float | None = None
   keep: int = 3
   keep_best: int = 1
-  best_metric: BestMetric = "true/loss"
+  best_metric: str = "true/loss"
   save_timeout_seconds: float = 1800.0
   save_attempts: int = 3
 
@@ -266,7 +261,6 @@ class CheckpointConfig:
     check_range("CheckpointConfig", "period", self.period, 1, whole=True)
     check_range("CheckpointConfig", "keep", self.keep, 1, whole=True)
     check_range("CheckpointConfig", "keep_best", self.keep_best, 0, whole=True)
-    check_choice("CheckpointConfig", "best_metric", self.best_metric, BestMetric)
     if self.period_minutes is not None:
       check_range("CheckpointConfig", "period_minutes", self.period_minutes, 0.01)
     check_range(
@@ -283,23 +277,49 @@ class EvalConfig:
     conditions: which ancestors the targets see: all of theirs, those of others,
       the parent alone, none.
     depth_edges: first depth of each group of targets reported together.
+    frequency_ranks: likewise of groups of tokens by how frequent they are in the
+      training data, 0 the most frequent.
   """
 
   conditions: tuple[Condition, ...] = ("true", "shuffled", "parent_only", "none")
   depth_edges: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 10)
+  frequency_ranks: tuple[int, ...] = (0, 100, 1_000, 10_000)
 
   def __post_init__(self):
     object.__setattr__(self, "conditions", tuple(self.conditions))
-    object.__setattr__(self, "depth_edges", tuple(self.depth_edges))
+    for field in ("depth_edges", "frequency_ranks"):
+      object.__setattr__(self, field, tuple(getattr(self, field)))
     for condition in self.conditions:
       check_choice("EvalConfig", "conditions", condition, Condition)
     if not self.conditions or len(set(self.conditions)) < len(self.conditions):
       raise UserError(
         f"EvalConfig.conditions = {self.conditions}: must name at least one, none twice"
       )
-    edges = self.depth_edges
-    if not edges or edges[0] != 0 or any(a >= b for a, b in itertools.pairwise(edges)):
-      raise UserError(f"EvalConfig.depth_edges = {edges}: must rise from 0")
+    for field in ("depth_edges", "frequency_ranks"):
+      edges = getattr(self, field)
+      rises = all(a < b for a, b in itertools.pairwise(edges))
+      if not edges or edges[0] != 0 or not rises:
+        raise UserError(f"EvalConfig.{field} = {edges}: must rise from 0")
+
+  def check_metric(self, owner: str, name: str) -> None:
+    """Raises UserError unless there is such a metric, by its path in the results."""
+    condition, _, rest = str(name).partition("/")
+    parts = rest.split("/")
+    values = ["loss", "accuracy", *(["minus_true"] if condition != "true" else [])]
+    sound = len(parts) == 1 or (len(parts) == 3 and parts[0].startswith("by_"))
+    if rest in _F1_METRICS or (sound and parts[-1] in values):
+      if condition in self.conditions:
+        return
+      raise UserError(
+        f"{owner} = {name!r}: EvalConfig.conditions = {self.conditions} lacks"
+        f" {condition!r}"
+      )
+    raise UserError(
+      f"{owner} = {name!r}: no such metric: name an ancestor condition and 'loss',"
+      " 'accuracy' or 'minus_true', as in 'true/loss' or 'shuffled/minus_true'; of a"
+      " slice as in 'true/by_depth/3/loss'; with a head 'f1' or 'span_f1', as in"
+      " 'true/f1/macro'"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +373,9 @@ class TrainConfig:
     random_seed: of initial parameters and dropout.
     eval_period: steps between evaluations; 0 for one at the end alone.
     eval_batches: most batches of an evaluation; None for all.
+    patience: evaluations in a row that may bring no better
+      `CheckpointConfig.best_metric`; after so many the run ends. None: it ends at
+      `train_steps`.
     log_period: steps between lines on the console, if seconds have passed too.
     console_seconds: least seconds between those lines.
     gradient_accumulation_steps: microbatches that a batch is cut into.
@@ -381,6 +404,7 @@ class TrainConfig:
   random_seed: int = 0
   eval_period: int = 1000
   eval_batches: int | None = None
+  patience: int | None = None
   log_period: int = 10
   console_seconds: float = 5.0
   gradient_accumulation_steps: int = 1
@@ -409,6 +433,9 @@ class TrainConfig:
     check_range("TrainConfig", "console_seconds", self.console_seconds, 0)
     if self.eval_batches is not None:
       check_range("TrainConfig", "eval_batches", self.eval_batches, 1, whole=True)
+    if self.patience is not None:
+      check_range("TrainConfig", "patience", self.patience, 1, whole=True)
+      check_range("TrainConfig", "eval_period", self.eval_period, 1, whole=True)
     rules = tuple(map(self._warm_start_rule, self.warm_start_rules))
     object.__setattr__(self, "warm_start_rules", rules)
     if rules and self.initial_checkpoint_path is None:
@@ -423,12 +450,20 @@ class TrainConfig:
         f"TrainConfig.gradient_accumulation_steps = {self.gradient_accumulation_steps}:"
         f" must divide batch_size = {self.batch_size}"
       )
-    metric = self.checkpoint.best_metric.partition("/")[0]
-    if self.checkpoint.keep_best and metric not in self.evaluation.conditions:
+    if self.checkpoint.keep_best:
+      metric = self.checkpoint.best_metric
+      self.evaluation.check_metric("CheckpointConfig.best_metric", metric)
+    elif self.patience is not None:
       raise UserError(
-        f"CheckpointConfig.best_metric = {self.checkpoint.best_metric!r}:"
-        f" EvalConfig.conditions = {self.evaluation.conditions} lacks {metric!r}"
+        f"TrainConfig.patience = {self.patience}: needs CheckpointConfig.keep_best of"
+        " at least 1, to know what came before"
       )
+
+  def patience_is_over(self, step: int, best_step: int | None) -> bool:
+    """Whether `patience` evaluations have passed since the best one, by a step."""
+    if self.patience is None or best_step is None:
+      return False
+    return step // self.eval_period - best_step // self.eval_period >= self.patience
 
   @staticmethod
   def _warm_start_rule(rule: Any) -> tuple[str, str | None, str]:

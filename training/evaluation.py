@@ -1,8 +1,13 @@
 """Does context help? Held-out loss under the four ancestor conditions.
 
-Every masked token counts the same. Results are reported over all tokens, by the depth
-of the comment they stand in, and by groups of target tokens that the caller names; with
-a head, for which labels stand where tokens do, also as F1 (`f1`).
+Every masked token counts the same. Results are over all tokens and over slices of them:
+by the depth of the comment, by whether the token occurs in an ancestor, by its rank in
+the training data, and by groups of tokens that the caller names. With a head, for which
+labels stand where tokens do, also as F1 (`f1`).
+
+What is claimed of context is a paired difference, on the same tokens, with a standard
+error over trees (`tree_sums`). Where the ancestors of another tree are one of the
+conditions, batches that hold one tree alone are left out of all, and counted.
 """
 
 from __future__ import annotations
@@ -15,33 +20,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from rich.table import Table
 
-from ..errors import UserError
+from ..models import conditions as conditions_lib
 from ..models.interface import Model
-from . import checkpoints, data_input, f1, hosts, partitioning, runtime, storage
+from ..models.network import of_target
+from . import (
+  checkpoints,
+  data_input,
+  f1,
+  hosts,
+  partitioning,
+  runtime,
+  storage,
+)
 from . import state as state_lib
 from .agreement import Agreement
-from .config import BestMetric, EvalConfig, HealthConfig, PartitioningConfig
+from .config import EvalConfig, HealthConfig, PartitioningConfig
 from .data_input import EvalData, HostBatch
+from .evaluation_sums import OCCURRENCES, OF_TOKENS, Results, Totals, range_names
+from .unigram import UNIGRAM, Unigram
+from .unigram import load as target_counts_of
 from .watchdog import Watchdog
 
 TokenGroups = Mapping[str, Sequence[int] | np.ndarray]
-Results = dict[str, Any]
-"""By condition: `loss` (nats), `accuracy`, `tokens`, and of the same `by_depth` and
-`by_group`, those with at least one token; with a head `f1`, for tags `span_f1` as well,
-see `f1.Scores`."""
-
-Sums = dict[str, dict[str, Any]]
-
-_PER_SLICE = ("loss", "accuracy", "tokens")
 
 
 class Evaluator:
   """Evaluates parameters; compiled once.
 
   Attributes:
-    sums: the jitted pass over a placed batch, `(params, batch)` to sums by condition.
+    sums: the jitted pass over a placed batch, `(params, batch, unigram)` to what
+      `Totals` adds up.
   """
 
   def __init__(
@@ -71,8 +80,7 @@ class Evaluator:
       for name, ids in (token_groups or {}).items()
     }
     self._labels = tuple(label_names)
-    self._depths = depth_names(config.depth_edges)
-    self._compiled: jax.stages.Compiled | None = None
+    self._compiled: dict[bool, jax.stages.Compiled] = {}
     self._place = data_input.Placer(mesh)
     self._agreement = Agreement(mesh)
     self.sums = jax.jit(
@@ -85,6 +93,7 @@ class Evaluator:
     batches: Iterable[HostBatch],
     limit: int | None = None,
     stop: Callable[[], bool] = lambda: False,
+    target_counts: np.ndarray | None = None,
   ) -> Results | None:
     """Evaluates.
 
@@ -93,6 +102,8 @@ class Evaluator:
       batches: this process's share of the held-out batches, at least one.
       limit: most batches; None for all.
       stop: asked before every batch; if any process's says so, all stop.
+      target_counts: how often each id is a target in the training data, for the
+        unigram baseline and the slices by frequency; neither if None.
 
     Returns:
       The results, or None if stopped.
@@ -100,7 +111,8 @@ class Evaluator:
     Raises:
       UserError: if no batch holds a masked token.
     """
-    totals: Any = None
+    unigram = None if target_counts is None else self._place_unigram(target_counts)
+    totals = Totals(self._names(unigram), self._slices(unigram))
     padding: HostBatch = {}
     for batch in itertools.chain(
       itertools.islice(batches, limit), itertools.repeat(None)
@@ -114,82 +126,120 @@ class Evaluator:
       if batch is not None:
         padding = {name: np.zeros_like(values) for name, values in batch.items()}
       placed = self._place(padding if batch is None else batch)
-      if self._compiled is None:
-        with partitioning.in_mesh(self._mesh, self._partitioning):
-          self._compiled = self.sums.lower(params, placed).compile()
-        hosts.meet("evaluation compiled")
-      sums = jax.device_get(self._compiled(params, placed))
-      # float64 on the host: thousands of batches add up.
-      sums = jax.tree.map(lambda x: x.astype(np.float64), sums)
-      totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
-    return {
-      name: self._results(totals and totals[name]) for name in self._config.conditions
+      compiled = self._compile(params, placed, unigram)
+      totals.add(jax.device_get(compiled(params, placed, unigram)))
+    return totals.results(self._labels)
+
+  def _compile(self, params: Any, batch: Any, unigram: Unigram | None) -> Any:
+    key = unigram is not None
+    if key not in self._compiled:
+      with partitioning.in_mesh(self._mesh, self._partitioning):
+        self._compiled[key] = self.sums.lower(params, batch, unigram).compile()
+      hosts.meet("evaluation compiled")
+    return self._compiled[key]
+
+  def _place_unigram(self, counts: np.ndarray) -> Unigram:
+    sharding = partitioning.replicated(self._mesh)
+    return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape),
+      Unigram.of_counts(counts),
+    )
+
+  def _names(self, unigram: Unigram | None) -> list[str]:
+    """Returns what there is a loss of: the conditions, and the baseline."""
+    return [*self._config.conditions, *([UNIGRAM] if unigram is not None else [])]
+
+  def _slices(self, unigram: Unigram | None) -> dict[str, list[str]]:
+    """Returns the names of slices of the tokens, by kind."""
+    tokens = not self._labels
+    names = {
+      "by_occurrence": list(OCCURRENCES) if tokens else [],
+      "by_frequency": [],
+      "by_depth": range_names(self._config.depth_edges),
+      "by_group": list(self._groups),
     }
+    if tokens and unigram is not None:
+      # Ranks are counted from 1 where people read them.
+      edges = [edge + 1 for edge in self._config.frequency_ranks]
+      names["by_frequency"] = range_names(edges)
+    return names
 
   def _make_sums(self, model: Model):
-    edges = jnp.asarray(self._config.depth_edges)
+    depth_edges = jnp.asarray(self._config.depth_edges)
+    rank_edges = jnp.asarray(self._config.frequency_ranks)
     members = _group_table(self._groups)
+    conditions = self._config.conditions
 
-    def sums(params: Any, batch: Mapping[str, jax.Array]) -> Sums:
-      targets = batch["decoder_target_tokens"].reshape(-1)
-      in_group = jnp.asarray(members)[jnp.minimum(targets, len(members) - 1)]
-      by_condition: Sums = {}
-      for condition in self._config.conditions:
-        tokens = model.evaluate_batch(params, batch, condition)
-        counts = f1.sums(tokens, self._labels)
-        tokens = {name: values.reshape(-1) for name, values in tokens.items()}
-        weights = tokens["weights"]
-        depth = jnp.searchsorted(edges, tokens["depths"], side="right") - 1
-        slices = [
-          jnp.ones((len(weights), 1)),
-          jax.nn.one_hot(depth, len(edges)),
-          in_group,
-        ]
-        values = jnp.stack([tokens["nll"], tokens["correct"], jnp.ones_like(weights)])
-        by_slice = jnp.matmul(
-          # 0 times a loss that is not finite is not 0.
-          jnp.where(weights[None] > 0, values * weights[None], 0),
-          jnp.concatenate(slices, axis=1),
-          precision=jax.lax.Precision.HIGHEST,
-        )
-        by_condition[condition] = {"slices": by_slice, "counts": counts}
-      return by_condition
+    def in_slices(batch, tokens, depths, unigram: Unigram | None) -> dict[str, Any]:
+      """Returns which of the slices each masked token is in, `[B, R, M, S]`."""
+      wanted = batch["decoder_target_tokens"]
+      found = {
+        "by_depth": _in_ranges(depths, depth_edges),
+        "by_group": jnp.asarray(members)[jnp.minimum(wanted, len(members) - 1)],
+      }
+      if not self._labels:
+        occurs = conditions_lib.is_in_ancestors(batch)
+        found["by_occurrence"] = jnp.stack([occurs, ~occurs], axis=-1)
+        if unigram is not None:
+          found["by_frequency"] = _in_ranges(unigram.ranks[wanted], rank_edges)
+      return found
+
+    def sums(
+      params: Any, batch: Mapping[str, jax.Array], unigram: Unigram | None
+    ) -> dict[str, Any]:
+      tokens = {name: model.evaluate_batch(params, batch, name) for name in conditions}
+      first = next(iter(tokens.values()))
+      weights, targets = first["weights"], first["targets"]
+      used = weights > 0
+      losses = [(each["nll"], each["correct"]) for each in tokens.values()]
+      if unigram is not None:
+        wanted = batch["decoder_target_tokens"]
+        likeliest = jnp.argmin(unigram.ranks)
+        losses.append((-unigram.log_probabilities[wanted], wanted == likeliest))
+      # 0 times a loss that is not finite is not 0.
+      columns = jnp.stack(
+        [jnp.where(used, x * weights, 0) for loss in losses for x in loss]
+        + [jnp.where(used, weights, 0)],
+        axis=-1,
+      )
+      depths = of_target(batch["target_depths"], targets)
+      slices = in_slices(batch, tokens, depths, unigram)
+      by_kind = {"all": jnp.ones((*weights.shape, 1)), **slices}
+      precise = jax.lax.Precision.HIGHEST
+      total = {
+        kind: jnp.einsum("brmc,brms->cs", columns, x.astype("f4"), precision=precise)
+        for kind, x in by_kind.items()
+      }
+      # Losses and tokens of each target; the losses are every other column.
+      of_target_BRMT = jax.nn.one_hot(targets - 1, batch["target_depths"].shape[-1])
+      per_token = jnp.concatenate(
+        [by_kind[kind].astype("f4") for kind in OF_TOKENS if kind in by_kind],
+        axis=-1,
+      )
+      per_target = jnp.einsum(
+        "brmt,brmc,brms->btcs",
+        of_target_BRMT,
+        jnp.concatenate([columns[..., :-1:2], columns[..., -1:]], axis=-1),
+        per_token,
+        precision=precise,
+      )
+      return {
+        "total": total,
+        "counts": {c: f1.sums(tokens[c], self._labels) for c in conditions},
+        "targets": per_target,
+        "trees": batch["target_trees"],
+        "depths": _in_ranges(batch["target_depths"], depth_edges),
+        "comparable": conditions_lib.has_two_trees(batch),
+      }
 
     return sums
 
-  def _results(self, totals: Mapping[str, Any] | None) -> dict[str, Any]:
-    if totals is None or totals["slices"][2, 0] == 0:
-      what = "label" if self._labels else "masked token"
-      raise UserError(f"the evaluation data holds no {what}: give more trees")
-    total = totals["slices"]
 
-    def result(column: int) -> dict[str, float]:
-      nll, correct, tokens = total[:, column]
-      values = (float(nll / tokens), float(correct / tokens), int(tokens))
-      return dict(zip(_PER_SLICE, values))
-
-    def named(names: Iterable[str], first: int) -> dict[str, dict[str, float]]:
-      return {
-        name: result(first + i)
-        for i, name in enumerate(names)
-        if total[2, first + i] > 0
-      }
-
-    return {
-      **result(0),
-      "by_depth": named(self._depths, 1),
-      "by_group": named(self._groups, 1 + len(self._depths)),
-      **f1.results(totals["counts"], self._labels),
-    }
-
-
-def depth_names(edges: Sequence[int]) -> list[str]:
-  """Returns names of groups of depths: 0, 1, 2, 3, 4-5, 6-9, 10+."""
-  names = [
-    str(low) if high == low + 1 else f"{low}-{high - 1}"
-    for low, high in itertools.pairwise(edges)
-  ]
-  return [*names, f"{edges[-1]}+"]
+def _in_ranges(values: jax.Array, edges: jax.Array) -> jax.Array:
+  """Returns which of the ranges that begin at `edges` values are in, `[..., S]`."""
+  return jax.nn.one_hot(
+    jnp.searchsorted(edges, values, side="right") - 1, len(edges), dtype=jnp.float32
+  )
 
 
 def _group_table(groups: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -199,58 +249,6 @@ def _group_table(groups: Mapping[str, np.ndarray]) -> np.ndarray:
   for column, ids in enumerate(groups.values()):
     table[ids, column] = 1
   return table
-
-
-def flat_metrics(results: Results) -> dict[str, float]:
-  """Returns results by path: `true/loss`, `none/by_depth/4-5/accuracy`."""
-  flat: dict[str, float] = {}
-
-  def visit(path: str, node: Any) -> None:
-    if isinstance(node, Mapping):
-      for name, child in node.items():
-        visit(f"{path}/{name}" if path else name, child)
-    else:
-      flat[path] = node
-
-  visit("", results)
-  return flat
-
-
-def metrics_of(results: Results) -> dict[str, float]:
-  """Returns the overall metrics alone by path, for choosing checkpoints."""
-  return {
-    f"{condition}/{name}": value
-    for condition, result in results.items()
-    for name, value in {
-      **{name: result[name] for name in _PER_SLICE},
-      **f1.overall(result),
-    }.items()
-  }
-
-
-def table(results: Results, title: str = "") -> Table:
-  """Returns losses by condition: a column each, a row for each slice of the tokens."""
-  first = next(iter(results.values()))
-  rendered = Table(title=title or None, title_justify="left")
-  rendered.add_column("held-out loss")
-  for condition in results:
-    rendered.add_column(condition, justify="right")
-  rendered.add_column("tokens", justify="right")
-
-  def add(name: str, key: str, slices: Sequence[Mapping[str, Any]]) -> None:
-    values = (f"{slice_[key]:.3f}" for slice_ in slices)
-    rendered.add_row(name, *values, f"{slices[0]['tokens']:,}")
-
-  every = list(results.values())
-  add("all", "loss", every)
-  add("all: accuracy", "accuracy", every)
-  for name, values, count in f1.rows(every):
-    rendered.add_row(name, *(f"{value:.3f}" for value in values), f"{count:,}")
-  for kind, prefix in (("by_group", ""), ("by_depth", "depth ")):
-    rendered.add_section()
-    for name in first[kind]:
-      add(f"{prefix}{name}", "loss", [result[kind][name] for result in every])
-  return rendered
 
 
 def evaluate_checkpoint(
@@ -264,7 +262,7 @@ def evaluate_checkpoint(
   label_names: Sequence[str] = (),
   config: EvalConfig | None = None,
   partitioning_config: PartitioningConfig | None = None,
-  best_metric: BestMetric = "true/loss",
+  best_metric: str = "true/loss",
   compile_cache_dir: str | None = None,
   watchdog: Watchdog | None = None,
 ) -> dict[str, Any]:
@@ -311,13 +309,14 @@ def evaluate_checkpoint(
     label_names,
   )
   watchdog = watchdog or Watchdog(HealthConfig())
+  counts = target_counts_of(folder)
 
   def go_on() -> bool:
     watchdog.at(chosen, "eval")
     return False
 
   results = {
-    name: evaluator(params, dataset(share), eval_batches, go_on)
+    name: evaluator(params, dataset(share), eval_batches, go_on, counts.get(name))
     for name, dataset in eval_datasets.items()
   }
   return {"step": chosen, "path": str(path), "results": results}

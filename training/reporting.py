@@ -17,7 +17,8 @@ from ..console import Console
 from . import f1
 from .clock import BEFORE, Clock
 from .config import TrainConfig
-from .evaluation import Results, flat_metrics
+from .evaluation_report import flat_metrics, left_out, sentence
+from .evaluation_sums import Results
 from .metrics_log import MetricsLog
 from .writers import Writer
 
@@ -145,15 +146,20 @@ class Reporter:
       row = {"kind": "eval", "step": step, "dataset": name, "results": result}
       if self._log:
         self._log.write(row)
-      self._write(
-        step, {f"eval/{name}/{k}": v for k, v in flat_metrics(result).items()}
-      )
+      for condition, values in result.items():
+        # The same names for all conditions, which are drawn together by that.
+        scalars = {f"eval/{name}/{k}": v for k, v in flat_metrics(values).items()}
+        self._write(step, scalars, condition)
       losses = "  ".join(f"{k} {v['loss']:.4f}" for k, v in result.items())
       first = next(iter(result.values()))
       labels = f"  {said}" if (said := f1.in_short(first)) else ""
       self._console.print(
         f"eval {step:>7,}  {name}: loss by ancestors: {losses}{labels}",
       )
+      kind = "label" if f1.LABELS in first else "token"
+      for line in (sentence(result, kind), left_out(result)):
+        if line:
+          self._console.print(f"{'':12}  {line}")
 
   def finish(self) -> dict[str, float]:
     """Tells where the time went; returns the seconds by what they were spent on."""
@@ -212,9 +218,11 @@ class Reporter:
       parts.append(f"{self._skipped} steps skipped: not finite")
     return "  ".join(parts)
 
-  def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+  def _write(
+    self, step: int, scalars: Mapping[str, float], condition: str | None = None
+  ) -> None:
     for writer in self._writers:
-      writer.write(step, scalars)
+      writer.write(step, scalars, condition)
 
   def close(self) -> None:
     """Closes the files."""

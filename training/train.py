@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from . import (
   runtime,
   schedules,
   storage,
+  unigram,
   writers,
 )
 from . import state as state_lib
@@ -34,7 +36,9 @@ from .agreement import Agreement, DelayedAgreement
 from .clock import Clock
 from .config import TrainConfig
 from .data_input import EvalData, Prefetcher, TrainData
-from .evaluation import Evaluator, Results, TokenGroups, metrics_of
+from .evaluation import Evaluator, TokenGroups
+from .evaluation_report import flat_metrics
+from .evaluation_sums import Results
 from .host_log import HostConsole
 from .metrics_log import MetricsLog
 from .optimizers import make_optimizer
@@ -53,6 +57,7 @@ def train(
   *,
   token_groups: TokenGroups | None = None,
   label_names: Sequence[str] = (),
+  count_targets: Callable[[], unigram.Counts] = dict,
   record: RunRecord | None = None,
   console: Console | None = None,
   watchdog: Watchdog | None = None,
@@ -67,6 +72,8 @@ def train(
     eval_datasets: held-out data by name; the first decides which checkpoint is best.
     token_groups: ids of target tokens to report apart, by name.
     label_names: names of the labels that a head predicts, by number.
+    count_targets: counts the targets of the training data, for the datasets that are
+      to be compared with a unigram baseline; asked once in a run's life.
     record: the caller's settings that decide results, and the gin text.
     console: for people; stdout of host 0 if None.
     watchdog: is told of progress, and knows the other hosts; none if None.
@@ -177,6 +184,12 @@ def train(
       watchdog.at(step, "eval")
       return bool(stop)
 
+    @functools.cache
+    def target_counts() -> unigram.Counts:
+      return unigram.load_or_count(
+        model_dir, count_targets, runtime.is_chief() and bool(eval_datasets), say
+      )
+
     def evaluate() -> dict[str, Results]:
       """Returns results by dataset; nothing if asked to stop on the way."""
       results = {}
@@ -187,6 +200,7 @@ def train(
             dataset(share),
             config.eval_batches,
             asked_to_stop,
+            target_counts().get(name),
           )
         if result is None:
           return {}
@@ -194,8 +208,15 @@ def train(
       report.evaluation(step, results)
       return results
 
-    if step >= last_step:
-      say(f"nothing to train: step {step:,} of {last_step:,} is done")
+    best = saved.best()
+    ended_early = config.patience_is_over(step, best.step)
+    if step >= last_step or ended_early:
+      done = (
+        _no_better_message(config, best.step)
+        if ended_early
+        else f"step {step:,} of {last_step:,} is done"
+      )
+      say(f"nothing to train: {done}")
       results = evaluate()
       return _summary(step, report, results, Agreement(mesh)(stop.number))
 
@@ -209,7 +230,6 @@ def train(
       hosts.meet("train step compiled", config.health.allowance("compile"))
 
     # ---- Loop -------------------------------------------------------------------
-    best = saved.best_quality()
     agreement = DelayedAgreement(mesh, 2)
     last_timed_save = step
 
@@ -254,10 +274,13 @@ def train(
         with _first(save_in_emergency):
           results = evaluate()
       if results:
-        metrics = metrics_of(next(iter(results.values())))
+        metrics = flat_metrics(next(iter(results.values())))
         quality = checkpoints.quality(metrics, config.checkpoint.best_metric)
-        saves |= config.checkpoint.keep_best > 0 and quality > best
-        best = max(best, quality)
+        if config.checkpoint.keep_best > 0 and quality > best.quality:
+          best, saves = checkpoints.Best(step, quality), True
+        if not ends and config.patience_is_over(step, best.step):
+          say(f"step {step:,} ends the run: {_no_better_message(config, best.step)}")
+          ends = saves = True
       if saves:
         save(metrics)
       if ends:
@@ -293,6 +316,14 @@ def _summary(
   if signals[0]:
     raise SystemExit(128 + signals[0])
   return {"step": step, "train": report.last_row, "eval": results, "seconds": seconds}
+
+
+def _no_better_message(config: TrainConfig, best_step: int | None) -> str:
+  """Says why a run ends before its last step."""
+  return (
+    f"no better {config.checkpoint.best_metric} since step {best_step:,}"
+    f" (TrainConfig.patience = {config.patience})"
+  )
 
 
 def _not_finite_message(step: int, path: epath.Path | None) -> str:

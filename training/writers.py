@@ -19,15 +19,28 @@ Say = Callable[[str], None]
 class Writer(Protocol):
   """Takes scalars by name."""
 
-  def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Takes the scalars of a step."""
+  def write(
+    self, step: int, scalars: Mapping[str, float], condition: str | None = None
+  ) -> None:
+    """Takes the scalars of a step.
+
+    Args:
+      step: the step.
+      scalars: by name.
+      condition: the ancestor condition or baseline that they are of, if of one; the
+        same names are drawn in one chart, a curve for each condition.
+    """
 
   def close(self) -> None:
     """Writes what is left."""
 
 
 class TensorBoardWriter:
-  """Event files in MODEL_DIR/tensorboard; given up if the storage refuses them."""
+  """Event files in MODEL_DIR/tensorboard; given up if the storage refuses them.
+
+  What is of a condition goes to a folder of its own there, which TensorBoard takes for
+  a run: it draws equal names of several runs in one chart.
+  """
 
   def __init__(self, folder: epath.Path, say: Say = storage.print_line):
     """Opens the files.
@@ -48,37 +61,47 @@ class TensorBoardWriter:
       ) from error
     self._folder = folder
     self._say = say
-    self._writer: Any = None
+    self._writers: dict[str, Any] | None = None
     if str(folder).startswith("s3://"):
       self._say(f"no TensorBoard files: TensorFlow cannot write to {folder}")
     else:
-      self._try(lambda: self._open(metric_writers))
+      self._writers = {}
+      self._metric_writers = metric_writers
+      self._try(lambda: self._open(""))
 
-  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+  def write(
+    self, step: int, scalars: Mapping[str, float], condition: str | None = None
+  ) -> None:
     """Takes the scalars of a step."""
 
     def write() -> None:
-      self._writer.write_scalars(step, scalars)
-      self._writer.flush()
+      writer = self._open(condition or "")
+      writer.write_scalars(step, scalars)
+      writer.flush()
 
-    if self._writer is not None:
-      self._try(write)
+    self._try(write)
 
   def close(self) -> None:
     """Writes what is left."""
-    if self._writer is not None:
-      self._try(self._writer.close)
+    for writer in (self._writers or {}).values():
+      self._try(writer.close)
 
-  def _open(self, metric_writers: Any) -> None:
-    self._writer = metric_writers.SummaryWriter(str(self._folder))
+  def _open(self, condition: str) -> Any:
+    assert self._writers is not None
+    if condition not in self._writers:
+      folder = str(self._folder / condition)
+      self._writers[condition] = self._metric_writers.SummaryWriter(folder)
+    return self._writers[condition]
 
-  def _try(self, act: Callable[[], None]) -> None:
+  def _try(self, act: Callable[[], Any]) -> None:
+    if self._writers is None:
+      return
     try:
       act()
     except Exception as error:
       if not storage.refused(error):
         raise
-      self._writer = None
+      self._writers = None
       self._say(
         f"TensorBoard files cannot be written to {self._folder}"
         f" ({storage.reason(error)}): training goes on without them"
@@ -110,9 +133,12 @@ class WandbWriter:
       config=dict(settings),
     )
 
-  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+  def write(
+    self, step: int, scalars: Mapping[str, float], condition: str | None = None
+  ) -> None:
     """Takes the scalars of a step."""
-    self._run.log(dict(scalars), step=step)
+    ending = f"/{condition}" if condition else ""
+    self._run.log({f"{name}{ending}": v for name, v in scalars.items()}, step=step)
 
   def close(self) -> None:
     """Writes what is left."""

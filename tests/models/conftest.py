@@ -62,8 +62,8 @@ def packed() -> Packed:
   rng = np.random.default_rng(6)
   layout = forests.Layout()
   drawn = [
-    forests.random_forest(rng, sizes, (3, 5), CONFIG.vocab_size)
-    for sizes in ((3, 2), (7,))
+    forests.random_forest(rng, sizes, (3, 5), CONFIG.vocab_size, first_tree=first)
+    for first, sizes in ((1, (3, 2)), (3, (7,)))
   ]
   examples = [forests.pack(forest, layout) for forest in drawn]
   batch = forests.batch_of(*examples, forests.empty_example(layout))

@@ -27,6 +27,7 @@ class Comment:
   distances: list[int]
   is_target: bool
   masked: list[int]  # positions
+  tree: int = 1  # number of its tree
   slot: int = 0
   target: int = 0
 
@@ -48,13 +49,14 @@ def random_forest(
   lengths: tuple[int, ...],
   vocab_size: int,
   max_ancestors: int = 4,
+  first_tree: int = 1,
 ) -> list[Comment]:
   """Draws trees; each comment replies to a random earlier one, the post to none.
 
   One in eight is not a reply but the next chunk of the comment before it.
   """
   forest: list[Comment] = []
-  for size in tree_sizes:
+  for tree, size in enumerate(tree_sizes, first_tree):
     root = len(forest)
     for i in range(size):
       path = []
@@ -79,6 +81,7 @@ def random_forest(
           # The odd post is a target: one without any ancestors.
           is_target=i > 0 or root == 0,
           masked=sorted(rng.choice(length, num_masked, replace=False).tolist()),
+          tree=tree,
         )
       )
   return forest
@@ -109,6 +112,7 @@ def empty_example(layout: Layout) -> dict[str, np.ndarray]:
     "ancestor_slots": (layout.targets, layout.ancestors),
     "ancestor_distances": (layout.targets, layout.ancestors),
     "target_depths": (layout.targets,),
+    "target_trees": (layout.targets,),
   }
   example = {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
   example["decoder_loss_weights"] = example["decoder_loss_weights"].astype(np.float32)
@@ -146,6 +150,7 @@ def pack(forest: list[Comment], layout: Layout) -> dict[str, np.ndarray]:
       comment.target = targets
       row, start = place("decoder", masked_tokens(comment), targets)
       example["target_depths"][targets - 1] = comment.depth
+      example["target_trees"][targets - 1] = comment.tree
       for a, (ancestor, distance) in enumerate(
         zip(comment.ancestors, comment.distances)
       ):

@@ -172,5 +172,5 @@ def test_predictions_scores_and_evaluation_tell_the_same_story(make, packed):
           -evaluated["nll"][example][masked].sum(),
           rtol=1e-5,
         )
-        assert set(evaluated["depths"][example][masked]) == {comment.depth}
+        assert set(evaluated["targets"][example][masked]) == {comment.target}
   assert (scores[2] == 0).all()

@@ -8,9 +8,21 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.models.ancestors import apply_condition, drop_ancestors
+from commentree.models.conditions import (
+  apply_condition,
+  drop_ancestors,
+  has_two_trees,
+  is_in_ancestors,
+)
 
 from . import forests
+
+
+@pytest.fixture(autouse=True)
+def strict_shapes():
+  """As the trainer has it: arrays of other ranks are not broadcast unasked."""
+  with jax.numpy_rank_promotion("raise"):
+    yield
 
 
 def influence(logits_of, batch, example, forest):
@@ -76,24 +88,145 @@ def test_true_changes_nothing(packed):
   assert apply_condition(packed.batch, "true") == packed.batch
 
 
-def test_shuffled_moves_every_comment_to_anothers_slot(packed):
-  shuffled = apply_condition(packed.batch, "shuffled")
-  for example in (0, 1):
-    before = packed.batch["encoder_segment_ids"][example]
-    after = np.asarray(shuffled["encoder_segment_ids"][example])
-    moves = dict(zip(before.ravel().tolist(), after.ravel().tolist()))
-    assert moves.pop(0) == 0
-    assert sorted(moves) == sorted(moves.values())
-    assert all(slot != to for slot, to in moves.items())
-  unchanged = set(shuffled) - {"encoder_segment_ids"}
-  assert all(shuffled[name] is packed.batch[name] for name in unchanged)
+@pytest.fixture(scope="module")
+def shuffled_logits_of(make, family):
+  model, params = make(**family)
+  logits = jax.jit(
+    lambda batch: model.logits(params, apply_condition(batch, "shuffled")),
+    compiler_options=forests.QUICK_COMPILE,
+  )
+  return lambda batch: np.asarray(logits(batch))
 
 
-def test_shuffling_a_lone_comment_hides_it(packed):
-  batch = {name: feature.copy() for name, feature in packed.batch.items()}
-  lone = batch["encoder_segment_ids"] == 1
-  batch["encoder_segment_ids"] = np.where(lone, 1, 0)
-  assert not np.any(apply_condition(batch, "shuffled")["encoder_segment_ids"])
+def test_shuffled_shows_each_target_as_many_comments_of_another_tree(
+  shuffled_logits_of, packed
+):
+  before = shuffled_logits_of(packed.batch)
+  seen = {}
+  for example, forest in enumerate(packed.forests):
+    for comment in forest:
+      after = shuffled_logits_of(forests.changed(packed.batch, example, comment))
+      for other_example, other_forest in enumerate(packed.forests):
+        for other in other_forest:
+          if other.is_target and other is not comment:
+            masked = forests.masked_of(packed.batch, other_example, other.target)
+            difference = np.abs(after - before)[other_example][masked].max()
+            assert difference == 0 or difference > 1e-4
+            if difference:
+              seen.setdefault((other_example, other.target), []).append(comment)
+  longest = max(len(c.ancestors) for c in packed.forests[0] if c.is_target)
+  assert longest == 1
+  for example, forest in enumerate(packed.forests):
+    for target in forest:
+      if target.is_target:
+        arrived = seen.get((example, target.target), [])
+        # The trees of the first forest have no longer lists to give to the second.
+        there = len(target.ancestors) if example == 0 else longest
+        assert len(arrived) == min(len(target.ancestors), there)
+        assert target.tree not in {comment.tree for comment in arrived}
+        assert len({comment.tree for comment in arrived}) <= 1
+
+
+def random_batch(seed, sizes_of_examples, trees_of_examples, max_ancestors=4):
+  """Draws examples of trees of given sizes and numbers."""
+  rng = np.random.default_rng(seed)
+  layout = forests.Layout(
+    encoder_rows=40, decoder_rows=40, slots=80, targets=80, ancestors=max_ancestors
+  )
+  drawn = []
+  for sizes, trees in zip(sizes_of_examples, trees_of_examples):
+    forest = []
+    for size, tree in zip(sizes, trees):
+      root = len(forest)
+      for comment in forests.random_forest(
+        rng, (size,), (3,), 29, max_ancestors, first_tree=tree
+      ):
+        comment.ancestors = [root + ancestor for ancestor in comment.ancestors]
+        forest.append(comment)
+    drawn.append(forest)
+  return drawn, forests.batch_of(*(forests.pack(f, layout) for f in drawn))
+
+
+def links(batch, shuffled, drawn):
+  """Yields of each target with ancestors the comments that it is shown instead."""
+  # The slot of a comment in the rows that an example reads, by its tokens' rows.
+  first = np.asarray(shuffled["encoder_input_tokens"]).reshape(len(drawn), -1)
+  donors = [
+    [
+      c
+      for c in range(len(drawn))
+      if (batch["encoder_input_tokens"][c].ravel() == f).all()
+    ]
+    for f in first
+  ]
+  for example, forest in enumerate(drawn):
+    (donor,) = donors[example]
+    by_slot = {comment.slot: comment for comment in drawn[donor] if comment.slot}
+    for comment in forest:
+      if comment.is_target and comment.ancestors:
+        slots = np.asarray(shuffled["ancestor_slots"])[example, comment.target - 1]
+        yield comment, [by_slot[slot] for slot in slots.tolist() if slot]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_other_trees_have_long_lists_all_get_their_number_and_most_their_depths(
+  seed,
+):
+  trees = [(1, 2), (2, 3, 4), (5,), (5, 6)]
+  drawn, batch = random_batch(seed, [(20, 20), (15, 15, 15), (30,), (20, 9)], trees)
+  shuffled = apply_condition(batch, "shuffled")
+  assert has_two_trees(batch)
+  same_depth = []
+  for target, shown in links(batch, shuffled, drawn):
+    assert len(shown) == len(target.ancestors)
+    assert len({id(comment) for comment in shown}) == len(shown)
+    assert {comment.tree for comment in shown} != {target.tree}
+    (tree,) = {comment.tree for comment in shown}
+    assert tree != target.tree
+    assert [c.depth for c in shown] == sorted((c.depth for c in shown), reverse=True)
+    same_depth += [
+      comment.depth == target.depth - hops
+      for comment, hops in zip(shown, target.distances)
+    ]
+  assert np.mean(same_depth) > 0.6
+  for name in ("decoder_input_tokens", "ancestor_distances", "target_depths"):
+    assert shuffled[name] is batch[name]
+
+
+def test_shuffled_reads_another_example_where_a_forest_holds_one_tree_alone():
+  # Subtrees of tree 1 lie in all examples but one; in the fourth with a small tree,
+  # where the targets of both find another tree only in the fifth.
+  trees = [(1,), (1,), (1,), (1, 2), (3,)]
+  drawn, batch = random_batch(0, [(20,), (20,), (20,), (20, 2), (20,)], trees)
+  shown = {}
+  for target, comments in links(batch, apply_condition(batch, "shuffled"), drawn):
+    shown.setdefault(target.tree, set()).update(c.tree for c in comments)
+  assert shown == {1: {3}, 2: {3}, 3: {1}}
+
+
+def test_with_one_tree_in_the_batch_shuffled_shows_nothing():
+  batch = random_batch(0, [(20,), (20,), (9,)], [(7,)] * 3)[1]
+  assert not has_two_trees(batch)
+  shuffled = apply_condition(batch, "shuffled")
+  assert not np.any(shuffled["ancestor_slots"])
+  # A tree of posts alone has no ancestors to give.
+  batch["target_trees"][0, -1] = 8
+  assert not has_two_trees(batch)
+
+
+def test_a_masked_token_is_found_in_the_ancestors_that_the_target_sees():
+  drawn, batch = random_batch(0, [(20, 20), (25,)], [(1, 2), (3,)])
+  found = np.asarray(jax.jit(is_in_ancestors)(batch))
+  shares = []
+  for example, forest in enumerate(drawn):
+    for comment in forest:
+      if comment.is_target:
+        masked = forests.masked_of(batch, example, comment.target)
+        wanted = batch["decoder_target_tokens"][example][masked].tolist()
+        above = {t for a in comment.ancestors for t in forest[a].tokens}
+        assert found[example][masked].tolist() == [t in above for t in wanted]
+        shares += [t in above for t in wanted]
+  assert 0.1 < np.mean(shares) < 0.9
 
 
 def test_an_unknown_condition_is_a_user_error(packed):

@@ -31,6 +31,7 @@ SHAPES = {
   "ancestor_slots": (6, 3),
   "ancestor_distances": (6, 3),
   "target_depths": (6,),
+  "target_trees": (6,),
 }
 
 
@@ -55,6 +56,8 @@ def random_batch(seed: int, batch_size: int) -> dict[str, np.ndarray]:
   batch["encoder_slot_depths"][:] = [0, 1, 2, 3]
   depths = rng.integers(1, 4, (batch_size, 6))
   batch["target_depths"][:] = depths
+  # Trees of a few targets, most of them in several batches.
+  batch["target_trees"][:] = rng.integers(1, 12, (batch_size, 6))
   hops = np.arange(1, 4)
   visible = hops <= depths[..., None]
   batch["ancestor_slots"][:] = np.where(visible, depths[..., None] - hops + 1, 0)
@@ -164,6 +167,5 @@ class StubModel:
     target = jnp.take_along_axis(
       batch["decoder_segment_ids"], batch["decoder_masked_positions"], axis=-1
     )
-    depths = jax.vmap(lambda d, t: d[t - 1])(batch["target_depths"], target)
     weights = batch["decoder_loss_weights"]
-    return {"nll": nll, "correct": correct, "weights": weights, "depths": depths}
+    return {"nll": nll, "correct": correct, "weights": weights, "targets": target}

@@ -39,6 +39,7 @@ FEATURES = {
   "ancestor_slots": (16, 4),
   "ancestor_distances": (16, 4),
   "target_depths": (16,),
+  "target_trees": (16,),
 }
 COMMENTS = 12.0
 # The quickest to compile; the properties here are not about speed.

@@ -82,7 +82,7 @@ def test_the_newest_and_the_best_are_kept(open_folder, tmp_path):
   assert checkpoints.best_step(tmp_path, "true/loss") == 2
   assert checkpoints.choose(tmp_path, "best", "true/loss") == 2
   assert checkpoints.choose(tmp_path, None, "true/loss") == 6
-  assert open_folder(keep=2).best_quality() == -1.0
+  assert open_folder(keep=2).best() == checkpoints.Best(2, -1.0)
 
 
 def test_no_best_ones_are_kept_where_none_are_asked_for(open_folder, tmp_path):
@@ -94,6 +94,8 @@ def test_no_best_ones_are_kept_where_none_are_asked_for(open_folder, tmp_path):
 def test_of_accuracies_the_highest_is_best():
   assert checkpoints.quality({"true/accuracy": 0.4}, "true/accuracy") == 0.4
   assert checkpoints.quality({"true/loss": 0.4}, "true/loss") == -0.4
+  better = {"shuffled/minus_true": 0.1}
+  assert checkpoints.quality(better, "shuffled/minus_true") == 0.1
   assert checkpoints.quality({}, "true/loss") == -float("inf")
 
 
@@ -203,7 +205,7 @@ def test_orbax_reads_what_is_written_and_what_orbax_wrote_is_read(
     )
     manager.save(2, args=written, metrics={"true/loss": 2.0}, force=True)
   saved = open_folder()
-  assert saved.best_quality() == -2.0
+  assert saved.best() == checkpoints.Best(2, -2.0)
   restored = saved.restore(like)
   assert restored.data_state == {"next": 20}
   jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(2))

@@ -8,13 +8,19 @@ import pytest
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.training import evaluation, partitioning
+from commentree.training import (
+  evaluation,
+  evaluation_report,
+  evaluation_sums,
+  partitioning,
+  unigram,
+)
 from commentree.training.config import EvalConfig, PartitioningConfig
 
 from . import stub
 
 GROUPS = {"low": [4, 5, 6], "high": np.arange(10, stub.VOCAB), "never": [3]}
-CONFIG = EvalConfig(depth_edges=(0, 2, 3))
+CONFIG = EvalConfig(depth_edges=(0, 2, 3), frequency_ranks=(0, 2, 10))
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +41,29 @@ def evaluate():
   )
 
 
+# Ids below 4 are no targets in the training data; the others are, the lower the more.
+COUNTS = np.where(np.arange(stub.VOCAB) < 4, 0, stub.VOCAB - np.arange(stub.VOCAB))
+
+
 @pytest.fixture(scope="module")
 def results(evaluate, params):
-  return evaluate(params, stub.held_out()())
+  return evaluate(params, stub.held_out()(), target_counts=COUNTS)
 
 
 def by_hand(params, condition):
-  """Every masked token: nll, correct, depth, target id."""
+  """Every masked token: nll, correct, depth, target id, tree."""
   rows = []
   for batch in stub.held_out()():
     tokens = stub.StubModel().evaluate_batch(params, batch, condition)
     used = batch["decoder_loss_weights"] > 0
-    columns = (tokens["nll"], tokens["correct"], tokens["depths"])
+    depths, trees = (
+      np.take_along_axis(batch[name][:, None], np.maximum(tokens["targets"] - 1, 0), 2)
+      for name in ("target_depths", "target_trees")
+    )
+    columns = (tokens["nll"], tokens["correct"], depths)
     values = [np.asarray(column)[used] for column in columns]
-    rows.append(np.stack([*values, batch["decoder_target_tokens"][used]], axis=1))
+    values.append(batch["decoder_target_tokens"][used])
+    rows.append(np.stack([*values, trees[used]], axis=1))
   return np.concatenate(rows)
 
 
@@ -73,7 +88,127 @@ def test_every_masked_token_counts_once_over_all_batches(params, results, condit
 
 
 def test_the_conditions_differ(results):
-  assert len({result["loss"] for result in results.values()}) == 4
+  assert len({result["loss"] for result in results.values()}) == 5
+
+
+@pytest.mark.parametrize("condition", ["shuffled", "parent_only", "none"])
+def test_differences_are_paired_and_their_errors_are_over_trees(
+  params, results, condition
+):
+  true, other = by_hand(params, "true"), by_hand(params, condition)
+
+  def check(result, selected):
+    more, trees = (other - true)[selected, 0], true[selected, 4]
+    assert result["minus_true"] == pytest.approx(more.mean(), rel=1e-4)
+    # The jackknife over trees agrees with the linearized variance but for terms of a
+    # higher order in the number of trees.
+    numbers = np.unique(trees)
+    left_out = [more[trees != number].mean() for number in numbers]
+    share = (len(numbers) - 1) / len(numbers)
+    jackknife = np.sqrt(share * np.sum((left_out - np.mean(left_out)) ** 2))
+    assert result["standard_error"] == pytest.approx(jackknife, rel=0.25)
+    assert result["trees"] == len(numbers)
+
+  found = results[condition]
+  check(found, np.ones(len(true), bool))
+  check(found["by_depth"]["2"], true[:, 2] == 2)
+  check(found["by_depth"]["3+"], true[:, 2] > 2)
+  assert "minus_true" not in results["true"]
+
+
+def test_the_unigram_baseline_is_on_the_same_tokens(params, results):
+  ids = by_hand(params, "true")[:, 3].astype(int)
+  log_probabilities = unigram.Unigram.of_counts(COUNTS).log_probabilities
+  assert np.exp(log_probabilities).sum() == pytest.approx(1, rel=1e-5)
+  found = results["unigram"]
+  assert found["loss"] == pytest.approx(-log_probabilities[ids].mean(), rel=1e-5)
+  assert found["accuracy"] == pytest.approx(np.mean(ids == COUNTS.argmax()))
+  assert found["tokens"] == results["true"]["tokens"] == len(ids)
+
+
+def test_tokens_are_sliced_by_their_rank_in_the_training_data(
+  evaluate, params, results
+):
+  tokens = by_hand(params, "true")
+  ranks = unigram.Unigram.of_counts(COUNTS).ranks[tokens[:, 3].astype(int)]
+  found = results["true"]["by_frequency"]
+  assert list(found) == ["1-2", "3-10", "11+"]
+  for name, low, high in (("1-2", 0, 2), ("3-10", 2, 10), ("11+", 10, 99)):
+    selected = tokens[(ranks >= low) & (ranks < high)]
+    assert found[name]["tokens"] == len(selected) > 0
+    assert found[name]["loss"] == pytest.approx(selected[:, 0].mean(), rel=1e-5)
+  without = evaluate(params, stub.held_out()())
+  assert without["true"]["by_frequency"] == {}
+  assert "unigram" not in without
+  assert without["true"]["loss"] == pytest.approx(results["true"]["loss"])
+
+
+def test_tokens_are_sliced_by_whether_an_ancestor_holds_them(results):
+  slices = results["none"]["by_occurrence"]
+  assert list(slices) == ["in_ancestor", "not_in_ancestor"]
+  sums = [each["loss"] * each["tokens"] for each in slices.values()]
+  tokens = results["none"]["tokens"]
+  assert sum(each["tokens"] for each in slices.values()) == tokens
+  assert sum(sums) / tokens == pytest.approx(results["none"]["loss"])
+  assert all("standard_error" in each for each in slices.values())
+
+
+def test_batches_of_one_tree_are_left_out_of_all_conditions_and_counted(
+  evaluate, params
+):
+  batches = list(stub.held_out()())
+  lone = {name: values.copy() for name, values in batches[1].items()}
+  lone["target_trees"][:] = 5
+  found = evaluate(params, [batches[0], lone, batches[2]])
+  without = evaluate(params, [batches[0], batches[2]])
+  tokens = int((lone["decoder_loss_weights"] > 0).sum())
+  assert found["shuffled"].pop("left_out_tokens") == tokens
+  assert found["shuffled"].pop("left_out_comments") > 0
+  assert without["shuffled"].pop("left_out_tokens") == 0
+  assert without["shuffled"].pop("left_out_comments") == 0
+  assert found == without
+
+
+def test_what_is_left_out_is_said(evaluate, params):
+  batches = list(stub.held_out()())
+  batches[1]["target_trees"][:] = 5
+  found = evaluate(params, batches)
+  tokens = found["shuffled"]["left_out_tokens"]
+  assert f"{tokens:,} tokens in batches that hold one tree alone" in (
+    evaluation_report.left_out(found)
+  )
+  assert evaluation_report.left_out(evaluate(params, batches[:1])) == ""
+
+
+def test_where_no_batch_holds_two_trees_the_other_conditions_are_told(evaluate, params):
+  batches = list(stub.held_out()())
+  whole = evaluate(params, batches)
+  for batch in batches:
+    batch["target_trees"][:] = 0
+  found = evaluate(params, batches)
+  assert list(found) == ["true", "parent_only", "none"]
+  assert found["true"] == whole["true"]
+  assert found["none"]["trees"] == 1
+  assert "standard_error" not in found["none"]
+  assert evaluation_report.sentence(found) == ""
+  assert "each held-out batch holds one tree" in evaluation_report.left_out(found)
+
+
+def test_a_sentence_says_whether_the_content_of_ancestors_helps():
+  def say(value, **error):
+    found = {"true": {}, "shuffled": {"minus_true": value, "trees": 1200, **error}}
+    return evaluation_report.sentence(found)
+
+  assert say(0.12, standard_error=0.01) == (
+    "ancestors save 0.120 ± 0.010 nats a token (1,200 trees, against ancestors of other"
+    " trees)"
+  )
+  assert say(0.019, standard_error=0.01).startswith(
+    "no sign that ancestors' content helps: +0.019 ± 0.010 nats a token"
+  )
+  assert say(-0.5, standard_error=0.01).startswith("ancestors cost 0.500 ± 0.010")
+  assert "no standard error" in say(0.12)
+  assert evaluation_report.sentence({"true": {}, "none": {"minus_true": 1.0}}) == ""
 
 
 def test_a_limit_cuts_the_data_and_a_stop_gives_no_result(evaluate, params):
@@ -90,24 +225,24 @@ def test_data_without_a_masked_token_is_the_users_mistake(evaluate, params):
 
 
 def test_depths_are_named_by_their_ranges():
-  names = evaluation.depth_names((0, 1, 2, 3, 4, 6, 10))
+  names = evaluation_sums.range_names((0, 1, 2, 3, 4, 6, 10))
   assert names == ["0", "1", "2", "3", "4-5", "6-9", "10+"]
 
 
 def test_the_table_shows_conditions_depths_groups_and_tokens(results):
   console = Console(file=io.StringIO(), width=160)
-  console.print(evaluation.table(results, "held out"))
+  console.print(evaluation_report.table(results, "held out"))
   text = console.file.getvalue()
-  for shown in ("held out", "parent_only", "depth 3+", "high", "tokens"):
+  for shown in ("held out", "parent_only", "depth 3+", "high", "tokens", "unigram"):
+    assert shown in text
+  more = results["shuffled"]["minus_true"], results["shuffled"]["standard_error"]
+  assert text.count("{:+.3f} ± {:.3f}".format(*more)) == 2
+  for shown in ("shuffled - true", "occurs in an ancestor", "rank 3-10", "minus true"):
     assert shown in text
   assert f"{results['none']['loss']:.3f}" in text
 
 
 def test_flat_metrics_are_named_by_path(results):
-  flat = evaluation.flat_metrics(results)
+  flat = evaluation_report.flat_metrics(results)
   assert flat["none/by_depth/2/loss"] == results["none"]["by_depth"]["2"]["loss"]
-  assert set(evaluation.metrics_of({"true": results["true"]})) == {
-    "true/loss",
-    "true/accuracy",
-    "true/tokens",
-  }
+  assert flat["shuffled/minus_true"] == results["shuffled"]["minus_true"]

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from commentree.console import Console
 from commentree.errors import UserError
 from commentree.models import label_counts
-from commentree.training import checkpoints, evaluation, f1, partitioning
+from commentree.training import (
+  checkpoints,
+  evaluation,
+  evaluation_report,
+  f1,
+  partitioning,
+)
 from commentree.training.config import (
   CheckpointConfig,
   EvalConfig,
@@ -240,15 +246,14 @@ def test_an_evaluation_counts_over_all_batches(results):
 def test_f1_is_in_the_table_and_among_what_chooses_checkpoints(results):
   found, _ = results
   console = Console(file=io.StringIO(), width=160)
-  console.print(evaluation.table(found))
+  console.print(evaluation_report.table(found))
   text = console.file.getvalue()
   for shown in ("F1 of labels: macro", "F1 of spans: micro", "F1 of spans: premise"):
     assert shown in text
   assert f"{found['none']['span_f1']['micro']:.3f}" in text
-  metrics = evaluation.metrics_of(found)
+  metrics = evaluation_report.flat_metrics(found)
   assert metrics["true/span_f1/micro"] == found["true"]["span_f1"]["micro"]
-  flat = evaluation.flat_metrics(found)
-  assert "none/span_f1/by_label/claim/precision" in flat
+  assert "none/span_f1/by_label/claim/precision" in metrics
   # More is better.
   better = {**metrics, "true/span_f1/micro": 1.0}
   one, other = (checkpoints.quality(m, "true/span_f1/micro") for m in (metrics, better))

@@ -30,8 +30,8 @@ class FakeWriter:
   def __init__(self):
     self.written = []
 
-  def write(self, step, scalars):
-    self.written.append((step, dict(scalars)))
+  def write(self, step, scalars, condition=None):
+    self.written.append((step, dict(scalars), condition))
 
   def close(self):
     pass
@@ -158,14 +158,25 @@ def test_writers_are_given_training_speed_and_evaluation(make_report):
   writer = FakeWriter()
   report = make_report(writer)
   drive(report, range(1, 11))
-  report.evaluation(10, {"held_out": {"true": RESULT}})
-  names = {name for _, scalars in writer.written for name in scalars}
+  report.evaluation(10, {"held_out": {"true": RESULT, "none": RESULT}})
+  names = {(name, of) for _, scalars, of in writer.written for name in scalars}
   assert {
-    "train/loss",
-    "speed/comments_per_second",
-    "eval/held_out/true/loss",
+    ("train/loss", None),
+    ("speed/comments_per_second", None),
+    ("eval/held_out/loss", "true"),
+    ("eval/held_out/loss", "none"),
   } <= names
-  assert {step for step, _ in writer.written} == {10}
+  assert {step for step, *_ in writer.written} == {10}
+
+
+def test_an_evaluation_says_in_a_sentence_whether_ancestors_help(make_report, console):
+  other = {**RESULT, "minus_true": 0.5, "standard_error": 0.01, "trees": 9}
+  left_out = {"left_out_tokens": 40, "left_out_comments": 7}
+  results = {"true": RESULT, "shuffled": {**other, **left_out}}
+  make_report().evaluation(10, {"held_out": results})
+  said = console.file.getvalue()
+  assert "ancestors save 0.500 ± 0.010 nats a token (9 trees" in said
+  assert "left out: 7 comments, 40 tokens" in said
 
 
 def test_the_times_add_up_to_the_whole():
@@ -183,12 +194,19 @@ def test_the_times_add_up_to_the_whole():
 def test_tensorboard_files_hold_the_scalars(make_config, tmp_path):
   (writer,) = writers.open_writers(make_config(tensorboard=True), tmp_path, {})
   writer.write(3, {"train/loss": 1.5})
+  for condition in ("true", "none"):
+    writer.write(3, {"eval/held_out/loss": 2.5}, condition)
   writer.close()
-  from tensorboard.backend.event_processing import event_accumulator
+  from tensorboard.backend.event_processing import event_multiplexer
 
-  events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-  events.Reload()
-  assert events.Tags()["tensors"] == ["train/loss"]
+  runs = event_multiplexer.EventMultiplexer()
+  runs.AddRunsFromDirectory(str(tmp_path / "tensorboard")).Reload()
+  # TensorBoard draws what has one name in several runs in one chart.
+  assert {run: found["tensors"] for run, found in runs.Runs().items()} == {
+    ".": ["train/loss"],
+    "true": ["eval/held_out/loss"],
+    "none": ["eval/held_out/loss"],
+  }
 
 
 def test_wandb_continues_the_same_run_after_a_restart(

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
-from ....models.ancestors import apply_condition
+from ....models.conditions import apply_condition
 from ....models.config import Condition
 from ....models.model import CommentTreeModel
 from ....tasks.forest_layout import ForestShape

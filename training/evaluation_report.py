@@ -1,0 +1,136 @@
+"""What people read of an evaluation: a sentence, a table, metrics by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from . import f1
+from .evaluation_sums import SHUFFLED, SLICES, TRUE, Results
+
+# A difference of fewer standard errors is no sign of anything.
+_SIGNIFICANT = 2.0
+_PREFIXES = {
+  "by_depth": "depth ",
+  "by_occurrence": "",
+  "by_frequency": "rank ",
+  "by_group": "",
+}
+_IN_WORDS = {
+  "in_ancestor": "occurs in an ancestor",
+  "not_in_ancestor": "occurs in none",
+}
+
+
+def sentence(results: Results, kind: str = "token") -> str:
+  """Says in a sentence whether the content of ancestors helps; "" if nothing tells.
+
+  Args:
+    results: of an evaluation.
+    kind: what is predicted.
+  """
+  if TRUE not in results:
+    return ""
+  found = results.get(SHUFFLED)
+  if found is None or "minus_true" not in found:
+    return ""
+  value, trees = found["minus_true"], found["trees"]
+  if "standard_error" not in found:
+    return f"ancestors save {value:.3f} nats a {kind} (one tree: no standard error)"
+  error = found["standard_error"]
+  size = f"{abs(value):.3f} ± {error:.3f} nats a {kind}"
+  over = f"{trees:,} trees, against ancestors of other trees"
+  if value > _SIGNIFICANT * error:
+    return f"ancestors save {size} ({over})"
+  if value < -_SIGNIFICANT * error:
+    return f"ancestors cost {size} ({over})"
+  return (
+    f"no sign that ancestors' content helps: {value:+.3f} ± {error:.3f} nats a {kind}"
+    f" ({over})"
+  )
+
+
+def left_out(results: Results) -> str:
+  """Says what could not be compared with ancestors of other trees; "" if all could."""
+  if TRUE in results and SHUFFLED not in results:
+    return (
+      "no ancestors of other trees to compare with: each held-out batch holds one tree;"
+      " a larger BATCH_SIZE or ForestLayout.decoder_rows holds more"
+    )
+  tokens = results.get(SHUFFLED, {}).get("left_out_tokens", 0)
+  if not tokens:
+    return ""
+  comments = results[SHUFFLED]["left_out_comments"]
+  return (
+    f"left out: {comments:,} comments, {tokens:,} tokens in batches that hold one tree"
+    " alone"
+  )
+
+
+def flat_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+  """Returns results by path: `true/loss`, `none/by_depth/4-5/accuracy`."""
+  flat: dict[str, float] = {}
+
+  def visit(path: str, node: Any) -> None:
+    if isinstance(node, Mapping):
+      for name, child in node.items():
+        visit(f"{path}/{name}" if path else name, child)
+    else:
+      flat[path] = node
+
+  visit("", results)
+  return flat
+
+
+def table(results: Results, title: str = "") -> Table:
+  """Returns losses by condition: a column each, a row for each slice of the tokens.
+
+  Where there are ancestors of other trees the last but one column tells how much more
+  the model loses with those, with the standard error.
+  """
+  first = next(iter(results.values()))
+  compares = "minus_true" in results.get(SHUFFLED, {})
+  rendered = Table(title=title or None, title_justify="left")
+  rendered.add_column("held-out loss")
+  for condition in results:
+    rendered.add_column(condition, justify="right")
+  if compares:
+    rendered.add_column(f"{SHUFFLED} - {TRUE}", justify="right")
+  rendered.add_column("tokens", justify="right")
+
+  def add(name: str, cells: Sequence[str], more: str, count: int) -> None:
+    rendered.add_row(name, *cells, *([more] if compares else []), f"{count:,}")
+
+  def add_slice(name: str, slices: Mapping[str, Mapping[str, Any]]) -> None:
+    losses = [f"{slice_['loss']:.3f}" for slice_ in slices.values()]
+    more = difference(slices[SHUFFLED]) if compares else ""
+    add(name, losses, more, next(iter(slices.values()))["tokens"])
+
+  every = list(results.values())
+  add_slice("all", results)
+  if any("minus_true" in result for result in every):
+    cells = [difference(result) for result in every]
+    add(f"all: minus {TRUE}", cells, "", first["tokens"])
+  accuracies = [f"{result['accuracy']:.3f}" for result in every]
+  add("all: accuracy", accuracies, "", first["tokens"])
+  with_head = [result for result in every if f1.LABELS in result]
+  for name, values, count in f1.rows(with_head):
+    # Baselines have none.
+    cells = [f"{value:.3f}" for value in values]
+    add(name, cells + [""] * (len(every) - len(cells)), "", count)
+  for kind in SLICES:
+    rendered.add_section()
+    for name in first[kind]:
+      slices = {condition: result[kind][name] for condition, result in results.items()}
+      add_slice(f"{_PREFIXES[kind]}{_IN_WORDS.get(name, name)}", slices)
+  return rendered
+
+
+def difference(result: Mapping[str, Any]) -> str:
+  """Returns a paired difference with its standard error, "" where there is none."""
+  if "minus_true" not in result:
+    return ""
+  error = f" ± {result['standard_error']:.3f}" if "standard_error" in result else ""
+  return f"{result['minus_true']:+.3f}{error}"
