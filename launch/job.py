@@ -33,6 +33,7 @@ from ..training import (
   schedules,
   storage,
   unigram,
+  vector_statistics,
 )
 from ..training import state as state_lib
 from ..training import train as trainer
@@ -156,6 +157,7 @@ def evaluate(
     for line in (
       evaluation_report.sentence(result, target_kind(task)),
       evaluation_report.left_out(result),
+      vector_statistics.warning(next(iter(result.values()))),
     ):
       if line:
         console.print(line)

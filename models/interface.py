@@ -82,3 +82,6 @@ class Model(Protocol):
     self, params: PyTree, batch: Batch, condition: Condition
   ) -> dict[str, Array]:
     """Returns per-token results under one of the ancestor conditions."""
+
+  def vector_sums(self, params: PyTree, batch: Batch) -> dict[str, Array]:
+    """Returns sums over the vectors that comments were pooled to."""

@@ -22,6 +22,7 @@ from .layers import Array
 from .losses import TokenLosses, token_losses
 from .metrics import metrics_of_sums
 from .network import CommentTreeTransformer
+from .pooling import vector_sums
 from .roberta import ROBERTA
 from .stacks import Family
 from .t5 import T5
@@ -253,6 +254,11 @@ class CommentTreeModel:
       "predictions": heads.best_labels(scores, chains_BRM),
       "chains": chains_BRM,
     }
+
+  def vector_sums(self, params: PyTree, batch: Batch) -> dict[str, Array]:
+    """Adds up the pooled vectors of a batch's comments, see `pooling.vector_sums`."""
+    encoded = self.module.apply({"params": params}, batch, method=self.module.encode)
+    return vector_sums(*cast(tuple[Array, Array], encoded))
 
   def predict_batch(
     self, params: PyTree, batch: Batch, rng: Array | None = None

@@ -101,6 +101,25 @@ class CommentPooling(nn.Module):
     return jnp.where((segment_ids_BN > 0) & in_use_BN, ids_BN, -1)
 
 
+def vector_sums(vectors_BEJD: Array, used_BEJ: Array) -> dict[str, Array]:
+  """Adds up what tells how much alike the pooled vectors of a batch are, float32.
+
+  Returns:
+    `count` of the vectors in use, the sum of their squared lengths `squares`, their sum
+    `vectors` `[D]` and that of vectors of length 1 in their directions `units` `[D]`.
+  """
+  x_BEJD = jnp.where(used_BEJ[..., None], vectors_BEJD.astype(jnp.float32), 0)
+  squares_BEJ = jnp.square(x_BEJD).sum(-1)
+  scale_BEJ = jax.lax.rsqrt(jnp.where(squares_BEJ > 0, squares_BEJ, 1))
+  precise = jax.lax.Precision.HIGHEST
+  return {
+    "count": used_BEJ.astype(jnp.float32).sum(),
+    "squares": squares_BEJ.sum(),
+    "vectors": x_BEJD.sum((0, 1, 2)),
+    "units": jnp.einsum("bejd,bej->d", x_BEJD, scale_BEJ, precision=precise),
+  }
+
+
 def _attention_weights(
   x_BND: Array, segment_ids_BN: Array, queries_JD: Array, num_slots: int
 ) -> tuple[Array, Array]:

@@ -40,6 +40,7 @@ from .data_input import EvalData, HostBatch
 from .evaluation_sums import OCCURRENCES, OF_TOKENS, Results, Totals, range_names
 from .unigram import UNIGRAM, Unigram
 from .unigram import load as target_counts_of
+from .vector_statistics import VECTORS
 from .watchdog import Watchdog
 
 TokenGroups = Mapping[str, Sequence[int] | np.ndarray]
@@ -230,6 +231,7 @@ class Evaluator:
         "trees": batch["target_trees"],
         "depths": _in_ranges(batch["target_depths"], depth_edges),
         "comparable": conditions_lib.has_two_trees(batch),
+        VECTORS: model.vector_sums(params, batch),
       }
 
     return sums

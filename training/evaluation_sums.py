@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import UserError
 from . import f1
 from .tree_sums import TreeSums
+from .vector_statistics import VECTORS, VectorSums
 
 Results = dict[str, Any]
 """By condition, and for the unigram baseline under its name, a dictionary of
@@ -23,6 +24,8 @@ Results = dict[str, Any]
   by_depth, by_occurrence,    the same of slices of the tokens that have any, by name
     by_frequency, by_group    (of groups without differences)
   f1, span_f1                 with a head, see `f1.Scores`
+  vectors                     for `true`: how much alike the comments' vectors are, see
+                              `vector_statistics`
   left_out_tokens, _comments  for `shuffled`: of batches that hold one tree alone
 """
 
@@ -80,6 +83,8 @@ class Totals:
       results[name] = chosen.result(name)
       if name in chosen.counts:
         results[name] |= f1.results(chosen.counts[name], label_names)
+      if name == TRUE and (vectors := chosen.vectors.results()):
+        results[name][VECTORS] = vectors
       if name == SHUFFLED:
         results[name] |= {
           "left_out_tokens": left_out.tokens,
@@ -101,6 +106,7 @@ class _Sums:
       (kind, name) for kind in (*OF_TOKENS, "by_depth") for name in self._slices[kind]
     ]
     self._trees = TreeSums(len(self._names), len(self._of_trees))
+    self.vectors = VectorSums()
     self.comments = 0
 
   @property
@@ -113,6 +119,7 @@ class _Sums:
     sums = jax.tree.map(lambda x: np.asarray(x, np.float64), dict(sums))
     for kind, total in sums["total"].items():
       self._total[kind] += total
+    self.vectors.add(sums[VECTORS])
     counts = sums["counts"]
     self.counts = jax.tree.map(np.add, self.counts, counts) if self.counts else counts
     used = sums["targets"][:, :, -1, 0] > 0

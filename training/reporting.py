@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from ..console import Console
-from . import f1
+from . import f1, vector_statistics
 from .clock import BEFORE, Clock
 from .config import TrainConfig
 from .evaluation_report import flat_metrics, left_out, sentence
@@ -157,7 +157,8 @@ class Reporter:
         f"eval {step:>7,}  {name}: loss by ancestors: {losses}{labels}",
       )
       kind = "label" if f1.LABELS in first else "token"
-      for line in (sentence(result, kind), left_out(result)):
+      collapsed = vector_statistics.warning(first)
+      for line in (sentence(result, kind), left_out(result), collapsed):
         if line:
           self._console.print(f"{'':12}  {line}")
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import partitioning
 
+from commentree.models import pooling
 from commentree.training.partitioning import Share
 
 WHOLE = Share(0, 1)
@@ -154,6 +155,13 @@ class StubModel:
       "decoder_positions": jnp.float32(batch["decoder_input_tokens"].size),
     }
     return loss, weights.sum(), sums
+
+  def vector_sums(self, params, batch):
+    del params
+    slots = batch["encoder_segment_ids"]
+    return pooling.vector_sums(
+      jnp.stack([slots, slots + 1.0], axis=-1), jnp.asarray(slots) > 0
+    )
 
   def evaluate_batch(self, params, batch, condition):
     slots = batch["ancestor_slots"]

@@ -87,6 +87,17 @@ def test_every_masked_token_counts_once_over_all_batches(params, results, condit
     check(found["by_group"][name], tokens[np.isin(tokens[:, 3], GROUPS[name])])
 
 
+def test_how_much_alike_vectors_are_is_told_of_the_true_ancestors_alone(results):
+  slots = np.concatenate(
+    [batch["encoder_segment_ids"].reshape(-1) for batch in stub.held_out()()]
+  )
+  slots = slots[slots > 0].astype(np.float64)
+  units = np.stack([slots, slots + 1]) / np.hypot(slots, slots + 1)
+  expected = (units.T @ units)[~np.eye(len(slots), dtype=bool)].mean()
+  assert results["true"]["vectors"]["mean_cosine"] == pytest.approx(expected, rel=1e-4)
+  assert all("vectors" not in results[name] for name in results if name != "true")
+
+
 def test_the_conditions_differ(results):
   assert len({result["loss"] for result in results.values()}) == 5
 
