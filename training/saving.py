@@ -32,6 +32,9 @@ _FINISHED = re.compile(rf"{PREFIX}_(\d+)")
 _UNFINISHED_SUFFIX = ".orbax-checkpoint-tmp"
 _UNFINISHED = re.compile(rf"{PREFIX}_(\d+){re.escape(_UNFINISHED_SUFFIX)}.*")
 
+# How often what a failed save wrote is removed, if it comes again.
+_DISCARDS = 5
+_SECONDS_BETWEEN_DISCARDS = 0.1
 # What host 0 allows the others beyond their own time, to say why they failed.
 _GRACE_SECONDS = 5.0
 
@@ -274,7 +277,13 @@ class Writing:
 
   def _discard(self) -> list[str]:
     try:
-      self._folder.rmtree()
+      # Of several arrays, Orbax tells the first failure while others are still being
+      # written, and TensorStore makes their folders anew.
+      for _ in range(_DISCARDS):
+        self._folder.rmtree(missing_ok=True)
+        time.sleep(_SECONDS_BETWEEN_DISCARDS)
+        if not self._folder.exists():
+          break
     except Exception as error:
       return [f"{self._folder} is left, not removed: {storage.reason(error)}"]
     return []
