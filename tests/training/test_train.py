@@ -241,3 +241,29 @@ def test_a_save_is_due_by_the_clock_whatever_the_step(
   monkeypatch.setattr(checkpoints.Checkpoints, "due_by_time", lambda _: next(asked))
   run(make_config(train_steps=5))
   assert checkpoints.steps_in(tmp_path / "run") == [3, 5]
+
+
+def test_a_run_without_a_better_evaluation_ends_and_stays_ended(
+  run, make_config, console
+):
+  def config(patience):
+    return make_config(
+      train_steps=12,
+      eval_period=2,
+      patience=patience,
+      checkpoint=CheckpointConfig(period=100, keep_best=1),
+      optimizer=OptimizerConfig(
+        name="adamw",
+        # Nothing is learnt, so the first evaluation stays the best.
+        schedule=ScheduleConfig(learning_rate=0.0, warmup_steps=2),
+      ),
+    )
+
+  run(config(patience=2))
+  said = console.file.getvalue()
+  assert "step 6 ends the run: " in said
+  assert checkpoints.steps_in(config(2).model_dir)[-1] == 6
+  run(config(patience=2))
+  assert "step 7" not in console.file.getvalue()
+  run(config(patience=None))
+  assert checkpoints.steps_in(config(None).model_dir)[-1] == 12
