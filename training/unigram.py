@@ -82,7 +82,7 @@ def load_or_count(
   counts = count()
   if writes:
     stream = io.BytesIO()
-    np.savez_compressed(stream, **counts)
+    np.savez_compressed(stream, allow_pickle=False, **counts)
     storage.retried(
       f"{model_dir / _FILE} cannot be written",
       lambda: storage.write_bytes(model_dir / _FILE, stream.getvalue()),
