@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -21,10 +23,9 @@ MENDED_UTF8 = "invalid UTF-8 replaced"
 BAD = object()
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_WHITE_SPACE = " \t\r\n"
-_DEEP_TOKEN = re.compile(
-  r'[ \t\r\n]*("(?:[^"\\]|\\.)*"|[^\s\[\]{},:"]+|[\[\]{},:])', re.DOTALL
-)
+_NO_BRACKET = re.compile(r'(?:[^"\[\]{}N]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+_OPENERS, _CLOSERS = re.compile(r"[\[{]++"), re.compile(r"[\]}]++")
+_LEVELS = 100  # parsed at once, of JSON that is nested more deeply than Python's stack
 _decode = msgspec.json.Decoder().decode
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -72,11 +73,13 @@ def parse(line: bytes, fates: Fates) -> Any:
   """
   try:
     return _decode(line)
-  except (ValueError, RecursionError):
-    return _parse_leniently(line, fates)
+  except ValueError:
+    return _parse_leniently(line, fates, is_deep=False)
+  except RecursionError:
+    return _parse_leniently(line, fates, is_deep=True)
 
 
-def _parse_leniently(line: bytes, fates: Fates) -> Any:
+def _parse_leniently(line: bytes, fates: Fates, is_deep: bool) -> Any:
   """Takes NaN, lone surrogates and control characters in strings, too."""
   if files.is_heavy(line, copies=2):
     return BAD
@@ -87,68 +90,93 @@ def _parse_leniently(line: bytes, fates: Fates) -> Any:
     content = line.decode("utf-8", "replace")
     fates.mended[MENDED_UTF8] += 1
   try:
-    return json.loads(content, strict=False)
+    if not is_deep:
+      return json.loads(content, strict=False)
   except ValueError:  # also for numbers of too many digits
     return BAD
   except RecursionError:
-    try:
-      return _parse_deep(content)
-    except (ValueError, IndexError):
-      return BAD
+    pass
+  try:
+    return _parse_deep(content)
+  except ValueError:
+    return BAD
 
 
-def _parse_deep(content: str) -> Any:
-  """Parses what is nested more deeply than Python's stack, a value at a time.
+@dataclasses.dataclass
+class _Container:
+  """A container that is open, with what is known of it so far.
+
+  Attributes:
+    start: where its bracket stands.
+    at: from where on its text is not in `text` yet.
+    text: with `NaN` in place of containers that were parsed by themselves.
+    values: those containers' values, and those of what is written as NaN, in order.
+    is_deep: whether `levels` more are open in it, or were.
+  """
+
+  start: int
+  at: int
+  text: list[str] = dataclasses.field(default_factory=list)
+  values: list[Any] = dataclasses.field(default_factory=list)
+  is_deep: bool = False
+
+  def parse(self, content: str, end: int) -> Any:
+    """The value, of the container's text up to a place."""
+    values = iter(self.values)
+    decoder = json.JSONDecoder(
+      strict=False,
+      parse_constant=lambda name: next(values) if name == "NaN" else float(name),
+    )
+    return decoder.decode("".join([*self.text, content[self.at : end]]))
+
+  def take(self, inner: _Container, content: str, end: int) -> None:
+    """Takes the value of a container in this one that ends before a place."""
+    if not inner.is_deep:  # parsed with this one
+      self.values += inner.values
+      return
+    self.text += [content[self.at : inner.start], "NaN"]
+    self.values.append(inner.parse(content, end))
+    self.at = end
+
+
+def _parse_deep(content: str, levels: int = _LEVELS) -> Any:
+  """Parses what is nested more deeply than Python's stack, some levels at a time.
+
+  Args:
+    content: JSON or not.
+    levels: so many levels are parsed at once, or up to twice as many.
 
   Raises:
-    ValueError, IndexError: if it is no JSON.
+    ValueError: if it is no JSON.
   """
-  top: list[Any] = []
-  containers: list[Any] = [top]  # that are open, outer first
-  keys: list[Any] = [None]  # of each, the key that a value is to come for
-  before = ","  # the token before; a value may stand behind `,`, `:`, `[` and `{`
-  place = 0
-  for match in _DEEP_TOKEN.finditer(content):
-    token, start = match[1], match.start()
-    if start != place or (len(containers) == 1 and top):
-      raise ValueError("something that is no token, or behind the end")
-    place = match.end()
-    into = containers[-1]
-    in_object = isinstance(into, dict)
-    if token in ("}", "]"):
-      if len(containers) == 1 or in_object != (token == "}") or keys[-1] is not None:
+  # The whole, and what is open at each level that is a multiple of `levels`.
+  containers = [_Container(0, 0)]
+  depth = at = 0
+  while (at := _match_end(_NO_BRACKET, content, at)) < len(content):
+    end = _match_end(_OPENERS, content, at)
+    if end > at:
+      for place in range(at + levels - 1 - depth % levels, end, levels):
+        containers[-1].is_deep = True
+        containers.append(_Container(place, place))
+      depth += end - at
+    elif (end := _match_end(_CLOSERS, content, at)) > at:
+      if end - at > depth:
         raise ValueError("a bracket that closes none")
-      if before == ",":
-        raise ValueError("a comma without a value")
-      containers.pop()
-      keys.pop()
-    elif token in (",", ":"):
-      after_key = in_object and keys[-1] is not None and before == "key"
-      if (token == ":") != after_key or before in (",", ":", "[", "{"):
-        raise ValueError("a sign where a value should be")
-    elif in_object and keys[-1] is None:
-      if before not in (",", "{"):
-        raise ValueError("a key without a comma")
-      key = json.loads(token, strict=False) if token[0] == '"' else None
-      if not isinstance(key, str):
-        raise ValueError("a key that is no string")
-      keys[-1], token = key, "key"
+      for place in range(at + depth % levels, end, levels):
+        inner = containers.pop()
+        containers[-1].take(inner, content, place + 1)
+      depth -= end - at
+    elif content.startswith("NaN", at):
+      containers[-1].values.append(math.nan)
+      end = at + len("NaN")
     else:
-      if before not in (",", ":", "["):
-        raise ValueError("a value without a comma")
-      value: Any = {"{": {}, "[": []}.get(token)
-      if value is None:
-        value = json.loads(token, strict=False)
-      if in_object:
-        into[keys[-1]], keys[-1] = value, None
-      else:
-        into.append(value)
-      if token in ("{", "["):
-        containers.append(value)
-        keys.append(None)
-      else:
-        token = "value"
-    before = token
-  if place != len(content.rstrip(_WHITE_SPACE)) or len(containers) > 1:
-    raise ValueError("not whole")
-  return top[0]
+      raise ValueError("a string without an end, or a word that is none")
+    at = end
+  if depth:
+    raise ValueError("a bracket that is not closed")
+  return containers[0].parse(content, len(content))
+
+
+def _match_end(pattern: re.Pattern[str], content: str, at: int) -> int:
+  match = pattern.match(content, at)
+  return at if match is None else match.end()

@@ -1,4 +1,4 @@
-"""Fuzzes surfaces and prints a table: `make fuzz`.
+"""Fuzzes surfaces and prints a table, a line as each is done: `make fuzz`.
 
 Each surface runs in a process of its own. With Atheris (the extra `fuzz`) coverage
 guides the search; without it inputs are mutated blindly. Failing inputs are written to
@@ -50,23 +50,22 @@ def main() -> None:
   names = arguments.surface or list(SURFACES)
   if unknown := set(names) - set(SURFACES):
     parser.error(f"no such surface: {unknown}; there are {', '.join(SURFACES)}")
-  with concurrent.futures.ThreadPoolExecutor(arguments.processes) as pool:
-    results = list(pool.map(lambda name: _in_process(name, arguments), names))
   guided = importlib.util.find_spec("atheris") is not None
   print(f"{'guided by coverage' if guided else 'blind'}, seed {arguments.seed}\n")
   print("| surface | inputs | refused | failed | slowest |\n|---|---|---|---|---|")
-  failed = 0
-  for name, result in zip(names, results):
-    failed += bool(result["failures"])
-    count = sum(result["failures"].values())
-    print(
-      f"| {SURFACES[name].name} | {result['tried']:,} | {result['refused']:,}"
-      f" | {count:,} | {result['slowest']:.2f} s |"
-    )
-  for name, result in zip(names, results):
-    for where, times in sorted(result["failures"].items()):
-      print(f"{name}: {times:,} times {where}")
-  sys.exit(1 if failed else 0)
+  failures: list[str] = []
+  with concurrent.futures.ThreadPoolExecutor(arguments.processes) as pool:
+    results = pool.map(lambda name: _in_process(name, arguments), names)
+    for name, result in zip(names, results):
+      found = result["failures"]
+      failures += [f"{name}: {found[where]:,} times {where}" for where in sorted(found)]
+      print(
+        f"| {SURFACES[name].name} | {result['tried']:,} | {result['refused']:,}"
+        f" | {sum(found.values()):,} | {result['slowest']:.2f} s |",
+        flush=True,
+      )
+  print(*failures, sep="\n")
+  sys.exit(1 if failures else 0)
 
 
 def _in_process(name: str, arguments: argparse.Namespace) -> dict:

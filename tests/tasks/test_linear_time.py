@@ -141,3 +141,12 @@ def test_time_grows_with_length_and_not_with_its_square(work, unit):
   floor = 0.002
   shorter = max(seconds(work, short, 0), floor)
   assert seconds(work, short * 10, 30 * shorter) < 30 * shorter
+
+
+def test_deep_nesting_takes_little_longer_than_as_many_brackets_side_by_side():
+  """Measured: 4 times as long; 20 times, if each token is a step in Python."""
+  opened, closed = '{"a":[', "]}"
+  deep = opened * 20_000 + closed * 20_000
+  shallow = "[" + ",".join([opened * 50 + closed * 50] * 400) + "]"
+  bound = 12 * seconds(json.loads, shallow, 0)
+  assert seconds(json_lines._parse_deep, deep, bound) < bound
