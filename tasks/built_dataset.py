@@ -221,7 +221,11 @@ class BuiltDataset:
     try:
       with file.open("rb") as stream:
         for record in tfrecord.read(stream):  # type: ignore[arg-type]
-          yield first + count, tree_record.decode(record)
+          try:
+            tree = tree_record.decode(record)
+          except tfrecord.DamagedError as error:
+            raise tfrecord.DamagedError(f"record {count:,} {error}") from error
+          yield first + count, tree
           count += 1
     except tfrecord.DamagedError as error:
       raise UserError(f"{file}: {error}; {_MEND}") from error

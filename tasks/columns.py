@@ -115,8 +115,45 @@ def to_columns(tree: CommentTree) -> dict[str, Any]:
   }
 
 
+# Columns with a value for each comment; and by those that name comments, theirs.
+_OF_COMMENTS = ("ids", "parents", "authors", "texts", "created_utc", "scores")
+_OF_SOME = {
+  "span_comments": ("span_starts", "span_ends", "span_labels"),
+  "labelled": ("labels",),
+  "reply_deleted": (),
+  "language_comments": ("languages",),
+  "translated": ("translation_languages", "translations"),
+}
+
+
+def _check_shape(columns: Mapping[str, Any]) -> None:
+  """Raises a ValueError unless columns are those of a tree."""
+  count = len(columns["ids"])
+  for name in _OF_COMMENTS:
+    if len(columns[name]) != count:
+      raise ValueError(f"{count} ids and {len(columns[name])} {name}")
+  parents = np.asarray(columns["parents"])
+  if not count or parents[0] != -1:
+    raise ValueError("no post in front")
+  if np.any(parents[1:] < 0) or np.any(parents >= np.arange(count)):
+    raise ValueError("a comment whose parent does not stand before it")
+  for rows, others in _OF_SOME.items():
+    found = np.asarray(columns.get(rows, ()), np.int64)
+    for name in others:
+      if len(columns.get(name, ())) != len(found):
+        raise ValueError(f"{len(found)} {rows} and {len(columns.get(name, ()))} {name}")
+    if np.any(found < 0) or np.any(found >= count):
+      raise ValueError(f"{rows} names a comment that is not there")
+
+
 def from_columns(columns: Mapping[str, Any]) -> CommentTree:
-  """The inverse of `to_columns`, from NumPy values; optional columns may be missing."""
+  """The inverse of `to_columns`, from NumPy values; optional columns may be missing.
+
+  Raises:
+    ValueError: if they are not the columns of a tree.
+  """
+  _check_shape(columns)
+  texts = [text.decode("utf-8") for text in columns["texts"]]
   spans: dict[int, list[Span]] = collections.defaultdict(list)
   for row, start, end, label in zip(
     columns["span_comments"].tolist(),
@@ -124,6 +161,8 @@ def from_columns(columns: Mapping[str, Any]) -> CommentTree:
     columns["span_ends"].tolist(),
     columns["span_labels"],
   ):
+    if not 0 <= start <= end <= len(texts[row]):
+      raise ValueError(f"a span from {start} to {end} of a shorter text")
     spans[row].append(Span(start, end, label.decode("utf-8")))
   labels = {
     int(row): label.decode("utf-8")
@@ -148,7 +187,7 @@ def from_columns(columns: Mapping[str, Any]) -> CommentTree:
     columns["ids"],
     columns["parents"].tolist(),
     columns["authors"],
-    columns["texts"],
+    texts,
     columns["created_utc"].tolist(),
     columns["scores"].tolist(),
   )
@@ -159,7 +198,7 @@ def from_columns(columns: Mapping[str, Any]) -> CommentTree:
         id=ident.decode("utf-8"),
         parent=parent,
         author=author.decode("utf-8") or None,
-        text=text.decode("utf-8"),
+        text=text,
         created_utc=None if created == NO_TIME else created,
         score=None if score == NO_SCORE else score,
         spans=tuple(spans[row]) if row in spans else (),

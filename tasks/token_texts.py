@@ -183,11 +183,12 @@ class TokenTexts:
       ids: of all tokens.
     """
     own, previous = ids[group.first], ids[group.first - 1]
-    maskable = self._encoder.maskable
+    maskable, unknown = self._encoder.maskable, self._encoder.unk_id
     if not before or not after or group.first == 0 or not maskable[own]:
       return given
     if not group.text[:1].isspace():
-      return "" if maskable[previous] else given  # that in front of markers is no token
+      # White space in front of markers is no token.
+      return "" if maskable[previous] or previous == unknown else given
     if given or self._begins(own):
       return given or " "
     return "" if self._is_parted(before, after) else " "

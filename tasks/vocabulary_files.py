@@ -27,6 +27,8 @@ _ANOTHER = "and stays; name another --output, or replace it with --overwrite"
 # What folders of checkpoints call a whole vocabulary, and the parts of one.
 _WHOLE_FILES = (JSON_FILE, "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 _PARTS = ("vocab.json", "merges.txt", "vocab.txt")
+# What transformers needs beside parts: the kind of tokenizer, and whether case stays.
+_SETTINGS = ("config.json", "tokenizer_config.json")
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
@@ -93,11 +95,15 @@ def _what_is_in(folder: epath.Path) -> str:
   )
 
 
-def how_to_convert(folder: str | os.PathLike[str]) -> str:
+def how_to_convert(folder: epath.Path) -> str:
   """Says how to get a `tokenizer.json` from the files of a slow tokenizer."""
   name = os.fspath(folder)
+  missing = [file for file in _SETTINGS if not (folder / file).exists()]
+  first = (
+    f"put the checkpoint's {' and '.join(missing)} there, then " if missing else ""
+  )
   return (
-    "write one with Hugging Face's transformers and give that: python -c 'from"
+    f"{first}write one with Hugging Face's transformers and give that: python -c 'from"
     f' transformers import AutoTokenizer as A; A.from_pretrained("{name}")'
     f""".save_pretrained("{name}")'"""
   )

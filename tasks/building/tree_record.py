@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.message import DecodeError
 
 from ..columns import COLUMNS, from_columns, to_columns
 from ..trees import CommentTree
+from . import tfrecord
 
 _PACKAGE = "commentree"
 
@@ -99,13 +101,20 @@ def encode_columns(columns: Mapping[str, Any]) -> bytes:
 
 
 def decode(record: bytes) -> CommentTree:
-  """The inverse of `encode`."""
-  features = Example.FromString(record).features.feature
+  """The inverse of `encode`.
+
+  Raises:
+    tfrecord.DamagedError: if the record holds no tree, whatever its checksum.
+  """
   columns: dict[str, Any] = {}
-  for name, (kind, rank) in COLUMNS.items():
-    if kind == "str":
-      values = features[name].bytes_list.value
-      columns[name] = values if rank else values[0]
-    else:
-      columns[name] = np.array(features[name].int64_list.value, kind)
-  return from_columns(columns)
+  try:
+    features = Example.FromString(record).features.feature
+    for name, (kind, rank) in COLUMNS.items():
+      if kind == "str":
+        values = features[name].bytes_list.value
+        columns[name] = values if rank else values[0]
+      else:
+        columns[name] = np.array(features[name].int64_list.value, kind)
+    return from_columns(columns)
+  except (DecodeError, LookupError, OverflowError, ValueError) as error:
+    raise tfrecord.DamagedError(f"holds no tree ({error})") from error

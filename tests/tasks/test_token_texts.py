@@ -157,6 +157,7 @@ def test_a_token_that_goes_on_with_a_word_joins_it(tokenizers, kind):
   for text, expected in {
     "ba <mask> ko": f"ba{word} ko",
     "ba \n<mask>.": f"ba{word}.",
+    "ba ☃ <mask>.": f"ba ☃{word}.",
     "<mask> ba": f"{word} ba",
     "<url> <mask>.": f"<url> {word}.",
     "ba <mask> <mask>": f"ba{word}{word}",

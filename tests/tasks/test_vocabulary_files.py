@@ -51,6 +51,21 @@ def test_a_folder_of_a_slow_tokenizer_says_how_to_get_the_whole(name, tmp_path):
   assert "commentree vocab" not in said
 
 
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json"])
+def test_settings_that_a_conversion_needs_are_named_where_they_are_missing(
+  missing, tmp_path
+):
+  """One tells transformers the kind of tokenizer, the other whether case stays."""
+  (tmp_path / "vocab.txt").write_text(PARTS["vocab.txt"])
+  both = "the checkpoint's config.json and tokenizer_config.json there"
+  assert both in said_of(tmp_path)
+  for name in {"config.json", "tokenizer_config.json"} - {missing}:
+    (tmp_path / name).write_text("{}")
+  assert f"put the checkpoint's {missing} there, then write one" in said_of(tmp_path)
+  (tmp_path / missing).write_text("{}")
+  assert "put the" not in said_of(tmp_path)
+
+
 def test_a_list_of_tokens_is_told_by_its_content(tmp_path):
   path = tmp_path / "tokens.json"
   path.write_text(PARTS["vocab.json"])
