@@ -36,10 +36,11 @@ from ..models.model import CommentTreeModel
 from ..models.stacks import EncoderStack
 from ..models.t5 import T5, T5Embedder
 from ..tasks import data as data_lib
-from ..tasks import forest_layout, packing, registry, streams
+from ..tasks import forest_layout, pack_items, registry, streams
 from ..tasks.data_config import DataConfig
 from ..tasks.forest_layout import ForestLayout, ForestShape
-from ..tasks.packing import ForestBuilder, PackItem
+from ..tasks.pack_items import PackItem
+from ..tasks.packing import ForestBuilder
 
 COMMENT_LENGTH = 128
 THREAD_LENGTH = 512
@@ -329,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = open_data(arguments.files, arguments.vocabulary, cache_dir)
     objective = data.task.objective()
     items = [
-      packing.measure(
+      pack_items.measure(
         objective(data.splits["train"][i], COMMENT_LENGTH, 0, 0, i),
         COMMENT_LENGTH,
         COMMENT_LENGTH,

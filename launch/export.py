@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _export(arguments: argparse.Namespace, run: Any, options: dict[str, Any]) -> int:
   from ..models.model import CommentTreeModel
-  from ..training import checkpoints, run_record, storage
+  from ..training import checkpoint_choice, checkpoints, run_record, storage
   from ..training.warm_starts import safetensors_writing, sources
   from . import model_sizes
   from .exporting import artifact, functions
@@ -85,7 +85,9 @@ def _export(arguments: argparse.Namespace, run: Any, options: dict[str, Any]) ->
   safetensors_writing.refuse_existing(folder)
   facts = run_facts.of_run(run)
   model_dir = storage.as_path(run.train.model_dir)
-  step = checkpoints.choose(model_dir, arguments.step, run.train.checkpoint.best_metric)
+  step = checkpoint_choice.choose(
+    model_dir, arguments.step, run.train.checkpoint.best_metric
+  )
   path = checkpoints.path_of(model_dir, step)
   run_record.check_vocabulary(path, {"vocabulary": facts.tokenizer.fingerprint})
   size = facts.tokenizer.vocab_size

@@ -28,7 +28,8 @@ from .inspection_views import (
   InspectionConfig,
   TreeView,
 )
-from .packing import Fill, Forest, ForestBuilder, PackItem
+from .pack_items import PackItem
+from .packing import Fill, Forest, ForestBuilder
 from .pieces import Piece, target_lengths
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from .inspection_views import (
   TokenView,
 )
 from .objectives_config import LANGUAGE_FEATURES, PREFIXES
-from .packing import Fill, Forest, PackItem
+from .pack_items import PackItem
+from .packing import Fill, Forest
 from .sequence_ends import ADDED
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,6 +22,7 @@ from .forest_layout import ForestShape, PieceTotals
 from .laying_out import Forest, lay_out, lay_out_languages, lay_out_masked
 from .objectives import PREFIX_LENGTHS, TARGET_TOKENS
 from .objectives_config import LANGUAGE_FEATURES, PREFIXES
+from .pack_items import PackItem, measure
 from .pieces import (
   COMMENT_LABELS,
   LABELS,
@@ -40,79 +40,6 @@ _MAX_MISFITS = 30
 _FORESTS_HELD = 4
 # Weight of keeping the two sides' free shares equal, against filling up fast.
 _BALANCE = 4.0
-
-
-@dataclasses.dataclass(frozen=True)
-class PackItem:
-  """A piece that an objective was at, measured: what it takes of a forest.
-
-  "Masked" are the tokens to predict, whatever the decoder reads in their places.
-
-  Attributes:
-    piece: features, with those of `objectives`.
-    targets: indices of nodes with a masked token, in node order.
-    target_lengths: decoder tokens of each target, clipped to the row. [T]
-    masked: masked tokens of each target. [T]
-    encoded: indices of nodes that a target sees, in node order.
-    encoded_lengths: tokens of each encoded node, clipped to the row. [E]
-    ancestors: nodes that each target sees, nearest first, -1 where none. [T, A]
-  """
-
-  piece: Piece
-  targets: np.ndarray
-  target_lengths: np.ndarray
-  masked: np.ndarray
-  encoded: np.ndarray
-  encoded_lengths: np.ndarray
-  ancestors: np.ndarray
-
-  @functools.cached_property
-  def sizes(self) -> tuple[int, int, int, int]:
-    """Decoder tokens, encoder tokens, targets, encoded nodes."""
-    return (
-      int(self.target_lengths.sum()),
-      int(self.encoded_lengths.sum()),
-      len(self.targets),
-      len(self.encoded),
-    )
-
-
-def measure(
-  piece: Piece, encoder_length: int, decoder_length: int, max_ancestors: int
-) -> PackItem:
-  """Works out what a masked piece needs: its targets, its encoder set, who sees whom.
-
-  Nodes without a token to predict are no targets, nodes without tokens are not
-  encoded, and nodes that no target sees are not either.
-  """
-  lengths = piece["lengths"]
-  in_decoder = objectives.decoder_lengths(piece)
-  ends = np.cumsum(in_decoder)
-  masked_until = np.concatenate([[0], np.cumsum(piece["is_masked"])])
-  masked = masked_until[ends] - masked_until[ends - in_decoder]
-  targets = np.flatnonzero((masked > 0) & (piece["is_target"] == 1))
-  ancestors = splitting.visible_ancestors(piece["parents"], max_ancestors)[targets]
-  if not lengths.all():
-    ancestors = _drop_empty(ancestors, lengths)
-  seen = np.zeros(len(lengths), bool)
-  seen[ancestors[ancestors >= 0]] = True
-  encoded = np.flatnonzero(seen)
-  return PackItem(
-    piece=piece,
-    targets=targets,
-    target_lengths=np.minimum(in_decoder[targets], decoder_length),
-    masked=masked[targets],
-    encoded=encoded,
-    encoded_lengths=np.minimum(lengths[encoded], encoder_length),
-    ancestors=ancestors,
-  )
-
-
-def _drop_empty(ancestors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-  """Takes nodes without tokens out of every list, closing the gaps."""
-  keep = (ancestors >= 0) & (lengths[ancestors] > 0)
-  order = np.argsort(~keep, axis=1, kind="stable")
-  return np.take_along_axis(np.where(keep, ancestors, -1), order, axis=1)
 
 
 def total(

@@ -24,7 +24,8 @@ from .forest_layout import ForestShape, PieceTotals
 from .mixtures import MixedOrder
 from .objectives import Objective
 from .orders import EndlessOrder
-from .packing import Forest, Packer, PackItem
+from .pack_items import PackItem
+from .packing import Forest, Packer
 from .pieces import Piece
 from .stream_shares import own_streams
 

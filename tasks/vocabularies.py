@@ -23,6 +23,7 @@ from ..models.config import check_choice, check_range
 from . import (
   hf_vocabulary,
   sentencepiece_vocabulary,
+  vocabulary_checks,
   vocabulary_files,
   vocabulary_kinds,
 )
@@ -208,8 +209,8 @@ def add_markers(
   except UserError as error:
     raise UserError(f"{os.fspath(source)}: {error}") from None
   after = vocabulary_kinds.open_encoder(extended, source, markers)
-  _check_unchanged(before, after, source)
-  _check_markers(after, markers, source)
+  vocabulary_checks.check_unchanged(before, after, source)
+  vocabulary_checks.check_markers(after, markers, source)
   record = {
     "from": os.fspath(source),
     "grown_from": [
@@ -222,50 +223,6 @@ def add_markers(
   }
   _write_with_record(path, extended, record, overwrite)
   return added
-
-
-def _check_unchanged(
-  before: Encoder, after: Encoder, source: str | os.PathLike[str]
-) -> None:
-  """Raises UserError unless the old tokens, and what they encode, are as before."""
-  pieces = [before.id_to_piece(i) for i in range(before.size)]
-  same = pieces == [after.id_to_piece(i) for i in range(before.size)]
-  if same:
-    probes = [before.decode([i]) for i in range(before.size)]
-    marked = [after.id_to_piece(int(i)) for i in np.flatnonzero(after.is_marker)]
-    probes = [text for text in probes if not any(m in text for m in marked)]
-    same = np.array_equal(before.encode(probes).ids, after.encode(probes).ids)
-  if not same:
-    raise UserError(
-      f"{os.fspath(source)}: takes no markers, for they would change the ids of its own"
-      " tokens; give the vocabulary as the checkpoint has it"
-    )
-
-
-def _check_markers(
-  encoder: Encoder, markers: Sequence[str], where: str | os.PathLike[str]
-) -> None:
-  """Raises UserError for a marker that is not there, or is cut somewhere."""
-  missing = [m for m in markers if m != MASK and encoder.piece_to_id(m) is None]
-  if encoder.mask_id is None:
-    missing.insert(0, MASK)
-  if missing:
-    raise UserError(
-      f"{os.fspath(where)}: lacks {len(missing)} marker tokens, the first"
-      f" {missing[0]}; add them with `commentree vocab --from={os.fspath(where)}"
-      " --output=PATH`"
-    )
-  told = [m for m in markers if m != MASK]
-  probes = [f"a{marker}a {marker} a" for marker in told]
-  for marker, ids in zip(told, split(drop_spaces(encoder, encoder.encode(probes)))):
-    token = encoder.piece_to_id(marker)
-    places = np.flatnonzero(ids == token)
-    if len(places) != 2 or not encoder.is_marker[token]:
-      raise UserError(
-        f"{os.fspath(where)}: would cut the marker {marker} instead of taking it as"
-        " one token; add it with `commentree vocab"
-        f" --from={os.fspath(where)} --output=PATH`"
-      )
 
 
 def load_vocabulary(path: str | os.PathLike[str]) -> LazyVocabulary:
@@ -315,7 +272,7 @@ class Tokenizer:
   @functools.cached_property
   def _encoder(self) -> Encoder:
     encoder = vocabulary_kinds.open_encoder(self.content, self.path, self.markers)
-    _check_markers(encoder, self.markers, self.path)
+    vocabulary_checks.check_markers(encoder, self.markers, self.path)
     return encoder
 
   def check(self) -> None:

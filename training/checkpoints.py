@@ -17,15 +17,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from .. import json_shapes
 from ..errors import StorageError, UserError
 from . import checksums, hosts, orbax_noise, saving, storage
+from .checkpoint_choice import METRICS, Best, Metrics, best_of, metrics_of, quality
 from .config import CheckpointConfig
 from .reading import check_tree, read_params, read_together, why_unreadable
 from .saving import path_of, steps_in
@@ -39,10 +39,8 @@ from .state import (
 )
 
 Say = Callable[[str], None]
-Metrics = Mapping[str, float]
 
 _DATASET = "dataset/metadata"
-_METRICS = "metrics/metrics"
 
 # Orbax's manager, which T5X saves by, leaves it; we do not.
 _OF_MANAGER = "_CHECKPOINT_METADATA"
@@ -53,77 +51,10 @@ _SLOW_SECONDS = 1.0
 __all__ = [
   "Checkpoints",
   "Restored",
-  "choose",
   "is_deleted",
   "path_of",
-  "quality",
   "steps_in",
 ]
-
-
-def quality(metrics: Metrics | None, best_metric: str) -> float:
-  """Returns how good metrics are, more being better; -inf if they do not tell."""
-  value = math.nan if metrics is None else metrics.get(best_metric, math.nan)
-  if not math.isfinite(value):
-    return -math.inf
-  return -value if best_metric.endswith("loss") else value
-
-
-def metrics_of(model_dir: epath.Path, step: int) -> Metrics | None:
-  """Returns what was saved as a checkpoint's metrics, if anything."""
-  try:
-    text = (path_of(model_dir, step) / _METRICS).read_bytes()
-    return json_shapes.parse(text, dict[str, float])
-  except (FileNotFoundError, ValueError):
-    return None
-
-
-def best_step(model_dir: epath.Path, best_metric: str) -> int | None:
-  """Returns the best checkpoint's step, None if no checkpoint was evaluated."""
-  return _best({s: metrics_of(model_dir, s) for s in steps_in(model_dir)}, best_metric)
-
-
-def _best(metrics: Mapping[int, Metrics | None], best_metric: str) -> int | None:
-  by_quality = {step: quality(m, best_metric) for step, m in metrics.items()}
-  best = max(by_quality, key=by_quality.__getitem__, default=None)
-  return None if best is None or by_quality[best] == -math.inf else best
-
-
-def choose(
-  model_dir: epath.Path, step: int | Literal["best"] | None, best_metric: str
-) -> int:
-  """Returns the step that the user means: a number, 'best', or None for the newest.
-
-  Every host calls it, and gets the same.
-
-  Raises:
-    UserError: if there is none.
-  """
-  return hosts.chief_decides("choice", lambda: _choose(model_dir, step, best_metric))
-
-
-def _choose(
-  model_dir: epath.Path, step: int | Literal["best"] | None, best_metric: str
-) -> int:
-  steps = steps_in(model_dir)
-  if not steps:
-    raise UserError(f"{model_dir} holds no checkpoint: name a run's MODEL_DIR")
-  if step is None:
-    return steps[-1]
-  if step == "best":
-    best = best_step(model_dir, best_metric)
-    if best is None:
-      raise UserError(
-        f"{model_dir}: no checkpoint was evaluated for {best_metric}: name a step of"
-        f" {', '.join(map(str, steps))}"
-      )
-    return best
-  if step not in steps:
-    raise UserError(
-      f"{model_dir} holds no checkpoint of step {step}, but"
-      f" {', '.join(map(str, steps))}"
-    )
-  return step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,19 +70,6 @@ class Restored:
   state: TrainState
   data_state: dict[str, Any]
   path: epath.Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-  """The best checkpoint.
-
-  Attributes:
-    step: its step; None if none was evaluated.
-    quality: how good it is, see `quality`; -inf if none was evaluated.
-  """
-
-  step: int | None = None
-  quality: float = -math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +128,7 @@ class Checkpoints:
 
   def best(self) -> Best:
     """Returns the best checkpoint."""
-    best = _best(self._metrics, self._config.best_metric)
+    best = best_of(self._metrics, self._config.best_metric)
     return Best() if best is None else Best(best, self._quality(best))
 
   def due_by_time(self) -> bool:
@@ -333,7 +251,7 @@ class Checkpoints:
       to_tree(request.state),
       {
         _DATASET: json.dumps(request.data_state),
-        _METRICS: json.dumps(request.metrics),
+        METRICS: json.dumps(request.metrics),
       },
       self._obsolete(request),
       self._config.save_timeout_seconds,

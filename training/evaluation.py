@@ -25,6 +25,7 @@ from ..models import conditions as conditions_lib
 from ..models.interface import Model
 from ..models.network import of_target
 from . import (
+  checkpoint_choice,
   checkpoints,
   data_input,
   f1,
@@ -293,7 +294,7 @@ def evaluate_checkpoint(
   runtime.set_flags(compile_cache_dir)
   partitioning_config = partitioning_config or PartitioningConfig()
   folder = storage.as_path(model_dir)
-  chosen = checkpoints.choose(folder, step, best_metric)
+  chosen = checkpoint_choice.choose(folder, step, best_metric)
   mesh = partitioning.make_mesh(partitioning_config)
   share = partitioning.data_share(mesh)
   example = next(next(iter(eval_datasets.values()))(share))

@@ -15,6 +15,7 @@ from ..console import Console
 from ..errors import UserError
 from ..models.interface import Model
 from . import (
+  checkpoint_choice,
   checkpoints,
   data_input,
   f1,
@@ -233,7 +234,7 @@ def train(
     agreement = DelayedAgreement(mesh, 2)
     last_timed_save = step
 
-    def save(metrics: checkpoints.Metrics | None) -> None:
+    def save(metrics: checkpoint_choice.Metrics | None) -> None:
       if log is not None:
         log.sync(upload=True)
       with clock.on("checkpoint"):
@@ -275,9 +276,9 @@ def train(
           results = evaluate()
       if results:
         metrics = flat_metrics(next(iter(results.values())))
-        quality = checkpoints.quality(metrics, config.checkpoint.best_metric)
+        quality = checkpoint_choice.quality(metrics, config.checkpoint.best_metric)
         if config.checkpoint.keep_best > 0 and quality > best.quality:
-          best, saves = checkpoints.Best(step, quality), True
+          best, saves = checkpoint_choice.Best(step, quality), True
         if not ends and config.patience_is_over(step, best.step):
           say(f"step {step:,} ends the run: {_no_better_message(config, best.step)}")
           ends = saves = True

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from ...models.model import CommentTreeModel
 from ...tasks.packing import Forest, empty_forest
 from ...tasks.trees import CommentTree
-from ...training import checkpoints, run_record, storage
+from ...training import checkpoint_choice, checkpoints, run_record, storage
 from . import forests
 from .devices import Devices, Program
 from .forests import Filled
@@ -42,7 +42,7 @@ class Engine:
     self.run = run
     train = run.config.train
     folder = storage.as_path(train.model_dir)
-    self.step = checkpoints.choose(folder, step, train.checkpoint.best_metric)
+    self.step = checkpoint_choice.choose(folder, step, train.checkpoint.best_metric)
     self.path = checkpoints.path_of(folder, self.step)
     vocabulary = {"vocabulary": run.tokenizer.fingerprint}
     run_record.check_vocabulary(self.path, vocabulary)

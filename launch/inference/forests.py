@@ -14,7 +14,8 @@ import numpy as np
 
 from ...tasks import forest_layout, packing, splitting
 from ...tasks.forest_layout import ForestLayout, ForestShape, PieceTotals
-from ...tasks.packing import Forest, ForestBuilder, PackItem
+from ...tasks.pack_items import PackItem
+from ...tasks.packing import Forest, ForestBuilder
 from ...tasks.pieces import Piece, PiecesConfig, ranges
 
 # Tokens of a comment that rows and slots are made for; where comments are shorter a

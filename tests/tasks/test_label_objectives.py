@@ -9,7 +9,14 @@ import pytest
 from commentree.errors import UserError
 from commentree.launch import job
 from commentree.models.config import ModelConfig
-from commentree.tasks import data, forest_layout, label_objectives, objectives, packing
+from commentree.tasks import (
+  data,
+  forest_layout,
+  label_objectives,
+  objectives,
+  pack_items,
+  packing,
+)
 from commentree.tasks.config import CommentLabelsConfig, LabelsConfig
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forest_layout import ForestLayout
@@ -107,7 +114,7 @@ def test_forests_hold_each_comment_unmasked_with_its_labels(name, decoder_rows):
 def test_cut_pieces_keep_their_annotations():
   for piece in labelled_pieces(20):
     _, (made,) = apply("tag", [piece])
-    item = packing.measure(made, 24, 24, 4)
+    item = pack_items.measure(made, 24, 24, 4)
     for target in range(len(item.targets)):
       part = slice(target, target + 1)
       cut = packing._cut(made, item.targets[part], item.ancestors[part])

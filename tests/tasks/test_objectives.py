@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import data, packing
+from commentree.tasks import data, pack_items, packing
 from commentree.tasks.masking import Masker, MaskingConfig
 from commentree.tasks.objectives_causal import CausalObjective
 from commentree.tasks.objectives_config import ObjectiveConfig
@@ -110,7 +110,7 @@ def test_an_objective_adds_what_it_says_and_no_more_than_it_says(objective):
     done = objective(piece, 16, 7, 0, 0)
     assert set(done) - set(piece) == set(objective.features)
     assert all(done[name].dtype == np.int32 for name in objective.features)
-    item = packing.measure(done, 16, 16, 4)
+    item = pack_items.measure(done, 16, 16, 4)
     in_decoder = done.get("target_lengths", piece["lengths"])
     assert len(done["input_tokens"]) == in_decoder.sum()
     assert (item.masked <= objective.most_masked(16)).all()

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from commentree.errors import UserError
-from commentree.training import checkpoints, partitioning
+from commentree.training import checkpoint_choice, checkpoints, partitioning
 from commentree.training.config import CheckpointConfig, PartitioningConfig
 from commentree.training.state import TrainState, to_tree
 
@@ -79,10 +79,10 @@ def test_the_newest_and_the_best_are_kept(open_folder, tmp_path):
   losses = {1: 3.0, 2: 1.0, 3: float("nan"), 4: 2.0, 5: 2.5, 6: 2.2}
   save(open_folder(keep=2, keep_best=1), losses, losses)
   assert checkpoints.steps_in(tmp_path) == [2, 5, 6]
-  assert checkpoints.best_step(tmp_path, "true/loss") == 2
-  assert checkpoints.choose(tmp_path, "best", "true/loss") == 2
-  assert checkpoints.choose(tmp_path, None, "true/loss") == 6
-  assert open_folder(keep=2).best() == checkpoints.Best(2, -1.0)
+  assert checkpoint_choice.best_step(tmp_path, "true/loss") == 2
+  assert checkpoint_choice.choose(tmp_path, "best", "true/loss") == 2
+  assert checkpoint_choice.choose(tmp_path, None, "true/loss") == 6
+  assert open_folder(keep=2).best() == checkpoint_choice.Best(2, -1.0)
 
 
 def test_no_best_ones_are_kept_where_none_are_asked_for(open_folder, tmp_path):
@@ -92,11 +92,11 @@ def test_no_best_ones_are_kept_where_none_are_asked_for(open_folder, tmp_path):
 
 
 def test_of_accuracies_the_highest_is_best():
-  assert checkpoints.quality({"true/accuracy": 0.4}, "true/accuracy") == 0.4
-  assert checkpoints.quality({"true/loss": 0.4}, "true/loss") == -0.4
+  assert checkpoint_choice.quality({"true/accuracy": 0.4}, "true/accuracy") == 0.4
+  assert checkpoint_choice.quality({"true/loss": 0.4}, "true/loss") == -0.4
   better = {"shuffled/minus_true": 0.1}
-  assert checkpoints.quality(better, "shuffled/minus_true") == 0.1
-  assert checkpoints.quality({}, "true/loss") == -float("inf")
+  assert checkpoint_choice.quality(better, "shuffled/minus_true") == 0.1
+  assert checkpoint_choice.quality({}, "true/loss") == -float("inf")
 
 
 def test_what_a_killed_save_left_is_removed_and_said(open_folder, tmp_path, lines):
@@ -164,12 +164,12 @@ def test_a_step_that_is_not_there_is_answered_with_those_that_are(
   open_folder, tmp_path
 ):
   with pytest.raises(UserError, match="holds no checkpoint: name"):
-    checkpoints.choose(tmp_path / "nothing", None, "true/loss")
+    checkpoint_choice.choose(tmp_path / "nothing", None, "true/loss")
   save(open_folder(), [3, 5])
   with pytest.raises(UserError, match="no checkpoint of step 4, but 3, 5"):
-    checkpoints.choose(tmp_path, 4, "true/loss")
+    checkpoint_choice.choose(tmp_path, 4, "true/loss")
   with pytest.raises(UserError, match="no checkpoint was evaluated"):
-    checkpoints.choose(tmp_path, "best", "true/loss")
+    checkpoint_choice.choose(tmp_path, "best", "true/loss")
 
 
 def test_saving_a_step_again_does_nothing(open_folder, tmp_path):
@@ -205,7 +205,7 @@ def test_orbax_reads_what_is_written_and_what_orbax_wrote_is_read(
     )
     manager.save(2, args=written, metrics={"true/loss": 2.0}, force=True)
   saved = open_folder()
-  assert saved.best() == checkpoints.Best(2, -2.0)
+  assert saved.best() == checkpoint_choice.Best(2, -2.0)
   restored = saved.restore(like)
   assert restored.data_state == {"next": 20}
   jax.tree.map(np.testing.assert_array_equal, restored.state, state_of(2))

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from commentree.errors import UserError
-from commentree.training import checkpoints, restore, run_record
+from commentree.training import checkpoint_choice, restore, run_record
 from commentree.training.warm_starts import rules
 
 from ..fuzz import engine
@@ -92,6 +92,9 @@ def test_metrics_that_are_none_count_as_no_evaluation(tmp_path, text):
   folder = tmp_path / "checkpoint_1" / "metrics"
   folder.mkdir(parents=True)
   (folder / "metrics").write_text(text)
-  assert checkpoints.metrics_of(tmp_path, 1) is None
+  assert checkpoint_choice.metrics_of(tmp_path, 1) is None
   (folder / "metrics").write_text(json.dumps({"true/loss": 1, "none/loss": 2.5}))
-  assert checkpoints.metrics_of(tmp_path, 1) == {"true/loss": 1.0, "none/loss": 2.5}
+  assert checkpoint_choice.metrics_of(tmp_path, 1) == {
+    "true/loss": 1.0,
+    "none/loss": 2.5,
+  }

@@ -14,7 +14,7 @@ from commentree.console import Console
 from commentree.errors import UserError
 from commentree.models import label_counts
 from commentree.training import (
-  checkpoints,
+  checkpoint_choice,
   evaluation,
   evaluation_report,
   f1,
@@ -256,7 +256,9 @@ def test_f1_is_in_the_table_and_among_what_chooses_checkpoints(results):
   assert "none/span_f1/by_label/claim/precision" in metrics
   # More is better.
   better = {**metrics, "true/span_f1/micro": 1.0}
-  one, other = (checkpoints.quality(m, "true/span_f1/micro") for m in (metrics, better))
+  one, other = (
+    checkpoint_choice.quality(m, "true/span_f1/micro") for m in (metrics, better)
+  )
   assert one < other
 
 

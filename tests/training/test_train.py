@@ -9,6 +9,7 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.training import (
+  checkpoint_choice,
   checkpoints,
   data_input,
   evaluation,
@@ -138,7 +139,7 @@ def test_the_best_checkpoint_is_saved_between_periods_and_found_again(
   )
   run(config)
   assert checkpoints.steps_in(tmp_path / "run") == [4, 8]
-  assert checkpoints.best_step(tmp_path / "run", "true/loss") == 4
+  assert checkpoint_choice.best_step(tmp_path / "run", "true/loss") == 4
 
 
 def test_a_checkpoint_evaluates_as_it_did_in_training(make_config, run):

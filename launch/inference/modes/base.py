@@ -10,7 +10,8 @@ from ....models.conditions import apply_condition
 from ....models.config import Condition
 from ....models.model import CommentTreeModel
 from ....tasks.forest_layout import ForestShape
-from ....tasks.packing import Forest, PackItem
+from ....tasks.pack_items import PackItem
+from ....tasks.packing import Forest
 from ....tasks.trees import CommentTree
 from .. import forests
 from ..devices import Compute

@@ -12,7 +12,7 @@ from ....models.config import Condition
 from ....models.model import CommentTreeModel
 from ....tasks import label_objectives
 from ....tasks.forest_layout import ForestShape
-from ....tasks.packing import PackItem
+from ....tasks.pack_items import PackItem
 from ....tasks.trees import CommentTree
 from .. import forests
 from ..devices import Compute

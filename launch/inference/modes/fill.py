@@ -15,7 +15,7 @@ from ....errors import UserError
 from ....models.config import Condition
 from ....models.model import CommentTreeModel
 from ....tasks.forest_layout import ForestShape
-from ....tasks.packing import PackItem
+from ....tasks.pack_items import PackItem
 from ....tasks.token_texts import Slot
 from ....tasks.trees import CommentTree
 from .. import forests

@@ -20,7 +20,8 @@ from ....models.decoding_config import DecodingConfig, DecodingMethod
 from ....models.model import CommentTreeModel
 from ....tasks import markers
 from ....tasks.forest_layout import ForestShape
-from ....tasks.packing import Forest, PackItem
+from ....tasks.pack_items import PackItem
+from ....tasks.packing import Forest
 from ....tasks.trees import Comment, CommentTree
 from .. import forests
 from ..devices import Compute

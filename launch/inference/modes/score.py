@@ -19,7 +19,7 @@ from ....models.config import Condition
 from ....models.model import CommentTreeModel
 from ....tasks import splitting
 from ....tasks.forest_layout import ForestShape
-from ....tasks.packing import PackItem
+from ....tasks.pack_items import PackItem
 from ....tasks.pieces import Piece
 from ....tasks.trees import CommentTree
 from .. import forests

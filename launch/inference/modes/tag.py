@@ -13,7 +13,7 @@ from ....models.model import CommentTreeModel
 from ....tasks import cleaning, label_objectives, spans
 from ....tasks.forest_layout import ForestShape
 from ....tasks.label_objectives import OUTSIDE
-from ....tasks.packing import PackItem
+from ....tasks.pack_items import PackItem
 from ....tasks.trees import CommentTree
 from .. import forests
 from ..devices import Compute

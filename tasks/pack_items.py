@@ -1,0 +1,84 @@
+"""Pieces measured for packing: what each takes of a forest."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from . import objectives, splitting
+from .pieces import Piece
+
+
+@dataclasses.dataclass(frozen=True)
+class PackItem:
+  """A piece that an objective was at, measured: what it takes of a forest.
+
+  "Masked" are the tokens to predict, whatever the decoder reads in their places.
+
+  Attributes:
+    piece: features, with those of `objectives`.
+    targets: indices of nodes with a masked token, in node order.
+    target_lengths: decoder tokens of each target, clipped to the row. [T]
+    masked: masked tokens of each target. [T]
+    encoded: indices of nodes that a target sees, in node order.
+    encoded_lengths: tokens of each encoded node, clipped to the row. [E]
+    ancestors: nodes that each target sees, nearest first, -1 where none. [T, A]
+  """
+
+  piece: Piece
+  targets: np.ndarray
+  target_lengths: np.ndarray
+  masked: np.ndarray
+  encoded: np.ndarray
+  encoded_lengths: np.ndarray
+  ancestors: np.ndarray
+
+  @functools.cached_property
+  def sizes(self) -> tuple[int, int, int, int]:
+    """Decoder tokens, encoder tokens, targets, encoded nodes."""
+    return (
+      int(self.target_lengths.sum()),
+      int(self.encoded_lengths.sum()),
+      len(self.targets),
+      len(self.encoded),
+    )
+
+
+def measure(
+  piece: Piece, encoder_length: int, decoder_length: int, max_ancestors: int
+) -> PackItem:
+  """Works out what a masked piece needs: its targets, its encoder set, who sees whom.
+
+  Nodes without a token to predict are no targets, nodes without tokens are not
+  encoded, and nodes that no target sees are not either.
+  """
+  lengths = piece["lengths"]
+  in_decoder = objectives.decoder_lengths(piece)
+  ends = np.cumsum(in_decoder)
+  masked_until = np.concatenate([[0], np.cumsum(piece["is_masked"])])
+  masked = masked_until[ends] - masked_until[ends - in_decoder]
+  targets = np.flatnonzero((masked > 0) & (piece["is_target"] == 1))
+  ancestors = splitting.visible_ancestors(piece["parents"], max_ancestors)[targets]
+  if not lengths.all():
+    ancestors = _drop_empty(ancestors, lengths)
+  seen = np.zeros(len(lengths), bool)
+  seen[ancestors[ancestors >= 0]] = True
+  encoded = np.flatnonzero(seen)
+  return PackItem(
+    piece=piece,
+    targets=targets,
+    target_lengths=np.minimum(in_decoder[targets], decoder_length),
+    masked=masked[targets],
+    encoded=encoded,
+    encoded_lengths=np.minimum(lengths[encoded], encoder_length),
+    ancestors=ancestors,
+  )
+
+
+def _drop_empty(ancestors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """Takes nodes without tokens out of every list, closing the gaps."""
+  keep = (ancestors >= 0) & (lengths[ancestors] > 0)
+  order = np.argsort(~keep, axis=1, kind="stable")
+  return np.take_along_axis(np.where(keep, ancestors, -1), order, axis=1)
