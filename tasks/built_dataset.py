@@ -112,7 +112,7 @@ class BuiltDataset:
       ) from error
     if info.get("fileFormat", "tfrecord") != "tfrecord":
       raise UserError(
-        f"{self.folder}: holds {info['fileFormat']} files; only tfrecord is read"
+        f"{self.folder}: holds {info['fileFormat']!r} files; only tfrecord is read"
       )
     self.columns = self._check_features()
     self.identity = self._check_files()
@@ -138,7 +138,8 @@ class BuiltDataset:
         "SHARD_X_OF_Y": f"{shard:05d}-of-{len(lengths):05d}",
       }
       name = template.format(**values)
-      if name != os.path.basename(name) or name in ("", ".", ".."):
+      is_name = name == os.path.basename(name) and name.isprintable()
+      if not is_name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is no name of a file in this folder")
       return self.folder / name
 

@@ -11,6 +11,7 @@ no user can write `[MASK]` or `</s>`; markers are added tokens that are not spec
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import itertools
 import json
@@ -44,6 +45,8 @@ from .encoder import (
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 
 _CONTINUES = "##"
+# With more ids than so many times its tokens a vocabulary would only take memory.
+_MAX_ROWS_A_TOKEN = 100
 _RARE = "a \U00013000"  # a hieroglyph: normalisers let letters pass
 # Rarer characters are unknown to WordPiece.
 _MAX_ALPHABET = 1000
@@ -274,18 +277,21 @@ class HfEncoder(Encoder):
           token["lstrip"] = True
       # It adds tokens, which we do not want, and trims offsets, which we do.
       document["post_processor"] = None
-      self.backend = tokenizers.Tokenizer.from_str(json.dumps(document))
-      # A model that lacks the unknown token that it names says so only at a character
-      # that it does not know.
-      self.backend.encode(_RARE, add_special_tokens=False)
+      with _panics_as_errors():
+        self.backend = tokenizers.Tokenizer.from_str(json.dumps(document))
+        # A model that lacks the unknown token that it names says so only at a character
+        # that it does not know.
+        self.backend.encode(_RARE, add_special_tokens=False)
     except Exception as error:  # tokenizers raises bare ones
-      raise ValueError(str(error)) from error
+      raise ValueError(" ".join(str(error).split())) from error
     self.backend.no_truncation()
     self.backend.no_padding()
     # Special tokens are what users may not write.
     self.backend.encode_special_tokens = True
     ids = self.backend.get_vocab()
     self.size = 1 + max(ids.values(), default=-1)
+    if self.size > _MAX_ROWS_A_TOKEN * len(ids):
+      raise ValueError(f"its {len(ids):,} tokens have ids up to {self.size - 1:,}")
     special = {token["content"] for token in added if token["special"]}
     found = [token["content"] for token in added if not token["special"]]
 
@@ -332,7 +338,8 @@ class HfEncoder(Encoder):
       encode = self.backend.encode_batch
     else:
       encode = self.backend.encode_batch_fast  # knows no offsets
-    encodings = encode(list(texts), add_special_tokens=False)
+    with _panics_as_errors():
+      encodings = encode(list(texts), add_special_tokens=False)
     per_text = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, per_text), np.int64, len(per_text))
     flat = itertools.chain.from_iterable(per_text)
@@ -345,7 +352,8 @@ class HfEncoder(Encoder):
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of tokens; see `Encoder`."""
     kept = [int(i) for i in ids if int(i) not in self._silent]
-    return self.backend.decode(kept, skip_special_tokens=False)
+    with _panics_as_errors():
+      return self.backend.decode(kept, skip_special_tokens=False)
 
   def id_to_piece(self, token_id: int) -> str:
     """Returns a token's name; see `Encoder`."""
@@ -366,6 +374,19 @@ class HfEncoder(Encoder):
   def piece_to_id(self, piece: str) -> int | None:
     """Returns a token's id, or None; see `Encoder`."""
     return self.backend.token_to_id(piece)
+
+
+@contextlib.contextmanager
+def _panics_as_errors() -> Iterator[None]:
+  """Makes what Rust code stops with, which no `except Exception` takes, an error."""
+  try:
+    yield
+  except BaseException as error:
+    if type(error).__name__ != "PanicException":
+      raise
+    raise UserError(
+      f"tokenizers cannot use the vocabulary's tokenizer.json ({error}); give another"
+    ) from error
 
 
 def _raw(piece: str) -> bytes:

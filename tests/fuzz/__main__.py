@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import pathlib
+import random
 import resource
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def _fuzz(arguments: argparse.Namespace) -> None:
   import atheris
 
   with atheris.instrument_imports(include=["commentree.tasks", "commentree.training"]):
-    from . import engine
+    from . import engine, json_mutation
     from .surfaces import SURFACES
   trial = engine.Trial(SURFACES[name])
   corpus = pathlib.Path(tempfile.mkdtemp())
@@ -113,12 +114,22 @@ def _fuzz(arguments: argparse.Namespace) -> None:
     if trial.outcome.tried in (arguments.runs, 1) or not trial.outcome.tried % 1_000:
       _report(trial, arguments)
 
+  def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+    draw = random.Random(seed)
+    changed = None
+    if draw.random() < engine.JSON_SHARE:
+      changed = json_mutation.mutate(data, draw)
+    if changed is None or len(changed) > max_size:
+      changed = atheris.Mutate(data, max_size)
+    return changed
+
   atheris.Setup(
     [
       *(sys.argv[0], str(corpus), f"-runs={arguments.runs}", f"-seed={arguments.seed}"),
       *(f"-max_len={engine.MAX_BYTES}", "-rss_limit_mb=0", "-verbosity=0"),
     ],
     one,
+    custom_mutator=mutate,
   )
   atheris.Fuzz()
 

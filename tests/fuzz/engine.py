@@ -13,10 +13,13 @@ from collections.abc import Iterator, Sequence
 
 from commentree.errors import UserError
 
+from . import json_mutation
 from .surfaces import Surface
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 2**19
+# Share of mutations that leave JSON JSON, where there is any.
+JSON_SHARE = 0.3
 
 # What formats are made of; a mutation puts some of it anywhere.
 _TOKENS = [
@@ -128,6 +131,11 @@ def mutations(
   draw = random.Random(seed)
   recent = collections.deque(seeds, maxlen=200)
   while True:
+    if draw.random() < JSON_SHARE:
+      changed = json_mutation.mutate(draw.choice(seeds), draw)
+      if changed is not None and len(changed) <= MAX_BYTES:
+        yield changed
+        continue
     # Not too far from what is read: all else is refused at the first check.
     data = bytearray(draw.choice(seeds if draw.random() < 0.5 else recent))
     for _ in range(draw.choice((1, 1, 2, 4, 8))):

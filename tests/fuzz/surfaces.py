@@ -6,6 +6,7 @@ import bz2
 import dataclasses
 import functools
 import gzip
+import io
 import itertools
 import json
 import lzma
@@ -20,6 +21,7 @@ import zstandard
 from commentree.errors import UserError
 from commentree.launch import config_data
 from commentree.tasks import built_dataset, cleaning, readers, vocabularies
+from commentree.tasks.building import tfrecord
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config import CleaningConfig, MarkersConfig, TreeConfig
 from commentree.tasks.markers import all_markers
@@ -208,6 +210,22 @@ def _records(folder: pathlib.Path) -> Check:
   return check
 
 
+def _record_seeds(folder: pathlib.Path) -> list[bytes]:
+  seeds = []
+  for content in _dataset_file("*-train.*")(folder):
+    seeds += list(tfrecord.read(io.BytesIO(content)))
+  return seeds
+
+
+def _one_record(folder: pathlib.Path) -> Check:
+  """A shard of records that each hold the input, with checksums that fit."""
+  check = _records(folder)
+  [shard, *_] = sorted(_dataset().glob("*-train.tfrecord-*"))
+  with shard.open("rb") as file:
+    count = sum(1 for _ in tfrecord.read(file))
+  return lambda data: check(tfrecord.frame(data) * count)
+
+
 def _vocabulary(kind: str, size: int) -> Callable[[pathlib.Path], list[bytes]]:
   def seeds(folder: pathlib.Path) -> list[bytes]:
     syllables = ["ba", "co", "di", "fu", "gal", "hem", "ji", "kol", "mu", "nest"]
@@ -380,6 +398,7 @@ def _all() -> Iterator[Surface]:
       f"built dataset, {name}", _dataset_file(name), _dataset_with(name), built
     )
   yield Surface("built dataset, records", _dataset_file("*-train.*"), _records, built)
+  yield Surface("built dataset, one record", _record_seeds, _one_record, built)
   vocabulary = ("commentree.tasks",)
   yield Surface(
     "SentencePiece model",
