@@ -223,6 +223,24 @@ def test_a_step_is_that_of_our_trainer_at_the_same_learning_rate(name):
   jax.tree.map(np.testing.assert_allclose, optimizer.state.param_states, state)
 
 
+@pytest.mark.parametrize("freeze", [dict, flax.core.freeze])
+def test_adafactor_under_t5x_takes_each_stacked_layer_by_itself(freeze):
+  """As T5X's own does by its factor rule for the axis `layers`."""
+  kernels = jnp.cos(jnp.arange(72.0)).reshape(3, 4, 6) * jnp.array(
+    [1.0, 9.0, 0.1]
+  ).reshape(3, 1, 1)
+
+  def after(layers):
+    made = OptaxOptimizer(config("adafactor")).create(freeze({"decoder": layers}))
+    grads = jax.tree.map(jnp.sin, made.target)
+    return made.apply_gradient(grads, learning_rate=0.1).target["decoder"]
+
+  stacked = after({"layers": {"kernel": kernels}})["layers"]["kernel"]
+  apart = after({f"layers_{i}": {"kernel": kernels[i]} for i in range(3)})
+  for i in range(3):
+    np.testing.assert_allclose(stacked[i], apart[f"layers_{i}"]["kernel"], rtol=1e-5)
+
+
 def test_frozen_parameters_are_taken_as_well():
   made = OptaxOptimizer(config("adamw")).create(flax.core.freeze(PARAMS))
   assert made.target == PARAMS
