@@ -23,7 +23,7 @@ import msgspec
 
 from ..config import TreeConfig
 from ..trees import Fates
-from . import files
+from . import deep_json, files
 from .json_cutter import Cutter, Record, breaks_off, top_keys
 
 MENDED_NOT_CLOSED = "arrays of JSON without an end"
@@ -182,9 +182,13 @@ def _value(line: bytes) -> Any:
     return _decode(line)
   except (ValueError, RecursionError):
     pass
+  content = line.decode("utf-8", "replace")
   try:  # what strict JSON does not have: NaN, lone surrogates
-    return json.loads(line.decode("utf-8", "replace"), strict=False)
-  except (ValueError, RecursionError):
+    try:
+      return json.loads(content, strict=False)
+    except RecursionError:
+      return deep_json.parse(content)
+  except ValueError:
     return None
 
 

@@ -12,9 +12,9 @@ from commentree.tasks import readers, trees
 from commentree.tasks.config import TreeConfig
 from commentree.tasks.readers import (
   cmv_modes,
+  deep_json,
   files,
   hacker_news,
-  json_lines,
   rows,
 )
 from commentree.tasks.trees import Fates
@@ -347,7 +347,7 @@ def test_what_is_nested_too_deeply_for_python_is_parsed_as_python_would(value, d
     expected = "none"
   for levels in (1, 2, 100):
     try:
-      found = repr(json_lines._parse_deep(written, levels))
+      found = repr(deep_json.parse(written, levels))
     except ValueError:
       found = "none"
     assert found == expected
@@ -369,7 +369,7 @@ def test_what_is_no_json_is_none_however_deep(written):
     expected = "none"
   for levels in (1, 2, 100):
     try:
-      assert json_lines._parse_deep(written, levels) == expected
+      assert deep_json.parse(written, levels) == expected
     except ValueError:
       assert expected == "none"
 

@@ -231,6 +231,12 @@ def test_lines_with_what_strict_json_does_not_have_are_lines():
   assert json_records.is_lines(lines[0] + b'\n{"text": "\xff\\ud800\x01"}\n' + lines[1])
 
 
+def test_a_line_nested_too_deeply_for_python_is_a_line():
+  deep = b'{"id": "a", "comments": [' + b'{"replies": [' * 2000 + b"]}" * 2000 + b"]}"
+  assert json_records.is_lines(deep + b"\n" + b"[" * 1000)
+  assert not json_records.is_lines(deep[:-1] + b'\n{"id":\n"b",\n{\n')
+
+
 def test_ids_that_do_not_fit_their_parents_are_told_from_a_dump_with_holes(tmp_path):
   fates = Fates()
   fates.comments.update({trees.KEPT: 10, trees.KEPT_ORPHAN: 90})

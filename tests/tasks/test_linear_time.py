@@ -8,7 +8,13 @@ import pytest
 
 from commentree.tasks import character_references, cleaning, spans
 from commentree.tasks.config import CleaningConfig, TreeConfig
-from commentree.tasks.readers import cmv_modes, hacker_news, json_lines, json_records
+from commentree.tasks.readers import (
+  cmv_modes,
+  deep_json,
+  hacker_news,
+  json_lines,
+  json_records,
+)
 from commentree.tasks.trees import Fates, Span
 
 _CLEANING = CleaningConfig()
@@ -149,4 +155,4 @@ def test_deep_nesting_takes_little_longer_than_as_many_brackets_side_by_side():
   deep = opened * 20_000 + closed * 20_000
   shallow = "[" + ",".join([opened * 50 + closed * 50] * 400) + "]"
   bound = 12 * seconds(json.loads, shallow, 0)
-  assert seconds(json_lines._parse_deep, deep, bound) < bound
+  assert seconds(deep_json.parse, deep, bound) < bound
