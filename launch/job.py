@@ -24,6 +24,7 @@ from ..tasks.sources import BuiltTreesSource, GeneratedTreesSource
 from ..training import (
   evaluation,
   evaluation_report,
+  evaluation_sums,
   optimizers,
   parameter_table,
   partitioning,
@@ -32,8 +33,6 @@ from ..training import (
   runtime,
   schedules,
   storage,
-  unigram,
-  vector_statistics,
 )
 from ..training import state as state_lib
 from ..training import train as trainer
@@ -41,6 +40,7 @@ from ..training.clock import Clock
 from ..training.data_input import EvalData, TrainData
 from ..training.distributed import Joined
 from ..training.run_record import RunRecord
+from ..training.unigram import UNIGRAM
 from . import model_sizes
 from .configurables import RunConfig
 
@@ -79,6 +79,7 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
     token_groups=token_groups(data),
     label_names=label_objectives.label_names(data.task.preprocessing),
     count_targets=lambda: count_targets(data),
+    fit_datasets=held_out_data(run, data, "train"),
     record=RunRecord(
       facts=facts(model, data),
       config_text=config_text,
@@ -153,14 +154,11 @@ def evaluate(
     if len(results) > 1:
       console.print(name)
     console.print(evaluation_report.table(result))
+    if (of_bags := evaluation_report.bags_table(result)) is not None:
+      console.print(of_bags)
     task = data.parts[held_out_parts(data)[name]].task
-    for line in (
-      evaluation_report.sentence(result, target_kind(task)),
-      evaluation_report.left_out(result),
-      vector_statistics.warning(next(iter(result.values()))),
-    ):
-      if line:
-        console.print(line)
+    for line in evaluation_report.lines(result, target_kind(task)):
+      console.print(line)
   if runtime.is_chief():
     report(run, data, results, console)
   whole = results.get(HELD_OUT, results)
@@ -174,15 +172,22 @@ def train_data(run: RunConfig, data: RunData) -> TrainData:
   )
 
 
-def held_out_data(run: RunConfig, data: RunData) -> dict[str, EvalData]:
+def held_out_data(
+  run: RunConfig, data: RunData, split: str = "validation"
+) -> dict[str, EvalData]:
   """How to open a process's share of the held-out batches, by name.
 
   Those of a mixture's tasks are evaluated apart, each by its task's name.
+
+  Args:
+    run: the settings.
+    data: what the run reads.
+    split: "train" for batches of the training data under the same names.
   """
 
   def opener(part: int) -> EvalData:
     size = run.train.batch_size
-    return lambda share: data.eval_batches(size, share.index, share.count, part)
+    return lambda share: data.eval_batches(size, share.index, share.count, part, split)
 
   parts = held_out_parts(data)
   return {name: opener(number) for name, number in parts.items()}
@@ -327,8 +332,8 @@ def report(
     first = next(iter(result.values()))
     where = "held-out loss" if name == HELD_OUT else f"{name}: held-out loss"
     beside = ""
-    if unigram.UNIGRAM in result:
-      least = result[unigram.UNIGRAM]["loss"]
+    if UNIGRAM in result:
+      least = result[UNIGRAM]["loss"]
       beside = f"; a unigram model of the training data has {least:.3f}"
     console.print(f"{where} {first['loss']:.3f} nats a {target_kind(task)}{beside}")
 
@@ -347,7 +352,7 @@ def context_table(results: evaluation.Results, config: GeneratedTreesConfig) -> 
   analytic = generated.analytic_entropies(config)
   recalls = [generated.recall_group(hop) for hop in config.hops]
   dependent = [name for name in recalls if name in results["true"]["by_group"]]
-  conditions = [name for name in results if name != unigram.UNIGRAM]
+  conditions = [name for name in results if not evaluation_sums.is_baseline(name)]
   table = Table(
     title="generated trees: does context help?",
     caption="analytic: the least loss possible given those ancestors, in nats",

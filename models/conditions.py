@@ -3,8 +3,7 @@
 The four conditions of an evaluation and ancestor dropout change the batch: the network
 knows nothing of them.
 
-Shapes: B examples, T targets with A ancestors each, E encoder slots, N encoder tokens,
-M masked tokens of a row.
+Shapes: B examples, T targets with A ancestors each, E encoder slots.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from .batch import masked_targets
 from .config import Condition, check_choice
 from .layers import Array
 
@@ -174,34 +172,3 @@ def _least_in_order(*keys: Array) -> Array:
     )
     still &= key == least
   return jnp.argmax(still, axis=-1)
-
-
-def is_in_ancestors(batch: Batch) -> Array:
-  """Returns whether each masked token stands in an ancestor as well, bool `[B, R, M]`.
-
-  In one that the target sees, and there in what the encoder reads.
-  """
-  slots_BTA, targets_BRM = batch["ancestor_slots"], masked_targets(batch)
-  num_slots = batch["encoder_slot_depths"].shape[-1]
-
-  def in_example(slots_TA, targets_RM, wanted_RM, ids_RL, tokens_RL):
-    sees_TE = jax.nn.one_hot(slots_TA - 1, num_slots, dtype=bool).any(axis=1)
-    of_slot_NE = jax.nn.one_hot(ids_RL.reshape(-1) - 1, num_slots)
-
-    def in_row(row):
-      targets_M, wanted_M = row
-      is_it_MN = wanted_M[:, None] == tokens_RL.reshape(1, -1)
-      # How often each slot has the token: sums of ones, of which only > 0 matters.
-      times_ME = is_it_MN.astype(jnp.float32) @ of_slot_NE
-      sees_ME = sees_TE[jnp.maximum(targets_M - 1, 0)] & (targets_M > 0)[:, None]
-      return ((times_ME > 0) & sees_ME).any(axis=-1)
-
-    return jax.lax.map(in_row, (targets_RM, wanted_RM))
-
-  return jax.vmap(in_example)(
-    slots_BTA,
-    targets_BRM,
-    batch["decoder_target_tokens"],
-    batch["encoder_segment_ids"],
-    batch["encoder_input_tokens"],
-  )

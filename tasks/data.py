@@ -105,11 +105,16 @@ class RunData:
     )
 
   def eval_batches(
-    self, batch_size: int, host: int = 0, num_hosts: int = 1, part: int = 0
+    self,
+    batch_size: int,
+    host: int = 0,
+    num_hosts: int = 1,
+    part: int = 0,
+    split: str = "validation",
   ) -> Iterator[streams.Batch]:
     """This host's rows of a pass over a task's held-out data, the same each time."""
     return streams.eval_batches(
-      self.parts[part].splits["validation"],
+      self.parts[part].splits[split],
       self.parts[part].task.objective(),
       self.shape,
       batch_size=batch_size,

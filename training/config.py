@@ -279,11 +279,14 @@ class EvalConfig:
     depth_edges: first depth of each group of targets reported together.
     frequency_ranks: likewise of groups of tokens by how frequent they are in the
       training data, 0 the most frequent.
+    bags_of_words: whether to tell what bags of words lose, with the words of the
+      thread and without.
   """
 
   conditions: tuple[Condition, ...] = ("true", "shuffled", "parent_only", "none")
   depth_edges: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 10)
   frequency_ranks: tuple[int, ...] = (0, 100, 1_000, 10_000)
+  bags_of_words: bool = True
 
   def __post_init__(self):
     object.__setattr__(self, "conditions", tuple(self.conditions))

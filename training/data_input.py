@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from ..errors import UserError
 from . import partitioning
+from .agreement import Agreement
 from .partitioning import Share
 
 HostBatch = Mapping[str, np.ndarray]
@@ -99,6 +101,45 @@ class Placer:
   def _place(self, rows: np.ndarray) -> jax.Array:
     shape = (len(rows) * self._count, *rows.shape[1:])
     return jax.make_array_from_process_local_data(self._sharding, rows, shape)
+
+
+class Stopped(Exception):
+  """Some process was asked to stop, and all do."""
+
+
+def global_batches(
+  batches: Iterable[HostBatch],
+  mesh: Mesh,
+  limit: int | None = None,
+  stop: Callable[[], bool] = lambda: False,
+) -> Iterator[dict[str, jax.Array]]:
+  """Yields the global batches of a finite pass until no process has any left.
+
+  Processes run out of batches at different times, and all must take part in each: who
+  has none left gives padding.
+
+  Args:
+    batches: this process's share of them.
+    mesh: the mesh of all processes.
+    limit: most batches; None for all.
+    stop: asked before every batch.
+
+  Raises:
+    Stopped: if any process's `stop` says so.
+  """
+  place, agreement = Placer(mesh), Agreement(mesh)
+  padding: HostBatch = {}
+  for batch in itertools.chain(
+    itertools.islice(batches, limit), itertools.repeat(None)
+  ):
+    more, stopped = agreement(batch is not None, stop())
+    if stopped:
+      raise Stopped
+    if not more:
+      return
+    if batch is not None:
+      padding = {name: np.zeros_like(values) for name, values in batch.items()}
+    yield place(padding if batch is None else batch)
 
 
 class Prefetcher:

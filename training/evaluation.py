@@ -12,7 +12,6 @@ conditions, batches that hold one tree alone are left out of all, and counted.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,9 +21,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..models import conditions as conditions_lib
+from ..models import occurrences
 from ..models.interface import Model
 from ..models.network import of_target
 from . import (
+  bags,
   checkpoint_choice,
   checkpoints,
   data_input,
@@ -35,12 +36,12 @@ from . import (
   storage,
 )
 from . import state as state_lib
-from .agreement import Agreement
+from .baselines import Baseline, Placed
+from .baselines import load as load_baselines
 from .config import EvalConfig, HealthConfig, PartitioningConfig
 from .data_input import EvalData, HostBatch
 from .evaluation_sums import OCCURRENCES, OF_TOKENS, Results, Totals, range_names
 from .unigram import UNIGRAM, Unigram
-from .unigram import load as target_counts_of
 from .vector_statistics import VECTORS
 from .watchdog import Watchdog
 
@@ -51,7 +52,7 @@ class Evaluator:
   """Evaluates parameters; compiled once.
 
   Attributes:
-    sums: the jitted pass over a placed batch, `(params, batch, unigram)` to what
+    sums: the jitted pass over a placed batch, `(params, batch, baseline)` to what
       `Totals` adds up.
   """
 
@@ -82,9 +83,7 @@ class Evaluator:
       for name, ids in (token_groups or {}).items()
     }
     self._labels = tuple(label_names)
-    self._compiled: dict[bool, jax.stages.Compiled] = {}
-    self._place = data_input.Placer(mesh)
-    self._agreement = Agreement(mesh)
+    self._compiled: dict[Any, jax.stages.Compiled] = {}
     self.sums = jax.jit(
       self._make_sums(model), out_shardings=partitioning.replicated(mesh)
     )
@@ -95,7 +94,7 @@ class Evaluator:
     batches: Iterable[HostBatch],
     limit: int | None = None,
     stop: Callable[[], bool] = lambda: False,
-    target_counts: np.ndarray | None = None,
+    baseline: Baseline | None = None,
   ) -> Results | None:
     """Evaluates.
 
@@ -104,8 +103,8 @@ class Evaluator:
       batches: this process's share of the held-out batches, at least one.
       limit: most batches; None for all.
       stop: asked before every batch; if any process's says so, all stop.
-      target_counts: how often each id is a target in the training data, for the
-        unigram baseline and the slices by frequency; neither if None.
+      baseline: what is known of the training data, for the baselines and the slices by
+        frequency; none of these if None. The same on all processes.
 
     Returns:
       The results, or None if stopped.
@@ -113,45 +112,41 @@ class Evaluator:
     Raises:
       UserError: if no batch holds a masked token.
     """
-    unigram = None if target_counts is None else self._place_unigram(target_counts)
-    totals = Totals(self._names(unigram), self._slices(unigram))
-    padding: HostBatch = {}
-    for batch in itertools.chain(
-      itertools.islice(batches, limit), itertools.repeat(None)
-    ):
-      # Hosts run out of batches at different times, and all must take part in each.
-      more, stopped = self._agreement(batch is not None, stop())
-      if stopped:
-        return None
-      if not more:
-        break
-      if batch is not None:
-        padding = {name: np.zeros_like(values) for name, values in batch.items()}
-      placed = self._place(padding if batch is None else batch)
-      compiled = self._compile(params, placed, unigram)
-      totals.add(jax.device_get(compiled(params, placed, unigram)))
+    placed = None
+    if baseline is not None:
+      placed = baseline.placed(self._mesh, self.has_bags)
+    totals = Totals(self._names(placed), self._slices(placed is not None))
+    try:
+      for batch in data_input.global_batches(batches, self._mesh, limit, stop):
+        compiled = self._compile(params, batch, placed)
+        totals.add(jax.device_get(compiled(params, batch, placed)))
+    except data_input.Stopped:
+      return None
     return totals.results(self._labels)
 
-  def _compile(self, params: Any, batch: Any, unigram: Unigram | None) -> Any:
-    key = unigram is not None
+  @property
+  def has_bags(self) -> bool:
+    """Whether bags of words are among the baselines: where tokens are predicted."""
+    return self._config.bags_of_words and not self._labels
+
+  def _compile(self, params: Any, batch: Any, baseline: Placed | None) -> Any:
+    key = jax.tree.structure(baseline)
     if key not in self._compiled:
       with partitioning.in_mesh(self._mesh, self._partitioning):
-        self._compiled[key] = self.sums.lower(params, batch, unigram).compile()
+        self._compiled[key] = self.sums.lower(params, batch, baseline).compile()
       hosts.meet("evaluation compiled")
     return self._compiled[key]
 
-  def _place_unigram(self, counts: np.ndarray) -> Unigram:
-    sharding = partitioning.replicated(self._mesh)
-    return jax.tree.map(
-      lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape),
-      Unigram.of_counts(counts),
-    )
+  def _names(self, baseline: Placed | None) -> list[str]:
+    """Returns what there is a loss of: the conditions, and the baselines."""
+    names: list[str] = list(self._config.conditions)
+    if baseline is not None:
+      names.append(UNIGRAM)
+      if baseline.bag_weights is not None:
+        names += bags.names(self._config.conditions)
+    return names
 
-  def _names(self, unigram: Unigram | None) -> list[str]:
-    """Returns what there is a loss of: the conditions, and the baseline."""
-    return [*self._config.conditions, *([UNIGRAM] if unigram is not None else [])]
-
-  def _slices(self, unigram: Unigram | None) -> dict[str, list[str]]:
+  def _slices(self, by_frequency: bool) -> dict[str, list[str]]:
     """Returns the names of slices of the tokens, by kind."""
     tokens = not self._labels
     names = {
@@ -160,7 +155,7 @@ class Evaluator:
       "by_depth": range_names(self._config.depth_edges),
       "by_group": list(self._groups),
     }
-    if tokens and unigram is not None:
+    if tokens and by_frequency:
       # Ranks are counted from 1 where people read them.
       edges = [edge + 1 for edge in self._config.frequency_ranks]
       names["by_frequency"] = range_names(edges)
@@ -180,24 +175,30 @@ class Evaluator:
         "by_group": jnp.asarray(members)[jnp.minimum(wanted, len(members) - 1)],
       }
       if not self._labels:
-        occurs = conditions_lib.is_in_ancestors(batch)
+        occurs = occurrences.in_ancestors(batch)[0] > 0
         found["by_occurrence"] = jnp.stack([occurs, ~occurs], axis=-1)
         if unigram is not None:
           found["by_frequency"] = _in_ranges(unigram.ranks[wanted], rank_edges)
       return found
 
     def sums(
-      params: Any, batch: Mapping[str, jax.Array], unigram: Unigram | None
+      params: Any, batch: Mapping[str, jax.Array], baseline: Placed | None
     ) -> dict[str, Any]:
+      unigram: Unigram | None = None
       tokens = {name: model.evaluate_batch(params, batch, name) for name in conditions}
       first = next(iter(tokens.values()))
       weights, targets = first["weights"], first["targets"]
       used = weights > 0
       losses = [(each["nll"], each["correct"]) for each in tokens.values()]
-      if unigram is not None:
+      if baseline is not None:
+        unigram = baseline.unigram
         wanted = batch["decoder_target_tokens"]
         likeliest = jnp.argmin(unigram.ranks)
         losses.append((-unigram.log_probabilities[wanted], wanted == likeliest))
+        if baseline.bag_weights is not None:
+          of_bags = bags.losses(batch, unigram, baseline.bag_weights, conditions)
+          # Their likeliest token is not looked for.
+          losses += [(nll, jnp.zeros_like(nll)) for nll in of_bags]
       # 0 times a loss that is not finite is not 0.
       columns = jnp.stack(
         [jnp.where(used, x * weights, 0) for loss in losses for x in loss]
@@ -312,14 +313,14 @@ def evaluate_checkpoint(
     label_names,
   )
   watchdog = watchdog or Watchdog(HealthConfig())
-  counts = target_counts_of(folder)
+  known = load_baselines(folder, mesh, storage.print_line)
 
   def go_on() -> bool:
     watchdog.at(chosen, "eval")
     return False
 
   results = {
-    name: evaluator(params, dataset(share), eval_batches, go_on, counts.get(name))
+    name: evaluator(params, dataset(share), eval_batches, go_on, known.get(name))
     for name, dataset in eval_datasets.items()
   }
   return {"step": chosen, "path": str(path), "results": results}

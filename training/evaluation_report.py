@@ -1,4 +1,4 @@
-"""What people read of an evaluation: a sentence, a table, metrics by name."""
+"""What people read of an evaluation: sentences, tables, metrics by name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from . import f1
-from .evaluation_sums import SHUFFLED, SLICES, TRUE, Results
+from . import bags, f1, vector_statistics
+from .evaluation_sums import OWN_WORDS, SHUFFLED, SLICES, TRUE, Results
 
 # A difference of fewer standard errors is no sign of anything.
 _SIGNIFICANT = 2.0
@@ -18,10 +18,31 @@ _PREFIXES = {
   "by_frequency": "rank ",
   "by_group": "",
 }
+_BAGS_IN_WORDS = {
+  f"{bags.PREFIX}true": "ancestors",
+  f"{bags.PREFIX}parent_only": "the parent alone",
+  f"{bags.PREFIX}shuffled": "those of other trees",
+}
 _IN_WORDS = {
   "in_ancestor": "occurs in an ancestor",
   "not_in_ancestor": "occurs in none",
 }
+
+
+def lines(results: Results, kind: str = "token") -> list[str]:
+  """Returns what is said of an evaluation, a line each.
+
+  Args:
+    results: of the evaluation.
+    kind: what is predicted.
+  """
+  said = (
+    sentence(results, kind),
+    bags_sentence(results),
+    left_out(results),
+    vector_statistics.warning(next(iter(results.values()))),
+  )
+  return [line for line in said if line]
 
 
 def sentence(results: Results, kind: str = "token") -> str:
@@ -50,6 +71,16 @@ def sentence(results: Results, kind: str = "token") -> str:
     f"no sign that ancestors' content helps: {value:+.3f} ± {error:.3f} nats a {kind}"
     f" ({over})"
   )
+
+
+def bags_sentence(results: Results) -> str:
+  """Says what bags of words gain from the thread; "" if none were measured."""
+  told = [
+    f"{_BAGS_IN_WORDS[name]} {gain(results[name])}"
+    for name in _BAGS_IN_WORDS
+    if name in results
+  ]
+  return f"a bag of words gains by {', '.join(told)} nats a token" if told else ""
 
 
 def left_out(results: Results) -> str:
@@ -87,9 +118,11 @@ def flat_metrics(results: Mapping[str, Any]) -> dict[str, float]:
 def table(results: Results, title: str = "") -> Table:
   """Returns losses by condition: a column each, a row for each slice of the tokens.
 
-  Where there are ancestors of other trees the last but one column tells how much more
-  the model loses with those, with the standard error.
+  Without bags of words, see `bags_table`. Where there are ancestors of other trees the
+  last but one column tells how much more the model loses with those, with the standard
+  error.
   """
+  results = {k: v for k, v in results.items() if not bags.is_bag(k)}
   first = next(iter(results.values()))
   compares = "minus_true" in results.get(SHUFFLED, {})
   rendered = Table(title=title or None, title_justify="left")
@@ -103,7 +136,7 @@ def table(results: Results, title: str = "") -> Table:
   def add(name: str, cells: Sequence[str], more: str, count: int) -> None:
     rendered.add_row(name, *cells, *([more] if compares else []), f"{count:,}")
 
-  def add_slice(name: str, slices: Mapping[str, Mapping[str, Any]]) -> None:
+  def add_slice(name: str, slices: Results) -> None:
     losses = [f"{slice_['loss']:.3f}" for slice_ in slices.values()]
     more = difference(slices[SHUFFLED]) if compares else ""
     add(name, losses, more, next(iter(slices.values()))["tokens"])
@@ -123,14 +156,63 @@ def table(results: Results, title: str = "") -> Table:
   for kind in SLICES:
     rendered.add_section()
     for name in first[kind]:
-      slices = {condition: result[kind][name] for condition, result in results.items()}
-      add_slice(f"{_PREFIXES[kind]}{_IN_WORDS.get(name, name)}", slices)
+      add_slice(_slice_name(kind, name), _slice(results, kind, name))
   return rendered
+
+
+def bags_table(results: Results) -> Table | None:
+  """Returns what bags of words lose, and gain by ancestors; None without.
+
+  The last column is what the model gains by the content of its ancestors.
+  """
+  if OWN_WORDS not in results:
+    return None
+  first = next(iter(results.values()))
+  with_thread = [name for name in _BAGS_IN_WORDS if name in results]
+  compares = "minus_true" in results.get(SHUFFLED, {})
+  rendered = Table(title="bags of words: gain by ancestors", title_justify="left")
+  rendered.add_column("held-out loss")
+  rendered.add_column("own words", justify="right")
+  for name in with_thread:
+    rendered.add_column(f"+ {name.removeprefix(bags.PREFIX)}", justify="right")
+  if compares:
+    rendered.add_column("the model's gain", justify="right")
+
+  def add(name: str, slices: Results) -> None:
+    cells = [f"{slices[OWN_WORDS]['loss']:.3f}"]
+    cells += [gain(slices[each]) for each in with_thread]
+    if compares:
+      cells.append(difference(slices[SHUFFLED]))
+    rendered.add_row(name, *cells)
+
+  add("all", results)
+  for kind in SLICES:
+    rendered.add_section()
+    for name in first[kind]:
+      add(_slice_name(kind, name), _slice(results, kind, name))
+  return rendered
+
+
+def _slice_name(kind: str, name: str) -> str:
+  return f"{_PREFIXES[kind]}{_IN_WORDS.get(name, name)}"
+
+
+def _slice(results: Results, kind: str, name: str) -> Results:
+  return {condition: result[kind][name] for condition, result in results.items()}
+
+
+def gain(result: Mapping[str, Any]) -> str:
+  """Returns a bag's gain by ancestors, with its standard error; "" without."""
+  return _with_error(result, "gain", "gain_standard_error")
 
 
 def difference(result: Mapping[str, Any]) -> str:
   """Returns a paired difference with its standard error, "" where there is none."""
-  if "minus_true" not in result:
+  return _with_error(result, "minus_true", "standard_error")
+
+
+def _with_error(result: Mapping[str, Any], value: str, error: str) -> str:
+  if value not in result:
     return ""
-  error = f" ± {result['standard_error']:.3f}" if "standard_error" in result else ""
-  return f"{result['minus_true']:+.3f}{error}"
+  more = f" ± {result[error]:.3f}" if error in result else ""
+  return f"{result[value]:+.3f}{more}"

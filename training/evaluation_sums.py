@@ -10,17 +10,20 @@ import jax
 import numpy as np
 
 from ..errors import UserError
-from . import f1
+from . import bags, f1
 from .tree_sums import TreeSums
+from .unigram import UNIGRAM
 from .vector_statistics import VECTORS, VectorSums
 
 Results = dict[str, Any]
-"""By condition, and for the unigram baseline under its name, a dictionary of
+"""By condition, and for the baselines under their names, a dictionary of
 
-  loss, accuracy, tokens      nats a token, a share, how many
+  loss, accuracy, tokens      nats a token, a share (not of bags of words), how many
   minus_true                  how much larger the loss is than with the true ancestors,
     standard_error, trees     its standard error, over how many trees, if two; not for
                               `true`
+  gain,                       of a bag of words with ancestors: how much smaller its
+    gain_standard_error       loss is than without, its standard error
   by_depth, by_occurrence,    the same of slices of the tokens that have any, by name
     by_frequency, by_group    (of groups without differences)
   f1, span_f1                 with a head, see `f1.Scores`
@@ -30,6 +33,7 @@ Results = dict[str, Any]
 """
 
 TRUE, SHUFFLED = "true", "shuffled"
+OWN_WORDS = f"{bags.PREFIX}{bags.OWN}"
 SLICES = ("by_depth", "by_occurrence", "by_frequency", "by_group")
 OCCURRENCES = ("in_ancestor", "not_in_ancestor")
 # Kinds of slices of which the device gives the sums of each comment; "all" is the slice
@@ -73,7 +77,7 @@ class Totals:
     names = list(self._names)
     if SHUFFLED in names and not chosen.tokens:
       # No batch holds ancestors of another tree: the other conditions still tell.
-      names.remove(SHUFFLED)
+      names = [n for n in names if n not in (SHUFFLED, f"{bags.PREFIX}{SHUFFLED}")]
       chosen, left_out = left_out, self._nothing()
     if not chosen.tokens:
       what = "label" if label_names else "masked token"
@@ -150,15 +154,29 @@ class _Sums:
       int(tokens),
     )
     result: dict[str, float] = dict(zip(PER_SLICE, values))
+    if bags.is_bag(name):
+      del result["accuracy"]
     place = (kind, self._slices[kind][column])
-    if name != TRUE and TRUE in self._names and place in self._of_trees:
+    if place not in self._of_trees:
+      return result
+    part = self._of_trees.index(place)
+    if name != TRUE and TRUE in self._names:
       base = self._names.index(TRUE)
-      part = self._of_trees.index(place)
       found = self._trees.difference(number, base, part)
       result |= {"minus_true": found.value, "trees": found.trees}
       if found.standard_error is not None:
         result["standard_error"] = found.standard_error
+    if bags.is_bag(name) and name != OWN_WORDS:
+      found = self._trees.difference(self._names.index(OWN_WORDS), number, part)
+      result |= {"gain": found.value, "trees": found.trees}
+      if found.standard_error is not None:
+        result["gain_standard_error"] = found.standard_error
     return result
+
+
+def is_baseline(name: str) -> bool:
+  """Whether a loss is that of a baseline, not of the model under a condition."""
+  return name == UNIGRAM or bags.is_bag(name)
 
 
 def range_names(edges: Sequence[int]) -> list[str]:

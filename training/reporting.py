@@ -14,10 +14,10 @@ from typing import Any
 import jax
 
 from ..console import Console
-from . import f1, vector_statistics
+from . import bags, f1
 from .clock import BEFORE, Clock
 from .config import TrainConfig
-from .evaluation_report import flat_metrics, left_out, sentence
+from .evaluation_report import flat_metrics, lines
 from .evaluation_sums import Results
 from .metrics_log import MetricsLog
 from .writers import Writer
@@ -150,17 +150,17 @@ class Reporter:
         # The same names for all conditions, which are drawn together by that.
         scalars = {f"eval/{name}/{k}": v for k, v in flat_metrics(values).items()}
         self._write(step, scalars, condition)
-      losses = "  ".join(f"{k} {v['loss']:.4f}" for k, v in result.items())
+      losses = "  ".join(
+        f"{k} {v['loss']:.4f}" for k, v in result.items() if not bags.is_bag(k)
+      )
       first = next(iter(result.values()))
       labels = f"  {said}" if (said := f1.in_short(first)) else ""
       self._console.print(
         f"eval {step:>7,}  {name}: loss by ancestors: {losses}{labels}",
       )
       kind = "label" if f1.LABELS in first else "token"
-      collapsed = vector_statistics.warning(first)
-      for line in (sentence(result, kind), left_out(result), collapsed):
-        if line:
-          self._console.print(f"{'':12}  {line}")
+      for line in lines(result, kind):
+        self._console.print(f"{'':12}  {line}")
 
   def finish(self) -> dict[str, float]:
     """Tells where the time went; returns the seconds by what they were spent on."""

@@ -15,6 +15,7 @@ from ..console import Console
 from ..errors import UserError
 from ..models.interface import Model
 from . import (
+  baselines,
   checkpoint_choice,
   checkpoints,
   data_input,
@@ -29,7 +30,6 @@ from . import (
   runtime,
   schedules,
   storage,
-  unigram,
   writers,
 )
 from . import state as state_lib
@@ -58,7 +58,8 @@ def train(
   *,
   token_groups: TokenGroups | None = None,
   label_names: Sequence[str] = (),
-  count_targets: Callable[[], unigram.Counts] = dict,
+  count_targets: Callable[[], baselines.Counts] = dict,
+  fit_datasets: Mapping[str, EvalData] | None = None,
   record: RunRecord | None = None,
   console: Console | None = None,
   watchdog: Watchdog | None = None,
@@ -74,7 +75,9 @@ def train(
     token_groups: ids of target tokens to report apart, by name.
     label_names: names of the labels that a head predicts, by number.
     count_targets: counts the targets of the training data, for the datasets that are
-      to be compared with a unigram baseline; asked once in a run's life.
+      to be compared with baselines; asked once in a run's life.
+    fit_datasets: training data of these, in batches as for evaluations, which the
+      weights of bags of words are fitted to; without bags where there are none.
     record: the caller's settings that decide results, and the gin text.
     console: for people; stdout of host 0 if None.
     watchdog: is told of progress, and knows the other hosts; none if None.
@@ -186,9 +189,21 @@ def train(
       return bool(stop)
 
     @functools.cache
-    def target_counts() -> unigram.Counts:
-      return unigram.load_or_count(
-        model_dir, count_targets, runtime.is_chief() and bool(eval_datasets), say
+    def known() -> baselines.Baselines:
+      with_bags = evaluator.has_bags and bool(fit_datasets)
+      fitted = fit_datasets if with_bags and fit_datasets else {}
+      return baselines.load_or_make(
+        model_dir,
+        mesh,
+        lambda: baselines.make(
+          count_targets(),
+          {name: dataset(share) for name, dataset in fitted.items()},
+          mesh,
+          config.partitioning,
+        ),
+        with_bags=with_bags,
+        writes=runtime.is_chief() and bool(eval_datasets),
+        say=say,
       )
 
     def evaluate() -> dict[str, Results]:
@@ -201,7 +216,7 @@ def train(
             dataset(share),
             config.eval_batches,
             asked_to_stop,
-            target_counts().get(name),
+            known().get(name),
           )
         if result is None:
           return {}

@@ -190,3 +190,23 @@ def changed(
       tokens = batch[f"{side}_input_tokens"][example]
       tokens[inside] = np.where(tokens[inside] == MASK_ID, MASK_ID, tokens[inside] ^ 1)
   return batch
+
+
+def random_batch(seed, sizes_of_examples, trees_of_examples, max_ancestors=4):
+  """Draws examples of trees of given sizes and numbers; returns forests and batch."""
+  rng = np.random.default_rng(seed)
+  layout = Layout(
+    encoder_rows=40, decoder_rows=40, slots=80, targets=80, ancestors=max_ancestors
+  )
+  drawn = []
+  for sizes, trees in zip(sizes_of_examples, trees_of_examples):
+    forest = []
+    for size, tree in zip(sizes, trees):
+      root = len(forest)
+      for comment in random_forest(
+        rng, (size,), (3,), 29, max_ancestors, first_tree=tree
+      ):
+        comment.ancestors = [root + ancestor for ancestor in comment.ancestors]
+        forest.append(comment)
+    drawn.append(forest)
+  return drawn, batch_of(*(pack(f, layout) for f in drawn))

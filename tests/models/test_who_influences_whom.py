@@ -12,7 +12,6 @@ from commentree.models.conditions import (
   apply_condition,
   drop_ancestors,
   has_two_trees,
-  is_in_ancestors,
 )
 
 from . import forests
@@ -127,26 +126,6 @@ def test_shuffled_shows_each_target_as_many_comments_of_another_tree(
         assert len({comment.tree for comment in arrived}) <= 1
 
 
-def random_batch(seed, sizes_of_examples, trees_of_examples, max_ancestors=4):
-  """Draws examples of trees of given sizes and numbers."""
-  rng = np.random.default_rng(seed)
-  layout = forests.Layout(
-    encoder_rows=40, decoder_rows=40, slots=80, targets=80, ancestors=max_ancestors
-  )
-  drawn = []
-  for sizes, trees in zip(sizes_of_examples, trees_of_examples):
-    forest = []
-    for size, tree in zip(sizes, trees):
-      root = len(forest)
-      for comment in forests.random_forest(
-        rng, (size,), (3,), 29, max_ancestors, first_tree=tree
-      ):
-        comment.ancestors = [root + ancestor for ancestor in comment.ancestors]
-        forest.append(comment)
-    drawn.append(forest)
-  return drawn, forests.batch_of(*(forests.pack(f, layout) for f in drawn))
-
-
 def links(batch, shuffled, drawn):
   """Yields of each target with ancestors the comments that it is shown instead."""
   # The slot of a comment in the rows that an example reads, by its tokens' rows.
@@ -173,7 +152,9 @@ def test_where_other_trees_have_long_lists_all_get_their_number_and_most_their_d
   seed,
 ):
   trees = [(1, 2), (2, 3, 4), (5,), (5, 6)]
-  drawn, batch = random_batch(seed, [(20, 20), (15, 15, 15), (30,), (20, 9)], trees)
+  drawn, batch = forests.random_batch(
+    seed, [(20, 20), (15, 15, 15), (30,), (20, 9)], trees
+  )
   shuffled = apply_condition(batch, "shuffled")
   assert has_two_trees(batch)
   same_depth = []
@@ -197,7 +178,7 @@ def test_shuffled_reads_another_example_where_a_forest_holds_one_tree_alone():
   # Subtrees of tree 1 lie in all examples but one; in the fourth with a small tree,
   # where the targets of both find another tree only in the fifth.
   trees = [(1,), (1,), (1,), (1, 2), (3,)]
-  drawn, batch = random_batch(0, [(20,), (20,), (20,), (20, 2), (20,)], trees)
+  drawn, batch = forests.random_batch(0, [(20,), (20,), (20,), (20, 2), (20,)], trees)
   shown = {}
   for target, comments in links(batch, apply_condition(batch, "shuffled"), drawn):
     shown.setdefault(target.tree, set()).update(c.tree for c in comments)
@@ -205,28 +186,13 @@ def test_shuffled_reads_another_example_where_a_forest_holds_one_tree_alone():
 
 
 def test_with_one_tree_in_the_batch_shuffled_shows_nothing():
-  batch = random_batch(0, [(20,), (20,), (9,)], [(7,)] * 3)[1]
+  batch = forests.random_batch(0, [(20,), (20,), (9,)], [(7,)] * 3)[1]
   assert not has_two_trees(batch)
   shuffled = apply_condition(batch, "shuffled")
   assert not np.any(shuffled["ancestor_slots"])
   # A tree of posts alone has no ancestors to give.
   batch["target_trees"][0, -1] = 8
   assert not has_two_trees(batch)
-
-
-def test_a_masked_token_is_found_in_the_ancestors_that_the_target_sees():
-  drawn, batch = random_batch(0, [(20, 20), (25,)], [(1, 2), (3,)])
-  found = np.asarray(jax.jit(is_in_ancestors)(batch))
-  shares = []
-  for example, forest in enumerate(drawn):
-    for comment in forest:
-      if comment.is_target:
-        masked = forests.masked_of(batch, example, comment.target)
-        wanted = batch["decoder_target_tokens"][example][masked].tolist()
-        above = {t for a in comment.ancestors for t in forest[a].tokens}
-        assert found[example][masked].tolist() == [t in above for t in wanted]
-        shares += [t in above for t in wanted]
-  assert 0.1 < np.mean(shares) < 0.9
 
 
 def test_an_unknown_condition_is_a_user_error(packed):

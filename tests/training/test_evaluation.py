@@ -9,12 +9,15 @@ import pytest
 from commentree.console import Console
 from commentree.errors import UserError
 from commentree.training import (
+  bags,
   evaluation,
   evaluation_report,
   evaluation_sums,
   partitioning,
+  tree_sums,
   unigram,
 )
+from commentree.training.baselines import Baseline
 from commentree.training.config import EvalConfig, PartitioningConfig
 
 from . import stub
@@ -43,11 +46,14 @@ def evaluate():
 
 # Ids below 4 are no targets in the training data; the others are, the lower the more.
 COUNTS = np.where(np.arange(stub.VOCAB) < 4, 0, stub.VOCAB - np.arange(stub.VOCAB))
+# Of own words, with true ancestors, with the parent, with those of another tree.
+WEIGHTS = np.array([[0.7, 0.3, 0], [0.5, 0.2, 0.3], [0.6, 0.2, 0.2], [0.6, 0.3, 0.1]])
+BASELINE = Baseline(COUNTS, WEIGHTS)
 
 
 @pytest.fixture(scope="module")
 def results(evaluate, params):
-  return evaluate(params, stub.held_out()(), target_counts=COUNTS)
+  return evaluate(params, stub.held_out()(), baseline=BASELINE)
 
 
 def by_hand(params, condition):
@@ -99,7 +105,7 @@ def test_how_much_alike_vectors_are_is_told_of_the_true_ancestors_alone(results)
 
 
 def test_the_conditions_differ(results):
-  assert len({result["loss"] for result in results.values()}) == 5
+  assert len({result["loss"] for result in results.values()}) == 9
 
 
 @pytest.mark.parametrize("condition", ["shuffled", "parent_only", "none"])
@@ -135,6 +141,60 @@ def test_the_unigram_baseline_is_on_the_same_tokens(params, results):
   assert found["loss"] == pytest.approx(-log_probabilities[ids].mean(), rel=1e-5)
   assert found["accuracy"] == pytest.approx(np.mean(ids == COUNTS.argmax()))
   assert found["tokens"] == results["true"]["tokens"] == len(ids)
+
+
+def bag_losses(weights=WEIGHTS):
+  """Loss of every masked token under each bag, and its tree, by hand."""
+  rows = []
+  for batch in stub.held_out()():
+    found = bags.losses(
+      batch, unigram.Unigram.of_counts(COUNTS), np.float32(weights), bags.CONDITIONS
+    )
+    used = batch["decoder_loss_weights"] > 0
+    rows.append(np.stack([np.asarray(loss)[used] for loss in found], axis=1))
+  return np.concatenate(rows)
+
+
+def test_bags_of_words_tell_what_they_lose_and_gain_by_the_thread(params, results):
+  losses, trees = bag_losses(), by_hand(params, "true")[:, 4]
+  names = ["bag_own", "bag_true", "bag_parent_only", "bag_shuffled"]
+  assert list(results)[-4:] == names
+  for name, loss in zip(names, losses.T):
+    assert results[name]["loss"] == pytest.approx(loss.mean(), rel=1e-5)
+    assert "accuracy" not in results[name]
+    if name == "bag_own":
+      assert "gain" not in results[name]
+      continue
+    gain = losses[:, 0] - loss
+    expected = tree_sums.clustered(
+      [gain[trees == tree].sum() for tree in np.unique(trees)],
+      np.array([np.sum(trees == tree) for tree in np.unique(trees)]),
+    )
+    found = results[name]
+    assert found["gain"] == pytest.approx(expected.value, abs=1e-6)
+    assert found["gain_standard_error"] == pytest.approx(
+      expected.standard_error, rel=1e-3
+    )
+    of_slices = found["by_depth"].values()
+    total = sum(each["gain"] * each["tokens"] for each in of_slices)
+    assert total / len(gain) == pytest.approx(found["gain"], abs=1e-6)
+    minus_true = results[name]["loss"] - results["true"]["loss"]
+    assert found["minus_true"] == pytest.approx(minus_true)
+
+
+def test_bags_of_words_can_be_left_out(params):
+  def names(config, baseline):
+    mesh = partitioning.make_mesh(PartitioningConfig())
+    evaluate = evaluation.Evaluator(
+      stub.StubModel(), mesh, PartitioningConfig(), config
+    )
+    return list(evaluate(params, stub.held_out(1)(), baseline=baseline))
+
+  without = EvalConfig(("true", "none"), bags_of_words=False)
+  assert names(without, BASELINE) == ["true", "none", "unigram"]
+  # Those of the conditions alone.
+  few = names(EvalConfig(("true", "none")), BASELINE)
+  assert few == ["true", "none", "unigram", "bag_own", "bag_true"]
 
 
 def test_tokens_are_sliced_by_their_rank_in_the_training_data(
@@ -251,6 +311,32 @@ def test_the_table_shows_conditions_depths_groups_and_tokens(results):
   for shown in ("shuffled - true", "occurs in an ancestor", "rank 3-10", "minus true"):
     assert shown in text
   assert f"{results['none']['loss']:.3f}" in text
+
+
+def test_the_table_of_bags_shows_what_they_and_the_model_gain(results):
+  console = Console(file=io.StringIO(), width=160)
+  console.print(evaluation_report.bags_table(results))
+  text = console.file.getvalue()
+  gain = "{gain:+.3f} ± {gain_standard_error:.3f}".format(**results["bag_true"])
+  more = results["shuffled"]["minus_true"], results["shuffled"]["standard_error"]
+  for shown in (gain, "{:+.3f} ± {:.3f}".format(*more), "+ shuffled", "depth 3+"):
+    assert shown in text
+  assert f"{results['bag_own']['loss']:.3f}" in text
+  assert evaluation_report.bags_table({"true": results["true"]}) is None
+
+
+def test_a_sentence_tells_what_bags_gain(results):
+  said = evaluation_report.bags_sentence(results)
+  gains = [
+    "{gain:+.3f} ± {gain_standard_error:.3f}".format(**results[f"bag_{name}"])
+    for name in ("true", "parent_only", "shuffled")
+  ]
+  assert said == (
+    f"a bag of words gains by ancestors {gains[0]}, the parent alone {gains[1]}, those"
+    f" of other trees {gains[2]} nats a token"
+  )
+  assert said in evaluation_report.lines(results)
+  assert evaluation_report.bags_sentence({"true": {}}) == ""
 
 
 def test_flat_metrics_are_named_by_path(results):
