@@ -22,6 +22,7 @@ from ..tasks.generated_config import GeneratedTreesConfig
 from ..tasks.registry import CommentTreeTask
 from ..tasks.sources import BuiltTreesSource, GeneratedTreesSource
 from ..training import (
+  attention_statistics,
   evaluation,
   evaluation_report,
   evaluation_sums,
@@ -154,8 +155,12 @@ def evaluate(
     if len(results) > 1:
       console.print(name)
     console.print(evaluation_report.table(result))
-    if (of_bags := evaluation_report.bags_table(result)) is not None:
-      console.print(of_bags)
+    for more in (
+      evaluation_report.bags_table(result),
+      attention_statistics.table(next(iter(result.values()))),
+    ):
+      if more is not None:
+        console.print(more)
     task = data.parts[held_out_parts(data)[name]].task
     for line in evaluation_report.lines(result, target_kind(task)):
       console.print(line)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import diagnostics
 from .attention import AncestorContext
 from .config import ModelConfig
 from .layers import Array, parameter
@@ -112,8 +113,18 @@ class Ancestors(nn.Module):
     visible_BUS = jnp.concatenate([sees_none_BU1, visible_BUX], axis=-1)
     visible_BNS = _of_tokens(visible_BUS, segment_ids_BN)
 
+    watched = None
+    if diagnostics.wanted(self):
+      is_parent_BUE = visible_BUE & (distances_BUE == 1)
+      is_parent_BUS = jnp.pad(
+        jnp.repeat(is_parent_BUE, per_comment, axis=-1), ((0, 0), (0, 0), (1, 0))
+      )
+      watched = diagnostics.Watched(
+        segment_ids_BN > 0,
+        _of_tokens(is_parent_BUS & visible_BUS, segment_ids_BN),
+      )
     if cfg.ancestor_positions not in ("distance", "relative_bias"):
-      return AncestorContext(vectors_BSD, visible_BNS)
+      return AncestorContext(vectors_BSD, visible_BNS, watched=watched)
     distances_BUE = jnp.clip(distances_BUE, 0, cfg.max_ancestor_distance)
     # The null vector stands nowhere.
     distances_BUS = jnp.pad(
@@ -127,6 +138,7 @@ class Ancestors(nn.Module):
         visible_BNS,
         distance_vectors_PD=self.position_vectors_PD.astype(dtype),
         distances_BNS=_of_tokens(distances_BUS, segment_ids_BN),
+        watched=watched,
       )
     rows = cfg.max_ancestor_distance + 1
     bias_BHUS = jnp.einsum(
@@ -137,7 +149,9 @@ class Ancestors(nn.Module):
     # From targets to tokens by a product, not a gather: the bias has a gradient.
     target_BNU = jax.nn.one_hot(segment_ids_BN, bias_BHUS.shape[2], dtype=dtype)
     bias_BHNS = jnp.einsum("bnu,bhus->bhns", target_BNU, bias_BHUS)
-    return AncestorContext(vectors_BSD, visible_BNS, bias_BHNS=bias_BHNS)
+    return AncestorContext(
+      vectors_BSD, visible_BNS, bias_BHNS=bias_BHNS, watched=watched
+    )
 
 
 def sinusoids(depths: Array, width: int) -> Array:

@@ -18,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from . import diagnostics
 from .layers import Array, Dense, Initializer, constrain, fan_in_normal
 
 # Keys and values `[R, L, H, K]` of rows that are read token by token.
@@ -38,6 +39,7 @@ class AncestorContext:
     bias_BHNS: added to the scores, or None.
     distance_vectors_PD: vector added to a key by its distance, or None.
     distances_BNS: row of `distance_vectors_PD`, -1 adds nothing; None without them.
+    watched: what diagnostics need; None where there are none.
   """
 
   vectors_BSD: Array
@@ -45,6 +47,7 @@ class AncestorContext:
   bias_BHNS: Array | None = None
   distance_vectors_PD: Array | None = None
   distances_BNS: Array | None = None
+  watched: diagnostics.Watched | None = None
 
 
 class _Heads(nn.Module):
@@ -239,5 +242,6 @@ class AncestorAttention(_Heads):
         return jnp.einsum("pbhn,phk->bnhk", weights_PBHN, value_PHK)
 
     scores_BHNS = jnp.where(context.visible_BNS[:, None], scores_BHNS, MASKED_SCORE)
+    diagnostics.note_attention(self, scores_BHNS, context)
     heads_BNHK = self.attend(scores_BHNS, value, also)
     return self.out(heads_BNHK, width).reshape(x_RLD.shape)

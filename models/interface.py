@@ -81,7 +81,10 @@ class Model(Protocol):
   def evaluate_batch(
     self, params: PyTree, batch: Batch, condition: Condition
   ) -> dict[str, Array]:
-    """Returns per-token results under one of the ancestor conditions."""
+    """Returns per-token results under one of the ancestor conditions.
+
+    Under "true" also `attention`, sums over what cross-attention did, or nothing.
+    """
 
   def vector_sums(self, params: PyTree, batch: Batch) -> dict[str, Array]:
     """Returns sums over the vectors that comments were pooled to."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from . import batch as batch_lib
-from . import decoding, heads
+from . import decoding, diagnostics, heads
 from .batch import masked_targets
 from .conditions import apply_condition, drop_ancestors
 from .config import Condition, ModelConfig, check_range
@@ -234,10 +234,18 @@ class CommentTreeModel:
       `nll` (nats), `correct` (0 or 1) and `weights`, `[B, R, M]` float32, and
       `targets`, the target that each is of, from 1, `[B, R, M]` int32. With a head
       also `labels` and `predictions`, and `chains`, the target of each label, 0 for
-      none.
+      none. Under "true" also `attention`: sums over what each of the decoder's layers
+      did with its ancestors, see `diagnostics`.
     """
     batch = apply_condition(batch, condition)
-    scores = self._scores(params, batch, None)
+    noted: dict[str, Any] = {}
+    if condition == "true":
+      scores, variables = self.module.apply(
+        {"params": params}, batch, mutable=[diagnostics.COLLECTION]
+      )
+      noted = {"attention": diagnostics.sums_by_layer(variables)}
+    else:
+      scores = self._scores(params, batch, None)
     labels_BRM = heads.labels_of(self.config, batch)
     losses = self._token_losses(scores, labels_BRM, batch)
     tokens = {
@@ -245,6 +253,7 @@ class CommentTreeModel:
       "correct": losses.correct,
       "weights": batch["decoder_loss_weights"],
       "targets": masked_targets(batch),
+      **noted,
     }
     if self.config.head == "masked_lm":
       return tokens

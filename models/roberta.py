@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ..errors import UserError
+from . import diagnostics
 from .attention import AncestorAttention, AncestorContext, SelfAttention
 from .blocks import Block
 from .config import ModelConfig
@@ -163,9 +164,9 @@ class RobertaDecoderBlock(_Block):
     else:
       x_RLD = self.add(x_RLD, update_RLD)
     attend = self.biased(AncestorAttention, "encoder_decoder_attention")
-    x_RLD = self.add_and_norm(
-      x_RLD, attend(x_RLD, context), "post_cross_attention_layer_norm"
-    )
+    update_RLD = attend(x_RLD, context)
+    diagnostics.note_update(self, x_RLD, update_RLD, context)
+    x_RLD = self.add_and_norm(x_RLD, update_RLD, "post_cross_attention_layer_norm")
     return self.add_and_norm(x_RLD, self.biased_mlp()(x_RLD), "post_mlp_layer_norm")
 
 

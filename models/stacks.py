@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen import partitioning
 
+from . import diagnostics
 from .attention import AncestorContext
 from .config import ModelConfig
 from .layers import Array, dropout
@@ -72,7 +73,7 @@ def _run_layers(
 
   scanned = partitioning.scan_with_axes(
     Step,
-    variable_axes={"params": 0, "cache": 0},
+    variable_axes={"params": 0, "cache": 0, diagnostics.COLLECTION: 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=(nn.broadcast,) * len(rest),
     length=num_layers,

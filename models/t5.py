@@ -8,6 +8,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from . import diagnostics
 from .attention import AncestorAttention, AncestorContext, SelfAttention
 from .blocks import Block
 from .config import ModelConfig
@@ -96,7 +97,9 @@ class T5DecoderBlock(_Block):
     x_RLD = self.add(x_RLD, attend(normed, visible_RLL, bias_HLL))
     look_up = self.attention(AncestorAttention, "encoder_decoder_attention")
     normed = self.norm("pre_cross_attention_layer_norm")(x_RLD)
-    x_RLD = self.add(x_RLD, look_up(normed, context))
+    update_RLD = look_up(normed, context)
+    diagnostics.note_update(self, x_RLD, update_RLD, context)
+    x_RLD = self.add(x_RLD, update_RLD)
     return self.add(x_RLD, self.mlp()(self.norm("pre_mlp_layer_norm")(x_RLD)))
 
 

@@ -36,11 +36,18 @@ from . import (
   storage,
 )
 from . import state as state_lib
+from .attention_statistics import ATTENTION
 from .baselines import Baseline, Placed
 from .baselines import load as load_baselines
 from .config import EvalConfig, HealthConfig, PartitioningConfig
 from .data_input import EvalData, HostBatch
-from .evaluation_sums import OCCURRENCES, OF_TOKENS, Results, Totals, range_names
+from .evaluation_sums import (
+  OCCURRENCES,
+  OF_TOKENS,
+  Results,
+  Totals,
+  range_names,
+)
 from .unigram import UNIGRAM, Unigram
 from .vector_statistics import VECTORS
 from .watchdog import Watchdog
@@ -234,6 +241,7 @@ class Evaluator:
         "depths": _in_ranges(batch["target_depths"], depth_edges),
         "comparable": conditions_lib.has_two_trees(batch),
         VECTORS: model.vector_sums(params, batch),
+        ATTENTION: tokens["true"].get("attention", {}) if "true" in tokens else {},
       }
 
     return sums

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from . import bags, f1, vector_statistics
+from . import attention_statistics, bags, f1, vector_statistics
 from .evaluation_sums import OWN_WORDS, SHUFFLED, SLICES, TRUE, Results
 
 # A difference of fewer standard errors is no sign of anything.
@@ -40,6 +40,7 @@ def lines(results: Results, kind: str = "token") -> list[str]:
     sentence(results, kind),
     bags_sentence(results),
     left_out(results),
+    attention_statistics.sentence(next(iter(results.values()))),
     vector_statistics.warning(next(iter(results.values()))),
   )
   return [line for line in said if line]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import UserError
 from . import bags, f1
+from .attention_statistics import ATTENTION, AttentionSums
 from .tree_sums import TreeSums
 from .unigram import UNIGRAM
 from .vector_statistics import VECTORS, VectorSums
@@ -29,6 +30,8 @@ Results = dict[str, Any]
   f1, span_f1                 with a head, see `f1.Scores`
   vectors                     for `true`: how much alike the comments' vectors are, see
                               `vector_statistics`
+  cross_attention             for `true`: what the decoder makes of its ancestors, see
+                              `attention_statistics`
   left_out_tokens, _comments  for `shuffled`: of batches that hold one tree alone
 """
 
@@ -89,6 +92,8 @@ class Totals:
         results[name] |= f1.results(chosen.counts[name], label_names)
       if name == TRUE and (vectors := chosen.vectors.results()):
         results[name][VECTORS] = vectors
+      if name == TRUE and (attention := chosen.attention.results()):
+        results[name][ATTENTION] = attention
       if name == SHUFFLED:
         results[name] |= {
           "left_out_tokens": left_out.tokens,
@@ -111,6 +116,7 @@ class _Sums:
     ]
     self._trees = TreeSums(len(self._names), len(self._of_trees))
     self.vectors = VectorSums()
+    self.attention = AttentionSums()
     self.comments = 0
 
   @property
@@ -124,6 +130,7 @@ class _Sums:
     for kind, total in sums["total"].items():
       self._total[kind] += total
     self.vectors.add(sums[VECTORS])
+    self.attention.add(sums[ATTENTION])
     counts = sums["counts"]
     self.counts = jax.tree.map(np.add, self.counts, counts) if self.counts else counts
     used = sums["targets"][:, :, -1, 0] > 0
