@@ -105,6 +105,14 @@ def shuffle_ancestors(batch: Batch) -> dict[str, Array]:
   return {**batch, **moved, "ancestor_slots": jnp.where(in_use_BTA, slots_BTA, 0)}
 
 
+def ancestors_lacking(batch: Batch) -> Array:
+  """Returns how many ancestors fewer each target sees if shuffled, `[B, T]`.
+
+  None, but where no list that it could take is as long as its own.
+  """
+  return _count_ancestors(batch) - _count_ancestors(shuffle_ancestors(batch))
+
+
 def _count_ancestors(batch: Batch) -> Array:
   """Returns how many ancestors each target sees, `[B, T]`."""
   return jnp.sum(batch["ancestor_slots"] > 0, axis=-1)
@@ -121,11 +129,19 @@ def _choose_examples(trees_BT: Array, counts_BT: Array) -> Array:
   longest_C = counts_BT.max(axis=1)
   tree_C = jnp.take_along_axis(trees_BT, counts_BT.argmax(axis=1)[:, None], axis=1)
   second_C = jnp.where(trees_BT != tree_C, counts_BT, 0).max(axis=1)
-  is_same_BTC = trees_BT[:, :, None] == tree_C[None, None, :, 0]
-  length_BTC = jnp.where(is_same_BTC, second_C[None, None], longest_C[None, None])
-  wanted_BT1 = counts_BT[:, :, None]
-  without_BC = jnp.sum((wanted_BT1 > 0) & (length_BTC == 0), axis=1)
-  missing_BC = jnp.sum(jnp.maximum(wanted_BT1 - length_BTC, 0), axis=1)
+
+  def add(sums, target):
+    without_BC, missing_BC = sums
+    tree_B1, wanted_B1 = (values[:, None] for values in target)
+    is_same_BC = tree_B1 == tree_C[None, :, 0]
+    length_BC = jnp.where(is_same_BC, second_C[None], longest_C[None])
+    without_BC += (wanted_B1 > 0) & (length_BC == 0)
+    return (without_BC, missing_BC + jnp.maximum(wanted_B1 - length_BC, 0)), None
+
+  # Target by target: all at once would take T times the memory.
+  nothing_BC = jnp.zeros((len(trees_BT), len(trees_BT)), jnp.int32)
+  of_targets = (trees_BT.T, counts_BT.astype(jnp.int32).T)
+  (without_BC, missing_BC), _ = jax.lax.scan(add, (nothing_BC, nothing_BC), of_targets)
   turn_BC = (examples[None] - examples[:, None] - 1) % len(examples)
   return _least_in_order(without_BC, missing_BC, turn_BC)
 

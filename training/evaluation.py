@@ -168,6 +168,14 @@ class Evaluator:
       names["by_frequency"] = range_names(edges)
     return names
 
+  @staticmethod
+  def _shortfall(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns how many ancestors targets have, and how many fewer if shuffled."""
+    return {
+      "ancestors": jnp.sum(batch["ancestor_slots"] > 0, axis=-1),
+      "lacking": conditions_lib.ancestors_lacking(batch),
+    }
+
   def _make_sums(self, model: Model):
     depth_edges = jnp.asarray(self._config.depth_edges)
     rank_edges = jnp.asarray(self._config.frequency_ranks)
@@ -239,6 +247,7 @@ class Evaluator:
         "targets": per_target,
         "trees": batch["target_trees"],
         "depths": _in_ranges(batch["target_depths"], depth_edges),
+        **(self._shortfall(batch) if "shuffled" in conditions else {}),
         "comparable": conditions_lib.has_two_trees(batch),
         VECTORS: model.vector_sums(params, batch),
         ATTENTION: tokens["true"].get("attention", {}) if "true" in tokens else {},

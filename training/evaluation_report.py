@@ -12,6 +12,8 @@ from .evaluation_sums import OWN_WORDS, SHUFFLED, SLICES, TRUE, Results
 
 # A difference of fewer standard errors is no sign of anything.
 _SIGNIFICANT = 2.0
+# A smaller share of comments is not worth a line.
+_MENTIONED_SHARE = 0.01
 _PREFIXES = {
   "by_depth": "depth ",
   "by_occurrence": "",
@@ -40,6 +42,7 @@ def lines(results: Results, kind: str = "token") -> list[str]:
     sentence(results, kind),
     bags_sentence(results),
     left_out(results),
+    too_short(results),
     attention_statistics.sentence(next(iter(results.values()))),
     vector_statistics.warning(next(iter(results.values()))),
   )
@@ -98,6 +101,19 @@ def left_out(results: Results) -> str:
   return (
     f"left out: {comments:,} comments, {tokens:,} tokens in batches that hold one tree"
     " alone"
+  )
+
+
+def too_short(results: Results) -> str:
+  """Says how often `shuffled` shows fewer ancestors; "" where it hardly ever does."""
+  share = results.get(SHUFFLED, {}).get("fewer_ancestors", 0.0)
+  if share < _MENTIONED_SHARE:
+    return ""
+  missing = results[SHUFFLED]["missing_ancestors"]
+  return (
+    f"{SHUFFLED}: {share:.0%} of the comments see fewer ancestors than they have"
+    f" ({missing:.0%} of all ancestors are missing), for no other tree in the batch has"
+    " as many; a larger BATCH_SIZE or ForestLayout.decoder_rows holds more trees"
   )
 
 

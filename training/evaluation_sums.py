@@ -33,6 +33,8 @@ Results = dict[str, Any]
   cross_attention             for `true`: what the decoder makes of its ancestors, see
                               `attention_statistics`
   left_out_tokens, _comments  for `shuffled`: of batches that hold one tree alone
+  fewer_ancestors             for `shuffled`: share of the comments with ancestors that
+    missing_ancestors         see fewer than they have; share of ancestors missing
 """
 
 TRUE, SHUFFLED = "true", "shuffled"
@@ -98,6 +100,8 @@ class Totals:
         results[name] |= {
           "left_out_tokens": left_out.tokens,
           "left_out_comments": left_out.comments,
+          "fewer_ancestors": chosen.shorter / max(chosen.with_ancestors, 1),
+          "missing_ancestors": chosen.lacking / max(chosen.ancestors, 1),
         }
     return results
 
@@ -118,6 +122,8 @@ class _Sums:
     self.vectors = VectorSums()
     self.attention = AttentionSums()
     self.comments = 0
+    # Comments that have ancestors, and that see fewer if shuffled; likewise ancestors.
+    self.with_ancestors = self.shorter = self.ancestors = self.lacking = 0
 
   @property
   def tokens(self) -> int:
@@ -135,6 +141,12 @@ class _Sums:
     self.counts = jax.tree.map(np.add, self.counts, counts) if self.counts else counts
     used = sums["targets"][:, :, -1, 0] > 0
     self.comments += int(used.sum())
+    if "lacking" in sums:
+      ancestors, lacking = sums["ancestors"][used], sums["lacking"][used]
+      self.with_ancestors += int((ancestors > 0).sum())
+      self.shorter += int((lacking > 0).sum())
+      self.ancestors += int(ancestors.sum())
+      self.lacking += int(lacking.sum())
     targets, depths = sums["targets"][used], sums["depths"][used]
     by_depth = targets[:, :, :1] * depths[:, None]
     sliced = np.concatenate([targets, by_depth], axis=-1)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
+from commentree.models import conditions
 from commentree.models.conditions import (
+  ancestors_lacking,
   apply_condition,
   drop_ancestors,
   has_two_trees,
@@ -124,6 +126,8 @@ def test_shuffled_shows_each_target_as_many_comments_of_another_tree(
         assert len(arrived) == min(len(target.ancestors), there)
         assert target.tree not in {comment.tree for comment in arrived}
         assert len({comment.tree for comment in arrived}) <= 1
+        lacking = ancestors_lacking(packed.batch)[example, target.target - 1]
+        assert lacking == len(target.ancestors) - len(arrived)
 
 
 def links(batch, shuffled, drawn):
@@ -183,6 +187,59 @@ def test_shuffled_reads_another_example_where_a_forest_holds_one_tree_alone():
   for target, comments in links(batch, apply_condition(batch, "shuffled"), drawn):
     shown.setdefault(target.tree, set()).update(c.tree for c in comments)
   assert shown == {1: {3}, 2: {3}, 3: {1}}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_link_of_shuffled_leads_up_down_or_to_the_target_in_deep_threads(seed):
+  # Small forests of deep threads, each of which lies in pieces in several examples.
+  trees = [(1,), (1, 2), (2,), (3, 1), (1,)]
+  sizes = [(25,), (20, 6), (25,), (12, 12), (25,)]
+  drawn, batch = forests.random_batch(seed, sizes, trees, 8)
+  shuffled = apply_condition(batch, "shuffled")
+  counts = dict.fromkeys(("links", "same tree", "same example and path"), 0)
+  for forest in drawn:
+    for comment in forest:
+      comment.example = forest
+  for target, shown in links(batch, shuffled, drawn):
+    for comment in shown:
+      counts["links"] += 1
+      counts["same tree"] += comment.tree == target.tree
+      up = any(comment is target.example[above] for above in target.whole_path)
+      counts["same example and path"] += up or comment is target
+  assert counts.pop("links") > 300
+  assert not any(counts.values())
+
+
+def test_longest_lists_are_found_as_by_comparing_all_with_all():
+  rng = np.random.default_rng(0)
+  choose = jax.jit(conditions._choose_examples)
+  for _ in range(20):
+    trees = rng.integers(1, 6, (7, 5)).astype(np.int32)
+    counts = rng.integers(0, 5, (7, 5)).astype(np.int32)
+    expected = []
+    for b in range(7):
+      costs = []
+      for c in range(7):
+        at = counts[c].argmax()
+        second = max(
+          (n for t, n in zip(trees[c], counts[c]) if t != trees[c, at]), default=0
+        )
+        length = [second if t == trees[c, at] else counts[c, at] for t in trees[b]]
+        without = sum(w > 0 and n == 0 for w, n in zip(counts[b], length))
+        missing = sum(max(w - n, 0) for w, n in zip(counts[b], length))
+        costs.append((without, missing, (c - b - 1) % 7, c))
+      expected.append(min(costs)[-1])
+    assert choose(trees, counts).tolist() == expected
+
+
+def test_choosing_examples_takes_no_more_memory_for_more_targets():
+  def megabytes(targets):
+    shape = jax.ShapeDtypeStruct((512, targets), np.int32)
+    compiled = jax.jit(conditions._choose_examples).lower(shape, shape).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+  few, many = megabytes(8), megabytes(64)
+  assert many < few + 2
 
 
 def test_with_one_tree_in_the_batch_shuffled_shows_nothing():

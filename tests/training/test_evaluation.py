@@ -240,6 +240,31 @@ def test_batches_of_one_tree_are_left_out_of_all_conditions_and_counted(
   assert found == without
 
 
+def test_how_often_ancestors_of_other_trees_are_too_few_is_counted_and_said(
+  evaluate, params
+):
+  whole = evaluate(params, stub.held_out(1)())["shuffled"]
+  assert whole["fewer_ancestors"] == whole["missing_ancestors"] == 0
+  # Of two trees one has single ancestors to give, to comments with as many as three.
+  (batch,) = stub.held_out(1)()
+  batch["target_trees"][:] = 1
+  batch["target_trees"][:, 0] = 2
+  batch["ancestor_slots"][:, 0, 1:] = 0
+  used = np.zeros(batch["target_trees"].shape, bool)
+  for example, (of, weights) in enumerate(
+    zip(batch["decoder_segment_ids"][:, :, [1, 6]], batch["decoder_loss_weights"])
+  ):
+    used[example, of[weights > 0] - 1] = True
+  counts = (batch["ancestor_slots"] > 0).sum(-1)[used]
+  results = evaluate(params, [batch])
+  found = results["shuffled"]
+  assert found["fewer_ancestors"] == pytest.approx(np.mean(counts > 1))
+  assert found["missing_ancestors"] == pytest.approx((counts - 1).sum() / counts.sum())
+  said = evaluation_report.too_short(results)
+  assert f"{np.mean(counts > 1):.0%} of the comments see fewer ancestors" in said
+  assert said in evaluation_report.lines(results)
+
+
 def test_what_is_left_out_is_said(evaluate, params):
   batches = list(stub.held_out()())
   batches[1]["target_trees"][:] = 5
