@@ -22,12 +22,19 @@ from typing import IO, Any
 import numpy as np
 import seqio
 from etils import epath
+from google.protobuf.message import DecodeError
 
 from ..errors import StorageError, UserError
 from . import records
 from .building import tfrecord
 from .building.tree_record import Example
-from .pieces import ANNOTATIONS, PIECE_FEATURES, Piece
+from .pieces import (
+  ANNOTATIONS,
+  COMMENT_LABELS,
+  NODE_FEATURES,
+  PIECE_FEATURES,
+  Piece,
+)
 from .preprocessors import PLACE_FEATURES
 
 # What our job notes of the settings, beside SeqIO's COMPLETED.
@@ -149,6 +156,7 @@ class CachedPieces(Sequence[Piece]):
         file = self._open(shard)
         file.seek(offset)
         record = _unframe(file.read(length + _FRAME_BYTES), length)
+      return decode(record)
     except tfrecord.DamagedError as error:
       raise UserError(
         f"{self._files[shard]}: the piece at byte {offset:,} is damaged ({error});"
@@ -156,7 +164,6 @@ class CachedPieces(Sequence[Piece]):
       ) from error
     except OSError as error:
       raise StorageError(f"{self._files[shard]}: cannot be read ({error})") from error
-    return decode(record)
 
 
 def _unframe(framed: bytes, length: int) -> bytes:
@@ -167,14 +174,40 @@ def _unframe(framed: bytes, length: int) -> bytes:
 
 
 def decode(record: bytes) -> Piece:
-  """A piece from its serialised example."""
-  features = Example.FromString(record).features.feature
-  names = (*PIECE_FEATURES, *(name for name in ANNOTATIONS if name in features))
-  piece: Piece = {
-    name: np.array(features[name].int64_list.value, np.int32) for name in names
-  }
-  piece["tree_id"] = features["tree_id"].bytes_list.value[0]
+  """A piece from its serialised example.
+
+  Raises:
+    tfrecord.DamagedError: if the record holds no piece, whatever its checksum.
+  """
+  try:
+    features = Example.FromString(record).features.feature
+    names = (*PIECE_FEATURES, *(name for name in ANNOTATIONS if name in features))
+    piece: Piece = {
+      name: np.array(features[name].int64_list.value, np.int32) for name in names
+    }
+    piece["tree_id"] = features["tree_id"].bytes_list.value[0]
+  except (DecodeError, LookupError, OverflowError) as error:
+    raise tfrecord.DamagedError(f"it holds no piece: {error}") from error
+  _check_shape(piece)
   return piece
+
+
+def _check_shape(piece: Piece) -> None:
+  """Makes sure that arrays fit each other, and parents come before their children."""
+  lengths, parents = piece["lengths"], piece["parents"]
+  nodes, tokens = len(lengths), len(piece["tokens"])
+  for name in piece.keys() - {"tree_id"}:
+    expected = nodes if name in (*NODE_FEATURES, COMMENT_LABELS) else tokens
+    if len(piece[name]) != expected:
+      raise tfrecord.DamagedError(
+        f"it holds no piece: {len(piece[name])} {name}, not {expected}"
+      )
+  if (lengths < 0).any() or lengths.sum(dtype=np.int64) != tokens:
+    raise tfrecord.DamagedError(
+      "it holds no piece: lengths are not those of its tokens"
+    )
+  if (parents < -1).any() or (parents >= np.arange(nodes)).any():
+    raise tfrecord.DamagedError("it holds no piece: a parent does not come first")
 
 
 def _meta(index: epath.Path) -> dict[str, Any]:
@@ -265,9 +298,14 @@ def _scan(file: epath.Path) -> Iterator[tuple[int, int, int, bytes]]:
   try:
     with file.open("rb") as stream:
       for record in tfrecord.read(stream):  # type: ignore[arg-type]
-        features = Example.FromString(record).features.feature
+        try:
+          features = Example.FromString(record).features.feature
+        except DecodeError as error:
+          raise tfrecord.DamagedError(
+            f"holds no piece at {offset:,} ({error})"
+          ) from error
         places = [features[name].int64_list.value for name in PLACE_FEATURES]
-        if not all(places):
+        if any(len(values) != 1 for values in places):
           raise UserError(
             f"{file}: its pieces do not say where in their source they were: they come"
             f" of another version, or of a task that is not ours; {_MEND}"

@@ -242,6 +242,41 @@ def test_a_record_that_is_not_the_one_of_the_index_is_named(
     cached(copy)[index]
 
 
+@pytest.mark.parametrize(
+  ("name", "change", "said"),
+  [
+    ("lengths", lambda values: [values[0] + 1, *values[1:]], "lengths are not those"),
+    ("lengths", lambda values: [-1, *values[1:]], "lengths are not those"),
+    ("parents", lambda values: [0, *values[1:]], "a parent does not come first"),
+    ("parents", lambda values: [-2, *values[1:]], "a parent does not come first"),
+    ("depths", lambda values: values[1:], "depths, not"),
+    ("tokens", lambda values: [2**40, *values[1:]], "out of bounds"),
+    ("tree_id", None, "index out of range"),
+  ],
+)
+def test_a_record_with_a_right_checksum_and_no_piece_is_refused(
+  folder, cached_config, name, change, said
+):
+  """Whoever writes a cache by hand can make checksums, too."""
+  whole = cached(folder)
+  offset, length, shard = whole._order[3].tolist()
+  framed = whole._files[shard].read_bytes()[offset + 12 : offset + 12 + length]
+  assert cached_pieces.decode(framed)["tree_id"]
+  example = cached_pieces.Example.FromString(framed)
+  feature = example.features.feature[name]
+  if change is None:
+    del feature.bytes_list.value[:]
+  else:
+    values = change(list(feature.int64_list.value))
+    del feature.int64_list.value[:]
+    feature.int64_list.value.extend(values)
+  with pytest.raises(tfrecord.DamagedError, match=said) as refusal:
+    cached_pieces.decode(example.SerializeToString())
+  assert "holds no piece" in str(refusal.value)
+  with pytest.raises(tfrecord.DamagedError, match="holds no piece"):
+    cached_pieces.decode(b"\xff")
+
+
 def test_a_missing_file_of_the_cache_is_refused_at_start(
   folder, cached_config, tmp_path
 ):
