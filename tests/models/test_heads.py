@@ -225,7 +225,7 @@ def test_weights_of_classes_make_a_weighted_mean_and_leave_measures_alone(
   both = quick(
     lambda batch: (
       model.loss_sums({}, batch, None),
-      model.evaluate_batch({}, batch, "true"),
+      model.evaluate_batch({}, batch, "none"),
     )
   )
   (loss, weight, measured), tokens = jax.device_get(both(batch))
