@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from .batch_sums import BatchSums
+
 ATTENTION = "cross_attention"
 
 _HEADINGS = {
@@ -24,18 +26,8 @@ _HEADINGS = {
 }
 
 
-class AttentionSums:
+class AttentionSums(BatchSums):
   """Sums over batches of what `models.diagnostics` notes, by layer."""
-
-  def __init__(self):
-    """Starts at nothing."""
-    self._sums: dict[str, np.ndarray] = {}
-
-  def add(self, sums: Mapping[str, Any]) -> None:
-    """Adds the sums of a batch; there may be none."""
-    for name, values in sums.items():
-      before = self._sums.get(name, 0.0)
-      self._sums[name] = before + np.asarray(values, np.float64)
 
   def results(self) -> dict[str, Any]:
     """Returns means over layers, and `by_layer`; none if no token sees an ancestor.

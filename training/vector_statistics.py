@@ -9,24 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from .batch_sums import BatchSums
 
 VECTORS = "vectors"
 _COLLAPSED = 0.9
 
 
-class VectorSums:
+class VectorSums(BatchSums):
   """Sums over batches of what `Model.vector_sums` returns."""
-
-  def __init__(self):
-    """Starts at nothing."""
-    self._sums: dict[str, np.ndarray] = {}
-
-  def add(self, sums: Mapping[str, Any]) -> None:
-    """Adds the sums of a batch."""
-    for name, values in sums.items():
-      before = self._sums.get(name, 0.0)
-      self._sums[name] = before + np.asarray(values, np.float64)
 
   def results(self) -> dict[str, float]:
     """Returns statistics of the vectors, none if there are less than two.
