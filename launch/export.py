@@ -50,8 +50,7 @@ def main(argv: Sequence[str]) -> int:
   if arguments.batch_size < 1:
     raise UserError(f"--batch_size={arguments.batch_size}: must be at least 1")
   run = run_folder.load(arguments.model_dir, overrides, arguments.trust_config)
-  names = run.data.objective_names
-  modes = arguments.mode or mode_table.able(names)
+  modes = arguments.mode or mode_table.able(run)
   given = {name: getattr(arguments, name) for name in _OPTIONS}
   given = {name: value for name, value in given.items() if value is not None}
   options = {
@@ -63,10 +62,10 @@ def main(argv: Sequence[str]) -> int:
     for mode in modes
   }
   for mode in modes:
-    mode_table.check(mode, names, options[mode])
+    mode_table.check(mode, run, options[mode])
   taken = {name for of_mode in options.values() for name in of_mode}
   for name in given.keys() - taken:
-    mode_table.check(modes[0], names, {name: given[name]})
+    mode_table.check(modes[0], run, {name: given[name]})
 
   # The settings are sound: now what is heavy.
   quiet.load_tensorflow()

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
   settings = distributed_flags.settings(arguments)
   run = run_folder.load(arguments.model_dir, overrides, arguments.trust_config)
   options = _options(arguments)
-  mode_table.check(arguments.mode, run.data.objective_names, options)
+  mode_table.check(arguments.mode, run, options)
   _check(arguments)
 
   # The settings are sound: now what is heavy.

@@ -13,6 +13,7 @@ Shapes are written as suffixes, one capital per axis (`x_BRLD`):
   T  target slots (masked comments)       M  masked positions of a row
   U  target ids, T + 1: 0 is padding      A  ancestors a target may see
   J  pooled vectors per comment           S  cross-attention keys, 1 + E * J
+  C  tokens of a concatenated thread      X  targets of all examples, B * T
   P  distances or depths, one each up to `max_ancestor_distance`
 
 Encoder and decoder see rows as their batch, so inside them `R` stands for B * R.

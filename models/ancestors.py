@@ -80,19 +80,21 @@ class Ancestors(nn.Module):
     return jnp.einsum("bnt,btd->bnd", target_BNT, vectors_BTD)
 
   def context(
-    self, vectors_BEJD: Array, used_BEJ: Array, segment_ids_BN: Array, batch: Batch
+    self, vectors_BEJD: Array, used_BEJ: Array, segment_ids_BRL: Array, batch: Batch
   ) -> AncestorContext:
     """Builds what the target tokens attend to.
 
     Args:
       vectors_BEJD: pooled vectors of the encoder slots.
       used_BEJ: which of them hold anything.
-      segment_ids_BN: target of each decoder token from 1, 0 for padding.
+      segment_ids_BRL: target of each decoder token from 1, 0 for padding; no target is
+        in two rows.
       batch: supplies `ancestor_slots`, `ancestor_distances`, `encoder_slot_depths`.
     """
     cfg = self.config
     dtype = vectors_BEJD.dtype
     batch_size, num_slots, per_comment, width = vectors_BEJD.shape
+    segment_ids_BN = segment_ids_BRL.reshape(batch_size, -1)
 
     depth_vectors_BED = self.depth_vectors(batch["encoder_slot_depths"])
     if depth_vectors_BED is not None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from . import diagnostics
 from .layers import Array, Dense, Initializer, constrain, fan_in_normal
+from .query_groups import QueryGroups
 
 # Keys and values `[R, L, H, K]` of rows that are read token by token.
 CACHED_TOKENS = ("cached_key", "cached_value")
@@ -33,6 +34,9 @@ MASKED_SCORE = -1e9
 class AncestorContext:
   """What the decoder's cross-attention attends to.
 
+  Where each target has keys of its own (`threads`), B stands for B * T, and N for the
+  columns of a target.
+
   Attributes:
     vectors_BSD: the null vector, then J vectors for each encoder slot.
     visible_BNS: which of them each token may attend to; at least one.
@@ -40,6 +44,7 @@ class AncestorContext:
     distance_vectors_PD: vector added to a key by its distance, or None.
     distances_BNS: row of `distance_vectors_PD`, -1 adds nothing; None without them.
     watched: what diagnostics need; None where there are none.
+    groups: tokens by their targets, where each target has keys of its own; else None.
   """
 
   vectors_BSD: Array
@@ -48,6 +53,19 @@ class AncestorContext:
   distance_vectors_PD: Array | None = None
   distances_BNS: Array | None = None
   watched: diagnostics.Watched | None = None
+  groups: QueryGroups | None = None
+
+  def queries(self, x: Array) -> Array:
+    """Returns values of the decoder's tokens `[R, L, ...]` as `[B, N, ...]`."""
+    if self.groups is not None:
+      return self.groups.by_target(x)
+    return x.reshape(len(self.vectors_BSD), -1, *x.shape[2:])
+
+  def rows(self, x: Array, rows: tuple[int, ...]) -> Array:
+    """Returns values `[B, N, ...]` as the decoder has them, of so many `rows`."""
+    if self.groups is not None:
+      return self.groups.by_row(x, rows)
+    return x.reshape(*rows, *x.shape[2:])
 
 
 class _Heads(nn.Module):
@@ -200,14 +218,12 @@ class AncestorAttention(_Heads):
 
     Token by token likewise, of as many rows as `context` has tokens.
     """
-    batch, width = context.vectors_BSD.shape[0], x_RLD.shape[-1]
     key_of, value_of = self.projection("key"), self.projection("value")
-    x_BND = x_RLD.reshape(batch, -1, width)
 
     def heads_of(x_BXD: Array) -> Array:
       return constrain(self.split(x_BXD), "batch", "length", "heads", "kv")
 
-    query = heads_of(self.projection("query")(x_BND))
+    query = heads_of(context.queries(self.projection("query")(x_RLD)))
     key = self.once("ancestor_key", lambda: heads_of(key_of(context.vectors_BSD)))
     value = self.once("ancestor_value", lambda: heads_of(value_of(context.vectors_BSD)))
     scores_BHNS = self.scores("bnhk,bshk->bhns", query, key)
@@ -244,4 +260,4 @@ class AncestorAttention(_Heads):
     scores_BHNS = jnp.where(context.visible_BNS[:, None], scores_BHNS, MASKED_SCORE)
     diagnostics.note_attention(self, scores_BHNS, context)
     heads_BNHK = self.attend(scores_BHNS, value, also)
-    return self.out(heads_BNHK, width).reshape(x_RLD.shape)
+    return self.out(context.rows(heads_BNHK, x_RLD.shape[:2]), x_RLD.shape[-1])

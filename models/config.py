@@ -22,6 +22,7 @@ FamilyName = Literal["t5", "roberta"]
 HeadName = Literal["masked_lm", "classification", "tagging"]
 Tagger = Literal["linear", "gru", "crf"]
 ClassifyFrom = Literal["mean", "first"]
+Context = Literal["pooled", "concatenated"]
 
 
 def check_choice(owner: str, field: str, value: object, choices: object) -> None:
@@ -88,6 +89,11 @@ class ModelConfig:
   layer_norm_epsilon: float = 1e-5
   norm_before_ancestors: bool = False
 
+  # What the decoder sees of the ancestors: vectors that each comment is pooled to, or
+  # the states of so many tokens of their texts, read as one, the nearest first.
+  context: Context = "pooled"
+  max_context_tokens: int = 256
+
   # How a comment becomes vectors.
   pooling: Pooling = "mean"
   vectors_per_comment: int = 1
@@ -135,6 +141,7 @@ class ModelConfig:
       "num_decoder_layers",
       "head_dim",
       "mlp_dim",
+      "max_context_tokens",
       "vectors_per_comment",
       "max_ancestor_distance",
       "num_positions",
@@ -165,7 +172,10 @@ class ModelConfig:
       raise UserError("ModelConfig.mlp_activations = (): must name at least one")
     for activation in self.mlp_activations:
       check_choice("ModelConfig", "mlp_activations", activation, Activation)
+    check_choice("ModelConfig", "context", self.context, Context)
     check_choice("ModelConfig", "pooling", self.pooling, Pooling)
+    if self.context == "concatenated":
+      self._check_concatenated()
     check_choice("ModelConfig", "head", self.head, HeadName)
     check_choice("ModelConfig", "tagger", self.tagger, Tagger)
     check_choice("ModelConfig", "classify_from", self.classify_from, ClassifyFrom)
@@ -187,3 +197,20 @@ class ModelConfig:
     )
     check_choice("ModelConfig", "remat_policy", self.remat_policy, RematPolicy)
     check_choice("ModelConfig", "dtype", self.dtype, DType)
+
+  def _check_concatenated(self) -> None:
+    """Raises UserError for what a model without pooled vectors cannot be set to."""
+    for field, default in (("pooling", "mean"), ("vectors_per_comment", 1)):
+      if getattr(self, field) != default:
+        raise UserError(
+          f"ModelConfig.{field} = {getattr(self, field)!r}: must be {default!r} with"
+          " ModelConfig.context = 'concatenated', which pools no comments"
+        )
+    positions = self.num_positions - self.position_offset
+    if self.family == "roberta" and self.max_context_tokens > positions:
+      raise UserError(
+        f"ModelConfig.max_context_tokens = {self.max_context_tokens}: must be at most"
+        f" {positions}, the positions that ModelConfig.num_positions ="
+        f" {self.num_positions} leaves after ModelConfig.position_offset ="
+        f" {self.position_offset}"
+      )

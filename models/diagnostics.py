@@ -98,7 +98,8 @@ def note_update(
   """
   if context.watched is None:
     return
-  sees_RL1 = _sees_ancestor(context).reshape(*x_RLD.shape[:2], 1)
+  sees_BN1 = _sees_ancestor(context)[..., None]
+  sees_RL1 = context.rows(sees_BN1, x_RLD.shape[:2])
 
   def squares(values_RLD: Array) -> Array:
     return jnp.where(sees_RL1, jnp.square(values_RLD.astype(jnp.float32)), 0).sum()

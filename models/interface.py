@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 from clu import metrics as clu_metrics
 
-from .config import Condition
+from .config import Condition, ModelConfig
 
 Array = jax.Array
 PyTree = Any
@@ -23,6 +23,7 @@ Metrics = dict[str, clu_metrics.Metric]
 class Model(Protocol):
   """A model that trains under T5X's trainer and under ours."""
 
+  config: ModelConfig
   module: Any
   optimizer_def: Any
 
@@ -87,4 +88,4 @@ class Model(Protocol):
     """
 
   def vector_sums(self, params: PyTree, batch: Batch) -> dict[str, Array]:
-    """Returns sums over the vectors that comments were pooled to."""
+    """Returns sums over the vectors that comments were pooled to, if they were."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from . import batch as batch_lib
-from . import decoding, diagnostics, heads
+from . import decoding, diagnostics, heads, threads
 from .batch import masked_targets
 from .conditions import apply_condition, drop_ancestors
 from .config import Condition, ModelConfig, check_range
@@ -184,6 +184,8 @@ class CommentTreeModel:
       weight_sum = jnp.sum(weights_BRM)
     for side in ("encoder", "decoder"):
       present_BRL = batch[f"{side}_segment_ids"] > 0
+      if side == "encoder" and self.config.context == "concatenated":
+        present_BRL = threads.find(batch, self.config.max_context_tokens).in_use_BTC
       sums[f"{side}_tokens"] = jnp.sum(present_BRL, dtype=jnp.float32)
       sums[f"{side}_positions"] = jnp.float32(present_BRL.size)
       if side == "decoder":
@@ -265,7 +267,12 @@ class CommentTreeModel:
     }
 
   def vector_sums(self, params: PyTree, batch: Batch) -> dict[str, Array]:
-    """Adds up the pooled vectors of a batch's comments, see `pooling.vector_sums`."""
+    """Adds up the pooled vectors of a batch's comments, see `pooling.vector_sums`.
+
+    Returns nothing if comments are not pooled.
+    """
+    if self.config.context != "pooled":
+      return {}
     encoded = self.module.apply({"params": params}, batch, method=self.module.encode)
     return vector_sums(*cast(tuple[Array, Array], encoded))
 

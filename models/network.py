@@ -16,6 +16,7 @@ from .heads import HEADS, Scores
 from .layers import Array, parameter, small_normal
 from .pooling import CommentPooling
 from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
+from .threads import ThreadAncestors, as_rows
 
 
 class CommentTreeTransformer(nn.Module):
@@ -41,8 +42,11 @@ class CommentTreeTransformer(nn.Module):
     cfg = self.config
     self.token_embedder = self.family.embedder(cfg)
     self.encoder = EncoderStack(cfg, self.family, self.deterministic)
-    self.pooling = CommentPooling(cfg)
-    self.ancestors = Ancestors(cfg)
+    if cfg.context == "pooled":
+      self.pooling = CommentPooling(cfg)
+      self.ancestors = Ancestors(cfg)
+    else:
+      self.ancestors = ThreadAncestors(cfg)
     self.decoder = DecoderStack(cfg, self.family, self.deterministic)
     if cfg.head != "masked_lm":
       self.head = HEADS[cfg.head](cfg, self.deterministic)
@@ -67,18 +71,26 @@ class CommentTreeTransformer(nn.Module):
   def encode(self, batch: Mapping[str, Array]) -> tuple[Array, Array]:
     """Returns pooled vectors `[B, E, J, D]` and which are in use `[B, E, J]`.
 
+    With `context = "concatenated"` the token states of each target's thread and where
+    there are tokens: E is T, and J is `max_context_tokens`.
+
     Raises:
       UserError: if a comment as long as a row would be longer than the family can.
     """
-    self.family.check_length(self.config, batch["encoder_segment_ids"].shape[-1])
-    slots_BRL = batch["encoder_segment_ids"]
+    cfg = self.config
+    pooled = cfg.context == "pooled"
+    read = batch if pooled else as_rows(batch, cfg.max_context_tokens)
+    slots_BRL = read["encoder_segment_ids"]
+    self.family.check_length(cfg, slots_BRL.shape[-1])
     rows = (-1, slots_BRL.shape[-1])
     x_RLD = self.token_embedder(
-      batch["encoder_input_tokens"].reshape(rows),
-      batch["encoder_positions"].reshape(rows),
-      self._language_vectors(batch, "encoder", rows),
+      read["encoder_input_tokens"].reshape(rows),
+      read["encoder_positions"].reshape(rows),
+      self._language_vectors(read, "encoder", rows),
     )
     x_RLD = self.encoder(x_RLD, slots_BRL.reshape(rows))
+    if not pooled:
+      return x_RLD.reshape(*slots_BRL.shape, -1), slots_BRL > 0
     return self.pooling(
       x_RLD.reshape(*slots_BRL.shape, -1),
       slots_BRL,
@@ -131,7 +143,9 @@ class CommentTreeTransformer(nn.Module):
     batch_size, targets = batch["target_depths"].shape
     targets_N = jnp.repeat(jnp.arange(1, targets + 1), copies)
     targets_BN = jnp.broadcast_to(targets_N, (batch_size, targets * copies))
-    context = self.ancestors.context(vectors_BEJD, used_BEJ, targets_BN, batch)
+    context = self.ancestors.context(
+      vectors_BEJD, used_BEJ, targets_BN.reshape(batch_size, targets, copies), batch
+    )
     return context, self.ancestors.target_inputs(targets_BN, batch["target_depths"])
 
   def next_logits(
@@ -157,6 +171,8 @@ class CommentTreeTransformer(nn.Module):
       UserError: if the family has no positions for that length.
     """
     self.family.check_length(self.config, length)
+    if added_BND is not None:
+      added_BND = added_BND.reshape(*tokens_BN.shape, -1)
     x_BND = self.token_embedder(
       tokens_BN, jnp.broadcast_to(position, tokens_BN.shape), added_BND
     )
@@ -183,7 +199,7 @@ class CommentTreeTransformer(nn.Module):
     positions_BRL = batch["decoder_positions"]
     batch_size, _, length = targets_BRL.shape
     targets_BN = targets_BRL.reshape(batch_size, -1)
-    context = self.ancestors.context(vectors_BEJD, used_BEJ, targets_BN, batch)
+    context = self.ancestors.context(vectors_BEJD, used_BEJ, targets_BRL, batch)
     added = _sum_of(
       self.ancestors.target_inputs(targets_BN, batch["target_depths"]),
       self._language_vectors(batch, "decoder", targets_BN.shape),

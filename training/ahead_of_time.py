@@ -223,7 +223,7 @@ def _report(
       hlo.parse(str(compiled.as_text())), plan.mesh.size, plan.topology.num_slices
     )
   # A training step's FLOPs are those forwards three times over.
-  model_flops = flops.train_step_flops(plan.params, plan.batch)
+  model_flops = flops.train_step_flops(plan.model.config, plan.params, plan.batch)
   passes = len(plan.config.evaluation.conditions) if program == "eval" else 1
   if program != "train":
     model_flops *= passes / 3

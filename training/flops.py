@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ..models.config import ModelConfig
+from ..models.interface import Model
 from .partitioning import data_share, flatten_names
 
 # Dense bfloat16 FLOP/s of one JAX device, from the vendors' data sheets. The first
@@ -44,11 +46,12 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def utilization_per_rate(
-  params: Any, batch: Mapping[str, Any], mesh: Mesh
+  model: Model, params: Any, batch: Mapping[str, Any], mesh: Mesh
 ) -> float | None:
   """Returns the model FLOP utilization at one step a second; None if unknown.
 
   Args:
+    model: the model.
     params: parameters, or anything with their shapes.
     batch: this process's part of a batch.
     mesh: the devices.
@@ -56,10 +59,13 @@ def utilization_per_rate(
   peak = peak_flops(mesh.devices.flat[0])
   if peak is None:
     return None
-  return train_step_flops(params, batch) * data_share(mesh).count / (peak * mesh.size)
+  needed = train_step_flops(model.config, params, batch)
+  return needed * data_share(mesh).count / (peak * mesh.size)
 
 
-def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:
+def train_step_flops(
+  config: ModelConfig, params: Any, batch: Mapping[str, Any]
+) -> float:
   """Returns the FLOPs that a step needs, padding included, recomputation not.
 
   Counts the products with kernels and those of attention, forwards once and backwards
@@ -67,14 +73,23 @@ def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:
   left out.
 
   Args:
+    config: the model's settings.
     params: parameters, or anything with their shapes.
     batch: a global batch, or anything with its shapes.
   """
-  encoder_rows = int(np.prod(batch["encoder_input_tokens"].shape))
-  decoder_rows = int(np.prod(batch["decoder_input_tokens"].shape))
+  *_, encoder_length = encoder_shape = batch["encoder_input_tokens"].shape
+  *_, decoder_length = decoder_shape = batch["decoder_input_tokens"].shape
+  decoder_rows = int(np.prod(decoder_shape))
   masked = int(np.prod(batch["decoder_target_tokens"].shape))
-  slots = batch["encoder_slot_depths"].shape
-  keys = slots[0] * (1 + slots[1])
+  # Where cross-attention has keys, and queries for as many keys as it has in a set.
+  sets, slots = batch["encoder_slot_depths"].shape
+  keys_in_set, queries = 1 + slots * config.vectors_per_comment, decoder_rows
+  if config.context == "concatenated":
+    encoder_length = config.max_context_tokens
+    sets = int(np.prod(batch["target_depths"].shape))
+    encoder_shape = (sets, encoder_length)
+    keys_in_set, queries = 1 + encoder_length, sets * decoder_length
+  encoder_rows, keys = int(np.prod(encoder_shape)), sets * keys_in_set
 
   def positions(name: str) -> int:
     if ".logits_" in name or name in _AT_LABELS:
@@ -86,10 +101,12 @@ def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:
     return encoder_rows if name.startswith("encoder.") else decoder_rows
 
   def attended(name: str) -> int:
+    """Returns how many pairs of a query and a key there are."""
     if "encoder_decoder_attention" in name:
-      return 1 + slots[1]
-    side = "encoder" if name.startswith("encoder.") else "decoder"
-    return batch[f"{side}_input_tokens"].shape[-1]
+      return queries * keys_in_set
+    if name.startswith("encoder."):
+      return encoder_rows * encoder_length
+    return decoder_rows * decoder_length
 
   products = 0
   leaves = flatten_names(params)
@@ -103,5 +120,5 @@ def train_step_flops(params: Any, batch: Mapping[str, Any]) -> float:
     if name.endswith("attention.query.kernel"):
       # Scores and mixing: a product each, as wide as all heads; scanned layers stack.
       layers = int(np.prod(leaf.shape[:-2]))
-      products += 2 * layers * leaf.shape[-1] * attended(name) * positions(name)
+      products += 2 * layers * leaf.shape[-1] * attended(name)
   return 3 * 2.0 * products

@@ -175,7 +175,7 @@ def train(
       log,
       sinks,
       start_step=step,
-      utilization_per_rate=flops.utilization_per_rate(params, example, mesh),
+      utilization_per_rate=flops.utilization_per_rate(model, params, example, mesh),
     )
     stack.callback(report.close)
 

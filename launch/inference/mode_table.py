@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
 
 if TYPE_CHECKING:
+  from ..configurables import RunConfig
   from .modes.base import Mode
   from .run_facts import RunFacts
 
@@ -54,24 +55,34 @@ MODES = {
 }
 
 
-def able(objectives: Sequence[str]) -> list[str]:
-  """Returns the modes of runs that were trained to predict these."""
-  return [name for name, f in MODES.items() if set(objectives) & set(f.objectives)]
+def able(run: RunConfig) -> list[str]:
+  """Returns the modes of a run."""
+  objectives = set(run.data.objective_names)
+  names = [name for name, facts in MODES.items() if objectives & set(facts.objectives)]
+  if run.model.context != "pooled":
+    names.remove("embed")
+  return names
 
 
-def check(mode: str, objectives: Sequence[str], options: Mapping[str, Any]) -> None:
+def check(mode: str, run: RunConfig, options: Mapping[str, Any]) -> None:
   """Makes sure that a run can do what is asked.
 
   Args:
     mode: what is asked.
-    objectives: what the run was trained to predict.
+    run: the run.
     options: flags that were given, by name.
 
   Raises:
     UserError: if not.
   """
-  possible = able(objectives)
+  objectives, possible = run.data.objective_names, able(run)
   if mode not in possible:
+    if mode == "embed":
+      raise UserError(
+        "--mode=embed: is for runs that pool comments to vectors; this run's"
+        f" ModelConfig.context is {run.model.context!r}, which can"
+        f" {', '.join(possible)}"
+      )
     raise UserError(
       f"--mode={mode}: is for runs of the objective"
       f" {' or '.join(MODES[mode].objectives)}; this run's is"

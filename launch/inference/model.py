@@ -67,7 +67,7 @@ class Model:
 
   def __repr__(self) -> str:
     objectives = " and ".join(self.run.objectives)
-    modes = ", ".join(mode_table.able(self.run.objectives))
+    modes = ", ".join(mode_table.able(self.run.config))
     return f"<commentree model {self.path} ({objectives}): {modes}>"
 
   def fill(
@@ -172,7 +172,7 @@ class Model:
     ancestors: str,
     options: Mapping[str, Any],
   ) -> Answers:
-    mode_table.check(mode, self.run.objectives, options)
+    mode_table.check(mode, self.run.config, options)
     check_choice(mode, "ancestors", ancestors, Ancestors)
     one = isinstance(of, (CommentTree, Mapping, str))
     if not one and (isinstance(of, bytes) or not isinstance(of, Iterable)):

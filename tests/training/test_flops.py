@@ -24,8 +24,16 @@ def test_peaks_are_known_by_the_devices_name():
   assert flops.peak_flops(device("cpu")) is None
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-def test_the_count_of_a_step_is_near_the_compilers(scan_layers):
+@pytest.mark.parametrize(
+  ("scan_layers", "changes"),
+  [
+    (False, {}),
+    (True, {}),
+    (False, {"vectors_per_comment": 16}),
+    (False, {"context": "concatenated", "max_context_tokens": 16}),
+  ],
+)
+def test_the_count_of_a_step_is_near_the_compilers(scan_layers, changes):
   # Wide enough for the products to outweigh what is not counted.
   model = CommentTreeModel(
     ModelConfig(
@@ -36,6 +44,7 @@ def test_the_count_of_a_step_is_near_the_compilers(scan_layers):
       mlp_dim=512,
       dtype="float32",
       scan_layers=scan_layers,
+      **changes,
     )
   )
   batch = stub.random_batch(0, 4)
@@ -43,7 +52,7 @@ def test_the_count_of_a_step_is_near_the_compilers(scan_layers):
   params = jax.eval_shape(
     lambda: model.get_initial_variables(jax.random.key(0), shapes)
   )["params"]
-  counted = flops.train_step_flops(params, batch)
+  counted = flops.train_step_flops(model.config, params, batch)
   if scan_layers:
     unrolled = ModelConfig(**{**vars(model.config), "scan_layers": False})
     same = jax.eval_shape(
@@ -51,7 +60,7 @@ def test_the_count_of_a_step_is_near_the_compilers(scan_layers):
         jax.random.key(0), shapes
       )
     )["params"]
-    assert counted == flops.train_step_flops(same, batch)
+    assert counted == flops.train_step_flops(unrolled, same, batch)
     return
   step = jax.jit(jax.grad(lambda p: model.loss_sums(p, batch, None)[0]))
   compiler = step.lower(params).cost_analysis()["flops"]
@@ -68,7 +77,7 @@ def test_a_piece_more_in_the_vocabulary_costs_a_product_a_masked_token(family):
     variables = jax.eval_shape(
       lambda: model.get_initial_variables(jax.random.key(0), shapes)
     )
-    return flops.train_step_flops(variables["params"], batch)
+    return flops.train_step_flops(model.config, variables["params"], batch)
 
   masked = batch["decoder_target_tokens"].size
   assert counted(513) - counted(512) == 3 * 2 * 128 * masked

@@ -94,6 +94,15 @@ def assert_equal(ours, theirs):
     ("roberta", {"ancestor_positions": "relative_bias", "pooling": "mean"}),
     ("roberta", {"ancestor_positions": "depth", "scan_layers": True}),
     ("bert", {"ancestor_positions": "distance", "num_languages": 2}),
+    (
+      "bert",
+      {
+        "context": "concatenated",
+        "max_context_tokens": 12,
+        "vectors_per_comment": 1,
+        "pooling": "mean",
+      },
+    ),
   ],
 )
 def test_logits_of_masked_tokens_are_those_of_the_model(tmp_path, kind, settings):
@@ -103,8 +112,7 @@ def test_logits_of_masked_tokens_are_those_of_the_model(tmp_path, kind, settings
   ours = started.start(
     folder,
     vocab_size=VOCAB,
-    vectors_per_comment=2,
-    **{key: value for key, value in settings.items()},
+    **{"vectors_per_comment": 2, **settings},
   )
   texts = comments(VOCAB)
   batch = forest(texts)
