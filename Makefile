@@ -13,13 +13,18 @@ help:  ## this list
 train: $(VENV)/.installed  ## install, train the tiny model on generated trees, show that ancestors help
 	$(BIN)/commentree train --gin_file=runs/demo.gin --gin.MODEL_DIR='"$(RUN)"'
 
+# Files in the order of their names: by default those of few tests come last, and the
+# longest tests are in such files.
+BY_FILE := --dist=loadfile --no-loadscope-reorder
+
 # Hosts that wait for each other must not be kept waiting: their tests run one by one.
 test: $(VENV)/.installed-test  ## the default test suite
-	$(BIN)/python -m pytest -m "not slow and not hosts" -n auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest -m "not slow and not hosts" -n auto --maxprocesses=4 $(BY_FILE)
 	$(BIN)/python -m pytest -m "not slow and hosts"
 
+# What runs for long is worth XLA's full effort; see tests/conftest.py.
 slow: $(VENV)/.installed-test  ## the tests that take minutes each
-	$(BIN)/python -m pytest -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow
 
 fuzz: $(VENV)/.installed-fuzz  ## hostile inputs for all that reads files; FUZZ_FLAGS='--runs=100000'
 	$(BIN)/python -m commentree.tests.fuzz $(FUZZ_FLAGS)

@@ -27,7 +27,8 @@ def run_hosts(
   An option `only` maps a host to options of its own.
   """
   only = options.pop("only", {})
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  count = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ.get('XLA_FLAGS', '')} {count}"
   env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   address = f"127.0.0.1:{_free_port()}"
   processes = []

@@ -26,7 +26,8 @@ def free_port() -> int:
 def run(hosts: int, devices: int, **options) -> list[dict]:
   """Runs so many hosts; returns what each came to, with its `exit_code`."""
   options |= {"coordinator": f"127.0.0.1:{free_port()}", "hosts": hosts}
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  count = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ.get('XLA_FLAGS', '')} {count}"
   processes = [
     subprocess.Popen(
       [sys.executable, str(_SCRIPT), json.dumps({**options, "host": host})],
