@@ -50,7 +50,13 @@ def plan(
   topology="v5e:2x2", num_slices=1, *, model=None, optimizer="sgd", **axes
 ) -> Plan:
   opened = topologies.open_topology(topology, num_slices)
-  settings = {"vocab_size": 2048, "ancestor_positions": "none", **(model or {})}
+  settings = {
+    "vocab_size": 2048,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "ancestor_positions": "none",
+    **(model or {}),
+  }
   return Plan(
     model=CommentTreeModel(ModelConfig(**settings)),
     config=TrainConfig(
@@ -163,7 +169,7 @@ def test_only_gradients_cross_between_slices(sharded):
 
 
 def test_scanned_layers_cost_what_unrolled_ones_do():
-  layers = {"num_encoder_layers": 4, "num_decoder_layers": 1}
+  layers = {"num_encoder_layers": 4}
   unrolled, scanned = (
     ahead_of_time.compile_program(
       plan("v5p:2x2x1", model={**layers, "scan_layers": scan}), effort=EFFORT
@@ -182,8 +188,6 @@ def test_the_family_of_roberta_compiles_with_everything_cut_over_chips():
   model = {
     "family": "roberta",
     "mlp_activations": ("gelu_exact",),
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 1,
   }
   made = plan("v5e:2x2", model=model, model_parallel=2, fsdp_parallel=-1)
   report = ahead_of_time.compile_program(made, effort=EFFORT)

@@ -52,17 +52,30 @@ def start(path, own=(), *, vocab_size, **changes) -> Started:
       **changes,
     }
   )
-  model = CommentTreeModel(config)
-  placing = PartitioningConfig()
-  like = state_lib.abstract_params(
-    model, smallest(), partitioning.make_mesh(placing), placing
-  )
-
-  def draw(names):
-    return state_lib.draw_params(model, smallest(), like, jax.random.key(3), names)
-
+  like = abstract_params(config)
   source, plan = assignments.plan_for(path, apply.specs_of(like), own, config)
-  return Started(model, apply.fill(plan, source, like, draw), plan)
+  params = apply.fill(plan, source, like, functools.partial(draw, config))
+  return Started(CommentTreeModel(config), params, plan)
+
+
+# Many tests start models of one kind: what takes time is tracing them.
+@functools.cache
+def abstract_params(config: ModelConfig):
+  """Returns the abstract parameters of a model on all devices."""
+  placing = PartitioningConfig()
+  mesh = partitioning.make_mesh(placing)
+  return state_lib.abstract_params(CommentTreeModel(config), smallest(), mesh, placing)
+
+
+def draw(config: ModelConfig, names):
+  """Returns some of its parameters, always the same ones."""
+  return dict(_drawn(config, tuple(names)))
+
+
+@functools.cache
+def _drawn(config, names):
+  like, key = abstract_params(config), jax.random.key(3)
+  return state_lib.draw_params(CommentTreeModel(config), smallest(), like, key, names)
 
 
 def row(tokens):
