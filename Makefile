@@ -17,10 +17,11 @@ train: $(VENV)/.installed  ## install, train the tiny model on generated trees, 
 # longest tests are in such files.
 BY_FILE := --dist=loadfile --no-loadscope-reorder
 
-# Hosts that wait for each other must not be kept waiting: their tests run one by one.
+# Hosts that wait for each other must not be kept waiting: of their tests, which mostly
+# wait, two run at a time, beside nothing else.
 test: $(VENV)/.installed-test  ## the default test suite
 	$(BIN)/python -m pytest -m "not slow and not hosts" -n auto --maxprocesses=4 $(BY_FILE)
-	$(BIN)/python -m pytest -m "not slow and hosts"
+	$(BIN)/python -m pytest -m "not slow and hosts" -n 2 $(BY_FILE)
 
 # What runs for long is worth XLA's full effort; see tests/conftest.py.
 slow: $(VENV)/.installed-test  ## the tests that take minutes each
