@@ -106,9 +106,7 @@ class Ancestors(nn.Module):
       [null_B1D, vectors_BEJD.reshape(batch_size, -1, width)], axis=1
     )
 
-    visible_BUE, distances_BUE = _by_slot(
-      batch["ancestor_slots"], batch["ancestor_distances"], num_slots
-    )
+    visible_BUE, distances_BUE = by_slot(batch, num_slots)
     visible_BUEJ = visible_BUE[..., None] & used_BEJ[:, None]
     visible_BUX = visible_BUEJ.reshape(*visible_BUE.shape[:2], -1)
     sees_none_BU1 = ~visible_BUX.any(-1, keepdims=True)
@@ -169,14 +167,20 @@ def sinusoids(depths: Array, width: int) -> Array:
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[..., :width]
 
 
-def _by_slot(
-  slots_BTA: Array, distances_BTA: Array, num_slots: int
-) -> tuple[Array, Array]:
-  """Returns per target id (0: padding) and slot whether it is seen, and the hops."""
+def by_slot(batch: Batch, num_slots: int) -> tuple[Array, Array]:
+  """Returns which slots hold ancestors of each target, and the hops to them.
+
+  Both are `[B, U, E]`, by target id, 0 for padding, which has none.
+
+  Args:
+    batch: supplies `ancestor_slots` and `ancestor_distances`.
+    num_slots: E.
+  """
   # one_hot(-1) is all zeros: slot 0 stands for none.
-  found_BTAE = jax.nn.one_hot(slots_BTA - 1, num_slots, dtype=jnp.bool_)
+  found_BTAE = jax.nn.one_hot(batch["ancestor_slots"] - 1, num_slots, dtype=jnp.bool_)
   visible_BTE = found_BTAE.any(-2)
-  distances_BTE = jnp.where(found_BTAE, distances_BTA[..., None], 0).max(-2)
+  distances_BTA1 = batch["ancestor_distances"][..., None]
+  distances_BTE = jnp.where(found_BTAE, distances_BTA1, 0).max(-2)
   padding = ((0, 0), (1, 0), (0, 0))
   return jnp.pad(visible_BTE, padding), jnp.pad(distances_BTE, padding)
 

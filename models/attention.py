@@ -11,7 +11,7 @@ of the ancestors, which are computed once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import flax.struct
@@ -21,6 +21,9 @@ import jax.numpy as jnp
 from . import diagnostics
 from .layers import Array, Dense, Initializer, constrain, fan_in_normal
 from .query_groups import QueryGroups
+
+if TYPE_CHECKING:
+  from .pointer import AncestorTokens
 
 # Keys and values `[R, L, H, K]` of rows that are read token by token.
 CACHED_TOKENS = ("cached_key", "cached_value")
@@ -45,6 +48,7 @@ class AncestorContext:
     distances_BNS: row of `distance_vectors_PD`, -1 adds nothing; None without them.
     watched: what diagnostics need; None where there are none.
     groups: tokens by their targets, where each target has keys of its own; else None.
+    tokens: what a pointer points to; None without one.
   """
 
   vectors_BSD: Array
@@ -54,6 +58,7 @@ class AncestorContext:
   distances_BNS: Array | None = None
   watched: diagnostics.Watched | None = None
   groups: QueryGroups | None = None
+  tokens: AncestorTokens | None = None
 
   def queries(self, x: Array) -> Array:
     """Returns values of the decoder's tokens `[R, L, ...]` as `[B, N, ...]`."""

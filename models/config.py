@@ -106,6 +106,9 @@ class ModelConfig:
   # parent), so that a model without context stays calibrated.
   ancestor_dropout_rate: float = 0.0
 
+  # Whether masked tokens may be copied from ancestors, see `pointer`.
+  ancestor_pointer: bool = False
+
   # Languages that tokens may be of (`tlm`); each has a vector, added to its tokens.
   num_languages: int = 0
 
@@ -156,11 +159,10 @@ class ModelConfig:
       check_range("ModelConfig", field, getattr(self, field), 0, 1)
     for field in ("z_loss", "layer_norm_epsilon"):
       check_range("ModelConfig", field, getattr(self, field), 0)
-    if not isinstance(self.norm_before_ancestors, bool):
-      raise UserError(
-        f"ModelConfig.norm_before_ancestors = {self.norm_before_ancestors!r}: must be"
-        " True or False"
-      )
+    for field in ("norm_before_ancestors", "ancestor_pointer"):
+      value = getattr(self, field)
+      if not isinstance(value, bool):
+        raise UserError(f"ModelConfig.{field} = {value!r}: must be True or False")
     if self.position_offset >= self.num_positions:
       raise UserError(
         f"ModelConfig.position_offset = {self.position_offset}: must be less than"
@@ -200,6 +202,11 @@ class ModelConfig:
 
   def _check_concatenated(self) -> None:
     """Raises UserError for what a model without pooled vectors cannot be set to."""
+    if self.ancestor_pointer:
+      raise UserError(
+        "ModelConfig.ancestor_pointer = True: must be False with ModelConfig.context ="
+        " 'concatenated', which attends to all of its tokens anyway"
+      )
     for field, default in (("pooling", "mean"), ("vectors_per_comment", 1)):
       if getattr(self, field) != default:
         raise UserError(

@@ -3,8 +3,8 @@
 Blocks note sums over their tokens in the collection "diagnostics", which is mutable in
 evaluations alone: in training nothing of this is traced.
 
-Shapes: B examples, N decoder tokens, S vectors (the null vector first), H heads, R rows
-of L tokens.
+Shapes: B examples, N decoder tokens, Q masked tokens, S vectors (the null vector
+first), H heads, R rows of L tokens.
 """
 
 from __future__ import annotations
@@ -107,12 +107,30 @@ def note_update(
   _note(module, {"update": squares(update_RLD), "stream": squares(x_RLD)})
 
 
+def note_copies(module: nn.Module, share_BQ: Array, sees_BQ: Array) -> None:
+  """Notes how much of the probability a pointer gives to copies.
+
+  Args:
+    module: the pointer.
+    share_BQ: probability of a copy at each masked token that sees an ancestor.
+    sees_BQ: which tokens these are.
+  """
+  shares_BQ = jnp.where(sees_BQ, share_BQ, 0)
+  _note(
+    module,
+    {
+      "copied": shares_BQ.sum(dtype=jnp.float32),
+      "may_copy": sees_BQ.sum(dtype=jnp.float32),
+    },
+  )
+
+
 def sums_by_layer(variables: Mapping[str, Any]) -> dict[str, Array]:
-  """Returns what the decoder's layers noted, by name, a number for each layer."""
+  """Returns what the decoder noted, by name: a number for each layer, or one."""
   found: dict[str, list[tuple[int, Array]]] = {}
   for path, value in flatten_dict(variables[COLLECTION]).items():
-    layer = next(part for part in path if part.startswith("layers"))
-    # Scanned layers are one, with a leading axis.
+    layer = next((part for part in path if part.startswith("layers")), "")
+    # Scanned layers are one, with a leading axis; a pointer is of no layer.
     number = int(layer.partition("_")[2] or 0)
     found.setdefault(path[-1], []).append((number, jnp.atleast_1d(value)))
   return {

@@ -21,7 +21,7 @@ from .interface import Batch, Metrics, PyTree
 from .layers import Array
 from .losses import TokenLosses, token_losses
 from .metrics import metrics_of_sums
-from .network import CommentTreeTransformer
+from .network import CommentTreeTransformer, Encoded
 from .pooling import vector_sums
 from .roberta import ROBERTA
 from .stacks import Family
@@ -273,8 +273,11 @@ class CommentTreeModel:
     """
     if self.config.context != "pooled":
       return {}
-    encoded = self.module.apply({"params": params}, batch, method=self.module.encode)
-    return vector_sums(*cast(tuple[Array, Array], encoded))
+    encoded = cast(
+      Encoded,
+      self.module.apply({"params": params}, batch, method=self.module.encode),
+    )
+    return vector_sums(encoded.vectors_BEJD, encoded.used_BEJ)
 
   def predict_batch(
     self, params: PyTree, batch: Batch, rng: Array | None = None

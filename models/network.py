@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import cast
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from .ancestors import Ancestors
+from .ancestors import Ancestors, by_slot
 from .attention import AncestorContext
 from .batch import places
 from .config import ModelConfig
 from .heads import HEADS, Scores
 from .layers import Array, parameter, small_normal
+from .pointer import AncestorPointer
 from .pooling import CommentPooling
 from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
 from .threads import ThreadAncestors, as_rows
+
+
+@flax.struct.dataclass
+class Encoded:
+  """The comments of a batch, encoded.
+
+  Attributes:
+    vectors_BEJD: their pooled vectors; with `context = "concatenated"` the token states
+      of each target's thread: E is T, and J is `max_context_tokens`.
+    used_BEJ: which of these hold anything.
+    states_BND: the encoder's last states of all its tokens.
+  """
+
+  vectors_BEJD: Array
+  used_BEJ: Array
+  states_BND: Array
 
 
 class CommentTreeTransformer(nn.Module):
@@ -48,6 +68,8 @@ class CommentTreeTransformer(nn.Module):
     else:
       self.ancestors = ThreadAncestors(cfg)
     self.decoder = DecoderStack(cfg, self.family, self.deterministic)
+    if cfg.ancestor_pointer:
+      self.pointer = AncestorPointer(cfg)
     if cfg.head != "masked_lm":
       self.head = HEADS[cfg.head](cfg, self.deterministic)
     if cfg.num_languages:
@@ -63,16 +85,13 @@ class CommentTreeTransformer(nn.Module):
 
     With a head, those of labels, `[B, R, M, C]`, or the scores of chains of them.
     """
-    vectors_BEJD, used_BEJ = self.encode(batch)
+    encoded = self.encode(batch)
     if self.config.head == "masked_lm":
-      return self.decode(vectors_BEJD, used_BEJ, batch)
-    return self.head(self.decode_states(vectors_BEJD, used_BEJ, batch), batch)
+      return self.decode(encoded, batch)
+    return self.head(self.decode_states(encoded, batch), batch)
 
-  def encode(self, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Returns pooled vectors `[B, E, J, D]` and which are in use `[B, E, J]`.
-
-    With `context = "concatenated"` the token states of each target's thread and where
-    there are tokens: E is T, and J is `max_context_tokens`.
+  def encode(self, batch: Mapping[str, Array]) -> Encoded:
+    """Encodes and pools the comments.
 
     Raises:
       UserError: if a comment as long as a row would be longer than the family can.
@@ -89,18 +108,19 @@ class CommentTreeTransformer(nn.Module):
       self._language_vectors(read, "encoder", rows),
     )
     x_RLD = self.encoder(x_RLD, slots_BRL.reshape(rows))
+    states_BND = x_RLD.reshape(len(slots_BRL), -1, x_RLD.shape[-1])
     if not pooled:
-      return x_RLD.reshape(*slots_BRL.shape, -1), slots_BRL > 0
-    return self.pooling(
+      states_BTND = x_RLD.reshape(*slots_BRL.shape, -1)
+      return Encoded(states_BTND, slots_BRL > 0, states_BND)
+    vectors_BEJD, used_BEJ = self.pooling(
       x_RLD.reshape(*slots_BRL.shape, -1),
       slots_BRL,
       places(batch, "encoder"),
       batch["encoder_slot_depths"].shape[-1],
     )
+    return Encoded(vectors_BEJD, used_BEJ, states_BND)
 
-  def decode(
-    self, vectors_BEJD: Array, used_BEJ: Array, batch: Mapping[str, Array]
-  ) -> Array:
+  def decode(self, encoded: Encoded, batch: Mapping[str, Array]) -> Array:
     """Returns logits `[B, R, M, V]` given what `encode` returned.
 
     Raises:
@@ -108,18 +128,16 @@ class CommentTreeTransformer(nn.Module):
     """
     masked_BRM = batch["decoder_masked_positions"]
     masked_RM = masked_BRM.reshape(-1, masked_BRM.shape[-1])
-    logits_RMV = self._decode(vectors_BEJD, used_BEJ, batch, masked_RM)
+    logits_RMV = self._decode(encoded, batch, masked_RM)
     return logits_RMV.reshape(*masked_BRM.shape, -1)
 
-  def decode_states(
-    self, vectors_BEJD: Array, used_BEJ: Array, batch: Mapping[str, Array]
-  ) -> Array:
+  def decode_states(self, encoded: Encoded, batch: Mapping[str, Array]) -> Array:
     """Returns the decoder's last states `[B, R, L, D]` in place of logits.
 
     Raises:
       UserError: as `encode`.
     """
-    x_RLD = self._decode(vectors_BEJD, used_BEJ, batch, None)
+    x_RLD = self._decode(encoded, batch, None)
     return x_RLD.reshape(*batch["decoder_segment_ids"].shape, -1)
 
   def begin_replies(
@@ -139,12 +157,12 @@ class CommentTreeTransformer(nn.Module):
     Raises:
       UserError: as `encode`.
     """
-    vectors_BEJD, used_BEJ = self.encode(batch)
+    encoded = self.encode(batch)
     batch_size, targets = batch["target_depths"].shape
     targets_N = jnp.repeat(jnp.arange(1, targets + 1), copies)
     targets_BN = jnp.broadcast_to(targets_N, (batch_size, targets * copies))
-    context = self.ancestors.context(
-      vectors_BEJD, used_BEJ, targets_BN.reshape(batch_size, targets, copies), batch
+    context = self._context(
+      encoded, targets_BN.reshape(batch_size, targets, copies), targets_BN, batch
     )
     return context, self.ancestors.target_inputs(targets_BN, batch["target_depths"])
 
@@ -176,7 +194,7 @@ class CommentTreeTransformer(nn.Module):
     x_BND = self.token_embedder(
       tokens_BN, jnp.broadcast_to(position, tokens_BN.shape), added_BND
     )
-    logits_R1V = self.decoder(
+    x_R1D, logits = self.decoder(
       x_BND.reshape(-1, 1, x_BND.shape[-1]),
       (jnp.arange(length) <= position)[None, None],
       context,
@@ -184,12 +202,46 @@ class CommentTreeTransformer(nn.Module):
       self.token_embedder,
       position,
     )
+    logits_R1V = cast(Array, logits)
+    if context.tokens is not None:
+      logits_R1V = self.pointer(logits_R1V, x_R1D, context.tokens)
     return logits_R1V.reshape(*tokens_BN.shape, -1)
+
+  def _context(
+    self,
+    encoded: Encoded,
+    targets_BXY: Array,
+    queries_BQ: Array | None,
+    batch: Mapping[str, Array],
+  ) -> AncestorContext:
+    """Returns what decoder tokens attend to and, if asked, the pointer's queries.
+
+    Args:
+      encoded: the comments.
+      targets_BXY: target id of each decoder token, 0 for padding.
+      queries_BQ: target id of each position that logits are wanted for; None if none.
+      batch: see `Ancestors.context`.
+    """
+    context = self.ancestors.context(
+      encoded.vectors_BEJD, encoded.used_BEJ, targets_BXY, batch
+    )
+    if not self.config.ancestor_pointer or queries_BQ is None:
+      return context
+    slots_BN = batch["encoder_segment_ids"].reshape(len(queries_BQ), -1)
+    visible_BUE, distances_BUE = by_slot(batch, encoded.used_BEJ.shape[1])
+    tokens = self.pointer.tokens(
+      encoded.states_BND,
+      batch["encoder_input_tokens"].reshape(slots_BN.shape),
+      slots_BN,
+      visible_BUE,
+      distances_BUE,
+      queries_BQ,
+    )
+    return dataclasses.replace(context, tokens=tokens)
 
   def _decode(
     self,
-    vectors_BEJD: Array,
-    used_BEJ: Array,
+    encoded: Encoded,
     batch: Mapping[str, Array],
     masked_RM: Array | None,
   ) -> Array:
@@ -199,7 +251,14 @@ class CommentTreeTransformer(nn.Module):
     positions_BRL = batch["decoder_positions"]
     batch_size, _, length = targets_BRL.shape
     targets_BN = targets_BRL.reshape(batch_size, -1)
-    context = self.ancestors.context(vectors_BEJD, used_BEJ, targets_BRL, batch)
+    queries_BQ = None
+    if masked_RM is not None:
+      masked_BRM = masked_RM.reshape(*targets_BRL.shape[:2], -1)
+      queries_BRM = jnp.take_along_axis(targets_BRL, masked_BRM, axis=-1)
+      # Columns that pad the masked ones copy nothing.
+      queries_BRM = jnp.where(batch["decoder_loss_weights"] > 0, queries_BRM, 0)
+      queries_BQ = queries_BRM.reshape(batch_size, -1)
+    context = self._context(encoded, targets_BRL, queries_BQ, batch)
     added = _sum_of(
       self.ancestors.target_inputs(targets_BN, batch["target_depths"]),
       self._language_vectors(batch, "decoder", targets_BN.shape),
@@ -215,13 +274,15 @@ class CommentTreeTransformer(nn.Module):
       visible_RLL &= in_order(
         prefix_BN.reshape(-1, length), positions_BRL.reshape(-1, length)
       )
-    return self.decoder(
-      x_BND.reshape(-1, length, x_BND.shape[-1]),
-      visible_RLL,
-      context,
-      masked_RM,
-      self.token_embedder,
+    x_RLD = x_BND.reshape(-1, length, x_BND.shape[-1])
+    x, logits_RMV = self.decoder(
+      x_RLD, visible_RLL, context, masked_RM, self.token_embedder
     )
+    if logits_RMV is None:
+      return x
+    if context.tokens is not None:
+      logits_RMV = self.pointer(logits_RMV, x, context.tokens)
+    return logits_RMV
 
   def _language_vectors(
     self, batch: Mapping[str, Array], side: str, shape: tuple[int, ...]

@@ -178,8 +178,11 @@ class DecoderStack(_Stack):
     masked_positions_RM: Array | None,
     embedder: nn.Module,
     position: Array | None = None,
-  ) -> Array:
-    """Returns logits `[R, M, V]`, float32, or the states `[R, L, D]` of all tokens.
+  ) -> tuple[Array, Array | None]:
+    """Returns the states `[R, M, D]` at masked positions and logits `[R, M, V]` there.
+
+    Logits are float32. Without `masked_positions_RM`, the states `[R, L, D]` of all
+    tokens, and None.
 
     Args:
       x_RLD: the embedded rows.
@@ -196,15 +199,15 @@ class DecoderStack(_Stack):
       cfg.num_decoder_layers,
       x_RLD,
       visible_RLL,
-      context,
+      dataclasses.replace(context, tokens=None),
       position=position,
     )
     drop = dropout(cfg.dropout_rate, self.deterministic)
     if masked_positions_RM is None:
-      return self.end(x_RLD, "decoder_norm", drop)
+      return self.end(x_RLD, "decoder_norm", drop), None
     # Six of seven positions are not masked: leave them out of the vocabulary
     # projection, the largest product of a small model.
     picked_RML = jax.nn.one_hot(masked_positions_RM, x_RLD.shape[-2], dtype=dtype)
     x_RMD = jnp.einsum("rml,rld->rmd", picked_RML, x_RLD)
     x_RMD = self.end(x_RMD, "decoder_norm", drop)
-    return self.family.logits(cfg, x_RMD, embedder)
+    return x_RMD, self.family.logits(cfg, x_RMD, embedder)

@@ -2,7 +2,7 @@
 
 Of the tokens that see an ancestor: how large what it adds is against what it is added
 to, how spread its weights are, how much of them is on the parent. Of all tokens: how
-much is on the null vector.
+much is on the null vector. Of a pointer: how much it copies.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class AttentionSums(BatchSums):
     added to; `entropy` of the weights in nats, the mean over heads and tokens, and
     `most_entropy`, that of weights spread evenly; `parent_weight`, the share of the
     weights that is on the parent, of comments that see theirs; `null_weight`, the share
-    that is on the null vector, of all comments.
+    that is on the null vector, of all comments. With a pointer also `copy_share`, the
+    mean probability of a copy at masked tokens that see an ancestor.
     """
     sums = self._sums
     if not sums or not sums["with_ancestors"].any():
@@ -53,7 +54,11 @@ class AttentionSums(BatchSums):
       "null_weight": ratio("null_weight", "tokens"),
     }
     layers = range(len(sums["tokens"]))
+    copies = {}
+    if "may_copy" in sums:
+      copies["copy_share"] = float(ratio("copied", "may_copy").mean())
     return {
+      **copies,
       **{name: float(of_layers.mean()) for name, of_layers in values.items()},
       "by_layer": {
         str(layer): {name: float(v[layer]) for name, v in values.items()}
@@ -71,11 +76,14 @@ def sentence(results: Mapping[str, Any]) -> str:
   found = results.get(ATTENTION)
   if not found:
     return ""
+  copies = ""
+  if "copy_share" in found:
+    copies = f"; {found['copy_share']:.1%} of the probability is copied from ancestors"
   return (
     f"cross-attention adds {found['update_share']:.2g} of what it is added to; entropy"
     f" {found['entropy']:.2f} of at most {found['most_entropy']:.2f} nats;"
     f" {found['parent_weight']:.0%} on the parent, {found['null_weight']:.0%} on the"
-    " null vector"
+    f" null vector{copies}"
   )
 
 

@@ -78,7 +78,9 @@ def draw(shapes, seed=0):
     if path[-1].key == "scale":
       return jnp.asarray(rng.uniform(0.5, 1.5, shape.shape), jnp.float32)
     name = path[-1].key
-    fan_in = shape.shape[-2] if name == "kernel" else 4 if name == "bias" else 1
+    fan_in = {"bias": 4, "salience": 16, "gate": 16}.get(name, 1)
+    if name == "kernel":
+      fan_in = shape.shape[-2]
     return jnp.asarray(rng.normal(0, fan_in**-0.5, shape.shape), jnp.float32)
 
   return jax.tree_util.tree_map_with_path(leaf, shapes)

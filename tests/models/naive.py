@@ -110,8 +110,8 @@ def roberta_decode(params, tokens, depth, keys_in, bias, cfg):
     read = attention(layer["encoder_decoder_attention"], x, keys_in, bias, cfg)
     x = layer_norm(layer["post_cross_attention_layer_norm"], x + read, cfg)
     x = layer_norm(layer["post_mlp_layer_norm"], x + roberta_mlp(layer["mlp"], x), cfg)
-  x = layer_norm(p["logits_norm"], gelu_exact(dense(p["logits_transform"], x)), cfg)
-  return x @ params["token_embedder"]["embedding"].T + p["logits_bias"]
+  y = layer_norm(p["logits_norm"], gelu_exact(dense(p["logits_transform"], x)), cfg)
+  return x, y @ params["token_embedder"]["embedding"].T + p["logits_bias"]
 
 
 def encode(params, comment, cfg):
@@ -159,8 +159,31 @@ def depth_vector(params, depth, cfg):
   return 0.0
 
 
+def point(params, logits, x, ancestors, cfg):
+  """Returns logits [L, V] with copies, of [(tokens, states, distance)] of ancestors."""
+  if not ancestors:
+    return logits
+  p = params["pointer"]
+  ids = np.concatenate([tokens for tokens, _, _ in ancestors])
+  states = np.concatenate([states for _, states, _ in ancestors])
+  bias = np.concatenate(
+    [
+      np.full(len(tokens), p["distance_bias"][min(distance, cfg.max_ancestor_distance)])
+      for tokens, _, distance in ancestors
+    ]
+  )
+  query, key = (dense(p[name], at) for name, at in (("query", x), ("key", states)))
+  scores = query @ key.T / math.sqrt(query.shape[-1]) + states @ p["salience"] + bias
+  odds = np.exp(x @ p["gate"] + p["log_odds"])
+  copies = np.zeros_like(logits)
+  for n, token in enumerate(ids):
+    copies[:, token] += softmax(scores)[:, n]
+  normalizer = np.exp(logits).sum(-1, keepdims=True)
+  return np.log(np.exp(logits) + normalizer * odds[:, None] * copies)
+
+
 def decode(params, comment, tokens, ancestors, cfg):
-  """Returns logits [L, V] given [(vectors, distance, depth)] of the ancestors."""
+  """Returns states and logits, given [(vectors, distance, depth)] of the ancestors."""
   keys_in, bias = [], []
   for vectors, distance, depth in ancestors:
     hops = min(distance, cfg.max_ancestor_distance)
@@ -190,11 +213,13 @@ def decode(params, comment, tokens, ancestors, cfg):
     normed = rms_norm(layer["pre_cross_attention_layer_norm"]["scale"], x)
     x = x + attention(layer["encoder_decoder_attention"], normed, keys_in, bias, cfg)
     x = x + mlp(layer["mlp"], rms_norm(layer["pre_mlp_layer_norm"]["scale"], x))
-  return rms_norm(p["decoder_norm"]["scale"], x) @ p["logits_dense"]["kernel"]
+  x = rms_norm(p["decoder_norm"]["scale"], x)
+  return x, x @ p["logits_dense"]["kernel"]
 
 
 def loss_sum(params, forest, masked_tokens, cfg):
   """Returns the loss summed over the masked tokens of a forest's targets."""
+  states = {}
   vectors = {}
   total = 0.0
   for comment in forest:
@@ -202,12 +227,19 @@ def loss_sum(params, forest, masked_tokens, cfg):
       continue
     for a in comment.ancestors:
       if a not in vectors:
-        vectors[a] = pool(params, encode(params, forest[a], cfg), cfg)
+        states[a] = encode(params, forest[a], cfg)
+        vectors[a] = pool(params, states[a], cfg)
     ancestors = [
       (vectors[a], distance, forest[a].depth)
       for a, distance in zip(comment.ancestors, comment.distances)
     ]
-    logits = decode(params, comment, masked_tokens(comment), ancestors, cfg)
+    x, logits = decode(params, comment, masked_tokens(comment), ancestors, cfg)
+    if cfg.ancestor_pointer:
+      pointed = [
+        (forest[a].tokens, states[a], distance)
+        for a, distance in zip(comment.ancestors, comment.distances)
+      ]
+      logits = point(params, logits, x, pointed, cfg)
     for position in comment.masked:
       log_z = np.log(np.exp(logits[position]).sum())
       total += log_z - logits[position, comment.tokens[position]]

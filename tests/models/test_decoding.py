@@ -123,10 +123,10 @@ def thread(packed):
 
 SHRINK = {"bias": 9, "logits_bias": 9, "type_embedding": 9, "position_embedding": 9}
 # Family, whether layers are scanned, positions of ancestors, vectors per comment.
-PLAIN = ("t5", False, "relative_bias", 1)
-SCANNED = ("t5", True, "distance", 2)
-ROBERTA = ("roberta", False, "none", 1)
-SCANNED_ROBERTA = ("roberta", True, "depth", 1)
+PLAIN = ("t5", False, "relative_bias", 1, True)
+SCANNED = ("t5", True, "distance", 2, False)
+ROBERTA = ("roberta", False, "none", 1, True)
+SCANNED_ROBERTA = ("roberta", True, "depth", 1, False)
 
 
 def variants(*quick):
@@ -147,12 +147,13 @@ def build(make, thread):
 
   @functools.cache
   def built(variant):
-    name, scan_layers, positions, many = variant
+    name, scan_layers, positions, many, pointer = variant
     model, params = make(
       **conftest.FAMILIES[name],
       scan_layers=scan_layers,
       ancestor_positions=positions,
       vectors_per_comment=many,
+      ancestor_pointer=pointer,
     )
     params = shrunk(params, name)
     return model, params, Uncached(model, params, thread)

@@ -60,6 +60,20 @@ def test_tokens_are_counted_by_what_they_see(make, packed, family):
   assert (found["parent_weight"] < found["with_parent"]).all()
 
 
+def test_a_pointer_notes_its_share_of_masked_tokens_that_see_an_ancestor(make, packed):
+  model, params = make(ancestor_pointer=True)
+  pointer = params["pointer"] | {
+    "gate": jnp.zeros_like(params["pointer"]["gate"]),
+    "log_odds": jnp.log(jnp.array([0.25])),
+  }
+  found = noted(model, params | {"pointer": pointer}, packed.batch)
+  masked = sum(
+    len(c.masked) for f in packed.forests for c in f if c.is_target and c.ancestors
+  )
+  assert found["may_copy"] == [masked]
+  np.testing.assert_allclose(found["copied"], [masked / 5], rtol=1e-5)
+
+
 @pytest.mark.parametrize("positions", ["none", "distance", "depth", "relative_bias"])
 def test_attention_that_scores_all_alike_is_spread_evenly(make, packed, positions):
   model, params = make(ancestor_positions=positions)

@@ -48,7 +48,8 @@ def halves(make, packed):
     model, params = make(pooling=pooling, ancestor_positions="none", **common)
 
     def encode(params):
-      return model.module.apply({"params": params}, batch, method="encode")
+      encoded = model.module.apply({"params": params}, batch, method="encode")
+      return encoded.vectors_BEJD, encoded
 
     def gradients(params, of_vectors):
       _, pull_back, _ = jax.vjp(encode, params, has_aux=True)
@@ -60,10 +61,9 @@ def halves(make, packed):
   def decoder(positions):
     model, params = make(ancestor_positions=positions, **common)
 
-    def loss(params, vectors, used):
-      logits = model.module.apply(
-        {"params": params}, vectors, used, batch, method="decode"
-      )
+    def loss(params, vectors, encoded):
+      read = dataclasses.replace(encoded, vectors_BEJD=vectors)
+      logits = model.module.apply({"params": params}, read, batch, method="decode")
       return token_losses(logits, batch["decoder_target_tokens"]).loss.mean()
 
     return params, compiled(jax.value_and_grad(loss, argnums=(0, 1)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -301,16 +303,15 @@ def test_gradients_reach_the_encoder_through_every_vector_in_use(make, packed, p
     changed = {**params, "token_embedder": {"embedding": table}}
     return module.apply({"params": changed}, packed.batch, method=module.encode)
 
-  def decoded(vectors, used):
-    logits = module.apply(
-      {"params": params}, vectors, used, packed.batch, method=module.decode
-    )
+  def decoded(vectors, rest):
+    read = dataclasses.replace(rest, vectors_BEJD=vectors)
+    logits = module.apply({"params": params}, read, packed.batch, method=module.decode)
     return jnp.sum(jax.nn.log_softmax(logits)[..., 5] * weights)
 
   def gradients(table):
-    vectors, used = encoded(table)
-    of_words = jax.jacrev(lambda table: encoded(table)[0][0, 0].sum(-1))(table)
-    return used, jax.grad(decoded)(vectors, used), of_words
+    read = encoded(table)
+    of_words = jax.jacrev(lambda t: encoded(t).vectors_BEJD[0, 0].sum(-1))(table)
+    return read.used_BEJ, jax.grad(decoded)(read.vectors_BEJD, read), of_words
 
   used, of_vectors, of_words = jax.tree.map(
     np.asarray,

@@ -54,6 +54,17 @@ def test_tokens_of_all_batches_count_alike():
   assert found["entropy"] == pytest.approx(results(BATCH)["entropy"])
 
 
+def test_what_a_pointer_copies_is_told_beside_it():
+  found = results(BATCH | {"copied": np.array([0.5]), "may_copy": np.array([4.0])})
+  assert found["copy_share"] == pytest.approx(0.125)
+  line = attention_statistics.sentence({attention_statistics.ATTENTION: found})
+  assert line.endswith("12.5% of the probability is copied from ancestors")
+  plain = attention_statistics.sentence(
+    {attention_statistics.ATTENTION: results(BATCH)}
+  )
+  assert "copied" not in plain
+
+
 def test_without_ancestors_or_sums_nothing_is_told():
   assert results() == results({}) == {}
   none = {name: np.zeros(2) for name in BATCH}
