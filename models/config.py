@@ -22,7 +22,7 @@ FamilyName = Literal["t5", "roberta"]
 HeadName = Literal["masked_lm", "classification", "tagging"]
 Tagger = Literal["linear", "gru", "crf"]
 ClassifyFrom = Literal["mean", "first"]
-Context = Literal["pooled", "concatenated"]
+Context = Literal["pooled", "concatenated", "none"]
 
 
 def check_choice(owner: str, field: str, value: object, choices: object) -> None:
@@ -89,8 +89,8 @@ class ModelConfig:
   layer_norm_epsilon: float = 1e-5
   norm_before_ancestors: bool = False
 
-  # What the decoder sees of the ancestors: vectors that each comment is pooled to, or
-  # the states of so many tokens of their texts, read as one, the nearest first.
+  # What the decoder sees of the ancestors: vectors that each comment is pooled to, the
+  # states of so many tokens of their texts, read as one, the nearest first, or nothing.
   context: Context = "pooled"
   max_context_tokens: int = 256
 

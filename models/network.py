@@ -62,7 +62,7 @@ class CommentTreeTransformer(nn.Module):
     cfg = self.config
     self.token_embedder = self.family.embedder(cfg)
     self.encoder = EncoderStack(cfg, self.family, self.deterministic)
-    if cfg.context == "pooled":
+    if cfg.context != "concatenated":
       self.pooling = CommentPooling(cfg)
       self.ancestors = Ancestors(cfg)
     else:
@@ -91,17 +91,26 @@ class CommentTreeTransformer(nn.Module):
     return self.head(self.decode_states(encoded, batch), batch)
 
   def encode(self, batch: Mapping[str, Array]) -> Encoded:
-    """Encodes and pools the comments.
+    """Encodes and pools the comments; with `context = "none"` nothing is in use.
 
     Raises:
       UserError: if a comment as long as a row would be longer than the family can.
     """
     cfg = self.config
-    pooled = cfg.context == "pooled"
+    pooled = cfg.context != "concatenated"
     read = batch if pooled else as_rows(batch, cfg.max_context_tokens)
     slots_BRL = read["encoder_segment_ids"]
     self.family.check_length(cfg, slots_BRL.shape[-1])
     rows = (-1, slots_BRL.shape[-1])
+    if cfg.context == "none" and not self.is_initializing():
+      dtype = jnp.dtype(cfg.dtype)
+      slots = (len(slots_BRL), read["encoder_slot_depths"].shape[-1])
+      used_BEJ = jnp.zeros((*slots, cfg.vectors_per_comment), jnp.bool_)
+      return Encoded(
+        jnp.zeros((*used_BEJ.shape, cfg.emb_dim), dtype),
+        used_BEJ,
+        jnp.zeros((len(slots_BRL), slots_BRL[0].size, cfg.emb_dim), dtype),
+      )
     x_RLD = self.token_embedder(
       read["encoder_input_tokens"].reshape(rows),
       read["encoder_positions"].reshape(rows),
@@ -229,6 +238,7 @@ class CommentTreeTransformer(nn.Module):
       return context
     slots_BN = batch["encoder_segment_ids"].reshape(len(queries_BQ), -1)
     visible_BUE, distances_BUE = by_slot(batch, encoded.used_BEJ.shape[1])
+    visible_BUE &= encoded.used_BEJ.any(-1)[:, None]
     tokens = self.pointer.tokens(
       encoded.states_BND,
       batch["encoder_input_tokens"].reshape(slots_BN.shape),

@@ -90,15 +90,18 @@ def train_step_flops(
     encoder_shape = (sets, encoder_length)
     keys_in_set, queries = 1 + encoder_length, sets * decoder_length
   encoder_rows, keys = int(np.prod(encoder_shape)), sets * keys_in_set
+  if config.context == "none":
+    encoder_rows = 0
 
   def positions(name: str) -> int:
-    if ".logits_" in name or name in _AT_LABELS:
+    if ".logits_" in name or name in _AT_LABELS or name == "pointer.query.kernel":
       return masked
     if "encoder_decoder_attention.key" in name or (
       "encoder_decoder_attention.value" in name
     ):
       return keys
-    return encoder_rows if name.startswith("encoder.") else decoder_rows
+    of_encoder = name.startswith("encoder.") or name == "pointer.key.kernel"
+    return encoder_rows if of_encoder else decoder_rows
 
   def attended(name: str) -> int:
     """Returns how many pairs of a query and a key there are."""
@@ -117,6 +120,9 @@ def train_step_flops(
     if not name.endswith((".kernel", ".recurrent_kernel")):
       continue
     products += int(np.prod(leaf.shape)) * positions(name)
+    if name == "pointer.query.kernel":
+      # Of each example its masked tokens with its encoder tokens.
+      products += leaf.shape[-1] * masked * encoder_rows // sets
     if name.endswith("attention.query.kernel"):
       # Scores and mixing: a product each, as wide as all heads; scanned layers stack.
       layers = int(np.prod(leaf.shape[:-2]))

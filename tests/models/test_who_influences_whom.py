@@ -79,6 +79,17 @@ def test_without_ancestors_nothing_depends_on_the_encoder(logits_of, packed):
   assert np.abs(logits_of(batch) - logits_of(packed.batch)).max() > 1e-4
 
 
+def test_a_model_without_context_is_one_that_sees_no_ancestors(make, packed, family):
+  (pooled, params), (without, same) = make(**family), make(**family, context="none")
+  assert jax.tree.structure(params) == jax.tree.structure(same)
+  hidden = apply_condition(packed.batch, "none")
+  logits = [
+    jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)(params, batch)
+    for model, batch in ((pooled, hidden), (without, packed.batch))
+  ]
+  np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
+
+
 def test_parent_only_depends_on_the_parent_and_on_nobody_else(logits_of, packed):
   batch = jax.tree.map(np.asarray, apply_condition(packed.batch, "parent_only"))
   forest = packed.forests[1]

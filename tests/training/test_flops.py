@@ -31,6 +31,8 @@ def test_peaks_are_known_by_the_devices_name():
     (True, {}),
     (False, {"vectors_per_comment": 16}),
     (False, {"context": "concatenated", "max_context_tokens": 16}),
+    (False, {"context": "none"}),
+    (False, {"ancestor_pointer": True}),
   ],
 )
 def test_the_count_of_a_step_is_near_the_compilers(scan_layers, changes):

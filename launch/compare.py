@@ -1,0 +1,293 @@
+"""`commentree compare`: evaluations of several runs, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import glob
+import json
+import math
+import pathlib
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from ..errors import UserError
+
+_EPILOG = """\
+examples:
+  two runs, at the last evaluation of each:
+    commentree compare runs/pooled runs/pointer
+
+  three seeds of each, as one row; what each saves against the first:
+    commentree compare "own words=runs/own_*" "pointer=runs/pointer_*" \\
+      --against="own words"
+
+  after 1,000 steps, as a page:
+    commentree compare runs/* --step=1000 --output=results.md
+
+A row tells the held-out loss with true ancestors, in nats a token, and how much larger
+it is with ancestors of other trees, the parent alone and none. ± is a standard error:
+over the runs of a row, or over held-out trees where the row is one run. Runs must have
+been evaluated on the same masked tokens.
+
+exit codes: 0 done, 2 a mistake of the user's.
+"""
+_CONDITIONS = ("shuffled", "parent_only", "none")
+_BAGS = {
+  "unigram": "unigram",
+  "bag_own": "bag of the comment's own words",
+  "bag_true": "and of its ancestors' words",
+  "bag_parent_only": "and of its parent's alone",
+  "bag_shuffled": "and of those of another tree's",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+  """A mean and its standard error; no error where nothing tells."""
+
+  mean: float
+  error: float | None = None
+
+  def __str__(self) -> str:
+    return f"{self.mean:.4f}" + ("" if self.error is None else f" ± {self.error:.4f}")
+
+  def signed(self) -> str:
+    """The same with a sign, as differences are written."""
+    return ("+" if self.mean >= 0 else "") + str(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """Runs that differ in their seeds alone.
+
+  Attributes:
+    label: name of the row.
+    steps: at which each was evaluated.
+    results: what was found, of each.
+  """
+
+  label: str
+  steps: tuple[int, ...]
+  results: tuple[Mapping[str, Any], ...]
+
+  def losses(self, name: str = "true") -> list[float]:
+    """Returns the runs' losses in nats a token; [] unless all have one."""
+    if any(name not in result for result in self.results):
+      return []
+    return [float(result[name]["loss"]) for result in self.results]
+
+  def loss(self, name: str = "true") -> Value | None:
+    """Returns the mean loss over the runs; None unless all have one."""
+    return _mean(self.losses(name))
+
+  def minus_true(self, condition: str) -> Value | None:
+    """Returns how much larger a condition's loss is; None unless all runs tell."""
+    found = [result.get(condition, {}) for result in self.results]
+    if not all("minus_true" in each for each in found):
+      return None
+    value = _mean([float(each["minus_true"]) for each in found])
+    if len(found) == 1 and value and "standard_error" in found[0]:
+      return Value(value.mean, float(found[0]["standard_error"]))
+    return value
+
+  def saves(self, other: Row) -> Value | None:
+    """Returns how much smaller the true loss is than another row's."""
+    ours, theirs = self.loss(), other.loss()
+    if ours is None or theirs is None:
+      return None
+    error = None
+    if ours.error is not None and theirs.error is not None:
+      error = math.hypot(ours.error, theirs.error)
+    return Value(theirs.mean - ours.mean, error)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Compares; returns the exit code."""
+  parser = argparse.ArgumentParser(
+    prog="commentree compare",
+    description="Put the evaluations of several runs side by side.",
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    "runs",
+    nargs="+",
+    metavar="[LABEL=]MODEL_DIR",
+    help="a run's folder; a glob of several with a label, for seeds of one model",
+  )
+  parser.add_argument("--step", type=int, help="of the evaluation; default the last")
+  parser.add_argument(
+    "--dataset", default="held_out", help="what was evaluated on (%(default)s)"
+  )
+  parser.add_argument("--against", metavar="LABEL", help="row that others are set off")
+  parser.add_argument("--output", metavar="FILE", help="write the table there as well")
+  arguments = parser.parse_args(argv)
+  rows = [
+    _row(label, folders, arguments.dataset, arguments.step)
+    for label, folders in _labelled(arguments.runs)
+  ]
+  text = markdown(rows, arguments.against)
+  print(text, end="")
+  if arguments.output:
+    try:
+      pathlib.Path(arguments.output).write_text(text, encoding="utf-8")
+    except OSError as error:
+      raise UserError(f"--output={arguments.output}: {error.strerror}") from None
+  return 0
+
+
+def markdown(rows: Sequence[Row], against: str | None = None) -> str:
+  """Returns a table of the rows, and one of the baselines that needed no training.
+
+  Args:
+    rows: what to compare.
+    against: label of the row that the others are set off.
+
+  Raises:
+    UserError: if there is no such row, or rows are of different tokens.
+  """
+  _check_tokens(rows)
+  other = None
+  if against is not None:
+    other = next((row for row in rows if row.label == against), None)
+    if other is None:
+      labels = ", ".join(repr(row.label) for row in rows)
+      raise UserError(f"--against={against!r}: no such row; there are {labels}")
+  head = ["model", "runs", "step", "true"]
+  head += [f"{condition} - true" for condition in _CONDITIONS]
+  if other is not None:
+    head.append(f"saves against {other.label}")
+  lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+  for row in rows:
+    cells = [row.label, str(len(row.results)), _range(row.steps), _cell(row.loss())]
+    cells += [_cell(row.minus_true(condition), True) for condition in _CONDITIONS]
+    if other is not None:
+      cells.append("" if row is other else _cell(row.saves(other), True))
+    lines.append(_line(cells))
+  tokens = rows[0].results[0]["true"]["tokens"]
+  lines += ["", f"Held-out loss in nats a token, over {tokens:,} masked tokens."]
+  baselines = [
+    (what, rows[0].loss(name)) for name, what in _BAGS.items() if rows[0].loss(name)
+  ]
+  if baselines:
+    lines += ["", _line(["without a network", "loss"]), _line(["---", "---:"])]
+    lines += [_line([what, _cell(value)]) for what, value in baselines]
+  return "\n".join(lines) + "\n"
+
+
+def _labelled(given: Sequence[str]) -> list[tuple[str, list[str]]]:
+  """Returns labels and folders; a folder without a label has its name for one."""
+  found: list[tuple[str, list[str]]] = []
+  for text in given:
+    label, equals, pattern = text.partition("=")
+    if not equals or epath.Path(text).exists():
+      found.append((pathlib.Path(text).name or text, [text]))
+      continue
+    folders = [pattern] if "://" in pattern else sorted(glob.glob(pattern))
+    if not folders:
+      raise UserError(f"{text}: there is no folder {pattern}")
+    found.append((label, folders))
+  labels = [label for label, _ in found]
+  for label in labels:
+    if labels.count(label) > 1:
+      raise UserError(f"two rows are called {label!r}: give labels, LABEL=MODEL_DIR")
+  return found
+
+
+def _row(label: str, folders: Sequence[str], dataset: str, step: int | None) -> Row:
+  found = [_evaluation(folder, dataset, step) for folder in folders]
+  return Row(label, tuple(at for at, _ in found), tuple(each for _, each in found))
+
+
+def _evaluation(
+  folder: str, dataset: str, step: int | None
+) -> tuple[int, Mapping[str, Any]]:
+  """Returns a run's last evaluation, or that of a step, and its step.
+
+  Raises:
+    UserError: if there is none.
+  """
+  file = epath.Path(folder) / "metrics.jsonl"
+  try:
+    lines = file.read_bytes().splitlines()
+  except OSError as error:
+    what = error.strerror or error
+    raise UserError(f"{file}: {what}; give the MODEL_DIR of a run") from None
+  found: dict[int, Mapping[str, Any]] = {}
+  datasets = set()
+  for number, line in enumerate(lines, 1):
+    try:
+      entry = json.loads(line)
+      if entry["kind"] != "eval":
+        continue
+      datasets.add(entry["dataset"])
+      if entry["dataset"] == dataset:
+        found[int(entry["step"])] = _checked(entry["results"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+      if number == len(lines):
+        break  # A killed run's last line.
+      raise UserError(f"{file}:{number}: not a row of metrics") from None
+  if not found:
+    there = f"there are {', '.join(sorted(datasets))}" if datasets else "there is none"
+    raise UserError(f"{file}: no evaluation on {dataset!r}; {there}")
+  if step is None:
+    step = max(found)
+  if step not in found:
+    steps = ", ".join(map(str, sorted(found)))
+    raise UserError(f"{file}: no evaluation at step {step}; there are {steps}")
+  return step, found[step]
+
+
+def _checked(results: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns results whose losses are numbers; raises ValueError or so otherwise."""
+  for of_condition in results.values():
+    float(of_condition["loss"])
+  int(results["true"]["tokens"])
+  return results
+
+
+def _check_tokens(rows: Sequence[Row]) -> None:
+  counts = {
+    result["true"]["tokens"]: row.label for row in rows for result in row.results
+  }
+  if len(counts) > 1:
+    told = ", ".join(f"{n:,} ({label})" for n, label in sorted(counts.items()))
+    raise UserError(
+      f"the runs were not evaluated on the same masked tokens: {told}; evaluate them"
+      " with the same data, layout and EVAL_BATCHES"
+    )
+
+
+def _mean(values: Sequence[float]) -> Value | None:
+  if not values:
+    return None
+  if len(values) == 1:
+    return Value(values[0])
+  error = statistics.stdev(values) / math.sqrt(len(values))
+  return Value(statistics.mean(values), error)
+
+
+def _range(steps: Sequence[int]) -> str:
+  low, high = min(steps), max(steps)
+  return f"{low:,}" if low == high else f"{low:,}-{high:,}"
+
+
+def _cell(value: Value | None, signed: bool = False) -> str:
+  if value is None:
+    return ""
+  return value.signed() if signed else str(value)
+
+
+def _line(cells: Sequence[str]) -> str:
+  return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+  from .main import run_verb
+
+  sys.exit(run_verb(main, sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""`commentree compare` reads metrics.jsonl alone, so that rows are written by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from commentree.launch import main
+
+
+def write(folder, true, shuffled, *, tokens=100, step=10, dataset="held_out"):
+  folder.mkdir(parents=True, exist_ok=True)
+  results = {
+    "true": {"loss": true, "tokens": tokens},
+    "shuffled": {
+      "loss": shuffled,
+      "tokens": tokens,
+      "minus_true": shuffled - true,
+      "standard_error": 0.125,
+    },
+    "bag_own": {"loss": 7.5},
+  }
+  row = {"kind": "eval", "step": step, "dataset": dataset, "results": results}
+  with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+    file.write('{"kind": "train", "step": 1, "loss": 3.0}\n')
+    file.write(json.dumps(row) + "\n")
+  return str(folder)
+
+
+@pytest.fixture
+def compare(capsys):
+  def run(*arguments):
+    code = main.main(["compare", *arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+  return run
+
+
+def cells(text, label):
+  line = next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
+  return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_a_run_has_the_standard_error_over_its_trees(tmp_path, compare):
+  run = write(tmp_path / "mine", 5.0, 5.5)
+  code, out, _ = compare(run)
+  assert code == 0
+  assert cells(out, "mine") == ["1", "10", "5.0000", "+0.5000 ± 0.1250", "", ""]
+  assert cells(out, "bag of the comment's own words") == ["7.5000"]
+
+
+def test_seeds_of_a_model_are_a_row_with_the_standard_error_over_runs(
+  tmp_path, compare
+):
+  for seed, loss in enumerate((5.0, 5.5, 6.0)):
+    write(tmp_path / f"a_{seed}", loss, loss + 0.25)
+    write(tmp_path / f"b_{seed}", loss + 1, loss + 1)
+  output = tmp_path / "table.md"
+  given = [f"{label}={tmp_path}/{label}_*" for label in "ab"]
+  code, out, _ = compare(*given, "--against=b", f"--output={output}")
+  assert code == 0
+  error = 0.5 / math.sqrt(3)
+  assert cells(out, "a")[2] == f"5.5000 ± {error:.4f}"
+  assert cells(out, "a")[3] == "+0.2500 ± 0.0000"
+  assert cells(out, "a")[-1] == f"+1.0000 ± {math.sqrt(2) * error:.4f}"
+  assert cells(out, "b")[-1] == ""
+  assert output.read_text(encoding="utf-8") == out
+
+
+def test_the_last_evaluation_counts_or_that_of_a_step(tmp_path, compare):
+  run = write(tmp_path / "mine", 5.0, 5.5, step=10)
+  write(tmp_path / "mine", 4.0, 4.5, step=20)
+  write(tmp_path / "mine", 1.0, 1.5, step=30, dataset="other")
+  assert cells(compare(run)[1], "mine")[1:3] == ["20", "4.0000"]
+  assert cells(compare(run, "--step=10")[1], "mine")[1:3] == ["10", "5.0000"]
+  assert cells(compare(run, "--dataset=other")[1], "mine")[2] == "1.0000"
+
+
+def test_what_cannot_be_compared_is_one_line(tmp_path, compare):
+  one = write(tmp_path / "one", 5.0, 5.5)
+  two = write(tmp_path / "two", 5.0, 5.5, tokens=99)
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "empty" / "metrics.jsonl").write_text("")
+  (tmp_path / "odd").mkdir()
+  (tmp_path / "odd" / "metrics.jsonl").write_text("[1]\n{}\n")
+  for arguments, told in (
+    ([one, two], "not evaluated on the same masked tokens: 99 (two), 100 (one)"),
+    ([str(tmp_path / "none")], "give the MODEL_DIR of a run"),
+    ([f"a={tmp_path}/none*"], "there is no folder"),
+    ([str(tmp_path / "empty")], "no evaluation on 'held_out'; there is none"),
+    ([str(tmp_path / "odd")], "metrics.jsonl:1: not a row of metrics"),
+    ([one, one], "two rows are called 'one'"),
+    ([one, "--step=11"], "no evaluation at step 11; there are 10"),
+    ([one, "--dataset=x"], "no evaluation on 'x'; there are held_out"),
+    ([one, "--against=two"], "no such row; there are 'one'"),
+    ([one, f"--output={tmp_path}"], "Is a directory"),
+  ):
+    code, _, error = compare(*arguments)
+    assert code == 2, arguments
+    assert told in error, error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path, compare):
+  run = write(tmp_path / "mine", 5.0, 5.5)
+  with open(tmp_path / "mine" / "metrics.jsonl", "a", encoding="utf-8") as file:
+    file.write('{"kind": "eval", "ste')
+  assert cells(compare(run)[1], "mine")[2] == "5.0000"
