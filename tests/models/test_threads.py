@@ -244,6 +244,11 @@ def test_scanned_and_rematerialized_layers_have_float32_gradients(make, packed):
 
 def test_diagnostics_count_the_tokens_that_read_a_thread(make, packed):
   model, params = concatenated(make)
+  # Scores that are all alike spread the weights evenly.
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, x: 0 * x if path[-2].key == "query" or "bias" in path[-1].key else x,
+    params,
+  )
   found = jitted(lambda p: model.evaluate_batch(p, packed.batch, "true"))(params)
   targets = [(c, f) for f in packed.forests for c in f if c.is_target]
   above = [(c, thread_of(f, c)) for c, f in targets if c.ancestors]
@@ -258,6 +263,13 @@ def test_diagnostics_count_the_tokens_that_read_a_thread(make, packed):
   np.testing.assert_allclose(noted["most_entropy"], most, rtol=1e-5)
   with_parent = sum(len(c.tokens) for c, _ in above if 1 in c.distances)
   assert noted["with_parent"].tolist() == [with_parent] * layers
+  on_parent = sum(
+    len(c.tokens) * sum(hops[a] == 1 for a, _ in thread) / len(thread)
+    for c, thread in above
+    for hops in [dict(zip(c.ancestors, c.distances))]
+  )
+  np.testing.assert_allclose(noted["parent_weight"], on_parent, rtol=1e-5)
+  np.testing.assert_allclose(noted["entropy"], noted["most_entropy"], rtol=1e-5)
   assert (noted["update"] > 0).all()
   assert model.vector_sums(params, packed.batch) == {}
 
@@ -272,7 +284,9 @@ def test_the_encoder_s_positions_are_counted_as_it_reads_them(make, packed):
 
 def test_replies_are_written_given_the_thread(make, packed):
   """As the whole text read anew gives them, greedily."""
-  model, params = concatenated(make, num_encoder_layers=1, num_decoder_layers=1)
+  model, params = concatenated(
+    make, ancestor_positions="depth", num_encoder_layers=1, num_decoder_layers=1
+  )
   config = DecodingConfig(start_id=1, end_id=2, max_length=4, num_replies=1)
   replies = jitted(lambda p: model.generate(p, packed.batch, config))(params)
   next_logits = jitted(lambda batch: model.logits(params, batch))
