@@ -185,8 +185,9 @@ def _embed(
   del run, options
 
   def compute(params: Any, inputs: Arrays) -> dict[str, jax.Array]:
-    vectors, used = model.module.apply({"params": params}, inputs, method="encode")
-    return {"vectors": vectors.astype(jnp.float32), "used": used}
+    encoded: Any = model.module.apply({"params": params}, inputs, method="encode")
+    vectors = encoded.vectors_BEJD.astype(jnp.float32)
+    return {"vectors": vectors, "used": encoded.used_BEJ}
 
   return Function(
     mode.name,

@@ -99,9 +99,7 @@ def test_states_are_what_logits_are_made_of(make, packed):
 
   def states(batch):
     encoded = module.apply({"params": params}, batch, method=module.encode)
-    return module.apply(
-      {"params": params}, *encoded, batch, method=module.decode_states
-    )
+    return module.apply({"params": params}, encoded, batch, method=module.decode_states)
 
   states_BRLD = np.asarray(states(packed.batch))
   positions = packed.batch["decoder_masked_positions"]

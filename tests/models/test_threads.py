@@ -80,7 +80,8 @@ def naive_loss_sum(params, forest, cfg):
       for a, distance in zip(comment.ancestors, comment.distances):
         own = [state for state, (of, _) in zip(states, thread) if of == a]
         seen.append((own, distance, forest[a].depth))
-    logits = naive.decode(params, comment, forests.masked_tokens(comment), seen, cfg)
+    masked = forests.masked_tokens(comment)
+    _, logits = naive.decode(params, comment, masked, seen, cfg)
     for position in comment.masked:
       log_z = np.log(np.exp(logits[position]).sum())
       total += log_z - logits[position, comment.tokens[position]]

@@ -204,9 +204,9 @@ def test_the_compute_type_of_the_family_of_roberta_is_the_set_one(make, packed):
     **conftest.FAMILIES["roberta"],
   )
   vectors = jax.eval_shape(
-    lambda p: model.module.apply({"params": p}, packed.batch, method="encode")[0],
+    lambda p: model.module.apply({"params": p}, packed.batch, method="encode"),
     params,
-  )
+  ).vectors_BEJD
   assert vectors.dtype == jnp.bfloat16
   loss, gradients = loss_and_gradients(model, params, packed.batch)
   assert np.isfinite(loss)

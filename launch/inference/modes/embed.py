@@ -99,12 +99,12 @@ class Embed(Mode[EmbeddedDocument]):
     def compute(params: Any, batch: Any) -> Any:
       variables = {"params": params}
       batch = self.hide(batch)
-      vectors_BEJD, used_BEJ = module.apply(variables, batch, method=module.encode)
-      alone = vectors_BEJD.astype(jnp.float32)
+      encoded: Any = module.apply(variables, batch, method=module.encode)
+      alone = encoded.vectors_BEJD.astype(jnp.float32)
       if not self._contextual:
         return {"alone": alone}
       states_BRLD: Any = module.apply(
-        variables, vectors_BEJD, used_BEJ, batch, method=module.decode_states
+        variables, encoded, batch, method=module.decode_states
       )
       batch_size, _, _, width = states_BRLD.shape
       targets_BN = batch["decoder_segment_ids"].reshape(batch_size, -1)

@@ -11,6 +11,7 @@ import numpy as np
 from commentree.models.batch import smallest
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
+from commentree.models.network import Encoded
 from commentree.training import partitioning
 from commentree.training import state as state_lib
 from commentree.training.config import PartitioningConfig
@@ -94,11 +95,11 @@ def encoder_states(started: Started, tokens) -> np.ndarray:
   batch["encoder_positions"] = row([*range(length), *range(length)])
   batch["encoder_slot_depths"] = np.zeros((1, 2), np.int32)
   apply_fn = functools.partial(started.model.module.apply, method="encode")
-  vectors, used = jax.jit(apply_fn)({"params": started.params}, batch)
-  assert np.asarray(used)[0, 0].sum() == min(
+  encoded = jax.jit(apply_fn)({"params": started.params}, batch)
+  assert np.asarray(encoded.used_BEJ)[0, 0].sum() == min(
     length, started.model.config.vectors_per_comment
   )
-  return np.asarray(vectors)[0, 0, :length]
+  return np.asarray(encoded.vectors_BEJD)[0, 0, :length]
 
 
 def decoder_logits(started: Started, tokens, states) -> np.ndarray:
@@ -114,6 +115,7 @@ def decoder_logits(started: Started, tokens, states) -> np.ndarray:
   batch["ancestor_distances"] = row([1] * seen)
   vectors = np.asarray(states, np.float32)[None, :, None]
   apply_fn = functools.partial(started.model.module.apply, method="decode")
-  used = np.ones((1, seen, 1), bool)
-  logits = jax.jit(apply_fn)({"params": started.params}, vectors, used, batch)
+  # Without a pointer the encoder's own states are not read.
+  encoded = Encoded(vectors, np.ones((1, seen, 1), bool), vectors[:, :, 0])
+  logits = jax.jit(apply_fn)({"params": started.params}, encoded, batch)
   return np.asarray(logits)[0, 0]

@@ -173,10 +173,8 @@ def test_an_encoder_of_t5_alone_starts_both_stacks(tmp_path, config):
 
   def states(params, batch):
     module = ours.model.module
-    vectors, used = module.apply({"params": params}, batch, method="encode")
-    return module.apply(
-      {"params": params}, vectors, used, batch, method="decode_states"
-    )
+    encoded = module.apply({"params": params}, batch, method="encode")
+    return module.apply({"params": params}, encoded, batch, method="decode_states")
 
   found = of_comments(jax.jit(states)(ours.params, batch), batch)
   theirs = [written.t5_hidden(arrays, config, "encoder", text) for text in texts]
@@ -211,10 +209,8 @@ def test_the_real_minilm_has_its_states_with_ancestors_and_without():
 
   def states(params, batch):
     module = ours.model.module
-    vectors, used = module.apply({"params": params}, batch, method="encode")
-    return module.apply(
-      {"params": params}, vectors, used, batch, method="decode_states"
-    )
+    encoded = module.apply({"params": params}, batch, method="encode")
+    return module.apply({"params": params}, encoded, batch, method="decode_states")
 
   found = of_comments(jax.jit(states)(ours.params, batch), batch)
   theirs = [written.bert_hidden(arrays, config, text) for text in texts]
