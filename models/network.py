@@ -265,8 +265,9 @@ class CommentTreeTransformer(nn.Module):
     if masked_RM is not None:
       masked_BRM = masked_RM.reshape(*targets_BRL.shape[:2], -1)
       queries_BRM = jnp.take_along_axis(targets_BRL, masked_BRM, axis=-1)
-      # Columns that pad the masked ones copy nothing.
-      queries_BRM = jnp.where(batch["decoder_loss_weights"] > 0, queries_BRM, 0)
+      # Columns that pad the masked ones copy nothing; exported functions have none.
+      if "decoder_loss_weights" in batch:
+        queries_BRM = jnp.where(batch["decoder_loss_weights"] > 0, queries_BRM, 0)
       queries_BQ = queries_BRM.reshape(batch_size, -1)
     context = self._context(encoded, targets_BRL, queries_BQ, batch)
     added = _sum_of(

@@ -8,6 +8,10 @@ import pytest
 import commentree
 from commentree.errors import UserError
 from commentree.launch import gin_cli, main
+from commentree.launch.exporting import functions
+from commentree.launch.inference import run_facts
+from commentree.models.batch import smallest
+from commentree.models.model import CommentTreeModel
 
 from . import made_runs
 
@@ -89,6 +93,29 @@ def test_commands_refuse_vectors_that_there_are_not_in_one_line(
   error = capsys.readouterr().err
   assert "this run's ModelConfig.context is 'concatenated'" in error
   assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "settings", [SHORT, {"ModelConfig.ancestor_pointer": True}], ids=["thread", "pointer"]
+)
+@pytest.mark.parametrize(("objective", "mode"), [("mlm", "fill"), ("clm", "generate")])
+def test_exported_functions_take_all_that_they_read(
+  tmp_path, settings, objective, mode
+):
+  folder = made_runs.make(tmp_path, objective, **settings)
+  facts = run_facts.of_run(gin_cli.load([str(folder / "config.gin")]))
+  model = CommentTreeModel(facts.model_config)
+  function = functions.make(mode, facts, model, 1, {})
+  inputs = {
+    name: jax.ShapeDtypeStruct(given.shape, given.dtype)
+    for name, given in function.inputs.items()
+  }
+  shapes = {name: values.shape for name, values in smallest().items()}
+  params = jax.eval_shape(
+    lambda: model.get_initial_variables(jax.random.key(0), shapes)["params"]
+  )
+  found = jax.eval_shape(function.compute, params, inputs)
+  assert found.keys() == function.outputs.keys()
 
 
 @pytest.mark.parametrize("size", ["tiny", "roberta_tiny", "minilm", "bert_base"])
