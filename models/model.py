@@ -266,6 +266,24 @@ class CommentTreeModel:
       "chains": chains_BRM,
     }
 
+  def encode(self, params: PyTree, batch: Batch) -> Encoded:
+    """Encodes and pools the comments of a batch, see `network.Encoded`."""
+    encoded = self.module.apply({"params": params}, batch, method=self.module.encode)
+    return cast(Encoded, encoded)
+
+  def decode_states(self, params: PyTree, encoded: Encoded, batch: Batch) -> Array:
+    """Returns the decoder's last states of all tokens, `[B, R, L, D]`.
+
+    Args:
+      params: the parameters.
+      encoded: what `encode` returned.
+      batch: the batch.
+    """
+    method = self.module.decode_states
+    return cast(
+      Array, self.module.apply({"params": params}, encoded, batch, method=method)
+    )
+
   def vector_sums(self, params: PyTree, batch: Batch) -> dict[str, Array]:
     """Adds up the pooled vectors of a batch's comments, see `pooling.vector_sums`.
 
@@ -273,10 +291,7 @@ class CommentTreeModel:
     """
     if self.config.context != "pooled":
       return {}
-    encoded = cast(
-      Encoded,
-      self.module.apply({"params": params}, batch, method=self.module.encode),
-    )
+    encoded = self.encode(params, batch)
     return vector_sums(encoded.vectors_BEJD, encoded.used_BEJ)
 
   def predict_batch(

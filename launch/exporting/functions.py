@@ -185,7 +185,7 @@ def _embed(
   del run, options
 
   def compute(params: Any, inputs: Arrays) -> dict[str, jax.Array]:
-    encoded: Any = model.module.apply({"params": params}, inputs, method="encode")
+    encoded = model.encode(params, inputs)
     vectors = encoded.vectors_BEJD.astype(jnp.float32)
     return {"vectors": vectors, "used": encoded.used_BEJ}
 

@@ -95,11 +95,9 @@ def test_a_language_is_a_vector_added_to_its_tokens(make, packed):
 
 def test_states_are_what_logits_are_made_of(make, packed):
   model, params = make()
-  module = model.module
 
   def states(batch):
-    encoded = module.apply({"params": params}, batch, method=module.encode)
-    return module.apply({"params": params}, encoded, batch, method=module.decode_states)
+    return model.decode_states(params, model.encode(params, batch), batch)
 
   states_BRLD = np.asarray(states(packed.batch))
   positions = packed.batch["decoder_masked_positions"]

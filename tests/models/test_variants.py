@@ -48,7 +48,7 @@ def halves(make, packed):
     model, params = make(pooling=pooling, ancestor_positions="none", **common)
 
     def encode(params):
-      encoded = model.module.apply({"params": params}, batch, method="encode")
+      encoded = model.encode(params, batch)
       return encoded.vectors_BEJD, encoded
 
     def gradients(params, of_vectors):
@@ -203,10 +203,7 @@ def test_the_compute_type_of_the_family_of_roberta_is_the_set_one(make, packed):
     num_decoder_layers=1,
     **conftest.FAMILIES["roberta"],
   )
-  vectors = jax.eval_shape(
-    lambda p: model.module.apply({"params": p}, packed.batch, method="encode"),
-    params,
-  ).vectors_BEJD
+  vectors = jax.eval_shape(lambda p: model.encode(p, packed.batch).vectors_BEJD, params)
   assert vectors.dtype == jnp.bfloat16
   loss, gradients = loss_and_gradients(model, params, packed.batch)
   assert np.isfinite(loss)

@@ -312,7 +312,7 @@ def test_gradients_reach_the_encoder_through_every_vector_in_use(make, packed, p
 
   def encoded(table):
     changed = {**params, "token_embedder": {"embedding": table}}
-    return module.apply({"params": changed}, packed.batch, method=module.encode)
+    return model.encode(changed, packed.batch)
 
   def decoded(vectors, rest):
     read = dataclasses.replace(rest, vectors_BEJD=vectors)

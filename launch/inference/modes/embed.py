@@ -94,18 +94,14 @@ class Embed(Mode[EmbeddedDocument]):
 
   def compute(self, model: CommentTreeModel) -> Compute:
     """Returns vectors by slot `[B, E, J, D]` and, if asked for, target `[B, T, D]`."""
-    module = model.module
 
     def compute(params: Any, batch: Any) -> Any:
-      variables = {"params": params}
       batch = self.hide(batch)
-      encoded: Any = module.apply(variables, batch, method=module.encode)
+      encoded = model.encode(params, batch)
       alone = encoded.vectors_BEJD.astype(jnp.float32)
       if not self._contextual:
         return {"alone": alone}
-      states_BRLD: Any = module.apply(
-        variables, encoded, batch, method=module.decode_states
-      )
+      states_BRLD = model.decode_states(params, encoded, batch)
       batch_size, _, _, width = states_BRLD.shape
       targets_BN = batch["decoder_segment_ids"].reshape(batch_size, -1)
       of_target_BNT = jax.nn.one_hot(

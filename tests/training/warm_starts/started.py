@@ -94,8 +94,7 @@ def encoder_states(started: Started, tokens) -> np.ndarray:
   batch["encoder_segment_ids"] = row([1] * length + [2] * length)
   batch["encoder_positions"] = row([*range(length), *range(length)])
   batch["encoder_slot_depths"] = np.zeros((1, 2), np.int32)
-  apply_fn = functools.partial(started.model.module.apply, method="encode")
-  encoded = jax.jit(apply_fn)({"params": started.params}, batch)
+  encoded = jax.jit(started.model.encode)(started.params, batch)
   assert np.asarray(encoded.used_BEJ)[0, 0].sum() == min(
     length, started.model.config.vectors_per_comment
   )
@@ -115,7 +114,6 @@ def decoder_logits(started: Started, tokens, states) -> np.ndarray:
   batch["ancestor_distances"] = row([1] * seen)
   vectors = np.asarray(states, np.float32)[None, :, None]
   apply_fn = functools.partial(started.model.module.apply, method="decode")
-  # Without a pointer the encoder's own states are not read.
   encoded = Encoded(vectors, np.ones((1, seen, 1), bool), vectors[:, :, 0])
   logits = jax.jit(apply_fn)({"params": started.params}, encoded, batch)
   return np.asarray(logits)[0, 0]

@@ -172,9 +172,8 @@ def test_an_encoder_of_t5_alone_starts_both_stacks(tmp_path, config):
   batch = forest(texts)
 
   def states(params, batch):
-    module = ours.model.module
-    encoded = module.apply({"params": params}, batch, method="encode")
-    return module.apply({"params": params}, encoded, batch, method="decode_states")
+    encoded = ours.model.encode(params, batch)
+    return ours.model.decode_states(params, encoded, batch)
 
   found = of_comments(jax.jit(states)(ours.params, batch), batch)
   theirs = [written.t5_hidden(arrays, config, "encoder", text) for text in texts]
@@ -208,9 +207,8 @@ def test_the_real_minilm_has_its_states_with_ancestors_and_without():
   batch = forest(texts, length=40)
 
   def states(params, batch):
-    module = ours.model.module
-    encoded = module.apply({"params": params}, batch, method="encode")
-    return module.apply({"params": params}, encoded, batch, method="decode_states")
+    encoded = ours.model.encode(params, batch)
+    return ours.model.decode_states(params, encoded, batch)
 
   found = of_comments(jax.jit(states)(ours.params, batch), batch)
   theirs = [written.bert_hidden(arrays, config, text) for text in texts]
