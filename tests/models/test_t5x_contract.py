@@ -309,8 +309,12 @@ def test_rules_are_added_for_all_axes_that_t5x_does_not_know():
 
 
 def test_the_evaluator_that_measures_losses_is_as_t5x_wants_one():
+  # Of a name of its own: a run in this process may have given TASK other settings.
+  task = "few_trees_to_evaluate"
+  trees = GeneratedTreesConfig(num_train_trees=8, num_validation_trees=8)
+  registry.add_generated_task(task, trees)
   evaluator = t5x_model.LossesOnly(
-    mixture_or_task_name=TASK,
+    mixture_or_task_name=task,
     feature_converter=CommentForestFeatureConverter(pack=False),
     eval_split="validation",
     use_cached=False,
@@ -319,7 +323,7 @@ def test_the_evaluator_that_measures_losses_is_as_t5x_wants_one():
     use_memory_cache=True,
     log_dir="/tmp",
   )
-  assert [task.name for task in evaluator.eval_tasks] == [TASK]
+  assert [found.name for found in evaluator.eval_tasks] == [task]
   shapes = evaluator.model_feature_shapes
   assert set(shapes) == set(CommentForestFeatureConverter.MODEL_FEATURES)
   metrics, _ = evaluator.evaluate(compute_metrics=True, step=1, predict_fn=None)
