@@ -27,7 +27,7 @@ SETTINGS = {
   "PiecesConfig.max_tree_size": 24,
   "PiecesConfig.max_comment_tokens": 32,
   "GeneratedTreesConfig.num_train_trees": 4000,
-  "GeneratedTreesConfig.num_validation_trees": 100,
+  "GeneratedTreesConfig.num_validation_trees": 200,
   # Grandparents alone are recalled: the parent says nothing of them.
   "GeneratedTreesConfig.hops": (2,),
   "GeneratedTreesConfig.num_values": 4,
