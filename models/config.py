@@ -109,6 +109,10 @@ class ModelConfig:
   # Whether masked tokens may be copied from ancestors, see `pointer`.
   ancestor_pointer: bool = False
 
+  # Weight of the loss that tells a comment from those of other trees by what is above
+  # it, see `matching`; 0 for none.
+  reply_matching_weight: float = 0.0
+
   # Languages that tokens may be of (`tlm`); each has a vector, added to its tokens.
   num_languages: int = 0
 
@@ -157,7 +161,7 @@ class ModelConfig:
       "label_smoothing",
     ):
       check_range("ModelConfig", field, getattr(self, field), 0, 1)
-    for field in ("z_loss", "layer_norm_epsilon"):
+    for field in ("z_loss", "layer_norm_epsilon", "reply_matching_weight"):
       check_range("ModelConfig", field, getattr(self, field), 0)
     for field in ("norm_before_ancestors", "ancestor_pointer"):
       value = getattr(self, field)
@@ -207,7 +211,11 @@ class ModelConfig:
         "ModelConfig.ancestor_pointer = True: must be False with ModelConfig.context ="
         " 'concatenated', which attends to all of its tokens anyway"
       )
-    for field, default in (("pooling", "mean"), ("vectors_per_comment", 1)):
+    for field, default in (
+      ("pooling", "mean"),
+      ("vectors_per_comment", 1),
+      ("reply_matching_weight", 0),
+    ):
       if getattr(self, field) != default:
         raise UserError(
           f"ModelConfig.{field} = {getattr(self, field)!r}: must be {default!r} with"

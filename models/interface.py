@@ -87,5 +87,8 @@ class Model(Protocol):
     Under "true" also `attention`, sums over what cross-attention did, or nothing.
     """
 
+  def recall_sums(self, params: PyTree, batch: Batch) -> dict[str, dict[str, Array]]:
+    """Adds up how well threads find their replies, see `CommentTreeModel`."""
+
   def vector_sums(self, params: PyTree, batch: Batch) -> dict[str, Array]:
     """Returns sums over the vectors that comments were pooled to, if they were."""

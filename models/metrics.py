@@ -57,6 +57,10 @@ def metrics_of_sums(sums: Mapping[str, Array]) -> dict[str, clu_metrics.Metric]:
     name: clu_metrics.Average(total=sums[total], count=sums[count])
     for name, (total, count) in averages.items()
   }
+  if "reply_matching" in sums:
+    metrics["reply_matching"] = clu_metrics.Average(
+      total=sums["reply_matching"], count=sums["reply_pairs"]
+    )
   totals = {
     "masked_tokens": "weights",
     "comments": "comments",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from . import batch as batch_lib
-from . import decoding, diagnostics, heads, threads
+from . import decoding, diagnostics, heads, matching, threads
 from .batch import masked_targets
 from .conditions import apply_condition, drop_ancestors
 from .config import Condition, ModelConfig, check_range
@@ -145,14 +146,19 @@ class CommentTreeModel:
 
   def _scores(self, params: PyTree, batch: Batch, dropout_rng: Array | None) -> Scores:
     """Returns logits, or what chains are scored by; arguments as `logits`."""
+    return cast(Scores, self._apply(params, batch, dropout_rng, "__call__"))
+
+  def _apply(
+    self, params: PyTree, batch: Batch, dropout_rng: Array | None, method: str
+  ) -> Any:
     if dropout_rng is None:
-      return cast(Scores, self.module.apply({"params": params}, batch))
+      return self.module.apply({"params": params}, batch, method=method)
     dropout_rng, ancestor_rng = jax.random.split(dropout_rng)
     if self.config.ancestor_dropout_rate > 0:
       batch = drop_ancestors(batch, ancestor_rng, self.config.ancestor_dropout_rate)
     training = self.module.clone(deterministic=False)
-    scores = training.apply({"params": params}, batch, rngs={"dropout": dropout_rng})
-    return cast(Scores, scores)
+    rngs = {"dropout": dropout_rng}
+    return training.apply({"params": params}, batch, rngs=rngs, method=method)
 
   def loss_sums(
     self, params: PyTree, batch: Batch, dropout_rng: Array | None
@@ -164,13 +170,16 @@ class CommentTreeModel:
       `loss` (negative log likelihood, nats), `z_loss`, `accuracy` (correct
       tokens), `weights`, `comments` (targets), `encoder_tokens`,
       `decoder_tokens`, and `encoder_positions`, `decoder_positions` (padding
-      included). Weights of classes are in the first two alone.
+      included). Weights of classes are in the first two alone. With reply matching
+      also `reply_matching`, its summed loss in nats, which is in the first as the mean
+      of its pairs times its weight for each masked token, and `reply_pairs`.
     """
-    losses = self._token_losses(
-      self._scores(params, batch, dropout_rng),
-      heads.labels_of(self.config, batch),
-      batch,
-    )
+    of_replies = None
+    if self.config.reply_matching_weight:
+      scores, of_replies = self._apply(params, batch, dropout_rng, "with_matching")
+    else:
+      scores = self._scores(params, batch, dropout_rng)
+    losses = self._token_losses(scores, heads.labels_of(self.config, batch), batch)
     weights_BRM = batch["decoder_loss_weights"]
     weight_sum = jnp.sum(weights_BRM)
     sums = {
@@ -191,7 +200,12 @@ class CommentTreeModel:
       if side == "decoder":
         begins_BRL = present_BRL & (batch_lib.places(batch, "decoder") == 0)
         sums["comments"] = jnp.sum(begins_BRL, dtype=jnp.float32)
-    return jnp.sum(losses.loss * weights_BRM), weight_sum, sums
+    loss = jnp.sum(losses.loss * weights_BRM)
+    if of_replies is not None:
+      sums["reply_matching"], sums["reply_pairs"] = of_replies
+      mean = of_replies[0] / jnp.maximum(of_replies[1], 1)
+      loss += self.config.reply_matching_weight * mean * weight_sum
+    return loss, weight_sum, sums
 
   def loss_fn(
     self,
@@ -293,6 +307,39 @@ class CommentTreeModel:
       return {}
     encoded = self.encode(params, batch)
     return vector_sums(encoded.vectors_BEJD, encoded.used_BEJ)
+
+  def recall_sums(self, params: PyTree, batch: Batch) -> dict[str, dict[str, Array]]:
+    """Adds up how well threads find their replies, see `matching.recall_sums`.
+
+    Returns:
+      Sums by name: `vectors`, by the cosine of a comment's pooled vector with the mean
+      of all above it; `vectors_of_parent`, with that of the comment it answers. With
+      reply matching also `matcher` and `matcher_of_parent`, by what was trained to.
+      Nothing if comments are not pooled.
+    """
+    if self.config.context != "pooled":
+      return {}
+    encoded = self.encode(params, batch)
+    means_BED = matching.mean_vectors(encoded.vectors_BEJD, encoded.used_BEJ)
+    even_P = jnp.zeros(self.config.max_ancestor_distance + 1)
+    found = {}
+    whole = matching.pairs_of(batch)
+    parents = whole.of_parents()
+    # The same pairs, however much of their threads is shown.
+    whole = dataclasses.replace(whole, valid_BT=parents.valid_BT)
+    for name, pairs in (("", whole), ("_of_parent", parents)):
+      threads_BTD = matching.thread_means(means_BED, pairs, even_P)
+      replies_BTD = matching.of_slots(means_BED, pairs.slots_BT)
+      found[f"vectors{name}"] = matching.recall_sums(
+        matching.unit(threads_BTD), matching.unit(replies_BTD), pairs
+      )
+      if self.config.reply_matching_weight:
+        vectors: Any = self.module.apply(
+          {"params": params}, encoded, pairs, method="match"
+        )
+        threads_BTD, replies_BTD, _ = vectors
+        found[f"matcher{name}"] = matching.recall_sums(threads_BTD, replies_BTD, pairs)
+    return found
 
   def predict_batch(
     self, params: PyTree, batch: Batch, rng: Array | None = None

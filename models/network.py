@@ -17,6 +17,7 @@ from .batch import places
 from .config import ModelConfig
 from .heads import HEADS, Scores
 from .layers import Array, parameter, small_normal
+from .matching import Pairs, ReplyMatcher, matching_loss, pairs_of
 from .pointer import AncestorPointer
 from .pooling import CommentPooling
 from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
@@ -70,6 +71,8 @@ class CommentTreeTransformer(nn.Module):
     self.decoder = DecoderStack(cfg, self.family, self.deterministic)
     if cfg.ancestor_pointer:
       self.pointer = AncestorPointer(cfg)
+    if cfg.reply_matching_weight:
+      self.reply_matcher = ReplyMatcher(cfg)
     if cfg.head != "masked_lm":
       self.head = HEADS[cfg.head](cfg, self.deterministic)
     if cfg.num_languages:
@@ -86,6 +89,24 @@ class CommentTreeTransformer(nn.Module):
     With a head, those of labels, `[B, R, M, C]`, or the scores of chains of them.
     """
     encoded = self.encode(batch)
+    if self.config.reply_matching_weight and self.is_initializing():
+      self.match(encoded, pairs_of(batch))
+    return self._scores(encoded, batch)
+
+  def with_matching(
+    self, batch: Mapping[str, Array]
+  ) -> tuple[Scores, tuple[Array, Array]]:
+    """Returns what `__call__` does, and the loss of matching replies and its pairs."""
+    encoded, pairs = self.encode(batch), pairs_of(batch)
+    loss = matching_loss(*self.match(encoded, pairs), pairs)
+    return self._scores(encoded, batch), loss
+
+  def match(self, encoded: Encoded, pairs: Pairs) -> tuple[Array, Array, Array]:
+    """Returns vectors of threads and of replies `[B, T, D]`, and a scale `[1]`."""
+    vectors = self.reply_matcher(encoded.vectors_BEJD, encoded.used_BEJ, pairs)
+    return cast(tuple[Array, Array, Array], vectors)
+
+  def _scores(self, encoded: Encoded, batch: Mapping[str, Array]) -> Scores:
     if self.config.head == "masked_lm":
       return self.decode(encoded, batch)
     return self.head(self.decode_states(encoded, batch), batch)

@@ -15,6 +15,10 @@ class BatchSums:
     """Starts at nothing."""
     self._sums: dict[str, np.ndarray] = {}
 
+  def total(self, name: str) -> np.ndarray:
+    """Returns a sum, 0 if there was none of that name."""
+    return np.asarray(self._sums.get(name, 0.0))
+
   def add(self, sums: Mapping[str, Any]) -> None:
     """Adds the sums of a batch; there may be none."""
     for name, values in sums.items():

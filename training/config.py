@@ -281,12 +281,15 @@ class EvalConfig:
       training data, 0 the most frequent.
     bags_of_words: whether to tell what bags of words lose, with the words of the
       thread and without.
+    reply_matching: whether to tell how well comments' vectors find the comments that
+      answer them.
   """
 
   conditions: tuple[Condition, ...] = ("true", "shuffled", "parent_only", "none")
   depth_edges: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 10)
   frequency_ranks: tuple[int, ...] = (0, 100, 1_000, 10_000)
   bags_of_words: bool = True
+  reply_matching: bool = True
 
   def __post_init__(self):
     object.__setattr__(self, "conditions", tuple(self.conditions))

@@ -48,6 +48,7 @@ from .evaluation_sums import (
   Totals,
   range_names,
 )
+from .matching_statistics import MATCHING
 from .unigram import UNIGRAM, Unigram
 from .vector_statistics import VECTORS
 from .watchdog import Watchdog
@@ -181,6 +182,7 @@ class Evaluator:
     rank_edges = jnp.asarray(self._config.frequency_ranks)
     members = _group_table(self._groups)
     conditions = self._config.conditions
+    matches = self._config.reply_matching and not self._labels
 
     def in_slices(batch, tokens, depths, unigram: Unigram | None) -> dict[str, Any]:
       """Returns which of the slices each masked token is in, `[B, R, M, S]`."""
@@ -250,6 +252,7 @@ class Evaluator:
         **(self._shortfall(batch) if "shuffled" in conditions else {}),
         "comparable": conditions_lib.has_two_trees(batch),
         VECTORS: model.vector_sums(params, batch),
+        MATCHING: model.recall_sums(params, batch) if matches else {},
         ATTENTION: tokens["true"].get("attention", {}) if "true" in tokens else {},
       }
 

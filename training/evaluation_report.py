@@ -7,7 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
-from . import attention_statistics, bags, f1, vector_statistics
+from . import (
+  attention_statistics,
+  bags,
+  f1,
+  matching_statistics,
+  vector_statistics,
+)
 from .evaluation_sums import OWN_WORDS, SHUFFLED, SLICES, TRUE, Results
 
 # A difference of fewer standard errors is no sign of anything.
@@ -45,6 +51,7 @@ def lines(results: Results, kind: str = "token") -> list[str]:
     too_short(results),
     attention_statistics.sentence(next(iter(results.values()))),
     vector_statistics.warning(next(iter(results.values()))),
+    matching_statistics.sentence(next(iter(results.values()))),
   )
   return [line for line in said if line]
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import UserError
 from . import bags, f1
 from .attention_statistics import ATTENTION, AttentionSums
+from .matching_statistics import MATCHING, MatchingSums
 from .tree_sums import TreeSums
 from .unigram import UNIGRAM
 from .vector_statistics import VECTORS, VectorSums
@@ -32,6 +33,8 @@ Results = dict[str, Any]
                               `vector_statistics`
   cross_attention             for `true`: what the decoder makes of its ancestors, see
                               `attention_statistics`
+  reply_matching              for `true`: how well threads find their replies, see
+                              `matching_statistics`
   left_out_tokens, _comments  for `shuffled`: of batches that hold one tree alone
   fewer_ancestors             for `shuffled`: share of the comments with ancestors that
     missing_ancestors         see fewer than they have; share of ancestors missing
@@ -96,6 +99,8 @@ class Totals:
         results[name][VECTORS] = vectors
       if name == TRUE and (attention := chosen.attention.results()):
         results[name][ATTENTION] = attention
+      if name == TRUE and (replies := chosen.replies.results()):
+        results[name][MATCHING] = replies
       if name == SHUFFLED:
         results[name] |= {
           "left_out_tokens": left_out.tokens,
@@ -121,6 +126,7 @@ class _Sums:
     self._trees = TreeSums(len(self._names), len(self._of_trees))
     self.vectors = VectorSums()
     self.attention = AttentionSums()
+    self.replies = MatchingSums()
     self.comments = 0
     # Comments that have ancestors, and that see fewer if shuffled; likewise ancestors.
     self.with_ancestors = self.shorter = self.ancestors = self.lacking = 0
@@ -137,6 +143,7 @@ class _Sums:
       self._total[kind] += total
     self.vectors.add(sums[VECTORS])
     self.attention.add(sums[ATTENTION])
+    self.replies.add(sums[MATCHING])
     counts = sums["counts"]
     self.counts = jax.tree.map(np.add, self.counts, counts) if self.counts else counts
     used = sums["targets"][:, :, -1, 0] > 0

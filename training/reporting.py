@@ -238,6 +238,8 @@ def train_row(step: int, sums: Mapping[str, float]) -> dict[str, Any]:
   weight = max(sums["weights"], 1.0)
   row: dict[str, Any] = {"kind": "train", "step": step}
   row |= {name: sums[name] / weight for name in _PER_TOKEN if name in sums}
+  if "reply_matching" in sums:
+    row["reply_matching"] = sums["reply_matching"] / max(sums["reply_pairs"], 1.0)
   row |= {name: sums[name] for name in _PER_STEP}
   row["masked_tokens"] = int(sums["weights"])
   counts = (*_COUNTED, "encoder_positions", "decoder_positions")

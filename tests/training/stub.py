@@ -156,6 +156,10 @@ class StubModel:
     }
     return loss, weights.sum(), sums
 
+  def recall_sums(self, params, batch):
+    del params, batch
+    return {}
+
   def vector_sums(self, params, batch):
     del params
     slots = batch["encoder_segment_ids"]
