@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import glob
-import json
 import math
 import pathlib
 import statistics
@@ -13,9 +12,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from etils import epath
 
-from ..errors import UserError
+from .. import json_shapes
+from ..errors import UserError, printable
+from ..paths import check_scheme
 
 _EPILOG = """\
 examples:
@@ -46,6 +48,23 @@ _BAGS = {
 }
 
 
+class Found(msgspec.Struct):
+  """What was found under a condition; a number that is not finite is null in files."""
+
+  loss: float | None
+  tokens: int | None = None
+  minus_true: float | None = None
+  standard_error: float | None = None
+
+
+class _Evaluation(msgspec.Struct):
+  """A row of metrics.jsonl of an evaluation."""
+
+  step: int
+  dataset: str
+  results: dict[str, Found]
+
+
 @dataclasses.dataclass(frozen=True)
 class Value:
   """A mean and its standard error; no error where nothing tells."""
@@ -73,27 +92,25 @@ class Row:
 
   label: str
   steps: tuple[int, ...]
-  results: tuple[Mapping[str, Any], ...]
-
-  def losses(self, name: str = "true") -> list[float]:
-    """Returns the runs' losses in nats a token; [] unless all have one."""
-    if any(name not in result for result in self.results):
-      return []
-    return [float(result[name]["loss"]) for result in self.results]
+  results: tuple[Mapping[str, Found], ...]
 
   def loss(self, name: str = "true") -> Value | None:
     """Returns the mean loss over the runs; None unless all have one."""
-    return _mean(self.losses(name))
+    if any(name not in result for result in self.results):
+      return None
+    losses = [result[name].loss for result in self.results]
+    return _mean([math.nan if loss is None else loss for loss in losses])
 
   def minus_true(self, condition: str) -> Value | None:
     """Returns how much larger a condition's loss is; None unless all runs tell."""
-    found = [result.get(condition, {}) for result in self.results]
-    if not all("minus_true" in each for each in found):
+    found = [result.get(condition) for result in self.results]
+    differences = [each.minus_true for each in found if each is not None]
+    told = [difference for difference in differences if difference is not None]
+    if len(told) < len(found):
       return None
-    value = _mean([float(each["minus_true"]) for each in found])
-    if len(found) == 1 and value and "standard_error" in found[0]:
-      return Value(value.mean, float(found[0]["standard_error"]))
-    return value
+    if len(told) == 1 and found[0] is not None:
+      return Value(told[0], found[0].standard_error)
+    return _mean(told)
 
   def saves(self, other: Row) -> Value | None:
     """Returns how much smaller the true loss is than another row's."""
@@ -133,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
   ]
   text = markdown(rows, arguments.against)
   print(text, end="")
-  if arguments.output:
+  if arguments.output is not None:
     try:
       pathlib.Path(arguments.output).write_text(text, encoding="utf-8")
     except OSError as error:
@@ -169,7 +186,7 @@ def markdown(rows: Sequence[Row], against: str | None = None) -> str:
     if other is not None:
       cells.append("" if row is other else _cell(row.saves(other), True))
     lines.append(_line(cells))
-  tokens = rows[0].results[0]["true"]["tokens"]
+  tokens = rows[0].results[0]["true"].tokens
   lines += ["", f"Held-out loss in nats a token, over {tokens:,} masked tokens."]
   baselines = [
     (what, rows[0].loss(name)) for name, what in _BAGS.items() if rows[0].loss(name)
@@ -185,7 +202,10 @@ def _labelled(given: Sequence[str]) -> list[tuple[str, list[str]]]:
   found: list[tuple[str, list[str]]] = []
   for text in given:
     label, equals, pattern = text.partition("=")
-    if not equals or epath.Path(text).exists():
+    is_folder = "://" in label
+    if "://" not in text:
+      is_folder = epath.Path(text).exists()
+    if not equals or is_folder:
       found.append((pathlib.Path(text).name or text, [text]))
       continue
     folders = [pattern] if "://" in pattern else sorted(glob.glob(pattern))
@@ -206,32 +226,29 @@ def _row(label: str, folders: Sequence[str], dataset: str, step: int | None) -> 
 
 def _evaluation(
   folder: str, dataset: str, step: int | None
-) -> tuple[int, Mapping[str, Any]]:
+) -> tuple[int, Mapping[str, Found]]:
   """Returns a run's last evaluation, or that of a step, and its step.
 
   Raises:
     UserError: if there is none.
   """
+  check_scheme(folder)
   file = epath.Path(folder) / "metrics.jsonl"
-  try:
-    lines = file.read_bytes().splitlines()
-  except OSError as error:
-    what = error.strerror or error
-    raise UserError(f"{file}: {what}; give the MODEL_DIR of a run") from None
-  found: dict[int, Mapping[str, Any]] = {}
+  lines = _read(file).splitlines(keepends=True)
+  found: dict[int, Mapping[str, Found]] = {}
   datasets = set()
   for number, line in enumerate(lines, 1):
+    if not line.endswith(b"\n"):
+      break  # What a killed run was writing.
     try:
-      entry = json.loads(line)
-      if entry["kind"] != "eval":
+      if json_shapes.parse(line, dict[str, Any])["kind"] != "eval":
         continue
-      datasets.add(entry["dataset"])
-      if entry["dataset"] == dataset:
-        found[int(entry["step"])] = _checked(entry["results"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-      if number == len(lines):
-        break  # A killed run's last line.
+      entry = json_shapes.parse(line, _Evaluation)
+    except (ValueError, KeyError):
       raise UserError(f"{file}:{number}: not a row of metrics") from None
+    datasets.add(entry.dataset)
+    if entry.dataset == dataset:
+      found[entry.step] = entry.results
   if not found:
     there = f"there are {', '.join(sorted(datasets))}" if datasets else "there is none"
     raise UserError(f"{file}: no evaluation on {dataset!r}; {there}")
@@ -240,20 +257,32 @@ def _evaluation(
   if step not in found:
     steps = ", ".join(map(str, sorted(found)))
     raise UserError(f"{file}: no evaluation at step {step}; there are {steps}")
+  if "true" not in found[step] or found[step]["true"].tokens is None:
+    raise UserError(
+      f"{file}: the evaluation at step {step} has no loss with true ancestors; evaluate"
+      " with 'true' in EvalConfig.conditions"
+    )
   return step, found[step]
 
 
-def _checked(results: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns results whose losses are numbers; raises ValueError or so otherwise."""
-  for of_condition in results.values():
-    float(of_condition["loss"])
-  int(results["true"]["tokens"])
-  return results
+def _read(file: epath.Path) -> bytes:
+  try:
+    return file.read_bytes()
+  except OSError as error:
+    what = error.strerror or str(error)
+  except Exception as error:
+    # JAX comes with it, which local files need not wait for.
+    from ..training import storage
+
+    if not storage.refused(error):
+      raise
+    what = storage.reason(error)
+  raise UserError(f"{file}: {what}; give the MODEL_DIR of a run")
 
 
 def _check_tokens(rows: Sequence[Row]) -> None:
   counts = {
-    result["true"]["tokens"]: row.label for row in rows for result in row.results
+    result["true"].tokens or 0: row.label for row in rows for result in row.results
   }
   if len(counts) > 1:
     told = ", ".join(f"{n:,} ({label})" for n, label in sorted(counts.items()))
@@ -268,6 +297,8 @@ def _mean(values: Sequence[float]) -> Value | None:
     return None
   if len(values) == 1:
     return Value(values[0])
+  if not all(map(math.isfinite, values)):
+    return Value(math.nan)
   error = statistics.stdev(values) / math.sqrt(len(values))
   return Value(statistics.mean(values), error)
 
@@ -284,6 +315,7 @@ def _cell(value: Value | None, signed: bool = False) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
+  cells = [" ".join(printable(cell).split()) for cell in cells]
   return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -29,6 +29,13 @@ def write(folder, true, shuffled, *, tokens=100, step=10, dataset="held_out"):
   return str(folder)
 
 
+def write_results(folder, results, **facts):
+  folder.mkdir(parents=True, exist_ok=True)
+  row = {"kind": "eval", "step": 10, "dataset": "held_out", "results": results}
+  (folder / "metrics.jsonl").write_text(json.dumps({**row, **facts}) + "\n")
+  return str(folder)
+
+
 @pytest.fixture
 def compare(capsys):
   def run(*arguments):
@@ -86,12 +93,16 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, compare):
   (tmp_path / "empty" / "metrics.jsonl").write_text("")
   (tmp_path / "odd").mkdir()
   (tmp_path / "odd" / "metrics.jsonl").write_text("[1]\n{}\n")
+  write_results(tmp_path / "other", {"none": {"loss": 5.0, "tokens": 100}})
   for arguments, told in (
     ([one, two], "not evaluated on the same masked tokens: 99 (two), 100 (one)"),
     ([str(tmp_path / "none")], "give the MODEL_DIR of a run"),
     ([f"a={tmp_path}/none*"], "there is no folder"),
     ([str(tmp_path / "empty")], "no evaluation on 'held_out'; there is none"),
     ([str(tmp_path / "odd")], "metrics.jsonl:1: not a row of metrics"),
+    ([str(tmp_path / "other")], "with 'true' in EvalConfig.conditions"),
+    ([f"a={one}", "b=abc://bucket/b"], "abc://"),
+    ([one, "--output="], "--output=: "),
     ([one, one], "two rows are called 'one'"),
     ([one, "--step=11"], "no evaluation at step 11; there are 10"),
     ([one, "--dataset=x"], "no evaluation on 'x'; there are held_out"),
@@ -109,3 +120,40 @@ def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path, compare):
   with open(tmp_path / "mine" / "metrics.jsonl", "a", encoding="utf-8") as file:
     file.write('{"kind": "eval", "ste')
   assert cells(compare(run)[1], "mine")[2] == "5.0000"
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    {"results": [1]},
+    {"results": None},
+    {"results": {"true": []}},
+    {"results": {"true": {"loss": 5.0, "tokens": "100"}}},
+    {"results": {"true": {"loss": 10**400, "tokens": 100}}},
+    {"results": {"true": {"loss": 5.0, "tokens": 100, "minus_true": "x"}}},
+    {"step": float("inf")},
+    {"dataset": 1},
+  ],
+  ids=str,
+)
+def test_a_row_of_another_shape_is_named(tmp_path, compare, row):
+  run = write_results(tmp_path / "mine", **{"results": {}, **row})
+  code, _, error = compare(run)
+  assert code == 2
+  assert error == f"commentree: {run}/metrics.jsonl:1: not a row of metrics\n"
+
+
+def test_a_loss_that_is_not_finite_is_told_and_not_averaged_away(tmp_path, compare):
+  write(tmp_path / "a_0", 5.0, 5.5)
+  diverged = {"loss": None, "tokens": 100, "minus_true": None}
+  write_results(tmp_path / "a_1", {"true": diverged, "shuffled": diverged})
+  write_results(tmp_path / "a_2", {"true": {"loss": math.inf, "tokens": 100}})
+  code, out, _ = compare(f"a={tmp_path}/a_*", f"b={tmp_path}/a_1")
+  assert code == 0
+  assert cells(out, "a")[2:] == cells(out, "b")[2:] == ["nan", "", "", ""]
+
+
+def test_a_label_stays_in_its_cell(tmp_path, compare):
+  run = write(tmp_path / "mine", 5.0, 5.5)
+  _, out, _ = compare(f"a\n|\udcff={run}")
+  assert "| a \\|\\udcff | 1 |" in out
