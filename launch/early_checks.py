@@ -27,11 +27,19 @@ def check_settings(run: RunConfig) -> None:
 
   Raises:
     UserError: if the task or the optimizer is unknown, the warm-up leaves no step to
-      decay in, files are not there, or the model's head is not that of the objective.
+      decay in, files are not there, the model's head is not that of the objective, or
+      comments see too few ancestors to match replies.
   """
   optimizer_names.check(run.train.optimizer.name)
   run.train.optimizer.schedule.check_steps(run.train.train_steps)
   check_data(run.data)
+  most = run.data.layout.max_ancestors
+  if run.model.reply_matching_weight and most < 2:
+    raise UserError(
+      f"MAX_ANCESTORS = {most}: must be at least 2 with"
+      " ModelConfig.reply_matching_weight, which matches the comment that a target"
+      " answers to what is above it"
+    )
   for objective in run.data.objective_names:
     model_sizes.check_head(run.model, objective)
 

@@ -182,6 +182,11 @@ class ModelConfig:
     check_choice("ModelConfig", "pooling", self.pooling, Pooling)
     if self.context == "concatenated":
       self._check_concatenated()
+    if self.context == "none" and self.reply_matching_weight:
+      raise UserError(
+        f"ModelConfig.reply_matching_weight = {self.reply_matching_weight}: must be 0"
+        " with ModelConfig.context = 'none', which reads no thread"
+      )
     check_choice("ModelConfig", "head", self.head, HeadName)
     check_choice("ModelConfig", "tagger", self.tagger, Tagger)
     check_choice("ModelConfig", "classify_from", self.classify_from, ClassifyFrom)

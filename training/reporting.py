@@ -68,6 +68,7 @@ class Reporter:
     self._told = self._began
     self._line_time = -float("inf")
     self._told_of_padding = False
+    self._told_of_pairs = False
     self.last_row: dict[str, Any] = {}
 
   def step(self, step: int, sums: Mapping[str, jax.Array]) -> None:
@@ -120,6 +121,7 @@ class Reporter:
     self._write(step, {f"train/{k}": v for k, v in _scalars(self._rows[-1]).items()})
     self._write(step, {f"speed/{k}": v for k, v in speed.items() if k != "seconds"})
     self._tell_of_padding(speed)
+    self._tell_of_pairs()
     # A line a logging period is too much when a period takes a blink.
     last = step == self._config.train_steps
     if last or time.monotonic() - self._line_time >= self._config.console_seconds:
@@ -138,6 +140,18 @@ class Reporter:
       f"decoder rows are {full:.0%} full, the rest is padding: trees are large for the"
       " forests; ForestLayout.decoder_rows or ForestLayout.lookahead above"
       " what is set fills them better"
+    )
+
+  def _tell_of_pairs(self) -> None:
+    """Says once if no reply was matched since the last time."""
+    pairs = [row["reply_pairs"] for row in self._rows if "reply_pairs" in row]
+    if self._told_of_pairs or not pairs or any(pairs):
+      return
+    self._told_of_pairs = True
+    self._console.print(
+      f"reply matching had nothing to learn from in {len(pairs):,} steps: it needs"
+      " batches of several trees, with comments that are answered and answer a comment"
+      " which answers another or a post; a larger BATCH_SIZE holds more trees"
     )
 
   def evaluation(self, step: int, results: Mapping[str, Results]) -> None:
@@ -239,7 +253,9 @@ def train_row(step: int, sums: Mapping[str, float]) -> dict[str, Any]:
   row: dict[str, Any] = {"kind": "train", "step": step}
   row |= {name: sums[name] / weight for name in _PER_TOKEN if name in sums}
   if "reply_matching" in sums:
-    row["reply_matching"] = sums["reply_matching"] / max(sums["reply_pairs"], 1.0)
+    row["reply_pairs"] = int(sums["reply_pairs"])
+    if sums["reply_pairs"]:
+      row["reply_matching"] = sums["reply_matching"] / sums["reply_pairs"]
   row |= {name: sums[name] for name in _PER_STEP}
   row["masked_tokens"] = int(sums["weights"])
   counts = (*_COUNTED, "encoder_positions", "decoder_positions")

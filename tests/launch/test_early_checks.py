@@ -48,6 +48,10 @@ FILES = ("MIXTURE_OR_TASK_NAME = 'commentree_files'", "VOCABULARY = 'none.model'
     (["DISCOURSE_MARKERS = 'none.txt'"], "'none.txt': cannot be read"),
     (["ModelConfig.head = 'tagging'"], "needs 'masked_lm'"),
     (["CheckpointConfig.best_metric = 'true/f1/micro'"], "best_metric"),
+    (
+      ["ModelConfig.reply_matching_weight = 0.1", "MAX_ANCESTORS = 1"],
+      "MAX_ANCESTORS = 1: must be at least 2",
+    ),
     (["INITIAL_CHECKPOINT_PATH = 'none'"], "INITIAL_CHECKPOINT_PATH: "),
     (["MODEL_PARALLEL = 4096"], "model_parallel = 4096"),
     (["MODEL_DIR = '/dev/null/run'"], "cannot be written"),

@@ -322,6 +322,9 @@ def test_replies_are_written_given_the_thread(make, packed):
       "max_context_tokens = 129: must be at most 128",
     ),
     ({"context": "whole"}, "context = 'whole'"),
+    ({"ancestor_pointer": True}, "ancestor_pointer = True"),
+    ({"reply_matching_weight": 0.1}, "reply_matching_weight = 0.1"),
+    ({"context": "none", "reply_matching_weight": 0.1}, "reply_matching_weight = 0.1"),
   ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(changes, named):

@@ -248,3 +248,19 @@ def test_what_is_asked_for_and_not_installed_is_named(
     monkeypatch.delattr(clu, "metric_writers", raising=False)
   with pytest.raises(UserError, match=named):
     writers.open_writers(make_config(**settings), tmp_path, {})
+
+
+def test_a_run_without_replies_to_match_is_told_so_once(make_report, console):
+  report = make_report()
+  drive(report, range(1, 21), reply_matching=0.0, reply_pairs=0.0)
+  said = console.file.getvalue().replace("\n", " ")
+  assert said.count("reply matching had nothing to learn from in 10 steps") == 1
+  assert report.last_row["reply_pairs"] == 0
+  assert "reply_matching" not in report.last_row
+
+
+def test_the_loss_of_matching_is_a_mean_over_its_pairs(make_report, console):
+  report = make_report()
+  drive(report, range(1, 11), reply_matching=6.0, reply_pairs=4.0)
+  assert report.last_row["reply_matching"] == 1.5
+  assert "reply matching had" not in console.file.getvalue()
