@@ -81,12 +81,13 @@ def train_step_flops(
   *_, decoder_length = decoder_shape = batch["decoder_input_tokens"].shape
   decoder_rows = int(np.prod(decoder_shape))
   masked = int(np.prod(batch["decoder_target_tokens"].shape))
+  targets = int(np.prod(batch["target_depths"].shape))
   # Where cross-attention has keys, and queries for as many keys as it has in a set.
   sets, slots = batch["encoder_slot_depths"].shape
   keys_in_set, queries = 1 + slots * config.vectors_per_comment, decoder_rows
   if config.context == "concatenated":
     encoder_length = config.max_context_tokens
-    sets = int(np.prod(batch["target_depths"].shape))
+    sets = targets
     encoder_shape = (sets, encoder_length)
     keys_in_set, queries = 1 + encoder_length, sets * decoder_length
   encoder_rows, keys = int(np.prod(encoder_shape)), sets * keys_in_set
@@ -96,6 +97,8 @@ def train_step_flops(
   def positions(name: str) -> int:
     if ".logits_" in name or name in _AT_LABELS or name == "pointer.query.kernel":
       return masked
+    if name.startswith("reply_matcher."):
+      return targets
     if "encoder_decoder_attention.key" in name or (
       "encoder_decoder_attention.value" in name
     ):
@@ -123,6 +126,9 @@ def train_step_flops(
     if name == "pointer.query.kernel":
       # Of each example its masked tokens with its encoder tokens.
       products += leaf.shape[-1] * masked * encoder_rows // sets
+    if name == "reply_matcher.reply.kernel":
+      # Every thread with every reply.
+      products += leaf.shape[-1] * targets**2
     if name.endswith("attention.query.kernel"):
       # Scores and mixing: a product each, as wide as all heads; scanned layers stack.
       layers = int(np.prod(leaf.shape[:-2]))

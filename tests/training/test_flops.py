@@ -83,3 +83,19 @@ def test_a_piece_more_in_the_vocabulary_costs_a_product_a_masked_token(family):
 
   masked = batch["decoder_target_tokens"].size
   assert counted(513) - counted(512) == 3 * 2 * 128 * masked
+
+
+def test_matching_replies_costs_two_maps_and_a_comparison_of_all_pairs():
+  batch = stub.random_batch(0, 4)
+  shapes = {name: values.shape for name, values in batch.items()}
+
+  def counted(weight):
+    model = CommentTreeModel(ModelConfig(vocab_size=512, reply_matching_weight=weight))
+    variables = jax.eval_shape(
+      lambda: model.get_initial_variables(jax.random.key(0), shapes)
+    )
+    return flops.train_step_flops(model.config, variables["params"], batch)
+
+  targets, width = batch["target_depths"].size, 128
+  expected = 3 * 2 * (2 * width**2 * targets + width * targets**2)
+  assert counted(0.1) - counted(0) == expected
