@@ -29,8 +29,10 @@ from .layers import Array, Dense, parameter
 
 # Comments of other trees that a comment is told from, where recall is measured.
 NEGATIVES = 99
-# A tenth of a cosine is two in the logits at first.
-_FIRST_SCALE = 20.0
+# A tenth of a cosine is two in the logits at first, and never more than ten: a scale
+# that grows without bound makes a single mismatch outweigh all else (Radford et al.
+# 2021).
+_FIRST_SCALE, _MOST_SCALE = 20.0, 100.0
 _FIRST_DISTANCE_BIAS = -1.0
 _PRECISE = jax.lax.Precision.HIGHEST
 
@@ -125,7 +127,8 @@ class ReplyMatcher(nn.Module):
     )
     threads_BTD = thread_means(means_BED, pairs, bias_P)
     own_BTD = of_slots(means_BED, pairs.slots_BT)
-    return unit(thread(threads_BTD)), unit(reply(own_BTD)), jnp.exp(scale_1)
+    scale_1 = jnp.exp(jnp.minimum(scale_1, jnp.log(_MOST_SCALE)))
+    return unit(thread(threads_BTD)), unit(reply(own_BTD)), scale_1
 
 
 def _identity(_: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:

@@ -14,6 +14,7 @@ from commentree.models import matching
 from commentree.models.matching import Pairs
 
 from . import forests
+from .conftest import CONFIG
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +143,17 @@ def test_ties_count_against_a_reply():
   alike = jnp.broadcast_to(replies[:, :1], replies.shape)
   found = matching.recall_sums(threads, alike, pairs)
   assert found["recall_at_1"] == 0
+
+
+@pytest.mark.parametrize(("log_scale", "scale"), [(2.0, np.exp(2)), (90.0, 100.0)])
+def test_the_scale_of_cosines_is_learnt_up_to_a_hundred(log_scale, scale):
+  matcher = matching.ReplyMatcher(CONFIG)
+  *_, pairs = drawn(0, [1, 2])
+  vectors, used = jnp.ones((1, 1, 1, CONFIG.emb_dim)), jnp.ones((1, 1, 1), jnp.bool_)
+  params = matcher.init(jax.random.key(0), vectors, used, pairs)["params"]
+  params = {**params, "log_scale": jnp.array([log_scale])}
+  *_, found = matcher.apply({"params": params}, vectors, used, pairs)
+  np.testing.assert_allclose(found, [scale], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
