@@ -306,6 +306,10 @@ class EvalConfig:
       rises = all(a < b for a, b in itertools.pairwise(edges))
       if not edges or edges[0] != 0 or not rises:
         raise UserError(f"EvalConfig.{field} = {edges}: must rise from 0")
+    for field in ("bags_of_words", "reply_matching"):
+      value = getattr(self, field)
+      if not isinstance(value, bool):
+        raise UserError(f"EvalConfig.{field} = {value!r}: must be True or False")
 
   def check_metric(self, owner: str, name: str) -> None:
     """Raises UserError unless there is such a metric, by its path in the results."""

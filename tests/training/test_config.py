@@ -20,6 +20,8 @@ from commentree.training import config as config_lib
     (lambda: config_lib.CheckpointConfig(keep=0), "CheckpointConfig.keep"),
     (lambda: config_lib.EvalConfig(conditions=("some",)), "conditions"),
     (lambda: config_lib.EvalConfig(depth_edges=(1, 2)), "depth_edges"),
+    (lambda: config_lib.EvalConfig(reply_matching="no"), "reply_matching = 'no'"),
+    (lambda: config_lib.EvalConfig(bags_of_words=0), "bags_of_words = 0"),
     (lambda: config_lib.TrainConfig("", 1, 1), "model_dir"),
     (lambda: config_lib.TrainConfig("d", 1.5, 1), "train_steps"),
     (
