@@ -77,6 +77,10 @@ class ModelConfig:
   scan_layers: bool = False
   remat_policy: RematPolicy = "none"
 
+  # Of the family "t5" alone: whether logits are products with the table of tokens over
+  # the square root of `emb_dim`, as in T5 1.0; "roberta" always has the table's.
+  logits_via_embedding: bool = False
+
   # Of the family "roberta" alone, with RoBERTa's values; BERT: 512, 0, 2 and 1e-12.
   # Rows of the table of positions, of which a comment's tokens take those from
   # `position_offset` on; token types, of which all tokens have the first. Whether the
@@ -163,10 +167,15 @@ class ModelConfig:
       check_range("ModelConfig", field, getattr(self, field), 0, 1)
     for field in ("z_loss", "layer_norm_epsilon", "reply_matching_weight"):
       check_range("ModelConfig", field, getattr(self, field), 0)
-    for field in ("norm_before_ancestors", "ancestor_pointer"):
+    for field in ("logits_via_embedding", "norm_before_ancestors", "ancestor_pointer"):
       value = getattr(self, field)
       if not isinstance(value, bool):
         raise UserError(f"ModelConfig.{field} = {value!r}: must be True or False")
+    if self.logits_via_embedding and self.family != "t5":
+      raise UserError(
+        "ModelConfig.logits_via_embedding = True: must be False with ModelConfig.family"
+        f" = {self.family!r}, whose logits are by the table of tokens anyway"
+      )
     if self.position_offset >= self.num_positions:
       raise UserError(
         f"ModelConfig.position_offset = {self.position_offset}: must be less than"

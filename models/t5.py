@@ -19,6 +19,7 @@ from .layers import (
   RMSNorm,
   look_up,
   parameter,
+  project,
 )
 from .stacks import Family
 
@@ -27,7 +28,7 @@ class T5Embedder(nn.Module):
   """A table of vectors; positions are the attention's affair.
 
   With separate output weights T5's unit standard deviation is harmless: the loss
-  still starts near ln V.
+  still starts near ln V; so it does with logits by this table, see `t5_logits`.
   """
 
   config: ModelConfig
@@ -48,10 +49,15 @@ class T5Embedder(nn.Module):
     x = look_up(self.table_VD, ids, jnp.dtype(self.config.dtype))
     return x if added is None else x + added
 
+  def attend(self, x: Array) -> Array:
+    """Returns the products of `x` `[..., D]` with the table, `[..., V]` float32."""
+    return project(x, self.table_VD.T, jnp.float32)
+
 
 def t5_logits(config: ModelConfig, x_RMD: Array, embedder: T5Embedder) -> Array:
-  """Returns logits by weights of their own, as T5 1.1 has them."""
-  del embedder
+  """Returns logits by weights of their own, as T5 1.1, or by the table, as T5 1.0."""
+  if config.logits_via_embedding:
+    return embedder.attend(x_RMD) * config.emb_dim**-0.5
   return Dense(
     config.vocab_size,
     ("embed", "vocab"),

@@ -116,8 +116,8 @@ def train_step_flops(
 
   products = 0
   leaves = flatten_names(params)
-  if "decoder.logits_transform.kernel" in leaves:
-    # Of the family that gives logits by the table of tokens.
+  by_table = config.family == "roberta" or config.logits_via_embedding
+  if by_table and config.head == "masked_lm":
     products += int(np.prod(leaves["token_embedder.embedding"].shape)) * masked
   for name, leaf in leaves.items():
     if not name.endswith((".kernel", ".recurrent_kernel")):

@@ -214,6 +214,8 @@ def decode(params, comment, tokens, ancestors, cfg):
     x = x + attention(layer["encoder_decoder_attention"], normed, keys_in, bias, cfg)
     x = x + mlp(layer["mlp"], rms_norm(layer["pre_mlp_layer_norm"]["scale"], x))
   x = rms_norm(p["decoder_norm"]["scale"], x)
+  if cfg.logits_via_embedding:
+    return x, x @ params["token_embedder"]["embedding"].T / math.sqrt(cfg.emb_dim)
   return x, x @ p["logits_dense"]["kernel"]
 
 

@@ -8,24 +8,25 @@ import pytest
 
 from . import conftest, forests, naive
 
+POINTER = {"ancestor_pointer": True}
 # Family, pooling, vectors per comment, ancestor positions, layers of each stack, and
-# whether there is a pointer to ancestors' tokens.
+# parts that are off by default.
 VARIANTS = [
-  ("t5", "mean", 1, "relative_bias", 2, True),
-  ("t5", "mean", 2, "none", 1, False),
-  ("t5", "max", 2, "distance", 1, False),
-  ("t5", "attention", 2, "depth", 1, False),
-  ("t5", "first", 4, "sinusoidal", 1, False),
-  ("roberta", "attention", 2, "distance", 1, True),
-  ("bert", "mean", 1, "depth", 1, False),
+  ("t5", "mean", 1, "relative_bias", 2, POINTER),
+  ("t5", "mean", 2, "none", 1, {"logits_via_embedding": True}),
+  ("t5", "max", 2, "distance", 1, {}),
+  ("t5", "attention", 2, "depth", 1, {}),
+  ("t5", "first", 4, "sinusoidal", 1, {}),
+  ("roberta", "attention", 2, "distance", 1, POINTER),
+  ("bert", "mean", 1, "depth", 1, {}),
 ]
 
 
 @pytest.mark.parametrize(
-  ("family", "pooling", "many", "positions", "layers", "pointer"), VARIANTS
+  ("family", "pooling", "many", "positions", "layers", "parts"), VARIANTS
 )
 def test_packed_forest_has_the_loss_and_gradients_of_comments_one_by_one(
-  make, packed, family, pooling, many, positions, layers, pointer
+  make, packed, family, pooling, many, positions, layers, parts
 ):
   model, params = make(
     **conftest.FAMILIES[family],
@@ -34,7 +35,7 @@ def test_packed_forest_has_the_loss_and_gradients_of_comments_one_by_one(
     ancestor_positions=positions,
     num_encoder_layers=layers,
     num_decoder_layers=layers,
-    ancestor_pointer=pointer,
+    **parts,
   )
 
   def packed_loss(params):

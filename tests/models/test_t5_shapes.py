@@ -120,6 +120,12 @@ def test_other_settings_add_these_parameters_and_no_others():
   ) == {"pooling.queries": ((3, 128), ("vectors", "embed"))}
 
 
+def test_logits_by_the_table_of_tokens_have_no_weights_of_their_own():
+  tied, plain = parameters(logits_via_embedding=True), parameters()
+  assert plain.keys() - tied.keys() == {"decoder.logits_dense.kernel"}
+  assert tied.items() <= plain.items()
+
+
 def test_scanned_layers_share_one_array_with_a_leading_axis_layers():
   scanned = parameters(scan_layers=True)
   unrolled = parameters()

@@ -157,9 +157,16 @@ def test_dropout_draws_anew_by_key_and_not_without_one(make, packed):
   assert without[0][0] == without[1][0]
 
 
-@pytest.mark.parametrize("family", ["t5", "roberta"])
-def test_the_loss_starts_near_that_of_guessing(packed, family):
-  config = ModelConfig(vocab_size=4000, dtype="float32", **conftest.FAMILIES[family])
+@pytest.mark.parametrize(
+  ("family", "tied"), [("t5", False), ("t5", True), ("roberta", False)]
+)
+def test_the_loss_starts_near_that_of_guessing(packed, family, tied):
+  config = ModelConfig(
+    vocab_size=4000,
+    dtype="float32",
+    logits_via_embedding=tied,
+    **conftest.FAMILIES[family],
+  )
   model = CommentTreeModel(config)
 
   def initial_loss(key):
@@ -180,6 +187,8 @@ def test_the_loss_starts_near_that_of_guessing(packed, family):
     {"family": "bert"},
     {"position_offset": 514},
     {"layer_norm_epsilon": -1.0},
+    {"logits_via_embedding": "yes"},
+    {"logits_via_embedding": True, "family": "roberta"},
     {"ancestor_positions": "rope"},
     {"remat_policy": "some"},
     {"mlp_activations": ("geglu",)},

@@ -69,13 +69,15 @@ def test_the_count_of_a_step_is_near_the_compilers(scan_layers, changes):
   assert counted == pytest.approx(compiler, rel=0.15)
 
 
-@pytest.mark.parametrize("family", ["t5", "roberta"])
-def test_a_piece_more_in_the_vocabulary_costs_a_product_a_masked_token(family):
+@pytest.mark.parametrize(
+  "changes", [{}, {"logits_via_embedding": True}, {"family": "roberta"}]
+)
+def test_a_piece_more_in_the_vocabulary_costs_a_product_a_masked_token(changes):
   batch = stub.random_batch(0, 4)
   shapes = {name: values.shape for name, values in batch.items()}
 
   def counted(vocab_size):
-    model = CommentTreeModel(ModelConfig(vocab_size=vocab_size, family=family))
+    model = CommentTreeModel(ModelConfig(vocab_size=vocab_size, **changes))
     variables = jax.eval_shape(
       lambda: model.get_initial_variables(jax.random.key(0), shapes)
     )

@@ -57,7 +57,21 @@ def assign(source: ArraySource, settings: ModelConfig | None = None) -> Mapped:
   if source.kind == safetensors.KIND and not ours:
     return hugging_face.assign(source, settings)
   source = Unstacked(source, _layer_of)
+  if settings is not None:
+    _check_logits(source, settings)
   return source, t5x_rules(source)
+
+
+def _check_logits(source: ArraySource, settings: ModelConfig) -> None:
+  """Raises UserError if logits by the table would leave weights of their own out."""
+  if not settings.logits_via_embedding or settings.head != "masked_lm":
+    return
+  for prefix in _PARAMETERS:
+    if (name := f"{prefix}decoder.logits_dense.kernel") in source.arrays:
+      raise UserError(
+        f"{source.path} ({source.kind}) holds weights of its logits, {name}: set"
+        " ModelConfig.logits_via_embedding = False"
+      )
 
 
 def t5x_rules(source: ArraySource) -> list[Rule]:

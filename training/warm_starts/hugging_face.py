@@ -62,6 +62,9 @@ def assign(
     )
   there = settings_of(file, config)
   if settings is not None:
+    if not settings.logits_via_embedding:
+      # Logits of their own start as products with the table, where it is the table's.
+      there.pop("logits_via_embedding", None)
     _check(file, there, settings)
   layers = settings.num_encoder_layers if settings else there["num_encoder_layers"]
   return source, hugging_face_rules.RULES[kind](source, config, layers)
@@ -198,19 +201,27 @@ def _settings_of_t5(config: Mapping[str, Any]) -> Settings:
   # Hugging Face's name for T5 1.1's means the tanh form, which it calls gelu_new.
   first = "gelu_new" if words == ["gated", "gelu"] else words[-1]
   gate = ("linear",) if words[0] == "gated" else ()
-  return {
+  encoder_alone = not config.get("is_encoder_decoder", True)
+  by_table = hugging_face_rules.is_tied(config) and hugging_face_rules.scales_logits(
+    config
+  )
+  settings = {
     "family": "t5",
     "emb_dim": int(config["d_model"]),
     "num_heads": int(config["num_heads"]),
     "num_encoder_layers": layers,
     # An encoder alone starts both stacks.
-    "num_decoder_layers": int(config.get("num_decoder_layers") or layers)
-    if config.get("is_encoder_decoder", True)
-    else layers,
+    "num_decoder_layers": layers
+    if encoder_alone
+    else int(config.get("num_decoder_layers") or layers),
     "head_dim": int(config["d_kv"]),
     "mlp_dim": int(config["d_ff"]),
     "mlp_activations": (_activation(first), *gate),
   }
+  # An encoder alone has no logits, and so nothing to say of them.
+  if by_table or not encoder_alone:
+    settings["logits_via_embedding"] = by_table
+  return settings
 
 
 def _activation(name: Any) -> str:

@@ -63,6 +63,17 @@ def has_cross_attention(config: Mapping[str, Any]) -> bool:
   return bool(config.get("is_decoder") and config.get("add_cross_attention"))
 
 
+def is_tied(config: Mapping[str, Any]) -> bool:
+  """Whether a T5 gives logits by its table of tokens."""
+  return config.get("tie_word_embeddings") is not False
+
+
+def scales_logits(config: Mapping[str, Any]) -> bool:
+  """Whether a T5 divides what logits are made of by the square root of its width."""
+  tied_t5 = is_tied(config) and config.get("model_type") == "t5"
+  return bool(config.get("scale_decoder_outputs", tied_t5))
+
+
 def _dense(parameter: str, source: str) -> list[Rule]:
   """Returns the rules of a linear map, which PyTorch has the other way round."""
   optional = "?" if source.endswith("?") else ""
@@ -179,7 +190,7 @@ def _t5_rules(
   block = f"{prefix}decoder.block."
   encoder_alone = not any(name.startswith(block) for name in source.arrays)
   tables = ["shared", "encoder.embed_tokens", "decoder.embed_tokens"]
-  if tied := config.get("tie_word_embeddings") is not False:
+  if tied := is_tied(config):
     tables.append("lm_head")
   table = _first_there(source, (f"{prefix}{name}.weight" for name in tables))
   rules = [
@@ -272,8 +283,7 @@ def _logits_of_t5(
   own = f"{prefix}lm_head.weight"
   name = own if own in source.arrays else table
   how = f"transpose, {COLUMNS}"
-  tied = config.get("tie_word_embeddings") is not False
-  if config.get("scale_decoder_outputs", tied and config.get("model_type") == "t5"):
+  if scales_logits(config):
     scale = int(config["d_model"]) ** -0.5
     how = f"transpose, scale:{scale!r}, {COLUMNS}"
   return Rule(r"decoder\.logits_dense\.kernel", name, how)

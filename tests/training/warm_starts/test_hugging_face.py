@@ -113,11 +113,24 @@ def test_a_causal_t5_s_nearest_positions_are_kept_and_far_ones_are_their_means(t
 def test_t5_1_0_gives_logits_by_its_table_over_the_root_of_its_width(tmp_path):
   arrays = written.t5_arrays(written.T5_1_0)
   folder = written.write(tmp_path / "t5", arrays, written.T5_1_0)
-  ours = started.start(folder, vocab_size=VOCAB)
-  assert ours.model.config.mlp_activations == ("relu",)
+  apart = started.start(folder, vocab_size=VOCAB, logits_via_embedding=False)
+  assert apart.model.config.mlp_activations == ("relu",)
   np.testing.assert_allclose(
-    ours.named["decoder.logits_dense.kernel"], arrays["shared.weight"].T / 4, rtol=1e-6
+    apart.named["decoder.logits_dense.kernel"], arrays["shared.weight"].T / 4, rtol=1e-6
   )
+  tied = started.start(folder, vocab_size=VOCAB)
+  assert tied.model.config.logits_via_embedding
+  assert "decoder.logits_dense.kernel" not in tied.named
+  assert tied.plan.unused == ()
+  states = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
+  logits = [started.decoder_logits(one, [5, 6, 7], states) for one in (tied, apart)]
+  np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_by_the_table_are_not_for_a_t5_with_weights_of_its_own(tmp_path):
+  folder = written.write(tmp_path, written.t5_arrays(written.T5), written.T5)
+  with pytest.raises(UserError, match="logits_via_embedding = True, there False"):
+    started.start(folder, vocab_size=VOCAB, logits_via_embedding=True)
 
 
 def test_one_encoder_of_roberta_starts_both_stacks_and_its_head_the_logits(

@@ -51,7 +51,9 @@ def test_the_tied_table_of_t5_is_found_under_the_name_of_its_logits(tmp_path):
   arrays = written.t5_arrays(written.T5_1_0)
   kept = renamed(arrays, **{"shared.weight": "lm_head.weight"})
   named = started.start(
-    written.write(tmp_path, kept, written.T5_1_0), vocab_size=VOCAB
+    written.write(tmp_path, kept, written.T5_1_0),
+    vocab_size=VOCAB,
+    logits_via_embedding=False,
   ).named
   table = arrays["shared.weight"]
   np.testing.assert_array_equal(named["token_embedder.embedding"], table)

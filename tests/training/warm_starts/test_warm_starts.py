@@ -40,7 +40,8 @@ def abstract(**changes):
 def started(path, own=(), **changes):
   """Returns the plan, and the parameters by name."""
   like, draw = abstract(**changes)
-  source, plan = assignments.plan_for(path, apply.specs_of(like), own)
+  config = ModelConfig(**{**written_by_t5x.CONFIG, **changes})
+  source, plan = assignments.plan_for(path, apply.specs_of(like), own, config)
   params = apply.fill(plan, source, like, draw)
   return plan, partitioning.flatten_names(jax.tree.map(np.asarray, params))
 
@@ -146,6 +147,18 @@ def test_logits_of_t5_1_0_come_from_its_one_table(tmp_path):
   assert plan.unused == ()
   expected = arrays["target.token_embedder.embedding"].T / math.sqrt(16)
   np.testing.assert_allclose(params["decoder.logits_dense.kernel"], expected, rtol=1e-6)
+  tied, own = started(folder, mlp_activations=("relu",), logits_via_embedding=True)
+  assert params.keys() - own.keys() == {"decoder.logits_dense.kernel"}
+  assert tied.unused == ()
+  assert tied.fresh() == plan.fresh()
+
+
+def test_logits_of_t5_1_1_are_not_left_out_for_its_table(t5):
+  with pytest.raises(UserError, match="logits_via_embedding = False") as raised:
+    started(t5, logits_via_embedding=True)
+  assert "\n" not in str(raised.value)
+  plan, _ = started(t5, logits_via_embedding=True, head="classification", num_labels=2)
+  assert plan.unused == ("target.decoder.logits_dense.kernel",)
 
 
 def test_a_part_of_t5_that_is_missing_is_no_new_parameter(tmp_path):
