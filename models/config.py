@@ -110,8 +110,10 @@ class ModelConfig:
   # parent), so that a model without context stays calibrated.
   ancestor_dropout_rate: float = 0.0
 
-  # Whether masked tokens may be copied from ancestors, see `pointer`.
+  # Whether masked tokens may be copied from ancestors, see `pointer`, and the weight of
+  # the loss of the logits alone, beside that of what they and the copies say.
   ancestor_pointer: bool = False
+  pointer_logits_loss_weight: float = 1.0
 
   # Weight of the loss that tells a comment from those of other trees by what is above
   # it, see `matching`; 0 for none.
@@ -165,7 +167,12 @@ class ModelConfig:
       "label_smoothing",
     ):
       check_range("ModelConfig", field, getattr(self, field), 0, 1)
-    for field in ("z_loss", "layer_norm_epsilon", "reply_matching_weight"):
+    for field in (
+      "z_loss",
+      "layer_norm_epsilon",
+      "pointer_logits_loss_weight",
+      "reply_matching_weight",
+    ):
       check_range("ModelConfig", field, getattr(self, field), 0)
     for field in ("logits_via_embedding", "norm_before_ancestors", "ancestor_pointer"):
       value = getattr(self, field)
@@ -195,6 +202,11 @@ class ModelConfig:
       raise UserError(
         f"ModelConfig.reply_matching_weight = {self.reply_matching_weight}: must be 0"
         " with ModelConfig.context = 'none', which reads no thread"
+      )
+    if self.ancestor_pointer and self.label_smoothing:
+      raise UserError(
+        f"ModelConfig.label_smoothing = {self.label_smoothing}: must be 0 with"
+        " ModelConfig.ancestor_pointer, whose loss needs the likelihood of one token"
       )
     check_choice("ModelConfig", "head", self.head, HeadName)
     check_choice("ModelConfig", "tagger", self.tagger, Tagger)

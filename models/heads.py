@@ -19,6 +19,7 @@ from . import crf
 from .config import ModelConfig
 from .layers import Array, Dense, parameter, small_normal
 from .losses import TokenLosses
+from .pointer import PointerScores
 from .stacks import same_segment
 
 Batch = Mapping[str, Array]
@@ -37,8 +38,8 @@ class ChainScores:
   transitions: crf.Transitions
 
 
-Scores = Array | ChainScores
-"""Logits `[B, R, M, C]`, float32, or what chains are scored by."""
+Scores = Array | PointerScores | ChainScores
+"""Logits `[B, R, M, C]`, float32, these and copies, or what chains are scored by."""
 
 
 class Classifier(nn.Module):

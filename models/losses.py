@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .layers import Array
+from .pointer import PointerScores
 
 
 @flax.struct.dataclass
@@ -19,12 +20,14 @@ class TokenLosses:
     nll: negative log likelihood of the true token, in nats.
     z_loss: the share of the squared log normalizer.
     correct: 1 where no token has a higher logit than the true one.
+    logits_correct: with a pointer, `correct` by the logits alone; else None.
   """
 
   loss: Array
   nll: Array
   z_loss: Array
   correct: Array
+  logits_correct: Array | None = None
 
 
 def token_losses(
@@ -62,6 +65,37 @@ def token_losses(
     nll=nll,
     z_loss=penalty,
     correct=(target_logit >= highest).astype(jnp.float32),
+  )
+
+
+def pointer_losses(
+  scores: PointerScores, targets: Array, *, z_loss: float, logits_weight: float
+) -> TokenLosses:
+  """Computes the losses of tokens that may be copied.
+
+  The likelihood is that of the mixture of logits and copies, which alone teaches the
+  logits little of the tokens that copies explain; `logits_weight` times the cross
+  entropy of the logits alone is added to what is minimized. `z_loss` is of the logits'
+  normalizer.
+
+  Args:
+    scores: logits `[..., V]` and copies.
+    targets: `[...]` token ids.
+    z_loss: coefficient of the squared log normalizer.
+    logits_weight: weight of the loss of the logits alone.
+  """
+  alone = token_losses(scores.logits_BRMV, targets, z_loss=z_loss)
+  nll = alone.nll - scores.copies.log_ratio_of(targets, -alone.nll)
+  # Only which token is the likeliest needs the mixture's whole vocabulary: a program
+  # that does not use `correct` does not work it out.
+  mixed = jax.lax.stop_gradient(scores).mixed()
+  of_target = jnp.take_along_axis(mixed, targets[..., None], axis=-1)[..., 0]
+  return TokenLosses(
+    loss=nll + logits_weight * alone.nll + alone.z_loss,
+    nll=nll,
+    z_loss=alone.z_loss,
+    correct=(of_target >= jnp.max(mixed, axis=-1)).astype(jnp.float32),
+    logits_correct=alone.correct,
   )
 
 

@@ -43,16 +43,19 @@ def metrics_of_sums(sums: Mapping[str, Array]) -> dict[str, clu_metrics.Metric]:
     sums: scalars as `CommentTreeModel.loss_sums` returns them.
 
   Returns:
-    Averages per masked token (`loss` and `z_loss` in nats, `accuracy`), the shares
-    of positions that hold tokens, and totals of comments and tokens.
+    Averages per masked token (`loss` and `z_loss` in nats, `accuracy` or
+    `logits_accuracy`), the shares of positions that hold tokens, and totals of comments
+    and tokens.
   """
   averages = {
     "loss": ("loss", "weights"),
     "z_loss": ("z_loss", "weights"),
-    "accuracy": ("accuracy", "weights"),
     "non_padding_fraction/encoder": ("encoder_tokens", "encoder_positions"),
     "non_padding_fraction/decoder": ("decoder_tokens", "decoder_positions"),
   }
+  for name in ("accuracy", "logits_accuracy"):
+    if name in sums:
+      averages[name] = (name, "weights")
   metrics: dict[str, clu_metrics.Metric] = {
     name: clu_metrics.Average(total=sums[total], count=sums[count])
     for name, (total, count) in averages.items()

@@ -20,9 +20,10 @@ from .decoding_config import DecodingConfig
 from .heads import ChainScores, Scores
 from .interface import Batch, Metrics, PyTree
 from .layers import Array
-from .losses import TokenLosses, token_losses
+from .losses import TokenLosses, pointer_losses, token_losses
 from .metrics import metrics_of_sums
 from .network import CommentTreeTransformer, Encoded
+from .pointer import PointerScores
 from .pooling import vector_sums
 from .roberta import ROBERTA
 from .stacks import Family
@@ -134,7 +135,8 @@ class CommentTreeModel:
   ) -> Array:
     """Returns logits at the masked positions, `[B, R, M, V]` float32.
 
-    With a head those of labels, `[B, R, M, C]`; for a chain, its emissions.
+    With a pointer copies are counted. With a head those of labels, `[B, R, M, C]`; for
+    a chain, its emissions.
 
     Args:
       params: the parameters.
@@ -142,10 +144,12 @@ class CommentTreeModel:
       dropout_rng: key of all dropout, of ancestors too; None for none.
     """
     scores = self._scores(params, batch, dropout_rng)
+    if isinstance(scores, PointerScores):
+      return scores.mixed()
     return scores.emissions_BRMC if isinstance(scores, ChainScores) else scores
 
   def _scores(self, params: PyTree, batch: Batch, dropout_rng: Array | None) -> Scores:
-    """Returns logits, or what chains are scored by; arguments as `logits`."""
+    """Returns what the network does; arguments as `logits`."""
     return cast(Scores, self._apply(params, batch, dropout_rng, "__call__"))
 
   def _apply(
@@ -168,11 +172,13 @@ class CommentTreeModel:
     Returns:
       The summed loss, the summed weight of masked tokens, and sums by name:
       `loss` (negative log likelihood, nats), `z_loss`, `accuracy` (correct
-      tokens), `weights`, `comments` (targets), `encoder_tokens`,
-      `decoder_tokens`, and `encoder_positions`, `decoder_positions` (padding
-      included). Weights of classes are in the first two alone. With reply matching
-      also `reply_matching`, its summed loss in nats, which is in the first as the mean
-      of its pairs times its weight for each masked token, and `reply_pairs`.
+      tokens), `weights`, `comments` (targets), `encoder_tokens`, `decoder_tokens`, and
+      `encoder_positions`, `decoder_positions` (padding included). With a pointer not
+      `accuracy`, for which copies would be spread over the vocabulary, but
+      `logits_accuracy`, of the logits alone. Weights of classes are in the first two
+      alone. With reply matching also `reply_matching`, its summed loss in nats, which
+      is in the first as the mean of its pairs times its weight for each masked token,
+      and `reply_pairs`.
     """
     of_replies = None
     if self.config.reply_matching_weight:
@@ -185,9 +191,12 @@ class CommentTreeModel:
     sums = {
       "loss": jnp.sum(losses.nll * weights_BRM),
       "z_loss": jnp.sum(losses.z_loss * weights_BRM),
-      "accuracy": jnp.sum(losses.correct * weights_BRM),
       "weights": weight_sum,
     }
+    if losses.logits_correct is None:
+      sums["accuracy"] = jnp.sum(losses.correct * weights_BRM)
+    else:
+      sums["logits_accuracy"] = jnp.sum(losses.logits_correct * weights_BRM)
     if self.config.class_weights:
       weights_BRM = weights_BRM * heads.class_weights_of(self.config, batch)
       weight_sum = jnp.sum(weights_BRM)
@@ -467,6 +476,13 @@ class CommentTreeModel:
   ) -> TokenLosses:
     if isinstance(scores, ChainScores):
       return heads.chain_losses(scores, labels_BRM, heads.chains_of(batch))
+    if isinstance(scores, PointerScores):
+      return pointer_losses(
+        scores,
+        labels_BRM,
+        z_loss=self.config.z_loss,
+        logits_weight=self.config.pointer_logits_loss_weight,
+      )
     return token_losses(
       scores,
       labels_BRM,

@@ -18,7 +18,7 @@ from .config import ModelConfig
 from .heads import HEADS, Scores
 from .layers import Array, parameter, small_normal
 from .matching import Pairs, ReplyMatcher, matching_loss, pairs_of
-from .pointer import AncestorPointer
+from .pointer import AncestorPointer, Copies, PointerScores
 from .pooling import CommentPooling
 from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
 from .threads import ThreadAncestors, as_rows
@@ -86,7 +86,8 @@ class CommentTreeTransformer(nn.Module):
   def __call__(self, batch: Mapping[str, Array]) -> Scores:
     """Returns logits at the masked positions, `[B, R, M, V]` float32.
 
-    With a head, those of labels, `[B, R, M, C]`, or the scores of chains of them.
+    With a pointer also what is copied. With a head, logits of labels, `[B, R, M, C]`,
+    or the scores of chains of them.
     """
     encoded = self.encode(batch)
     if self.config.reply_matching_weight and self.is_initializing():
@@ -150,16 +151,21 @@ class CommentTreeTransformer(nn.Module):
     )
     return Encoded(vectors_BEJD, used_BEJ, states_BND)
 
-  def decode(self, encoded: Encoded, batch: Mapping[str, Array]) -> Array:
+  def decode(
+    self, encoded: Encoded, batch: Mapping[str, Array]
+  ) -> Array | PointerScores:
     """Returns logits `[B, R, M, V]` given what `encode` returned.
+
+    With a pointer also what is copied.
 
     Raises:
       UserError: as `encode`.
     """
     masked_BRM = batch["decoder_masked_positions"]
     masked_RM = masked_BRM.reshape(-1, masked_BRM.shape[-1])
-    logits_RMV = self._decode(encoded, batch, masked_RM)
-    return logits_RMV.reshape(*masked_BRM.shape, -1)
+    logits_RMV, copies = self._decode(encoded, batch, masked_RM)
+    logits_BRMV = logits_RMV.reshape(*masked_BRM.shape, -1)
+    return logits_BRMV if copies is None else PointerScores(logits_BRMV, copies)
 
   def decode_states(self, encoded: Encoded, batch: Mapping[str, Array]) -> Array:
     """Returns the decoder's last states `[B, R, L, D]` in place of logits.
@@ -167,7 +173,7 @@ class CommentTreeTransformer(nn.Module):
     Raises:
       UserError: as `encode`.
     """
-    x_RLD = self._decode(encoded, batch, None)
+    x_RLD, _ = self._decode(encoded, batch, None)
     return x_RLD.reshape(*batch["decoder_segment_ids"].shape, -1)
 
   def begin_replies(
@@ -234,7 +240,7 @@ class CommentTreeTransformer(nn.Module):
     )
     logits_R1V = cast(Array, logits)
     if context.tokens is not None:
-      logits_R1V = self.pointer(logits_R1V, x_R1D, context.tokens)
+      logits_R1V = self.pointer(x_R1D, context.tokens).add_to(logits_R1V)
     return logits_R1V.reshape(*tokens_BN.shape, -1)
 
   def _context(
@@ -275,8 +281,8 @@ class CommentTreeTransformer(nn.Module):
     encoded: Encoded,
     batch: Mapping[str, Array],
     masked_RM: Array | None,
-  ) -> Array:
-    """Returns what the decoder does, its rows not sorted by example."""
+  ) -> tuple[Array, Copies | None]:
+    """Returns what the decoder does, its rows not sorted by example, and copies."""
     self.family.check_length(self.config, batch["decoder_segment_ids"].shape[-1])
     targets_BRL = batch["decoder_segment_ids"]
     positions_BRL = batch["decoder_positions"]
@@ -311,10 +317,9 @@ class CommentTreeTransformer(nn.Module):
       x_RLD, visible_RLL, context, masked_RM, self.token_embedder
     )
     if logits_RMV is None:
-      return x
-    if context.tokens is not None:
-      logits_RMV = self.pointer(logits_RMV, x, context.tokens)
-    return logits_RMV
+      return x, None
+    copies = None if context.tokens is None else self.pointer(x, context.tokens)
+    return logits_RMV, copies
 
   def _language_vectors(
     self, batch: Mapping[str, Array], side: str, shape: tuple[int, ...]

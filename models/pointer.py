@@ -47,8 +47,79 @@ class AncestorTokens:
   targets_BQ: Array
 
 
+@flax.struct.dataclass
+class Copies:
+  """What masked positions copy.
+
+  Attributes:
+    weights_BQN: distribution of each query over encoder tokens, float32; all 0 where it
+      sees no ancestor.
+    ids_BN: ids of these tokens.
+    log_odds_BQ: of a copy against a token by the logits, float32.
+  """
+
+  weights_BQN: Array
+  ids_BN: Array
+  log_odds_BQ: Array
+
+  def add_to(self, logits: Array) -> Array:
+    """Returns logits `[..., V]`, float32, in which copies are counted.
+
+    With p the softmax of the logits, c the distribution of copies and o the odds of
+    one, the softmax of what is returned is p + o c, normalized: logits of tokens that
+    no ancestor holds stay as they are.
+
+    Args:
+      logits: `[..., V]`, float32; the leading axes, in order, make B and Q.
+    """
+    logits_BQV = logits.reshape(*self.log_odds_BQ.shape, -1)
+    copies_BQV = _by_id(self.weights_BQN, self.ids_BN, logits_BQV.shape[-1])
+    raised_BQV = _raised(
+      copies_BQV, self.log_odds_BQ[..., None], jax.nn.log_softmax(logits_BQV)
+    )
+    return (logits_BQV + raised_BQV).reshape(logits.shape)
+
+  def log_ratio_of(self, targets: Array, log_probs: Array) -> Array:
+    """Returns by how much the mixture's log likelihood is above that of the logits.
+
+    It needs the weight of one token for each query, where `add_to` needs that of the
+    whole vocabulary.
+
+    Args:
+      targets: token ids; the axes, in order, make B and Q.
+      log_probs: log likelihood of these by the logits, in the same shape.
+    """
+    targets_BQ = targets.reshape(self.log_odds_BQ.shape)
+    is_target_BQN = self.ids_BN[:, None] == targets_BQ[..., None]
+    copies_BQ = jnp.where(is_target_BQN, self.weights_BQN, 0).sum(-1)
+    raised_BQ = _raised(
+      copies_BQ, self.log_odds_BQ, log_probs.reshape(targets_BQ.shape)
+    )
+    # The odds are added to 1 where there is something to copy.
+    any_BQ = jax.lax.stop_gradient(self.weights_BQN).sum(-1) > 0
+    normalizer_BQ = jnp.where(any_BQ, jax.nn.softplus(self.log_odds_BQ), 0)
+    return (raised_BQ - normalizer_BQ).reshape(targets.shape)
+
+
+@flax.struct.dataclass
+class PointerScores:
+  """Logits of the vocabulary alone, and copies beside them.
+
+  Attributes:
+    logits_BRMV: logits, float32.
+    copies: what is copied; Q is R * M.
+  """
+
+  logits_BRMV: Array
+  copies: Copies
+
+  def mixed(self) -> Array:
+    """Returns logits in which copies are counted, `[B, R, M, V]` float32."""
+    return self.copies.add_to(self.logits_BRMV)
+
+
 class AncestorPointer(nn.Module):
-  """Mixes copies of ancestors' tokens into logits."""
+  """Attention from masked positions to ancestors' tokens, and how much it counts."""
 
   config: ModelConfig
 
@@ -109,20 +180,14 @@ class AncestorPointer(nn.Module):
       targets_BQ=targets_BQ,
     )
 
-  def __call__(self, logits: Array, x: Array, tokens: AncestorTokens) -> Array:
-    """Returns logits `[..., V]`, float32, in which copies are counted.
-
-    With p the softmax of the logits and c the distribution of copies, the softmax of
-    what is returned is p + o c, normalized, where o are the odds of a copy: logits of
-    tokens that no ancestor holds stay as they are.
+  def __call__(self, x: Array, tokens: AncestorTokens) -> Copies:
+    """Returns what is copied.
 
     Args:
-      logits: `[..., V]`, float32; the leading axes, in order, make B and Q.
-      x: the decoder's states `[..., D]` that they come from.
+      x: the decoder's states `[..., D]`; the leading axes, in order, make B and Q.
       tokens: what `tokens` returned.
     """
-    batch_size, num_queries = tokens.targets_BQ.shape
-    x_BQD = x.reshape(batch_size, num_queries, -1)
+    x_BQD = x.reshape(*tokens.targets_BQ.shape, -1)
     query_BQK = self.query(x_BQD)
     of_queries = jax.vmap(lambda by_target_UN, targets_Q: by_target_UN[targets_Q])
     scores_BQN = jnp.einsum(
@@ -134,21 +199,17 @@ class AncestorPointer(nn.Module):
     scores_BQN = jnp.where(visible_BQN, scores_BQN, MASKED_SCORE)
     weights_BQN = jax.nn.softmax(scores_BQN, axis=-1) * visible_BQN
     log_odds_BQ = x_BQD.astype(jnp.float32) @ self.gate_D + self.log_odds_1[None]
-
     if diagnostics.wanted(self):
       share_BQ = jax.nn.sigmoid(log_odds_BQ)
       diagnostics.note_copies(self, share_BQ, visible_BQN.any(-1))
+    return Copies(weights_BQN, tokens.ids_BN, log_odds_BQ)
 
-    logits_BQV = logits.reshape(batch_size, num_queries, -1)
-    copies_BQV = _by_id(weights_BQN, tokens.ids_BN, logits_BQV.shape[-1])
-    copied_BQV = copies_BQV > 0
-    log_ratio_BQV = (
-      log_odds_BQ[..., None]
-      + jnp.log(jnp.where(copied_BQV, copies_BQV, 1))
-      - jax.nn.log_softmax(logits_BQV)
-    )
-    raised_BQV = jnp.where(copied_BQV, jax.nn.softplus(log_ratio_BQV), 0)
-    return (logits_BQV + raised_BQV).reshape(logits.shape)
+
+def _raised(copies: Array, log_odds: Array, log_probs: Array) -> Array:
+  """Returns log(1 + o c / p), elementwise; 0 where nothing is copied."""
+  copied = copies > 0
+  log_ratio = log_odds + jnp.log(jnp.where(copied, copies, 1)) - log_probs
+  return jnp.where(copied, jax.nn.softplus(log_ratio), 0)
 
 
 def _by_id(weights_BQN: Array, ids_BN: Array, num_ids: int) -> Array:

@@ -24,7 +24,7 @@ from .writers import Writer
 
 _FULL_ENOUGH = 0.9
 _STEPS_IN_FLIGHT = 2
-_PER_TOKEN = ("loss", "z_loss", "accuracy")
+_PER_TOKEN = ("loss", "z_loss", "accuracy", "logits_accuracy")
 _PER_STEP = ("objective", "gradient_norm", "learning_rate")
 _COUNTED = ("comments", "decoder_tokens", "encoder_tokens")
 
@@ -224,7 +224,7 @@ class Reporter:
     parts = [
       f"step {step:>7,} of {total:,}",
       f"loss {row['loss']:.4f}",
-      f"accuracy {row.get('accuracy', float('nan')):.3f}",
+      _accuracy(row),
       f"{speed['comments_per_second']:,.0f} comments/s",
       f"{speed['steps_per_second']:.2f} steps/s",
       f"{_duration(left)} left",
@@ -271,6 +271,12 @@ def _parts(split: Mapping[str, float]) -> str:
   """Returns what took any time worth a word, the longest first."""
   parts = sorted(split.items(), key=lambda item: -item[1])
   return ", ".join(f"{what} {seconds:.1f}" for what, seconds in parts if seconds > 0.05)
+
+
+def _accuracy(row: Mapping[str, float]) -> str:
+  if "logits_accuracy" in row:
+    return f"accuracy of the logits {row['logits_accuracy']:.3f}"
+  return f"accuracy {row.get('accuracy', float('nan')):.3f}"
 
 
 def _duration(seconds: float) -> str:

@@ -235,15 +235,24 @@ def loss_sum(params, forest, masked_tokens, cfg):
       (vectors[a], distance, forest[a].depth)
       for a, distance in zip(comment.ancestors, comment.distances)
     ]
-    x, logits = decode(params, comment, masked_tokens(comment), ancestors, cfg)
+    x, alone = decode(params, comment, masked_tokens(comment), ancestors, cfg)
+    logits = alone
     if cfg.ancestor_pointer:
       pointed = [
         (forest[a].tokens, states[a], distance)
         for a, distance in zip(comment.ancestors, comment.distances)
       ]
-      logits = point(params, logits, x, pointed, cfg)
+      logits = point(params, alone, x, pointed, cfg)
     for position in comment.masked:
-      log_z = np.log(np.exp(logits[position]).sum())
-      total += log_z - logits[position, comment.tokens[position]]
-      total += cfg.z_loss * log_z**2
+      token = comment.tokens[position]
+      total += negative_log_likelihood(logits[position], token)
+      if cfg.ancestor_pointer:
+        nll = negative_log_likelihood(alone[position], token)
+        total += cfg.pointer_logits_loss_weight * nll
+      total += cfg.z_loss * np.log(np.exp(alone[position]).sum()) ** 2
   return total
+
+
+def negative_log_likelihood(logits, token):
+  """Returns that of a token by logits [V], in nats."""
+  return np.log(np.exp(logits).sum()) - logits[token]

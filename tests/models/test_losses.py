@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from commentree.models.layers import RelativePositionBias, relative_position_buckets
-from commentree.models.losses import token_losses
+from commentree.models.losses import pointer_losses, token_losses
+from commentree.models.pointer import Copies, PointerScores
 
 from . import forests, naive
 
@@ -34,6 +35,60 @@ def test_nll_and_its_gradient_are_those_of_log_softmax(logits):
     jax.grad(lambda x: jnp.sum(plain(x) * weights))(logits),
     atol=1e-6,
   )
+
+
+def pointer_scores(logits, log_weights, log_odds):
+  """Two queries see ancestors that hold token 0 twice and 7 once; two see none."""
+  weights = jax.nn.softmax(log_weights) * jnp.array([1, 1, 0, 0])[:, None]
+  copies = Copies(weights[None], jnp.array([[0, 7, 0]]), log_odds[None])
+  return PointerScores(logits[None, None], copies)
+
+
+@pytest.fixture(scope="module")
+def pointed(logits):
+  """Logits, log weights of three tokens to copy, and log odds."""
+  log_weights = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
+  return logits, log_weights, jnp.array([-0.3, 1.2, 0.4, -2.0])
+
+
+@pytest.mark.parametrize("targets", [[0, 3, 10, 5], [7, 0, 0, 7]])
+def test_losses_of_copies_are_those_of_the_mixture_and_of_the_logits(pointed, targets):
+  """Values and gradients, though only one token of the vocabulary is looked at."""
+  targets = jnp.array(targets)[None, None]
+
+  def ours(pointed):
+    scores = pointer_scores(*pointed)
+    losses = pointer_losses(scores, targets, z_loss=0.1, logits_weight=0.5)
+    return losses.loss.sum(), losses
+
+  def plain(pointed):
+    scores = pointer_scores(*pointed)
+    mixed = token_losses(scores.mixed(), targets)
+    alone = token_losses(scores.logits_BRMV, targets, z_loss=0.1)
+    return (mixed.nll + 0.5 * alone.nll + alone.z_loss).sum(), mixed
+
+  (loss, losses), grads = jax.value_and_grad(ours, has_aux=True)(pointed)
+  (expected_loss, mixed), expected = jax.value_and_grad(plain, has_aux=True)(pointed)
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+  np.testing.assert_allclose(losses.nll, mixed.nll, rtol=1e-5)
+  np.testing.assert_array_equal(losses.correct, mixed.correct)
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5),
+    grads,
+    expected,
+  )
+
+
+def test_a_mixture_is_a_distribution_and_without_ancestors_that_of_the_logits(pointed):
+  logits, log_weights, log_odds = pointed
+  mixed = pointer_scores(*pointed).mixed()[0, 0]
+  np.testing.assert_array_equal(mixed[2:], logits[2:])
+  weights = jax.nn.softmax(log_weights[:2])
+  copies = np.zeros((2, logits.shape[-1]))
+  copies[:, 0], copies[:, 7] = weights[:, 0] + weights[:, 2], weights[:, 1]
+  odds = np.exp(log_odds[:2, None])
+  expected = (jax.nn.softmax(logits[:2]) + odds * copies) / (1 + odds)
+  np.testing.assert_allclose(jax.nn.softmax(mixed[:2]), expected, rtol=1e-5)
 
 
 def test_smoothed_loss_is_the_divergence_from_the_smoothed_target(logits):

@@ -196,6 +196,8 @@ def test_the_loss_starts_near_that_of_guessing(packed, family, tied):
     {"vocab_size": -1},
     {"dropout_rate": 1.5},
     {"dtype": "float16"},
+    {"pointer_logits_loss_weight": -1.0},
+    {"label_smoothing": 0.1, "ancestor_pointer": True},
   ],
 )
 def test_a_bad_setting_is_one_line_naming_it(changes):
