@@ -12,6 +12,7 @@ import numpy as np
 from . import diagnostics
 from .attention import AncestorContext
 from .config import ModelConfig
+from .encoded import Encoded
 from .layers import Array, parameter
 
 Batch = Mapping[str, Array]
@@ -80,18 +81,18 @@ class Ancestors(nn.Module):
     return jnp.einsum("bnt,btd->bnd", target_BNT, vectors_BTD)
 
   def context(
-    self, vectors_BEJD: Array, used_BEJ: Array, segment_ids_BRL: Array, batch: Batch
+    self, encoded: Encoded, segment_ids_BRL: Array, batch: Batch
   ) -> AncestorContext:
     """Builds what the target tokens attend to.
 
     Args:
-      vectors_BEJD: pooled vectors of the encoder slots.
-      used_BEJ: which of them hold anything.
+      encoded: the comments.
       segment_ids_BRL: target of each decoder token from 1, 0 for padding; no target is
         in two rows.
       batch: supplies `ancestor_slots`, `ancestor_distances`, `encoder_slot_depths`.
     """
     cfg = self.config
+    vectors_BEJD, used_BEJ = encoded.vectors_BEJD, encoded.used_BEJ
     dtype = vectors_BEJD.dtype
     batch_size, num_slots, per_comment, width = vectors_BEJD.shape
     segment_ids_BN = segment_ids_BRL.reshape(batch_size, -1)

@@ -98,6 +98,10 @@ class ModelConfig:
   context: Context = "pooled"
   max_context_tokens: int = 256
 
+  # So many tokens of the nearest ancestors whose states the decoder sees beside the
+  # vectors of all; 0 for none.
+  nearest_context_tokens: int = 0
+
   # How a comment becomes vectors.
   pooling: Pooling = "mean"
   vectors_per_comment: int = 1
@@ -143,6 +147,7 @@ class ModelConfig:
       "vocab_size",
       "position_offset",
       "type_vocab_size",
+      "nearest_context_tokens",
       "num_languages",
       "num_labels",
     ):
@@ -198,6 +203,12 @@ class ModelConfig:
     check_choice("ModelConfig", "pooling", self.pooling, Pooling)
     if self.context == "concatenated":
       self._check_concatenated()
+    if self.context != "pooled" and self.nearest_context_tokens:
+      raise UserError(
+        f"ModelConfig.nearest_context_tokens = {self.nearest_context_tokens}: must be 0"
+        f" with ModelConfig.context = {self.context!r}: it is of tokens beside pooled"
+        " vectors"
+      )
     if self.context == "none" and self.reply_matching_weight:
       raise UserError(
         f"ModelConfig.reply_matching_weight = {self.reply_matching_weight}: must be 0"

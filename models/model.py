@@ -22,7 +22,8 @@ from .interface import Batch, Metrics, PyTree
 from .layers import Array
 from .losses import TokenLosses, pointer_losses, token_losses
 from .metrics import metrics_of_sums
-from .network import CommentTreeTransformer, Encoded
+from .encoded import Encoded
+from .network import CommentTreeTransformer
 from .pointer import PointerScores
 from .pooling import vector_sums
 from .roberta import ROBERTA
@@ -290,7 +291,7 @@ class CommentTreeModel:
     }
 
   def encode(self, params: PyTree, batch: Batch) -> Encoded:
-    """Encodes and pools the comments of a batch, see `network.Encoded`."""
+    """Encodes and pools the comments of a batch, see `encoded.Encoded`."""
     encoded = self.module.apply({"params": params}, batch, method=self.module.encode)
     return cast(Encoded, encoded)
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import cast
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -15,6 +14,7 @@ from .ancestors import Ancestors, by_slot
 from .attention import AncestorContext
 from .batch import places
 from .config import ModelConfig
+from .encoded import Encoded
 from .heads import HEADS, Scores
 from .layers import Array, parameter, small_normal
 from .matching import Pairs, ReplyMatcher, matching_loss, pairs_of
@@ -22,22 +22,6 @@ from .pointer import AncestorPointer, Copies, PointerScores
 from .pooling import CommentPooling
 from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
 from .threads import ThreadAncestors, as_rows
-
-
-@flax.struct.dataclass
-class Encoded:
-  """The comments of a batch, encoded.
-
-  Attributes:
-    vectors_BEJD: their pooled vectors; with `context = "concatenated"` the token states
-      of each target's thread: E is T, and J is `max_context_tokens`.
-    used_BEJ: which of these hold anything.
-    states_BND: the encoder's last states of all its tokens.
-  """
-
-  vectors_BEJD: Array
-  used_BEJ: Array
-  states_BND: Array
 
 
 class CommentTreeTransformer(nn.Module):
@@ -65,9 +49,8 @@ class CommentTreeTransformer(nn.Module):
     self.encoder = EncoderStack(cfg, self.family, self.deterministic)
     if cfg.context != "concatenated":
       self.pooling = CommentPooling(cfg)
-      self.ancestors = Ancestors(cfg)
-    else:
-      self.ancestors = ThreadAncestors(cfg)
+    own_keys = cfg.context == "concatenated" or cfg.nearest_context_tokens
+    self.ancestors = ThreadAncestors(cfg) if own_keys else Ancestors(cfg)
     self.decoder = DecoderStack(cfg, self.family, self.deterministic)
     if cfg.ancestor_pointer:
       self.pointer = AncestorPointer(cfg)
@@ -258,9 +241,7 @@ class CommentTreeTransformer(nn.Module):
       queries_BQ: target id of each position that logits are wanted for; None if none.
       batch: see `Ancestors.context`.
     """
-    context = self.ancestors.context(
-      encoded.vectors_BEJD, encoded.used_BEJ, targets_BXY, batch
-    )
+    context = self.ancestors.context(encoded, targets_BXY, batch)
     if not self.config.ancestor_pointer or queries_BQ is None:
       return context
     slots_BN = batch["encoder_segment_ids"].reshape(len(queries_BQ), -1)

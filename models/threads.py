@@ -1,10 +1,15 @@
-"""The usual alternative to pooled comments: each target's thread, read as one text.
+"""Tokens of each target's thread, in place of pooled vectors or beside them.
 
-With `ModelConfig.context = "concatenated"` the encoder reads, for each target, the
-tokens of its ancestors as one sequence, the nearest ancestor first, cut after
-`max_context_tokens`; the decoder's cross-attention sees all of their states in place of
-pooled vectors. A comment is encoded once for each target below it. Batches are the
-same: who sees whom is read from them, and changes of `ancestor_slots` change threads.
+With `ModelConfig.context = "concatenated"`, the usual alternative to pooled comments,
+the encoder reads, for each target, the tokens of its ancestors as one sequence, the
+nearest ancestor first, cut after `max_context_tokens`; the decoder's cross-attention
+sees all of their states in place of pooled vectors. A comment is encoded once for each
+target below it. Batches are the same: who sees whom is read from them, and changes of
+`ancestor_slots` change threads.
+
+With `nearest_context_tokens` comments are encoded once and pooled, and the decoder sees
+the states of so many tokens of a target's nearest ancestors beside the vectors of all
+of its ancestors.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import jax.numpy as jnp
 from . import diagnostics
 from .ancestors import Ancestors
 from .attention import AncestorContext
+from .encoded import Encoded
 from .layers import Array
 from .query_groups import QueryGroups
 
@@ -109,55 +115,110 @@ def _pick(values: Array, index: Array) -> Array:
   ).reshape(index.shape)
 
 
+class OwnKeys(NamedTuple):
+  """What each target attends to, as keys of its own.
+
+  Attributes:
+    vectors_BTCD: what the keys are made of.
+    used_BTC: which of them hold anything.
+    ancestor_BTC: which of the target's ancestors each is of, an index into
+      `ancestor_slots`.
+  """
+
+  vectors_BTCD: Array
+  used_BTC: Array
+  ancestor_BTC: Array
+
+
+def thread_keys(encoded: Encoded, batch: Batch) -> OwnKeys:
+  """Returns the states of threads that were read as one text."""
+  thread = find(batch, encoded.used_BEJ.shape[-1])
+  return OwnKeys(encoded.vectors_BEJD, encoded.used_BEJ, thread.ancestor_BTC)
+
+
+def nearest_keys(encoded: Encoded, batch: Batch, length: int) -> OwnKeys:
+  """Returns all ancestors' pooled vectors and the states of the nearest tokens.
+
+  Args:
+    encoded: the comments.
+    batch: the batch.
+    length: tokens of each target's thread whose states it sees.
+  """
+  slots_BTA = batch["ancestor_slots"]
+  batch_size, targets, ancestors = slots_BTA.shape
+  _, slots, per_comment, width = encoded.vectors_BEJD.shape
+  # A product, not a gather: vectors have a gradient.
+  slots_BTAE = jax.nn.one_hot(slots_BTA - 1, slots, dtype=encoded.vectors_BEJD.dtype)
+  vectors_BTAJD = jnp.einsum("btae,bejd->btajd", slots_BTAE, encoded.vectors_BEJD)
+  used_BTAJ = jnp.einsum("btae,bej->btaj", slots_BTAE, encoded.used_BEJ) > 0
+  ancestor_A1 = jnp.arange(ancestors, dtype=jnp.int32)[:, None]
+  ancestor_BTAJ = jnp.broadcast_to(ancestor_A1, used_BTAJ.shape)
+
+  thread = find(batch, length)
+  token_BM1 = thread.token_BTC.reshape(batch_size, -1, 1)
+  states_BMD = jnp.take_along_axis(encoded.states_BND, token_BM1, axis=1)
+  whole = (batch_size, targets, -1)
+  return OwnKeys(
+    jnp.concatenate(
+      [
+        vectors_BTAJD.reshape(*whole, width),
+        states_BMD.reshape(batch_size, targets, length, width),
+      ],
+      axis=2,
+    ),
+    jnp.concatenate([used_BTAJ.reshape(whole), thread.in_use_BTC], axis=2),
+    jnp.concatenate([ancestor_BTAJ.reshape(whole), thread.ancestor_BTC], axis=2),
+  )
+
+
 class ThreadAncestors(Ancestors):
-  """Token states of threads to the decoder's `AncestorContext`.
+  """What each target attends to, with keys of its own, as an `AncestorContext`.
 
   Parameters, and what a target knows of an ancestor's place, are those of `Ancestors`:
   each token stands where its comment does.
   """
 
   def context(
-    self,
-    vectors_BEJD: Array,
-    used_BEJ: Array,
-    segment_ids_BRL: Array,
-    batch: Batch,
+    self, encoded: Encoded, segment_ids_BRL: Array, batch: Batch
   ) -> AncestorContext:
     """Builds what the target tokens attend to.
 
     Args:
-      vectors_BEJD: the token states of threads: E is T, and J is C.
-      used_BEJ: where they hold tokens.
+      encoded: the threads, or the comments.
       segment_ids_BRL: as `Ancestors.context`, each target's tokens one after another.
       batch: supplies `ancestor_slots`, `ancestor_distances`, `encoder_slot_depths` and
         the encoder's rows.
     """
     cfg = self.config
-    dtype = vectors_BEJD.dtype
-    batch_size, targets, length, width = vectors_BEJD.shape
-    thread = find(batch, length)
+    if cfg.context == "concatenated":
+      keys = thread_keys(encoded, batch)
+    else:
+      keys = nearest_keys(encoded, batch, cfg.nearest_context_tokens)
+    vectors_BTCD, used_BTC, ancestor_BTC = keys
+    dtype = vectors_BTCD.dtype
+    batch_size, targets, length, width = vectors_BTCD.shape
 
     def of_tokens(values_BTA: Array) -> Array:
-      return jnp.take_along_axis(values_BTA, thread.ancestor_BTC, axis=-1)
+      return jnp.take_along_axis(values_BTA, ancestor_BTC, axis=-1)
 
     slots_BTC = of_tokens(batch["ancestor_slots"])
     depths_BTC = _pick(batch["encoder_slot_depths"], jnp.maximum(slots_BTC - 1, 0))
     depth_vectors = self.depth_vectors(depths_BTC)
     if depth_vectors is not None:
-      vectors_BEJD += depth_vectors
+      vectors_BTCD += depth_vectors
     distances_BTC = of_tokens(batch["ancestor_distances"])
     hops_BTC = jnp.clip(distances_BTC, 0, cfg.max_ancestor_distance)
     onehot_BTCP = jax.nn.one_hot(hops_BTC, cfg.max_ancestor_distance + 1, dtype=dtype)
     if cfg.ancestor_positions == "distance":
-      vectors_BEJD += onehot_BTCP @ self.position_vectors_PD.astype(dtype)
+      vectors_BTCD += onehot_BTCP @ self.position_vectors_PD.astype(dtype)
 
     null_X1D = jnp.broadcast_to(
       self.null_vector_D.astype(dtype), (batch_size * targets, 1, width)
     )
     vectors_XSD = jnp.concatenate(
-      [null_X1D, vectors_BEJD.reshape(-1, length, width)], axis=1
+      [null_X1D, vectors_BTCD.reshape(-1, length, width)], axis=1
     )
-    used_XC = used_BEJ.reshape(-1, length)
+    used_XC = used_BTC.reshape(-1, length)
     used_XS = jnp.concatenate([~used_XC.any(-1, keepdims=True), used_XC], axis=-1)
 
     groups = _groups(segment_ids_BRL, targets)

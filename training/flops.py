@@ -83,7 +83,8 @@ def train_step_flops(
   masked = int(np.prod(batch["decoder_target_tokens"].shape))
   targets = int(np.prod(batch["target_depths"].shape))
   # Where cross-attention has keys, and queries for as many keys as it has in a set.
-  sets, slots = batch["encoder_slot_depths"].shape
+  examples, slots = batch["encoder_slot_depths"].shape
+  sets = examples
   keys_in_set, queries = 1 + slots * config.vectors_per_comment, decoder_rows
   if config.context == "concatenated":
     encoder_length = config.max_context_tokens
@@ -93,6 +94,11 @@ def train_step_flops(
   encoder_rows, keys = int(np.prod(encoder_shape)), sets * keys_in_set
   if config.context == "none":
     encoder_rows = 0
+  if config.nearest_context_tokens:
+    sets, ancestors = targets, batch["ancestor_slots"].shape[-1]
+    keys_in_set = 1 + ancestors * config.vectors_per_comment
+    keys_in_set += config.nearest_context_tokens
+    keys, queries = sets * keys_in_set, sets * decoder_length
 
   def positions(name: str) -> int:
     if ".logits_" in name or name in _AT_LABELS or name == "pointer.query.kernel":
@@ -125,7 +131,7 @@ def train_step_flops(
     products += int(np.prod(leaf.shape)) * positions(name)
     if name == "pointer.query.kernel":
       # Of each example its masked tokens with its encoder tokens.
-      products += leaf.shape[-1] * masked * encoder_rows // sets
+      products += leaf.shape[-1] * masked * encoder_rows // examples
     if name == "reply_matcher.reply.kernel":
       # Every thread with every reply.
       products += leaf.shape[-1] * targets**2

@@ -231,10 +231,12 @@ def loss_sum(params, forest, masked_tokens, cfg):
       if a not in vectors:
         states[a] = encode(params, forest[a], cfg)
         vectors[a] = pool(params, states[a], cfg)
-    ancestors = [
-      (vectors[a], distance, forest[a].depth)
-      for a, distance in zip(comment.ancestors, comment.distances)
-    ]
+    ancestors = []
+    left = cfg.nearest_context_tokens
+    for a, distance in zip(comment.ancestors, comment.distances):
+      seen = [*vectors[a], *states[a][:left]]
+      left -= len(states[a][:left])
+      ancestors.append((seen, distance, forest[a].depth))
     x, alone = decode(params, comment, masked_tokens(comment), ancestors, cfg)
     logits = alone
     if cfg.ancestor_pointer:

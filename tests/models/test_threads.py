@@ -178,6 +178,22 @@ def test_a_target_depends_on_the_ancestors_in_its_thread_and_by_exactly_0_on_oth
   assert seen == {(True, True), (True, False), (False, False)}
 
 
+@pytest.mark.parametrize("condition", ["true", "parent_only"])
+def test_beside_the_nearest_tokens_ancestors_are_seen_and_by_exactly_0_others(
+  make, packed, condition
+):
+  model, params = make(nearest_context_tokens=LENGTH)
+  compiled = jitted(lambda batch: model.logits(params, batch))
+
+  def logits(batch, condition):
+    return np.asarray(compiled(dict(apply_condition(batch, condition))))
+
+  for _, forest, i, j, change in changes_of(logits, packed, condition):
+    hops = dict(zip(forest[j].ancestors, forest[j].distances)).get(i)
+    is_seen = hops == 1 if condition == "parent_only" else hops is not None
+    assert (change > 1e-5) if is_seen else (change == 0), (i, j, change)
+
+
 def test_parent_only_depends_on_the_parent_alone(logits_of, packed):
   for _, forest, i, j, change in changes_of(logits_of, packed, "parent_only"):
     hops = dict(zip(forest[j].ancestors, forest[j].distances)).get(i)
@@ -283,10 +299,18 @@ def test_the_encoder_s_positions_are_counted_as_it_reads_them(make, packed):
   assert sums["encoder_positions"] == packed.batch["target_depths"].size * LENGTH
 
 
-def test_replies_are_written_given_the_thread(make, packed):
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"context": "concatenated", "max_context_tokens": LENGTH},
+    {"nearest_context_tokens": LENGTH},
+  ],
+  ids=["concatenated", "nearest"],
+)
+def test_replies_are_written_given_the_thread(make, packed, changes):
   """As the whole text read anew gives them, greedily."""
-  model, params = concatenated(
-    make, ancestor_positions="depth", num_encoder_layers=1, num_decoder_layers=1
+  model, params = make(
+    ancestor_positions="depth", num_encoder_layers=1, num_decoder_layers=1, **changes
   )
   config = DecodingConfig(start_id=1, end_id=2, max_length=4, num_replies=1)
   replies = jitted(lambda p: model.generate(p, packed.batch, config))(params)
@@ -325,6 +349,11 @@ def test_replies_are_written_given_the_thread(make, packed):
     ({"ancestor_pointer": True}, "ancestor_pointer = True"),
     ({"reply_matching_weight": 0.1}, "reply_matching_weight = 0.1"),
     ({"context": "none", "reply_matching_weight": 0.1}, "reply_matching_weight = 0.1"),
+    ({"nearest_context_tokens": 8}, "nearest_context_tokens = 8"),
+    (
+      {"context": "pooled", "nearest_context_tokens": -1},
+      "nearest_context_tokens = -1",
+    ),
   ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(changes, named):
