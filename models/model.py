@@ -17,12 +17,12 @@ from .conditions import apply_condition, drop_ancestors
 from .config import Condition, ModelConfig, check_range
 from .decoding import Replies
 from .decoding_config import DecodingConfig
+from .encoded import Encoded
 from .heads import ChainScores, Scores
 from .interface import Batch, Metrics, PyTree
 from .layers import Array
 from .losses import TokenLosses, pointer_losses, token_losses
 from .metrics import metrics_of_sums
-from .encoded import Encoded
 from .network import CommentTreeTransformer
 from .pointer import PointerScores
 from .pooling import vector_sums

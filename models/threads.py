@@ -146,7 +146,7 @@ def nearest_keys(encoded: Encoded, batch: Batch, length: int) -> OwnKeys:
   """
   slots_BTA = batch["ancestor_slots"]
   batch_size, targets, ancestors = slots_BTA.shape
-  _, slots, per_comment, width = encoded.vectors_BEJD.shape
+  _, slots, _, width = encoded.vectors_BEJD.shape
   # A product, not a gather: vectors have a gradient.
   slots_BTAE = jax.nn.one_hot(slots_BTA - 1, slots, dtype=encoded.vectors_BEJD.dtype)
   vectors_BTAJD = jnp.einsum("btae,bejd->btajd", slots_BTAE, encoded.vectors_BEJD)
