@@ -76,6 +76,10 @@ class ModelConfig:
   dtype: DType = "bfloat16"
   scan_layers: bool = False
   remat_policy: RematPolicy = "none"
+  # Of the family "t5" alone: whether all buckets of the decoder's relative positions
+  # are for tokens before the query, as in T5's decoder, for objectives that read in
+  # order; else half of them are for tokens behind it.
+  causal_position_buckets: bool = False
 
   # Of the family "t5" alone: whether logits are products with the table of tokens over
   # the square root of `emb_dim`, as in T5 1.0; "roberta" always has the table's.
@@ -179,7 +183,12 @@ class ModelConfig:
       "reply_matching_weight",
     ):
       check_range("ModelConfig", field, getattr(self, field), 0)
-    for field in ("logits_via_embedding", "norm_before_ancestors", "ancestor_pointer"):
+    for field in (
+      "causal_position_buckets",
+      "logits_via_embedding",
+      "norm_before_ancestors",
+      "ancestor_pointer",
+    ):
       value = getattr(self, field)
       if not isinstance(value, bool):
         raise UserError(f"ModelConfig.{field} = {value!r}: must be True or False")

@@ -246,13 +246,16 @@ def relative_position_buckets(
 class RelativePositionBias(nn.Module):
   """T5's learned attention bias by relative position, shared by a stack's layers.
 
-  A comment is contiguous in its row, so that columns do for positions.
+  A comment is contiguous in its row, so that columns do for positions. A causal table,
+  all of whose buckets are for keys before the query, has a name of its own, so that
+  parameters tell which they hold.
   """
 
   num_heads: int
   dtype: Any
   num_buckets: int = NUM_BUCKETS
   max_distance: int = MAX_DISTANCE
+  causal: bool = False
 
   @nn.compact
   def __call__(self, length: int, position: Array | None = None) -> Array:
@@ -261,7 +264,7 @@ class RelativePositionBias(nn.Module):
     Given the `position` of a query, that of its row alone, `[H, 1, L]`.
     """
     table_HP = parameter(
-      "rel_embedding",
+      "causal_rel_embedding" if self.causal else "rel_embedding",
       nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
       (self.num_heads, self.num_buckets),
       ("heads", "relpos_buckets"),
@@ -269,7 +272,10 @@ class RelativePositionBias(nn.Module):
     # 2 L offsets, the last one unused; a product with a constant, as the gradient of
     # a gather would be a scatter.
     buckets = relative_position_buckets(
-      np.arange(2 * length) - (length - 1), self.num_buckets, self.max_distance
+      np.arange(2 * length) - (length - 1),
+      self.num_buckets,
+      self.max_distance,
+      bidirectional=not self.causal,
     )
     onehot = jnp.asarray(buckets == np.arange(self.num_buckets)[:, None], self.dtype)
     by_offset = table_HP.astype(self.dtype) @ onehot

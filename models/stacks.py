@@ -27,7 +27,7 @@ class Family:
     encoder_block: module with fields `config, deterministic`, called with
       `(x_RLD, visible_RLL, bias_HLL)`.
     decoder_block: likewise, called with the ancestors' `AncestorContext` as well.
-    position_bias: module with fields `num_heads, dtype` that gives the bias of
+    position_bias: module with fields `num_heads, dtype, causal` that gives the bias of
       self-attention for a row length; None for no bias.
     final_norm: module with the field `dtype` that ends a stack; None for no end.
     logits: called inside the decoder with `(config, x_RMD, embedder)`; returns logits
@@ -97,17 +97,19 @@ class _Stack(nn.Module):
     visible_RLL: Array,
     *rest,
     position: Array | None = None,
+    causal: bool = False,
   ):
     """Runs the layers, each token seeing what is `visible_RLL` to it.
 
-    Given a `position`, `x_R1D` is the token there of each row, see `attention`.
+    Given a `position`, `x_R1D` is the token there of each row, see `attention`. If
+    `causal`, the family's relative positions are those before a token.
     """
     cfg = self.config
     drop = dropout(cfg.dropout_rate, self.deterministic)
     bias_HLL = None
     if self.family.position_bias is not None:
       bias_HLL = self.family.position_bias(
-        cfg.num_heads, jnp.dtype(cfg.dtype), name="relpos_bias"
+        cfg.num_heads, jnp.dtype(cfg.dtype), causal=causal, name="relpos_bias"
       )(visible_RLL.shape[-1], position)
     return _run_layers(
       block,
@@ -201,6 +203,7 @@ class DecoderStack(_Stack):
       visible_RLL,
       dataclasses.replace(context, tokens=None),
       position=position,
+      causal=cfg.causal_position_buckets,
     )
     drop = dropout(cfg.dropout_rate, self.deterministic)
     if masked_positions_RM is None:

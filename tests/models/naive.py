@@ -45,6 +45,15 @@ def bucket(offset):
   return side + min(wide, 15)
 
 
+def causal_bucket(offset):
+  """The same where all are for keys before the query; those behind it have its own."""
+  distance = max(-offset, 0)
+  if distance < 16:
+    return distance
+  wide = 16 + int(math.log(distance / 16) / math.log(128 / 16) * 16)
+  return min(wide, 31)
+
+
 def dense(p, x):
   return x @ p["kernel"] + p.get("bias", 0.0)
 

@@ -122,7 +122,8 @@ def thread(packed):
 
 
 SHRINK = {"bias": 9, "logits_bias": 9, "type_embedding": 9, "position_embedding": 9}
-# Family, whether layers are scanned, positions of ancestors, vectors per comment.
+# Family, whether layers are scanned, positions of ancestors, vectors per comment, and
+# whether there is a pointer and a table of causal positions.
 PLAIN = ("t5", False, "relative_bias", 1, True)
 SCANNED = ("t5", True, "distance", 2, False)
 ROBERTA = ("roberta", False, "none", 1, True)
@@ -154,6 +155,7 @@ def build(make, thread):
       ancestor_positions=positions,
       vectors_per_comment=many,
       ancestor_pointer=pointer,
+      causal_position_buckets=pointer,
     )
     params = shrunk(params, name)
     return model, params, Uncached(model, params, thread)

@@ -188,13 +188,14 @@ def test_relative_position_buckets_are_t5s():
   assert buckets.tolist() == [naive.bucket(int(offset)) for offset in offsets]
 
 
-def test_position_bias_depends_on_key_minus_query():
-  bias = RelativePositionBias(num_heads=2, dtype=jnp.float32)
+@pytest.mark.parametrize("causal", [False, True])
+def test_position_bias_depends_on_key_minus_query(causal):
+  bias = RelativePositionBias(num_heads=2, dtype=jnp.float32, causal=causal)
   variables = bias.init(jax.random.key(0), 4)
-  table = np.asarray(variables["params"]["rel_embedding"])
+  name = "causal_rel_embedding" if causal else "rel_embedding"
+  table = np.asarray(variables["params"][name])
+  bucket = naive.causal_bucket if causal else naive.bucket
   for length in (1, 2, 40):
     values = np.asarray(bias.apply(variables, length))
-    expected = [
-      [table[:, naive.bucket(k - q)] for k in range(length)] for q in range(length)
-    ]
+    expected = [[table[:, bucket(k - q)] for k in range(length)] for q in range(length)]
     np.testing.assert_allclose(values, np.moveaxis(expected, -1, 0), rtol=1e-6)

@@ -97,11 +97,24 @@ def t5x_rules(source: ArraySource) -> list[Rule]:
         f"transpose, scale:{scale!r}, {COLUMNS}",
       )
     )
-  if not any(name.startswith(f"{prefix}ancestors.") for name in source.arrays):
-    # A T5, whose decoder is causal; ours sees both ways. Its states have the size of
-    # the scale of their norm, and so has the vector for no ancestors.
+  table = r"decoder\.relpos_bias\."
+  if any(name.startswith(f"{prefix}ancestors.") for name in source.arrays):
+    # Ours tells by its name which table of positions it has.
+    has = f"{prefix}decoder.relpos_bias."
+    if f"{has}causal_rel_embedding" in source.arrays:
+      rules.append(
+        Rule(f"{table}rel_.*", f"{has}causal_rel_embedding", "from_causal_buckets")
+      )
+    else:
+      rules.append(
+        Rule(f"{table}causal_.*", f"{has}rel_embedding", "to_causal_buckets")
+      )
+  else:
+    # A T5, whose decoder is causal. Its states have the size of the scale of their
+    # norm, and so has the vector for no ancestors.
     rules += [
-      Rule(r"decoder\.relpos_bias\..*", same, "causal_buckets"),
+      Rule(f"{table}rel_.*", same, "from_causal_buckets"),
+      Rule(f"{table}causal_.*", f"{prefix}decoder.relpos_bias.rel_embedding"),
       Rule(r"ancestors\.null_vector", f"{prefix}encoder.encoder_norm.scale"),
       Rule(r"language_embedding|ancestors\.depth_embedding", None, "zeros"),
     ]

@@ -204,7 +204,7 @@ def _t5_rules(
   if encoder_alone:
     layer = r"decoder\.layers_\d+"
     rules += [
-      *_stack_of_t5("decoder", f"{prefix}encoder", 1),
+      *_stack_of_t5("decoder", f"{prefix}encoder", 1, ("", "to_causal_buckets")),
       Rule(rf"{layer}\.encoder_decoder_attention\.out\.kernel", None, "zeros"),
       Rule(rf"{layer}\..*", None),
     ]
@@ -212,8 +212,8 @@ def _t5_rules(
     across = r"decoder\.layers_(?P<layer>\d+)"
     there = rf"{prefix}decoder.block.\g<layer>.layer.1"
     rules += [
-      # Its decoder is causal; ours sees both ways.
-      *_stack_of_t5("decoder", f"{prefix}decoder", 2, "causal_buckets"),
+      # Its decoder is causal.
+      *_stack_of_t5("decoder", f"{prefix}decoder", 2, ("from_causal_buckets", "")),
       *_attention_of_t5(
         rf"{across}\.encoder_decoder_attention", f"{there}.EncDecAttention"
       ),
@@ -225,23 +225,28 @@ def _t5_rules(
   return [*rules, *_OURS]
 
 
-def _stack_of_t5(side: str, there: str, mlp: int, buckets: str = "") -> list[Rule]:
+def _stack_of_t5(
+  side: str, there: str, mlp: int, buckets: tuple[str, str] = ("", "")
+) -> list[Rule]:
   """Returns the rules of a stack, without cross-attention.
 
   Args:
     side: of ours.
     there: name of the stack in the file.
     mlp: number of the MLP in its blocks.
-    buckets: what is done to positions.
+    buckets: what is done to positions if ours sees both ways, and if it is causal.
   """
   layer = rf"{side}\.layers_(?P<layer>\d+)"
   block = rf"{there}.block.\g<layer>.layer"
   relative = "layer.0.SelfAttention.relative_attention_bias.weight"
   return [
-    Rule(
-      rf"{side}\.relpos_bias\.rel_embedding",
-      f"{there}.block.0.{relative}",
-      f"transpose, {buckets}",
+    *(
+      Rule(
+        rf"{side}\.relpos_bias\.{name}",
+        f"{there}.block.0.{relative}",
+        f"transpose, {change}",
+      )
+      for name, change in zip(("rel_embedding", "causal_rel_embedding"), buckets)
     ),
     *_attention_of_t5(rf"{layer}\.(?:self_)?attention", f"{block}.0.SelfAttention"),
     Rule(

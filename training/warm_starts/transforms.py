@@ -9,8 +9,9 @@ joined by commas and applied from left to right:
     rows:2:       rows from the third on (`rows:2:514` up to the 514th)
     part:0/3      the first third along axis 0; `part:1:0/3` along axis 1
     scale:0.125   every number times a factor
-    causal_buckets  columns that are T5's relative positions in a causal decoder, made
-                  those of a decoder that sees both ways
+    from_causal_buckets  columns that are T5's relative positions in a causal decoder,
+                  made those of a decoder that sees both ways
+    to_causal_buckets  the other way round
     grow:0        last: the parameter may be longer along axis 0, by rows (columns for
                   `grow:1`) that the file does not have; they become the mean of those
                   that it has
@@ -169,14 +170,19 @@ class Reshape:
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalBuckets:
-  """T5's biases by relative position, from a causal decoder's to those of both ways.
+class Buckets:
+  """T5's biases by relative position, from a causal decoder's to both ways or back.
 
   A causal decoder has all columns for what stands before the query, one for each of 16
   distances and then by their logarithm; one that sees both ways has half of the columns
   for either side. A new column is the mean over the distances that it is for, on its
-  side or, as a causal decoder never saw what comes after, on the other.
+  side or, where the other has none on that side, before the query.
+
+  Attributes:
+    causal: whether the new columns are those of a causal decoder.
   """
+
+  causal: bool
 
   def shape(self, source: Shape) -> Shape:
     """As `Transform.shape`."""
@@ -186,7 +192,7 @@ class CausalBuckets:
 
   def back(self, index: Index, source: Shape) -> tuple[Index, Finish]:
     """As `Transform.back`."""
-    columns = _shares_of_buckets()[:, index[1]]
+    columns = _shares_of_buckets(self.causal)[:, index[1]]
 
     def shared(array: np.ndarray) -> np.ndarray:
       return array.astype(np.float32) @ columns
@@ -195,18 +201,20 @@ class CausalBuckets:
 
 
 @functools.cache
-def _shares_of_buckets() -> np.ndarray:
+def _shares_of_buckets(causal: bool) -> np.ndarray:
   """Returns which share of a new column's distances lies in each old one."""
   distances = np.arange(MAX_DISTANCE + 1)
-  old = relative_position_buckets(
-    -distances, NUM_BUCKETS, MAX_DISTANCE, bidirectional=False
-  )
+
+  def buckets(sign: int, bidirectional: bool) -> np.ndarray:
+    offsets = sign * distances
+    return relative_position_buckets(offsets, NUM_BUCKETS, MAX_DISTANCE, bidirectional)
+
   shares = np.zeros((NUM_BUCKETS, NUM_BUCKETS), np.float32)
-  for sign in (-1, 1):
-    new = relative_position_buckets(sign * distances, NUM_BUCKETS, MAX_DISTANCE)
-    np.add.at(shares, (old, new), 1)
-  # No distance is after the query and 0.
-  shares[:, NUM_BUCKETS // 2] = shares[:, 0]
+  for sign in (-1,) if causal else (-1, 1):
+    np.add.at(shares, (buckets(-1, causal), buckets(sign, not causal)), 1)
+  if not causal:
+    # No distance is after the query and 0.
+    shares[:, NUM_BUCKETS // 2] = shares[:, 0]
   return shares / shares.sum(axis=0)
 
 
@@ -292,7 +300,8 @@ def parse(text: str, wanted: Shape) -> Chain:
     except (ValueError, TypeError):
       raise ValueError(
         f"{word!r} is none of transpose, reshape, rows:START:STOP, part:AXIS:I/N,"
-        " scale:FACTOR, causal_buckets, grow:AXIS, cut:AXIS, cut:AXIS:MOST, zeros"
+        " scale:FACTOR, from_causal_buckets, to_causal_buckets, grow:AXIS, cut:AXIS,"
+        " cut:AXIS:MOST, zeros"
       ) from None
   if any(isinstance(transform, Reshape) for transform in chain.transforms[:-1]):
     raise ValueError("'reshape' must come last")
@@ -314,8 +323,8 @@ def _with_flag(chain: Chain, name: str, argument: str) -> Chain:
 def _transform(name: str, argument: str, wanted: Shape) -> Transform:
   if name == "transpose" and not argument:
     return Transpose()
-  if name == "causal_buckets" and not argument:
-    return CausalBuckets()
+  if name in ("to_causal_buckets", "from_causal_buckets") and not argument:
+    return Buckets(causal=name.startswith("to_"))
   if name == "reshape" and not argument:
     return Reshape(wanted)
   if name == "scale":

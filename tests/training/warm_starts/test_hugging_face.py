@@ -108,6 +108,10 @@ def test_a_causal_t5_s_nearest_positions_are_kept_and_far_ones_are_their_means(t
   np.testing.assert_allclose(
     ours["decoder.relpos_bias.rel_embedding"][:, :8], table[:8].T, rtol=1e-6
   )
+  in_order = started.start(folder, vocab_size=VOCAB, causal_position_buckets=True).named
+  np.testing.assert_array_equal(
+    in_order["decoder.relpos_bias.causal_rel_embedding"], table.T
+  )
 
 
 def test_t5_1_0_gives_logits_by_its_table_over_the_root_of_its_width(tmp_path):

@@ -89,6 +89,35 @@ def test_a_causal_decoders_positions_become_those_of_both_sides(t5, tmp_path):
   np.testing.assert_array_equal(started(ours)[1][name], of_t5(name))
 
 
+def test_a_table_of_causal_positions_is_taken_as_it_is_and_made_of_that_of_both_sides(
+  t5, tmp_path
+):
+  both, causal = (
+    f"decoder.relpos_bias.{kind}rel_embedding" for kind in ("", "causal_")
+  )
+  _, params = started(t5, causal_position_buckets=True)
+  table = of_t5(both)
+  np.testing.assert_array_equal(params[causal], table)
+  assert both not in params
+  # What sees both ways has a column for up to seven tokens away, and then wider ones.
+  arrays = written_by_t5x.t5_arrays()
+  arrays["target.ancestors.null_vector"] = np.ones(16, np.float32)
+  ours = written_by_t5x.write(tmp_path / "both" / "checkpoint_1", arrays)
+  _, params = started(ours, causal_position_buckets=True)
+  np.testing.assert_allclose(params[causal][:, :8], table[:, :8], rtol=1e-6)
+  for distance in (8, 9, 10):
+    np.testing.assert_allclose(params[causal][:, distance], table[:, 8], rtol=1e-6)
+  np.testing.assert_allclose(params[causal][:, 31], table[:, 15], rtol=1e-6)
+  # And back.
+  arrays[f"target.{causal}"] = arrays.pop(f"target.{both}")
+  ours = written_by_t5x.write(tmp_path / "causal" / "checkpoint_1", arrays)
+  _, params = started(ours, causal_position_buckets=True)
+  np.testing.assert_array_equal(params[causal], table)
+  _, params = started(ours)
+  np.testing.assert_allclose(params[both][:, :8], table[:, :8], rtol=1e-6)
+  np.testing.assert_allclose(params[both][:, 16:24], table[:, :8], rtol=1e-6)
+
+
 def test_scanned_layers_hold_the_same_numbers(t5):
   plan, params = started(t5, scan_layers=True)
   assert plan.unused == ()
