@@ -109,6 +109,8 @@ class ModelConfig:
   # How a comment becomes vectors.
   pooling: Pooling = "mean"
   vectors_per_comment: int = 1
+  # Whether each vector is given the size of its comment's states, see `pooling.resize`.
+  normalize_pooled_vectors: bool = False
 
   # What a target knows of where its ancestors stand.
   ancestor_positions: AncestorPositions = "relative_bias"
@@ -187,6 +189,7 @@ class ModelConfig:
       "causal_position_buckets",
       "logits_via_embedding",
       "norm_before_ancestors",
+      "normalize_pooled_vectors",
       "ancestor_pointer",
     ):
       value = getattr(self, field)
@@ -218,11 +221,14 @@ class ModelConfig:
         f" with ModelConfig.context = {self.context!r}: it is of tokens beside pooled"
         " vectors"
       )
-    if self.context == "none" and self.reply_matching_weight:
-      raise UserError(
-        f"ModelConfig.reply_matching_weight = {self.reply_matching_weight}: must be 0"
-        " with ModelConfig.context = 'none', which reads no thread"
-      )
+    if self.context == "none":
+      for field in ("normalize_pooled_vectors", "reply_matching_weight"):
+        value = getattr(self, field)
+        if value:
+          raise UserError(
+            f"ModelConfig.{field} = {value}: must be {type(value)(0)} with"
+            " ModelConfig.context = 'none', which reads no thread"
+          )
     if self.ancestor_pointer and self.label_smoothing:
       raise UserError(
         f"ModelConfig.label_smoothing = {self.label_smoothing}: must be 0 with"
@@ -260,6 +266,7 @@ class ModelConfig:
     for field, default in (
       ("pooling", "mean"),
       ("vectors_per_comment", 1),
+      ("normalize_pooled_vectors", False),
       ("reply_matching_weight", 0),
     ):
       if getattr(self, field) != default:

@@ -19,7 +19,7 @@ from .heads import HEADS, Scores
 from .layers import Array, parameter, small_normal
 from .matching import Pairs, ReplyMatcher, matching_loss, pairs_of
 from .pointer import AncestorPointer, Copies, PointerScores
-from .pooling import CommentPooling
+from .pooling import CommentPooling, resize
 from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
 from .threads import ThreadAncestors, as_rows
 
@@ -132,6 +132,9 @@ class CommentTreeTransformer(nn.Module):
       places(batch, "encoder"),
       batch["encoder_slot_depths"].shape[-1],
     )
+    if cfg.normalize_pooled_vectors:
+      slots_BN = slots_BRL.reshape(len(slots_BRL), -1)
+      vectors_BEJD = resize(vectors_BEJD, states_BND, slots_BN)
     return Encoded(vectors_BEJD, used_BEJ, states_BND)
 
   def decode(

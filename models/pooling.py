@@ -10,6 +10,9 @@ from .attention import MASKED_SCORE
 from .config import ModelConfig
 from .layers import Array, parameter
 
+# Of vectors smaller than that the size is not made larger.
+_LEAST_SQUARE = 1e-12
+
 
 class CommentPooling(nn.Module):
   """Pools each comment's token vectors to J vectors.
@@ -99,6 +102,36 @@ class CommentPooling(nn.Module):
       ordinal_BN = positions_BN * per_comment // jnp.maximum(length_BN, 1)
     ids_BN = (segment_ids_BN - 1) * per_comment + ordinal_BN
     return jnp.where((segment_ids_BN > 0) & in_use_BN, ids_BN, -1)
+
+
+def resize(vectors_BEJD: Array, states_BND: Array, slots_BN: Array) -> Array:
+  """Gives each vector the root mean square of its comment's token vectors.
+
+  A mean is shorter than what it is of, and the shorter the more its comment says; a
+  maximum is longer. What attends to vectors, above all if it comes from a file, was
+  made for states. So there is no size of ours to learn or to load: a comment of one
+  token keeps its vector, and the encoder's last norm learns the size of all.
+
+  Args:
+    vectors_BEJD: what comments are pooled to; what is 0 stays so.
+    states_BND: the encoder's token vectors.
+    slots_BN: slot of each from 1, 0 for padding.
+  """
+  slot_BNE = jax.nn.one_hot(slots_BN - 1, vectors_BEJD.shape[1], dtype=jnp.float32)
+  sums_BE = jnp.einsum(
+    "bn,bne->be",
+    _mean_squares(states_BND),
+    slot_BNE,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  wanted_BE = sums_BE / jnp.maximum(slot_BNE.sum(1), 1)
+  own_BEJ = jnp.maximum(_mean_squares(vectors_BEJD), _LEAST_SQUARE)
+  ratio_BEJ = jnp.maximum(wanted_BE, _LEAST_SQUARE)[..., None] / own_BEJ
+  return vectors_BEJD * jnp.sqrt(ratio_BEJ)[..., None].astype(vectors_BEJD.dtype)
+
+
+def _mean_squares(x: Array) -> Array:
+  return jnp.square(x.astype(jnp.float32)).mean(-1)
 
 
 def vector_sums(vectors_BEJD: Array, used_BEJ: Array) -> dict[str, Array]:

@@ -139,6 +139,13 @@ def encode(params, comment, cfg):
 
 def pool(params, x, cfg):
   """Returns the list of a comment's vectors."""
+  vectors = pool_as_they_are(params, x, cfg)
+  if cfg.normalize_pooled_vectors:
+    vectors = [v * np.sqrt((x * x).mean() / (v * v).mean()) for v in vectors]
+  return vectors
+
+
+def pool_as_they_are(params, x, cfg):
   n, many = len(x), cfg.vectors_per_comment
   if cfg.pooling == "first":
     return [x[i] for i in range(min(n, many))]

@@ -11,6 +11,7 @@ from . import conftest, forests, naive
 POINTER = {"ancestor_pointer": True}
 # Fewer than the longest threads have.
 NEAREST = {"nearest_context_tokens": 11}
+NORMALIZED = {"normalize_pooled_vectors": True}
 # Family, pooling, vectors per comment, ancestor positions, layers of each stack, and
 # parts that are off by default.
 VARIANTS = [
@@ -18,9 +19,9 @@ VARIANTS = [
   ("t5", "mean", 2, "none", 1, {"logits_via_embedding": True}),
   ("t5", "max", 2, "distance", 1, NEAREST),
   ("t5", "attention", 2, "depth", 1, {}),
-  ("t5", "first", 4, "sinusoidal", 1, {}),
+  ("t5", "first", 4, "sinusoidal", 1, NORMALIZED),
   ("roberta", "attention", 2, "distance", 1, POINTER),
-  ("bert", "mean", 1, "depth", 1, NEAREST | POINTER),
+  ("bert", "mean", 1, "depth", 1, NEAREST | POINTER | NORMALIZED),
 ]
 
 
