@@ -15,8 +15,11 @@ from ..models.config import check_range
 # Masked tokens per row beyond rate * length: short comments round up to one.
 _MASK_HEADROOM = 1.15
 _SLOT_HEADROOM = 1.15
-# Encoder rows beyond the mean share: decoder rows are the ones to fill.
+# Encoder rows beyond the mean share: decoder rows are the ones to fill. Of forests with
+# fewer decoder rows than these, single comments with long threads fill the encoder: so
+# much more, over the rows.
 _ENCODER_HEADROOM = 1.04
+_MANY_ROWS = 64
 _FITTING_ROUNDS = 3
 
 
@@ -175,9 +178,10 @@ def resolve(
   decoder_tokens = layout.decoder_rows * decoder_length
   encoded_share = totals.encoded_tokens / totals.target_tokens
   # A row for each ancestor of a comment: whatever their lengths, they fit.
+  headroom = _ENCODER_HEADROOM + max(0, 1 / layout.decoder_rows - 1 / _MANY_ROWS)
   encoder_rows = layout.encoder_rows or max(
     layout.max_ancestors,
-    math.ceil(_ENCODER_HEADROOM * decoder_tokens * encoded_share / encoder_length),
+    math.ceil(headroom * decoder_tokens * encoded_share / encoder_length),
   )
   mean_target = totals.target_tokens / max(1, totals.targets)
   mean_encoded = max(1, totals.encoded_tokens) / max(1, totals.encoded)

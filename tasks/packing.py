@@ -1,10 +1,11 @@
 """Packing pieces of trees into forests: rows of fixed length, static shapes.
 
-Comments are short and ragged, so padding is the enemy. A forest takes whole pieces
+Comments are short and ragged, so padding is the enemy. A forest takes pieces
 from a pool held back for the purpose, so that decoder rows, encoder rows, slots and
 masked positions all fill up together: vector bin packing, greedily taking the piece
 that leaves the least room (the norm-based greedy of Panigrahy et al., "Heuristics for
-Vector Bin Packing", 2011), with best-fit decreasing inside the rows.
+Vector Bin Packing", 2011), with best-fit decreasing inside the rows. What room is left
+at the end is filled by the first comments of pieces that are cut for it.
 """
 
 from __future__ import annotations
@@ -17,20 +18,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from . import objectives, splitting
+from . import objectives
 from .forest_layout import ForestShape, PieceTotals
 from .laying_out import Forest, lay_out, lay_out_languages, lay_out_masked
 from .objectives import PREFIX_LENGTHS, TARGET_TOKENS
 from .objectives_config import LANGUAGE_FEATURES, PREFIXES
-from .pack_items import PackItem, measure
+from .pack_items import PackItem, cut, fitting_targets, measure, part
 from .pieces import (
-  COMMENT_LABELS,
-  LABELS,
   LANGUAGES,
-  NODE_FEATURES,
-  PHRASES,
   Piece,
-  ranges,
   tree_number,
 )
 
@@ -38,6 +34,10 @@ from .pieces import (
 _MAX_MISFITS = 30
 # Forests to choose from that a pool holds at least, where `lookahead` lets it.
 _FORESTS_HELD = 4
+# Where more than this share of its decoder tokens is free at the end, waiting pieces
+# are cut for it, so many at most; a part is as large as that share at least.
+_GAP = 0.03
+_MAX_CUTS = 8
 # Weight of keeping the two sides' free shares equal, against filling up fast.
 _BALANCE = 4.0
 
@@ -263,11 +263,31 @@ def empty_forest(shape: ForestShape) -> Forest:
   return forest
 
 
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+  """A piece in a pool.
+
+  Attributes:
+    key: what the caller knows it by.
+    item: the piece, or what is left of it.
+    first: how many of its targets an earlier forest took.
+  """
+
+  key: Any
+  item: PackItem
+  first: int = 0
+
+  def after(self, count: int) -> Waiting:
+    """Returns it without its next targets."""
+    return Waiting(self.key, part(self.item, slice(count, None)), self.first + count)
+
+
 class Packer:
   """Composes forests from a pool of pieces; the oldest piece always goes next.
 
-  Pieces are known by a key of the caller's, so that the pool can be written down as
-  keys and built again (see `streams`).
+  Where no whole piece fits into what is left of a forest, one is cut: its first
+  comments go, the others wait. Pieces are known by a key of the caller's, so that the
+  pool can be written down as keys and numbers and built again (see `streams`).
   """
 
   def __init__(self, shape: ForestShape, lookahead: int, enough: int | None = None):
@@ -282,7 +302,7 @@ class Packer:
     self._shape = shape
     self._lookahead = lookahead
     self._enough = lookahead if enough is None else enough
-    self.pool: list[tuple[Any, PackItem]] = []
+    self.pool: list[Waiting] = []
 
   def wants_more(self) -> bool:
     """Whether the pool is to hold more pieces, so that the next forest fills up."""
@@ -290,13 +310,13 @@ class Packer:
       return True
     if len(self.pool) >= self._lookahead:
       return False
-    held = sum(item.sizes[0] for _, item in self.pool)
+    held = sum(waiting.item.sizes[0] for waiting in self.pool)
     return held < _FORESTS_HELD * self._shape.decoder_rows * self._shape.decoder_length
 
   def next_forest(self) -> Forest:
     """Fills one forest from the pool and takes its pieces out of it."""
     builder = ForestBuilder(self._shape)
-    sizes = np.array([item.sizes for _, item in self.pool], np.int64).reshape(-1, 4)
+    sizes = np.array([w.item.sizes for w in self.pool], np.int64).reshape(-1, 4)
     capacity = builder.left.astype(np.float64)
     waiting = np.ones(len(self.pool), bool)
     taken = np.zeros(len(self.pool), bool)
@@ -304,7 +324,7 @@ class Packer:
     candidate = 0
     while misfits < _MAX_MISFITS:
       waiting[candidate] = False
-      if builder.add(self.pool[candidate][1]):
+      if builder.add(self.pool[candidate].item):
         taken[candidate] = True
       else:
         misfits += 1
@@ -318,7 +338,28 @@ class Packer:
       score += _BALANCE * (room[:, 0] - room[:, 1]) ** 2
       candidate = options[np.argmin(score)]
     self.pool = [entry for entry, gone in zip(self.pool, taken) if not gone]
+    self._fill_gap(builder, _GAP * capacity[0])
     return builder.build()
+
+  def _fill_gap(self, builder: ForestBuilder, least: float) -> None:
+    """Cuts waiting pieces, oldest first, while there is room for decoder tokens.
+
+    Args:
+      builder: the forest.
+      least: decoder tokens that are worth a cut.
+    """
+    cuts = 0
+    for place, waiting in enumerate(self.pool):
+      if builder.left[0] < least or cuts >= _MAX_CUTS:
+        return
+      count = fitting_targets(waiting.item, builder.left)
+      # What is in the size may still find no place in the rows.
+      while waiting.item.target_lengths[:count].sum() >= least:
+        if builder.add(part(waiting.item, slice(count))):
+          self.pool[place] = waiting.after(count)
+          cuts += 1
+          break
+        count = count * 3 // 4
 
 
 def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
@@ -352,7 +393,7 @@ def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
   middle = len(item.targets) // 2
   for half in (slice(None, middle), slice(middle, None)):
     yield from fitting_items(
-      _cut(piece, item.targets[half], item.ancestors[half]), shape
+      cut(piece, item.targets[half], item.ancestors[half]), shape
     )
 
 
@@ -372,28 +413,6 @@ def _surely_fits(item: PackItem, shape: ForestShape) -> bool:
   )
 
 
-def _cut(piece: Piece, targets: np.ndarray, ancestors: np.ndarray) -> Piece:
-  """The piece with some of its targets, and of the other nodes what those see."""
-  is_target = np.zeros(len(piece["lengths"]), np.int32)
-  is_target[targets] = 1
-  kept = is_target == 1
-  kept[ancestors[ancestors >= 0]] = True
-  kept[0] = True  # `splitting` wants the topmost node in every piece
-  nodes = np.flatnonzero(kept)
-  node_features = (*NODE_FEATURES, *objectives.NODE_FEATURES, COMMENT_LABELS)
-  cut: Piece = {name: piece[name][nodes] for name in node_features if name in piece}
-  cut["parents"] = splitting.extract_parents(nodes, piece["parents"])
-  cut["is_target"] = is_target[nodes]
-  in_decoder = objectives.decoder_lengths(piece)
-  for names, lengths in (
-    (("tokens", LANGUAGES, LABELS, PHRASES), piece["lengths"]),
-    (objectives.TOKEN_FEATURES, in_decoder),
-  ):
-    tokens = ranges((np.cumsum(lengths) - lengths)[nodes], lengths[nodes])
-    cut |= {name: piece[name][tokens] for name in names if name in piece}
-  return {**piece, **cut}
-
-
 def pack(
   pieces: Iterable[Piece], shape: ForestShape, lookahead: int
 ) -> Iterator[Forest]:
@@ -406,7 +425,7 @@ def pack(
   """
   packer = Packer(shape, lookahead)
   for index, piece in enumerate(pieces):
-    packer.pool += [(index, item) for item in fitting_items(piece, shape)]
+    packer.pool += [Waiting(index, item) for item in fitting_items(piece, shape)]
     while not packer.wants_more():
       yield packer.next_forest()
   while packer.pool:

@@ -25,7 +25,7 @@ from .mixtures import MixedOrder
 from .objectives import Objective
 from .orders import EndlessOrder
 from .pack_items import PackItem
-from .packing import Forest, Packer
+from .packing import Forest, Packer, Waiting
 from .pieces import Piece
 from .stream_shares import own_streams
 
@@ -97,7 +97,9 @@ class ForestStream:
     barren = 0
     while self._packer.wants_more():
       items = self._items(self._next)
-      self._packer.pool += [((self._next, k), item) for k, item in enumerate(items)]
+      self._packer.pool += [
+        Waiting((self._next, k), item) for k, item in enumerate(items)
+      ]
       self._next += 1
       barren = 0 if items else barren + 1
       if barren > sum(len(source.records) for source in self._sources):
@@ -106,16 +108,20 @@ class ForestStream:
 
   def get_state(self) -> dict[str, Any]:
     """Where the stream stands, as JSON-able numbers."""
-    return {"next": self._next, "pool": [list(key) for key, _ in self._packer.pool]}
+    pool = [[*waiting.key, waiting.first] for waiting in self._packer.pool]
+    return {"next": self._next, "pool": pool}
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes to where `get_state` was called; reads the pool again, nothing else."""
     self._next = state["next"]
     items: dict[int, list[PackItem]] = {}
-    for position, _ in state["pool"]:
+    pool = []
+    for position, number, first in state["pool"]:
       if position not in items:
         items[position] = self._items(position)
-    self._packer.pool = [((p, k), items[p][k]) for p, k in state["pool"]]
+      waiting = Waiting((position, number), items[position][number])
+      pool.append(waiting.after(first) if first else waiting)
+    self._packer.pool = pool
 
 
 class TrainBatches:

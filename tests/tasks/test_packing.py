@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -141,6 +142,19 @@ def test_a_piece_too_large_for_a_forest_is_cut_and_nothing_is_lost():
   forests = list(packing.pack(pieces, SHAPE, 4))
   found = [target for forest in forests for target in found_targets(forest)]
   assert sorted(found) == sorted(expected_targets(pieces))
+
+
+def test_room_that_no_whole_piece_fits_is_filled_with_parts_and_nothing_is_lost():
+  # Comments of two tokens, which take three fifths of a forest's: no two pieces fit.
+  pieces = masked_pieces(20, nodes=96, max_length=3, deep=0.0)
+  shape = dataclasses.replace(SHAPE, target_slots=160, encoder_slots=160)
+  shape = dataclasses.replace(shape, masked_per_row=32)
+  totals = packing.total(pieces, (32, 32), SHAPE.max_ancestors, 32)
+  assert 0.5 < totals.target_tokens / len(pieces) / (10 * 32) < 0.7
+  forests = list(packing.pack(pieces, shape, 8))
+  found = [target for forest in forests for target in found_targets(forest)]
+  assert sorted(found) == sorted(expected_targets(pieces))
+  assert len(forests) < 0.8 * len(pieces)
 
 
 @pytest.mark.parametrize(
