@@ -10,6 +10,8 @@ In this order, each but the second a switch of `CleaningConfig`:
   quotes         lines that begin with `>` stand between `<startq>` and `<endq>`
   whitespace     runs of white space are one space; invisible characters go
 
+What takes the other comments of a tree, too, is `copied_quotations`.
+
 Time is linear in the text's length: repetitions in the patterns are possessive or
 bounded, or end where no other match can begin.
 """

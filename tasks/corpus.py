@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from etils import epath
 
-from . import built_dataset, cleaning, readers, trees
+from . import built_dataset, cleaning, copied_quotations, readers, trees
 from .config import CleaningConfig, TreeConfig
 from .trees import CommentTree, Fates
 
@@ -69,13 +69,13 @@ def _split_built(paths: Sequence[str]) -> tuple[list[epath.Path], list[str]]:
 
 def _texts(tree: CommentTree, config: CleaningConfig) -> Iterator[str]:
   """Yields the cleaned texts of a tree, each with its translation behind it."""
-  for comment in tree.comments:
-    texts = [comment.text]
-    if comment.translation is not None:
-      texts.append(comment.translation.text)
-    for text in texts:
-      if cleaned := cleaning.clean_text(text, config):
-        yield cleaned
+  clean = copied_quotations.clean_tree(tree, config)
+  for comment, (text, *_) in zip(tree.comments, clean):
+    if text:
+      yield text
+    translation = comment.translation
+    if translation and (translated := cleaning.clean_text(translation.text, config)):
+      yield translated
 
 
 def sample(texts: Iterable[str], size: int, seed: int) -> tuple[list[str], int]:

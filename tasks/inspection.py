@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from . import cleaning, forest_layout, inspection_labels, markers, packing
+from . import (
+  cleaning,
+  copied_quotations,
+  forest_layout,
+  inspection_labels,
+  markers,
+  packing,
+)
 from .forest_layout import ForestShape, PieceTotals
 from .inspection_reading import Entry, ForestReader
 from .inspection_views import (
@@ -283,11 +290,14 @@ def _tree_view(
   last = {siblings[-1] for siblings in children if siblings} | {0}
   author_markers = markers.author_markers(tree, builder.markers)
   limit = min(builder.pieces.max_comment_tokens, config.lengths["encoder"])
+  every = copied_quotations.clean_tree(tree, builder.cleaning)
   comments = []
   for index, encoded in zip(one.order, one.encoded):
     comment = tree.comments[index]
     parts = reader.parts(number, index)
-    clean = cleaning.clean_text(comment.text, builder.cleaning, cleaned)
+    cleaning.clean_text(comment.text, builder.cleaning, cleaned)  # for its counts
+    cleaned[copied_quotations.COPIED] += len(every[index].cuts)
+    clean = every[index].text
     context = encoded[: 0 if parts else limit]
     kept = sum(part.shown for part in parts) or len(context)
     comments.append(

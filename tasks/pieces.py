@@ -8,6 +8,7 @@ be cached offline.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -18,7 +19,15 @@ import numpy as np
 
 from ..errors import UserError
 from ..models.config import check_choice, check_range
-from . import cleaning, markers, sequence_ends, spans, splitting, translations
+from . import (
+  cleaning,
+  copied_quotations,
+  markers,
+  sequence_ends,
+  spans,
+  splitting,
+  translations,
+)
 from .config import (
   CleaningConfig,
   CommentLabelsConfig,
@@ -32,6 +41,7 @@ from .discourse import PhraseFinder, read_phrases
 from .objectives_config import ObjectiveConfig
 
 if TYPE_CHECKING:
+  from .copied_quotations import CleanText
   from .trees import Comment, CommentTree, Span
   from .vocabularies import Tokenizer
 
@@ -118,6 +128,8 @@ class PieceCounts:
   spans_lost: int = 0
   labelled: int = 0
   other_labels: int = 0
+  words: int = 0
+  words_copied: int = 0
 
   def add(self, other: PieceCounts) -> None:
     """Adds another's counts to these."""
@@ -133,10 +145,15 @@ class PieceCounts:
       f"{self.trees:,} trees, {self.comments:,} comments, {self.tokens:,} tokens"
       f" ({cut:.1%} cut off) in {self.pieces:,} pieces"
       f" ({copied:.1%} of their nodes are context copies)"
-    ) + self._report_labels()
+    ) + self._report_asked_for()
 
-  def _report_labels(self) -> str:
+  def _report_asked_for(self) -> str:
     report = ""
+    if self.words:
+      report += (
+        f"; {self.words_copied / self.words:.1%} of {self.words:,} words taken out,"
+        " copied from comments above"
+      )
     if self.spans:
       report += (
         f"; {self.spans:,} labelled spans ({self.spans_lost:,} lost in cleaning)"
@@ -189,19 +206,29 @@ class PieceBuilder:
   def _ends(self) -> sequence_ends.SequenceEnds | None:
     return sequence_ends.of_vocabulary(self.pieces, self.tokenizer)
 
-  def texts(self, tree: CommentTree) -> list[str]:
-    """Cleaned text of each comment, its author's marker token in front."""
-    return self._texts(tree, self._clean(tree))
+  def texts(
+    self, tree: CommentTree, clean: Sequence[CleanText] | None = None
+  ) -> list[str]:
+    """Cleaned text of each comment, its author's marker token in front.
 
-  def _clean(self, tree: CommentTree) -> list[str]:
-    return [cleaning.clean_text(c.text, self.cleaning) for c in tree.comments]
-
-  def _texts(self, tree: CommentTree, clean: Sequence[str]) -> list[str]:
+    Args:
+      tree: the tree.
+      clean: `self.clean(tree)`, by whoever has it.
+    """
     authors = markers.author_markers(tree, self.markers)
+    clean = self.clean(tree) if clean is None else clean
     return [
       f"{author} {text}".strip() if text or index else ""
-      for index, (author, text) in enumerate(zip(authors, clean))
+      for index, (author, (text, *_)) in enumerate(zip(authors, clean))
     ]
+
+  def clean(self, tree: CommentTree) -> list[CleanText]:
+    """The text of each comment, cleaned."""
+    found: collections.Counter[str] = collections.Counter()
+    clean = copied_quotations.clean_tree(tree, self.cleaning, found)
+    self.counts.words += found[copied_quotations.WORDS]
+    self.counts.words_copied += found[copied_quotations.COPIED_WORDS]
+    return clean
 
   def __call__(self, tree: CommentTree) -> Iterator[Piece]:
     """Yields the pieces of a tree, in which each comment is a target exactly once."""
@@ -392,15 +419,15 @@ class PieceBuilder:
     self, tree: CommentTree
   ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
     """Tokens of each comment itself, and what is found in its text."""
-    clean = self._clean(tree)
-    texts = self._texts(tree, clean)
+    clean = self.clean(tree)
+    texts = self.texts(tree, clean)
     per_token = [name for name in self.annotations if name in (LABELS, PHRASES)]
     if not per_token:
       return self.tokenizer.encode_batch(texts), {}
     labelled = self._labelled_spans(tree, clean) if self.labels.names else {}
     phrases = {}
     if self.phrases:
-      found = ((i, self._find_phrases(text)) for i, text in enumerate(clean))
+      found = ((i, self._find_phrases(text)) for i, (text, *_) in enumerate(clean))
       phrases = {i: places for i, places in found if places}
     # Offsets take longer than tokens: only where there is something to find by them.
     chosen = sorted({*labelled, *phrases})
@@ -420,8 +447,9 @@ class PieceBuilder:
     }
     for comment, (_, offsets) in zip(chosen, with_offsets):
       # `texts` has the author's marker in front, and no white space at its ends.
-      left_out = len(clean[comment]) - len(clean[comment].lstrip())
-      offsets = offsets - (len(texts[comment]) - len(clean[comment].strip()) - left_out)
+      own = clean[comment].text
+      left_out = len(own) - len(own.lstrip())
+      offsets = offsets - (len(texts[comment]) - len(own.strip()) - left_out)
       if comment in labelled:
         annotations[LABELS][comment] = spans.label_tokens(
           offsets, labelled[comment], self.labels.names
@@ -431,7 +459,7 @@ class PieceBuilder:
     return encoded, annotations
 
   def _labelled_spans(
-    self, tree: CommentTree, clean: Sequence[str]
+    self, tree: CommentTree, clean: Sequence[CleanText]
   ) -> dict[int, list[Span]]:
     """Labelled spans of the cleaned texts that have any, by comment."""
     labelled = {}
@@ -439,7 +467,10 @@ class PieceBuilder:
       wanted = [span for span in comment.spans if span.label in self.labels.names]
       if not wanted:
         continue
-      found = spans.through_cleaning(comment.text, clean[index], wanted, self.cleaning)
+      own = clean[index]
+      found = spans.through_cleaning(
+        comment.text, own.whole, wanted, self.cleaning, own.cuts
+      )
       self.counts.spans += len(wanted)
       self.counts.spans_lost += len(wanted) - len(found)
       if found:

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import cleaning
+from . import cleaning, copied_quotations
 from .config import CleaningConfig
+from .copied_quotations import Cut
 from .trees import Span
 
 # Supplementary private use: in no alphabet, and no pattern of `cleaning` looks for it.
@@ -30,7 +31,11 @@ _QUOTE_SIGNS = re.compile(r"(?:[ \t]*+(?:>|&gt;)(?!!))++[ \t]*+")
 
 
 def through_cleaning(
-  text: str, clean: str, spans: Sequence[Span], config: CleaningConfig
+  text: str,
+  clean: str,
+  spans: Sequence[Span],
+  config: CleaningConfig,
+  cuts: Sequence[Cut] = (),
 ) -> list[Span]:
   """Returns the spans of a text as spans of that text cleaned.
 
@@ -39,21 +44,22 @@ def through_cleaning(
     clean: `cleaning.clean_text(text, config)`.
     spans: of `text`; may overlap.
     config: the steps of cleaning.
+    cuts: what was taken out of `clean` then.
 
   Returns:
-    Spans of `clean`, in the order given; those that cleaning cut or took away are
-    missing.
+    Spans of `clean` without what the cuts took out, in the order given; those that
+    cleaning cut or took away are missing.
   """
   if not spans or max(text, default="") >= chr(_FIRST_SENTINEL):
     return []
   found = _carry(text, clean, spans, config)
   if found is None:
     found = _carry_by_halves(text, clean, _halves(spans), config)
-  return found or []
+  return copied_quotations.after_cuts(found or (), cuts)
 
 
 def words_through_cleaning(
-  text: str, clean: str, config: CleaningConfig
+  text: str, clean: str, config: CleaningConfig, cuts: Sequence[Cut] = ()
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
   """Returns where the words of a text are in it, and where in the text cleaned.
 
@@ -61,6 +67,7 @@ def words_through_cleaning(
     text: as written.
     clean: `cleaning.clean_text(text, config)`.
     config: the steps of cleaning.
+    cuts: what was taken out of `clean` then.
 
   Returns:
     Pairs of starts and ends, in order; without the words that cleaning took away, or
@@ -74,7 +81,9 @@ def words_through_cleaning(
     for word, (start, end) in zip(found, _without_quote_signs(text, found))
   ]
   together = [words[i : i + _WORDS] for i in range(0, len(words), _WORDS)]
-  carried = _carry_by_halves(text, clean, together, config)
+  carried = copied_quotations.after_cuts(
+    _carry_by_halves(text, clean, together, config), cuts
+  )
   of_number = {int(word.label): word for word in words}
   return sorted(
     (of_number[int(span.label)][:2], (span.start, span.end)) for span in carried

@@ -108,6 +108,34 @@ def test_labelled_words_are_those_labelled_in_the_text(tokenizer, authors):
   assert "2 labelled spans (0 lost in cleaning)" in builder.counts.report()
 
 
+def test_labels_and_phrases_stay_at_their_words_where_others_are_taken_out(
+  tokenizer, phrases
+):
+  def tokens(builder, said, spans):
+    comments = [Comment("p", -1, "ann", "bako debi goma bako", 0)]
+    comments.append(Comment("a", 0, "bob", said, 1, None, spans))
+    *_, (_, labels), (_, numbers) = (
+      (name, builder.encode(CommentTree("t", comments))[1][name][1].tolist())
+      for name in ("token_labels", "phrases")
+    )
+    return labels, numbers
+
+  said = "see bako debi goma bako but on the other hand debi"
+  builder = PieceBuilder(
+    tokenizer,
+    cleaning=CleaningConfig(quotes=False, copied_quotations=4),
+    labels=LABELS,
+    discourse=phrases,
+  )
+  start = said.index("hand")
+  span = Span(start, start + len("hand debi"), LABELS.names[0])
+  short = said.replace("bako debi goma bako ", "")
+  moved = span._replace(start=short.index("hand"), end=len(short))
+  assert tokens(builder, said, (span,)) == tokens(builder, short, (moved,))
+  assert builder.counts.spans_lost == 0
+  assert "words taken out, copied from comments above" in builder.counts.report()
+
+
 @pytest.mark.parametrize("authors", [True, False])
 def test_phrases_are_numbered_in_each_comment(tokenizer, phrases, authors):
   markers = MarkersConfig(authors=authors)
@@ -243,7 +271,8 @@ def test_another_list_or_other_labels_prepare_anew_but_another_share_does_not(
 
   keys = [key(), key(labels=LABELS), key(discourse=phrases)]
   keys.append(key(discourse=DiscourseMarkersConfig("english")))
-  assert len(set(keys)) == 4
+  keys.append(key(cleaning=CleaningConfig(copied_quotations=6)))
+  assert len(set(keys)) == 5
   assert key(discourse=DiscourseMarkersConfig(phrases.file, 0.1)) == keys[2]
   with open(phrases.file, "a") as file:
     file.write("so\n")

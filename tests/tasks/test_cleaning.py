@@ -12,7 +12,9 @@ from commentree.tasks import cleaning, markers
 from commentree.tasks.config import CleaningConfig, MarkersConfig
 
 ALL = CleaningConfig()
-NONE = CleaningConfig(**{f.name: False for f in dataclasses.fields(CleaningConfig)})
+NONE = CleaningConfig(
+  html_entities=False, urls=False, footnotes=False, quotes=False, whitespace=False
+)
 
 
 def only(step):

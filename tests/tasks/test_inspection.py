@@ -24,7 +24,7 @@ from commentree.tasks import (
   sentencepiece_vocabulary,
   vocabularies,
 )
-from commentree.tasks.config import MarkersConfig
+from commentree.tasks.config import CleaningConfig, MarkersConfig
 from commentree.tasks.forest_layout import ForestLayout
 from commentree.tasks.inspection_views import InspectionConfig
 from commentree.tasks.pieces import PiecesConfig
@@ -68,10 +68,12 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make_task(tokenizer):
-  def make(trees, **pieces):
+  def make(trees, cleaning=CleaningConfig(), **pieces):
     settings = {"max_tree_size": 12, "max_ancestors": 3, "max_comment_tokens": 32}
     preprocessing = Preprocessing(
-      pieces=PiecesConfig(**{**settings, **pieces}), markers=MarkersConfig(max_users=8)
+      cleaning=cleaning,
+      pieces=PiecesConfig(**{**settings, **pieces}),
+      markers=MarkersConfig(max_users=8),
     )
     return CommentTreeTask("inspected", ListSource(trees), tokenizer, preprocessing)
 
@@ -261,6 +263,17 @@ def test_what_was_cleaned_is_shown_beside_the_raw_text(make_task):
   assert ("insert", "<url> >") in comment.changes
   assert comment.clean == "see <url> > bal"
   assert view.cleaned["urls"] == 1
+
+
+def test_what_was_copied_from_a_comment_above_is_shown_as_taken_out(make_task):
+  tree = make_tree([-1, 0])
+  words = " ".join(tree.comments[0].text.split()[:3])
+  tree.comments[1] = Comment("c", 0, "ann", f"bal {words} bal", 1)
+  view = inspect(make_task([tree], cleaning=CleaningConfig(copied_quotations=3)))
+  comment = view.trees[0].comments[1]
+  assert comment.clean == "bal <startq> <endq> bal"
+  assert ("delete", words) in comment.changes
+  assert view.cleaned["copied quotations"] == 1
 
 
 def test_no_more_trees_are_read_than_needed(make_task):

@@ -10,7 +10,8 @@ import numpy as np
 
 from ....models.config import Condition
 from ....models.model import CommentTreeModel
-from ....tasks import cleaning, label_objectives, spans
+from ....tasks import label_objectives, spans
+from ....tasks.copied_quotations import CleanText
 from ....tasks.forest_layout import ForestShape
 from ....tasks.label_objectives import OUTSIDE
 from ....tasks.pack_items import PackItem
@@ -30,13 +31,13 @@ class TaggedDocument(Document):
   """A tree and the labels of its tokens.
 
   Attributes:
-    clean: cleaned text of each comment.
+    clean: each comment's text, cleaned.
     offsets: of each comment's tokens in that; those of the author's marker are below 0.
     labels: of each token in all nodes, by number; 0 where none was predicted.
     probabilities: of those.
   """
 
-  clean: list[str]
+  clean: list[CleanText]
   offsets: list[np.ndarray]
   labels: np.ndarray
   probabilities: np.ndarray
@@ -59,10 +60,10 @@ class Tag(Mode[TaggedDocument]):
   def read(self, tree: CommentTree) -> TaggedDocument:
     """Makes a document of a tree."""
     builder = self.run.builder
-    clean = [cleaning.clean_text(c.text, builder.cleaning) for c in tree.comments]
-    texts = builder.texts(tree)
+    clean = builder.clean(tree)
+    texts = builder.texts(tree, clean)
     encoded, offsets = [], []
-    for text, own, (ids, places) in zip(
+    for text, (own, *_), (ids, places) in zip(
       texts, clean, builder.encode_texts_with_offsets(texts)
     ):
       # `texts` has the author's marker in front, and no white space at its ends.
@@ -142,7 +143,7 @@ class Tag(Mode[TaggedDocument]):
   def _spans(
     self,
     text: str,
-    clean: str,
+    clean: CleanText,
     offsets: np.ndarray,
     names: Sequence[str],
     probabilities: np.ndarray,
@@ -150,14 +151,17 @@ class Tag(Mode[TaggedDocument]):
     chunks = spans_of(names)
     if not chunks:
       return []
-    words = spans.words_through_cleaning(text, clean, self.run.builder.cleaning)
+    words = spans.words_through_cleaning(
+      text, clean.whole, self.run.builder.cleaning, clean.cuts
+    )
     found: list[Answer] = []
     for first, behind, label in chunks:
       places = offsets[first:behind]
       visible = places[(places[:, 0] >= 0) & (places[:, 0] < places[:, 1])]
       if not len(visible):
         continue
-      place = as_given(int(visible[0, 0]), int(visible[-1, 1]), clean, text, words)
+      begins, ends = int(visible[0, 0]), int(visible[-1, 1])
+      place = as_given(begins, ends, clean.text, text, words)
       start, end = place or (None, None)
       found.append(
         {
@@ -165,9 +169,7 @@ class Tag(Mode[TaggedDocument]):
           "end": end,
           "label": label,
           "score": rounded(float(probabilities[first:behind].mean())),
-          "text": clean[visible[0, 0] : visible[-1, 1]]
-          if end is None
-          else text[start:end],
+          "text": clean.text[begins:ends] if end is None else text[start:end],
         }
       )
     return found
