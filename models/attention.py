@@ -49,6 +49,8 @@ class AncestorContext:
     watched: what diagnostics need; None where there are none.
     groups: tokens by their targets, where each target has keys of its own; else None.
     tokens: what a pointer points to; None without one.
+    logit_changes_BQD: what is added to the states that logits come from, at masked
+      positions, or None.
   """
 
   vectors_BSD: Array
@@ -59,6 +61,7 @@ class AncestorContext:
   watched: diagnostics.Watched | None = None
   groups: QueryGroups | None = None
   tokens: AncestorTokens | None = None
+  logit_changes_BQD: Array | None = None
 
   def queries(self, x: Array) -> Array:
     """Returns values of the decoder's tokens `[R, L, ...]` as `[B, N, ...]`."""

@@ -125,6 +125,10 @@ class ModelConfig:
   ancestor_pointer: bool = False
   pointer_logits_loss_weight: float = 1.0
 
+  # Whether the ancestors' vectors move the logits of masked tokens directly too, see
+  # `vectors_to_logits`.
+  vectors_to_logits: bool = False
+
   # Weight of the loss that tells a comment from those of other trees by what is above
   # it, see `matching`; 0 for none.
   reply_matching_weight: float = 0.0
@@ -191,6 +195,7 @@ class ModelConfig:
       "norm_before_ancestors",
       "normalize_pooled_vectors",
       "ancestor_pointer",
+      "vectors_to_logits",
     ):
       value = getattr(self, field)
       if not isinstance(value, bool):
@@ -266,6 +271,7 @@ class ModelConfig:
     for field, default in (
       ("pooling", "mean"),
       ("vectors_per_comment", 1),
+      ("vectors_to_logits", False),
       ("normalize_pooled_vectors", False),
       ("reply_matching_weight", 0),
     ):

@@ -22,6 +22,7 @@ from .pointer import AncestorPointer, Copies, PointerScores
 from .pooling import CommentPooling, resize
 from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
 from .threads import ThreadAncestors, as_rows
+from .vectors_to_logits import VectorsToLogits
 
 
 class CommentTreeTransformer(nn.Module):
@@ -54,6 +55,8 @@ class CommentTreeTransformer(nn.Module):
     self.decoder = DecoderStack(cfg, self.family, self.deterministic)
     if cfg.ancestor_pointer:
       self.pointer = AncestorPointer(cfg)
+    if cfg.vectors_to_logits:
+      self.vectors_to_logits = VectorsToLogits(cfg)
     if cfg.reply_matching_weight:
       self.reply_matcher = ReplyMatcher(cfg)
     if cfg.head != "masked_lm":
@@ -236,7 +239,7 @@ class CommentTreeTransformer(nn.Module):
     queries_BQ: Array | None,
     batch: Mapping[str, Array],
   ) -> AncestorContext:
-    """Returns what decoder tokens attend to and, if asked, the pointer's queries.
+    """Returns what decoder tokens attend to, and what is behind their logits.
 
     Args:
       encoded: the comments.
@@ -245,11 +248,19 @@ class CommentTreeTransformer(nn.Module):
       batch: see `Ancestors.context`.
     """
     context = self.ancestors.context(encoded, targets_BXY, batch)
-    if not self.config.ancestor_pointer or queries_BQ is None:
+    cfg = self.config
+    if queries_BQ is None or not (cfg.ancestor_pointer or cfg.vectors_to_logits):
       return context
-    slots_BN = batch["encoder_segment_ids"].reshape(len(queries_BQ), -1)
     visible_BUE, distances_BUE = by_slot(batch, encoded.used_BEJ.shape[1])
     visible_BUE &= encoded.used_BEJ.any(-1)[:, None]
+    if cfg.vectors_to_logits:
+      changes_BQD = self.vectors_to_logits(
+        encoded, visible_BUE, distances_BUE, queries_BQ
+      )
+      context = dataclasses.replace(context, logit_changes_BQD=changes_BQD)
+    if not cfg.ancestor_pointer:
+      return context
+    slots_BN = batch["encoder_segment_ids"].reshape(len(queries_BQ), -1)
     tokens = self.pointer.tokens(
       encoded.states_BND,
       batch["encoder_input_tokens"].reshape(slots_BN.shape),

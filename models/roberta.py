@@ -92,7 +92,7 @@ def check_length(config: ModelConfig, length: int) -> None:
 
 
 def roberta_logits(
-  config: ModelConfig, x_RMD: Array, embedder: RobertaEmbedder
+  config: ModelConfig, x_RMD: Array, embedder: RobertaEmbedder, added_RMD: Array | None
 ) -> Array:
   """Returns logits by a hidden layer, the table of tokens and a bias for each."""
   dtype = jnp.dtype(config.dtype)
@@ -107,6 +107,8 @@ def roberta_logits(
   x_RMD = LayerNorm(dtype, config.layer_norm_epsilon, name="logits_norm")(
     ACTIVATIONS[config.mlp_activations[0]](x_RMD)
   )
+  if added_RMD is not None:
+    x_RMD += added_RMD
   bias_V = parameter(
     "logits_bias", nn.initializers.zeros, (config.vocab_size,), ("vocab",)
   )

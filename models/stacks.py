@@ -30,7 +30,8 @@ class Family:
     position_bias: module with fields `num_heads, dtype, causal` that gives the bias of
       self-attention for a row length; None for no bias.
     final_norm: module with the field `dtype` that ends a stack; None for no end.
-    logits: called inside the decoder with `(config, x_RMD, embedder)`; returns logits
+    logits: called inside the decoder with `(config, x_RMD, embedder, added_RMD)`, the
+      last added to what the vocabulary's products are taken of, or None; returns logits
       `[R, M, V]`, float32.
   """
 
@@ -40,7 +41,7 @@ class Family:
   decoder_block: Callable[..., nn.Module]
   position_bias: Callable[..., nn.Module] | None
   final_norm: Callable[..., nn.Module] | None
-  logits: Callable[[ModelConfig, Array, Any], Array]
+  logits: Callable[[ModelConfig, Array, Any, Array | None], Array]
 
 
 def _run_layers(
@@ -201,7 +202,7 @@ class DecoderStack(_Stack):
       cfg.num_decoder_layers,
       x_RLD,
       visible_RLL,
-      dataclasses.replace(context, tokens=None),
+      dataclasses.replace(context, tokens=None, logit_changes_BQD=None),
       position=position,
       causal=cfg.causal_position_buckets,
     )
@@ -213,4 +214,7 @@ class DecoderStack(_Stack):
     picked_RML = jax.nn.one_hot(masked_positions_RM, x_RLD.shape[-2], dtype=dtype)
     x_RMD = jnp.einsum("rml,rld->rmd", picked_RML, x_RLD)
     x_RMD = self.end(x_RMD, "decoder_norm", drop)
-    return x_RMD, self.family.logits(cfg, x_RMD, embedder)
+    added_RMD = context.logit_changes_BQD
+    if added_RMD is not None:
+      added_RMD = added_RMD.reshape(x_RMD.shape)
+    return x_RMD, self.family.logits(cfg, x_RMD, embedder, added_RMD)

@@ -54,8 +54,12 @@ class T5Embedder(nn.Module):
     return project(x, self.table_VD.T, jnp.float32)
 
 
-def t5_logits(config: ModelConfig, x_RMD: Array, embedder: T5Embedder) -> Array:
+def t5_logits(
+  config: ModelConfig, x_RMD: Array, embedder: T5Embedder, added_RMD: Array | None
+) -> Array:
   """Returns logits by weights of their own, as T5 1.1, or by the table, as T5 1.0."""
+  if added_RMD is not None:
+    x_RMD += added_RMD
   if config.logits_via_embedding:
     return embedder.attend(x_RMD) * config.emb_dim**-0.5
   return Dense(

@@ -103,7 +103,7 @@ def train_step_flops(
   def positions(name: str) -> int:
     if ".logits_" in name or name in _AT_LABELS or name == "pointer.query.kernel":
       return masked
-    if name.startswith("reply_matcher."):
+    if name.startswith(("reply_matcher.", "vectors_to_logits.")):
       return targets
     if "encoder_decoder_attention.key" in name or (
       "encoder_decoder_attention.value" in name

@@ -107,7 +107,7 @@ def roberta_encode(params, comment, cfg):
   return x
 
 
-def roberta_decode(params, tokens, depth, keys_in, bias, cfg):
+def roberta_decode(params, tokens, depth, keys_in, bias, change, cfg):
   p = params["decoder"]
   x = roberta_embed(params, tokens, depth, cfg)
   for i in range(cfg.num_decoder_layers):
@@ -120,7 +120,7 @@ def roberta_decode(params, tokens, depth, keys_in, bias, cfg):
     x = layer_norm(layer["post_cross_attention_layer_norm"], x + read, cfg)
     x = layer_norm(layer["post_mlp_layer_norm"], x + roberta_mlp(layer["mlp"], x), cfg)
   y = layer_norm(p["logits_norm"], gelu_exact(dense(p["logits_transform"], x)), cfg)
-  return x, y @ params["token_embedder"]["embedding"].T + p["logits_bias"]
+  return x, (y + change) @ params["token_embedder"]["embedding"].T + p["logits_bias"]
 
 
 def encode(params, comment, cfg):
@@ -198,7 +198,18 @@ def point(params, logits, x, ancestors, cfg):
   return np.log(np.exp(logits) + normalizer * odds[:, None] * copies)
 
 
-def decode(params, comment, tokens, ancestors, cfg):
+def change_of_logits(params, vectors, cfg):
+  """Returns what is added behind the logits, for [(vectors, distance)] of ancestors."""
+  if not cfg.vectors_to_logits or not vectors:
+    return 0.0
+  p = params["vectors_to_logits"]
+  means = [np.mean(of_one, axis=0) for of_one, _ in vectors]
+  means = np.stack([m / np.linalg.norm(m) * math.sqrt(cfg.emb_dim) for m in means])
+  hops = [min(distance, cfg.max_ancestor_distance) for _, distance in vectors]
+  return softmax(p["distance_bias"][hops]) @ means @ p["map"]["kernel"]
+
+
+def decode(params, comment, tokens, ancestors, cfg, change=0.0):
   """Returns states and logits, given [(vectors, distance, depth)] of the ancestors."""
   keys_in, bias = [], []
   for vectors, distance, depth in ancestors:
@@ -218,7 +229,7 @@ def decode(params, comment, tokens, ancestors, cfg):
   bias = np.stack(bias, axis=1)[:, None]
   depth = depth_vector(params, comment.depth, cfg)
   if cfg.family == "roberta":
-    return roberta_decode(params, tokens, depth, keys_in, bias, cfg)
+    return roberta_decode(params, tokens, depth, keys_in, bias, change, cfg)
   p = params["decoder"]
   x = params["token_embedder"]["embedding"][np.array(tokens)] + depth
   for i in range(cfg.num_decoder_layers):
@@ -231,8 +242,9 @@ def decode(params, comment, tokens, ancestors, cfg):
     x = x + mlp(layer["mlp"], rms_norm(layer["pre_mlp_layer_norm"]["scale"], x))
   x = rms_norm(p["decoder_norm"]["scale"], x)
   if cfg.logits_via_embedding:
-    return x, x @ params["token_embedder"]["embedding"].T / math.sqrt(cfg.emb_dim)
-  return x, x @ p["logits_dense"]["kernel"]
+    table = params["token_embedder"]["embedding"]
+    return x, (x + change) @ table.T / math.sqrt(cfg.emb_dim)
+  return x, (x + change) @ p["logits_dense"]["kernel"]
 
 
 def loss_sum(params, forest, masked_tokens, cfg):
@@ -253,7 +265,9 @@ def loss_sum(params, forest, masked_tokens, cfg):
       seen = [*vectors[a], *states[a][:left]]
       left -= len(states[a][:left])
       ancestors.append((seen, distance, forest[a].depth))
-    x, alone = decode(params, comment, masked_tokens(comment), ancestors, cfg)
+    pooled = [(vectors[a], d) for a, d in zip(comment.ancestors, comment.distances)]
+    change = change_of_logits(params, pooled, cfg)
+    x, alone = decode(params, comment, masked_tokens(comment), ancestors, cfg, change)
     logits = alone
     if cfg.ancestor_pointer:
       pointed = [

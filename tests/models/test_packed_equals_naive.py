@@ -9,6 +9,7 @@ import pytest
 from . import conftest, forests, naive
 
 POINTER = {"ancestor_pointer": True}
+DIRECT = {"vectors_to_logits": True}
 # Fewer than the longest threads have.
 NEAREST = {"nearest_context_tokens": 11}
 NORMALIZED = {"normalize_pooled_vectors": True}
@@ -16,11 +17,11 @@ NORMALIZED = {"normalize_pooled_vectors": True}
 # parts that are off by default.
 VARIANTS = [
   ("t5", "mean", 1, "relative_bias", 2, POINTER),
-  ("t5", "mean", 2, "none", 1, {"logits_via_embedding": True}),
+  ("t5", "mean", 2, "none", 1, {"logits_via_embedding": True} | DIRECT),
   ("t5", "max", 2, "distance", 1, NEAREST),
-  ("t5", "attention", 2, "depth", 1, {}),
+  ("t5", "attention", 2, "depth", 1, DIRECT),
   ("t5", "first", 4, "sinusoidal", 1, NORMALIZED),
-  ("roberta", "attention", 2, "distance", 1, POINTER),
+  ("roberta", "attention", 2, "distance", 1, POINTER | DIRECT),
   ("bert", "mean", 1, "depth", 1, NEAREST | POINTER | NORMALIZED),
 ]
 

@@ -32,7 +32,14 @@ def test_peaks_are_known_by_the_devices_name():
     (False, {"vectors_per_comment": 16}),
     (False, {"context": "concatenated", "max_context_tokens": 16}),
     (False, {"context": "none"}),
-    (False, {"nearest_context_tokens": 16, "ancestor_pointer": True}),
+    (
+      False,
+      {
+        "nearest_context_tokens": 16,
+        "ancestor_pointer": True,
+        "vectors_to_logits": True,
+      },
+    ),
     (False, {"ancestor_pointer": True}),
   ],
 )
