@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
   if arguments.batch_size < 1:
     raise UserError(f"--batch_size={arguments.batch_size}: must be at least 1")
   run = run_folder.load(arguments.model_dir, overrides, arguments.trust_config)
-  modes = arguments.mode or mode_table.able(run)
+  able = [m for m in mode_table.able(run) if mode_table.MODES[m].exported]
+  modes = arguments.mode or able
   given = {name: getattr(arguments, name) for name in _OPTIONS}
   given = {name: value for name, value in given.items() if value is not None}
   options = {
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--mode",
     action="append",
-    choices=tuple(mode_table.MODES),
+    choices=tuple(name for name, facts in mode_table.MODES.items() if facts.exported),
     help="what to export; may be given more than once; default all that the run can do",
   )
   parser.add_argument(
@@ -125,7 +126,11 @@ def _parser() -> argparse.ArgumentParser:
   )
   options = parser.add_argument_group("options of modes, as of commentree infer")
   for name, kind in _OPTIONS.items():
-    users = [n for n, facts in mode_table.MODES.items() if name in facts.options]
+    users = [
+      mode
+      for mode, facts in mode_table.MODES.items()
+      if name in facts.options and facts.exported
+    ]
     metavar = "N" if kind is int else "X"
     options.add_argument(
       f"--{name}", type=kind, metavar=metavar, help=f"of {' and '.join(users)}"

@@ -16,6 +16,7 @@ _EPILOG = (
 modes:
   fill      the likeliest tokens for each <mask> in the comments, given their threads
   embed     a vector for each comment; with --contextual one given its thread too
+  rank      the likeliest replies to each comment among many comments
   score     how likely each comment is, with the comments above it and without
   generate  replies to comments (runs of clm)
   tag       labelled parts of comments (runs of tag)
@@ -31,6 +32,10 @@ examples:
       --output=vectors.parquet
     commentree infer --model_dir=runs/mine --mode=embed --input 'dumps/*.zst' \\
       --output=vectors.npy
+
+  which of many comments answer a thread; without --candidates those of --input:
+    commentree infer --model_dir=runs/mine --mode=rank --input threads.jsonl \\
+      --candidates replies.jsonl --output=ranked.jsonl --top_k=10
 
   how much threads explain, in a pipe:
     zcat trees.jsonl.gz | commentree infer --model_dir=runs/mine --mode=score \\
@@ -72,10 +77,33 @@ def main(argv: Sequence[str]) -> int:
   found = trees.find(
     arguments.input, facts.builder.trees, arguments.format, arguments.split
   )
+  signature = _find_candidates(arguments, facts, found, options)
   sought = _sought(arguments, options)
   if sought is not None and found.signature is not None:
     trees.check_there_is(*sought, found)
-  return _infer(arguments, settings, run, facts, found, options)
+  return _infer(arguments, settings, run, facts, found, options, signature)
+
+
+def _find_candidates(
+  arguments: argparse.Namespace, facts: Any, found: Any, options: dict[str, Any]
+) -> dict[str, Any]:
+  """Puts the trees to rank comments of into the options; returns what tells them."""
+  if arguments.mode != "rank":
+    return {}
+  from .inference import trees
+
+  source = found
+  if arguments.candidates is not None:
+    source = trees.find(arguments.candidates, facts.builder.trees, arguments.format)
+    if source.signature is None:
+      raise UserError("--candidates=-: must be files; only --input may be -")
+  elif source.signature is None:
+    raise UserError(
+      "--input=-: can be read once, and --mode=rank reads its trees twice: give files"
+      " by --candidates"
+    )
+  options["candidates"] = source.trees
+  return {"--candidates": source.signature}
 
 
 def _sought(
@@ -96,6 +124,7 @@ def _infer(
   facts: Any,
   found: Any,
   options: dict[str, Any],
+  signatures: dict[str, Any],
 ) -> int:
   """Joins the other hosts and goes to work."""
   from ..training import distributed
@@ -111,6 +140,7 @@ def _infer(
       "--mode": arguments.mode,
       "--ancestors": arguments.ancestors,
       **{f"--{name}": value for name, value in whole.items()},
+      **signatures,
     },
     found=found,
     output=arguments.output,
@@ -181,7 +211,8 @@ def _parser() -> argparse.ArgumentParser:
     "--top_k",
     type=int,
     metavar="K",
-    help="tokens for each mask (default 5); generate: draw from so many",
+    help="tokens for each mask (default 5); rank: replies to each comment (default 10);"
+    " generate: draw from so many",
   )
   fill.add_argument(
     "--mask", metavar="WORD", help="what stands for a masked token (default <mask>)"
@@ -192,6 +223,13 @@ def _parser() -> argparse.ArgumentParser:
     action="store_true",
     default=None,
     help="also the mean of the decoder's states, which see the comments above",
+  )
+  rank = parser.add_argument_group("rank")
+  rank.add_argument(
+    "--candidates",
+    nargs="+",
+    metavar="TREES",
+    help="trees whose comments may be replies, as --input (default those of --input)",
   )
   _add_generate_flags(parser)
   distributed_flags.add_flags(parser)

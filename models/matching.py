@@ -91,7 +91,22 @@ class ReplyMatcher(nn.Module):
 
   config: ModelConfig
 
-  @nn.compact
+  def setup(self):
+    """Makes the maps and the biases of distances."""
+    cfg = self.config
+    self.distance_bias_P = parameter(
+      "distance_bias",
+      lambda _, shape, dtype: _FIRST_DISTANCE_BIAS * jnp.arange(shape[0], dtype=dtype),
+      (cfg.max_ancestor_distance + 1,),
+      ("ancestor_distance",),
+    )
+    self.log_scale_1 = parameter(
+      "log_scale", nn.initializers.constant(jnp.log(_FIRST_SCALE)), (1,), ("vectors",)
+    )
+    axes = ("embed", "joined_kv")
+    self.thread = Dense(cfg.emb_dim, axes, jnp.float32, kernel_init=_identity)
+    self.reply = Dense(cfg.emb_dim, axes, jnp.float32, kernel_init=_identity)
+
   def __call__(
     self, vectors_BEJD: Array, used_BEJ: Array, pairs: Pairs
   ) -> tuple[Array, Array, Array]:
@@ -104,31 +119,24 @@ class ReplyMatcher(nn.Module):
       used_BEJ: which of these hold anything.
       pairs: the pairs.
     """
-    cfg = self.config
     means_BED = mean_vectors(vectors_BEJD, used_BEJ)
-    bias_P = parameter(
-      "distance_bias",
-      lambda _, shape, dtype: _FIRST_DISTANCE_BIAS * jnp.arange(shape[0], dtype=dtype),
-      (cfg.max_ancestor_distance + 1,),
-      ("ancestor_distance",),
-    )
-    scale_1 = parameter(
-      "log_scale", nn.initializers.constant(jnp.log(_FIRST_SCALE)), (1,), ("vectors",)
-    )
-    thread, reply = (
-      Dense(
-        cfg.emb_dim,
-        ("embed", "joined_kv"),
-        jnp.float32,
-        kernel_init=_identity,
-        name=name,
-      )
-      for name in ("thread", "reply")
-    )
-    threads_BTD = thread_means(means_BED, pairs, bias_P)
+    threads_BTD = thread_means(means_BED, pairs, self.distance_bias_P)
     own_BTD = of_slots(means_BED, pairs.slots_BT)
-    scale_1 = jnp.exp(jnp.minimum(scale_1, jnp.log(_MOST_SCALE)))
-    return unit(thread(threads_BTD)), unit(reply(own_BTD)), scale_1
+    scale_1 = jnp.exp(jnp.minimum(self.log_scale_1, jnp.log(_MOST_SCALE)))
+    return unit(self.thread(threads_BTD)), unit(self.reply(own_BTD)), scale_1
+
+  def in_parts(
+    self, vectors_BEJD: Array, used_BEJ: Array
+  ) -> tuple[Array, Array, Array]:
+    """Returns what threads and replies are made of, where they stand in other batches.
+
+    Returns:
+      What comments add to the vector of a thread below them `[B, E, D]`, which is the
+      mean of these weighted by the softmax of the biases of their hops; vectors of
+      comments as replies, likewise; the biases `[P]`. Of no particular length.
+    """
+    means_BED = mean_vectors(vectors_BEJD, used_BEJ)
+    return self.thread(means_BED), self.reply(means_BED), self.distance_bias_P
 
 
 def _identity(_: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:

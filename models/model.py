@@ -351,6 +351,20 @@ class CommentTreeModel:
         found[f"matcher{name}"] = matching.recall_sums(threads_BTD, replies_BTD, pairs)
     return found
 
+  def matching_parts(
+    self, params: PyTree, encoded: Encoded
+  ) -> tuple[Array, Array, Array]:
+    """Returns what vectors of threads and replies are made of, for later comparison.
+
+    Without reply matching these are what comments are pooled to, and threads are plain
+    means. See `matching.ReplyMatcher.in_parts`.
+    """
+    if not self.config.reply_matching_weight:
+      means_BED = matching.mean_vectors(encoded.vectors_BEJD, encoded.used_BEJ)
+      return means_BED, means_BED, jnp.zeros(self.config.max_ancestor_distance + 1)
+    parts: Any = self.module.apply({"params": params}, encoded, method="match_in_parts")
+    return cast(tuple[Array, Array, Array], parts)
+
   def predict_batch(
     self, params: PyTree, batch: Batch, rng: Array | None = None
   ) -> Array:

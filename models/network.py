@@ -93,6 +93,11 @@ class CommentTreeTransformer(nn.Module):
     vectors = self.reply_matcher(encoded.vectors_BEJD, encoded.used_BEJ, pairs)
     return cast(tuple[Array, Array, Array], vectors)
 
+  def match_in_parts(self, encoded: Encoded) -> tuple[Array, Array, Array]:
+    """Returns what threads and replies are made of, see `ReplyMatcher.in_parts`."""
+    parts = self.reply_matcher.in_parts(encoded.vectors_BEJD, encoded.used_BEJ)
+    return cast(tuple[Array, Array, Array], parts)
+
   def _scores(self, encoded: Encoded, batch: Mapping[str, Array]) -> Scores:
     if self.config.head == "masked_lm":
       return self.decode(encoded, batch)

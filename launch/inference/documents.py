@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -70,6 +70,20 @@ class Document:
   def start_of(self, node: int) -> int:
     """The place of a node's first token among those of all nodes."""
     return int(self.nodes["lengths"][:node].sum())
+
+  def means(self, vectors: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Each comment's vectors from its nodes'; of chunks their mean by tokens."""
+    nodes_of: dict[int, list[int]] = {}
+    for node in sorted(vectors):
+      nodes_of.setdefault(self.comment_of(node), []).append(node)
+    found = {}
+    for comment, nodes in nodes_of.items():
+      found[comment] = vectors[nodes[0]]
+      if len(nodes) > 1:
+        lengths = self.nodes["lengths"][nodes]
+        stacked = np.stack([vectors[node] for node in nodes])
+        found[comment] = np.average(stacked, 0, lengths).astype(np.float32)
+    return found
 
   def is_empty(self) -> np.ndarray:
     """Which comments have no tokens, bool [comments]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +17,8 @@ from .modes.base import Answer, Mode
 from .run_facts import RunFacts
 
 T = TypeVar("T")
+
+_TREES_AT_ONCE = 256
 
 
 class Engine:
@@ -78,13 +81,43 @@ class Engine:
         group of devices. It changes nothing in the answers.
       tick: called for every forest; what it raises ends the work.
     """
+    for documents, beside in self._documents(mode, program, chunks, ahead, tick):
+      yield [mode.answers(document) for document in documents], beside
+
+  def prepare(
+    self,
+    mode: Mode,
+    program: Program,
+    ahead: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+  ) -> None:
+    """Does what a mode has to do before its first answer; see `answers`."""
+
+    def documents(trees: Iterable[CommentTree]) -> Iterator[Any]:
+      rest = iter(trees)
+      chunks = iter(lambda: list(itertools.islice(rest, _TREES_AT_ONCE)), [])
+      numbered = ((chunk, None) for chunk in chunks)
+      for found, _ in self._documents(mode, program, numbered, ahead, tick):
+        yield from found
+
+    mode.prepare(documents)
+
+  def _documents(
+    self,
+    mode: Mode,
+    program: Program,
+    chunks: Iterable[tuple[Sequence[CommentTree], T]],
+    ahead: int | None,
+    tick: Callable[[], None],
+  ) -> Iterator[tuple[list[Any], T]]:
+    """Yields the documents of chunks of trees once all is collected."""
     laid_out = self._lay_out(mode, chunks)
     for arrays, (filled, documents, beside) in program.over(laid_out, ahead):
       tick()
       if filled is not None:
         mode.collect(arrays, filled)
       else:
-        yield [mode.answers(document) for document in documents], beside
+        yield documents, beside
 
   def _lay_out(
     self, mode: Mode, chunks: Iterable[tuple[Sequence[CommentTree], T]]

@@ -24,15 +24,21 @@ class ModeFacts:
   Attributes:
     objectives: of the runs that can do it.
     options: its own flags.
+    pools: whether runs must pool comments to vectors.
+    exported: whether `commentree export` can write it.
   """
 
   objectives: tuple[str, ...]
   options: tuple[str, ...] = ()
+  pools: bool = False
+  exported: bool = True
 
 
 MODES = {
   "fill": ModeFacts(("mlm", "tlm"), ("top_k", "mask")),
-  "embed": ModeFacts(_ALL, ("contextual",)),
+  "embed": ModeFacts(_ALL, ("contextual",), pools=True),
+  # What is left to do behind the vectors, which `embed` has, is no computation of JAX.
+  "rank": ModeFacts(_ALL, ("top_k", "candidates"), pools=True, exported=False),
   "score": ModeFacts(("mlm", "tlm", "clm")),
   "generate": ModeFacts(
     ("clm",),
@@ -58,10 +64,12 @@ MODES = {
 def able(run: RunConfig) -> list[str]:
   """Returns the modes of a run."""
   objectives = set(run.data.objective_names)
-  names = [name for name, facts in MODES.items() if objectives & set(facts.objectives)]
-  if run.model.context != "pooled":
-    names.remove("embed")
-  return names
+  pools = run.model.context == "pooled"
+  return [
+    name
+    for name, facts in MODES.items()
+    if objectives & set(facts.objectives) and (pools or not facts.pools)
+  ]
 
 
 def check(mode: str, run: RunConfig, options: Mapping[str, Any]) -> None:
@@ -77,9 +85,9 @@ def check(mode: str, run: RunConfig, options: Mapping[str, Any]) -> None:
   """
   objectives, possible = run.data.objective_names, able(run)
   if mode not in possible:
-    if mode == "embed":
+    if MODES[mode].pools:
       raise UserError(
-        "--mode=embed: is for runs that pool comments to vectors; this run's"
+        f"--mode={mode}: is for runs that pool comments to vectors; this run's"
         f" ModelConfig.context is {run.model.context!r}, which can"
         f" {', '.join(possible)}"
       )
@@ -124,11 +132,12 @@ def with_defaults(
 
 
 def _kind(mode: str, run: RunFacts) -> type[Any]:
-  from .modes import classify, embed, fill, generate, score, tag
+  from .modes import classify, embed, fill, generate, rank, score, tag
 
   kinds: dict[str, type[Any]] = {
     "fill": fill.Fill,
     "embed": embed.Embed,
+    "rank": rank.Rank,
     "score": score.Likelihood if _is_causal(run) else score.PseudoLikelihood,
     "generate": generate.Generate,
     "tag": tag.Tag,

@@ -111,6 +111,43 @@ class Model:
     """
     return self._answers("embed", of, ancestors, {"contextual": contextual})
 
+  def rank(
+    self,
+    of: Tree | Sequence[Tree],
+    candidates: Sequence[Tree] | None = None,
+    *,
+    top_k: int = 10,
+    ancestors: str = "true",
+  ) -> Answers:
+    """Returns which of many comments answer a comment.
+
+    Args:
+      of: a tree, or several.
+      candidates: trees whose comments may be replies, or texts; those of `of` if None.
+      top_k: replies for each comment.
+      ancestors: which of the comments above it a reply sees.
+
+    Returns:
+      Of each comment `replies`, the best first, with `tree`, `comment`, `score` and
+      `rank` of each; `true_replies`, those that it has among the candidates; and how
+      many `candidates` of other trees there are. Texts have their places as ids.
+    """
+    options = {"top_k": top_k}
+    mode_table.check("rank", self.run.config, options)
+    check_choice("rank", "ancestors", ancestors, Ancestors)
+    read, one = self._read(of)
+    others = read
+    if candidates is not None:
+      others = [
+        self._tree({"id": str(i), "selftext": tree} if isinstance(tree, str) else tree)
+        for i, tree in enumerate(candidates)
+      ]
+    made = mode_table.make(
+      "rank", self.run, ancestors, {**options, "candidates": lambda: others}
+    )
+    self._engine.prepare(made, self._program(made))
+    return self._named(made, read, one)
+
   def score(self, of: Tree | Sequence[Tree], *, ancestors: str = "true") -> Answers:
     """Returns how likely comments are.
 
@@ -174,18 +211,27 @@ class Model:
   ) -> Answers:
     mode_table.check(mode, self.run.config, options)
     check_choice(mode, "ancestors", ancestors, Ancestors)
+    read, one = self._read(of)
+    key = (mode, ancestors, *sorted(options.items()))
+    if key not in self._modes:
+      self._modes[key] = mode_table.make(mode, self.run, ancestors, options)
+    return self._named(self._modes[key], read, one)
+
+  def _read(self, of: Tree | Sequence[Tree]) -> tuple[list[CommentTree], bool]:
+    """Returns the trees given, and whether it is one by itself."""
     one = isinstance(of, (CommentTree, Mapping, str))
     if not one and (isinstance(of, bytes) or not isinstance(of, Iterable)):
       raise _no_tree(of)
     several: Iterable[Tree] = [cast(Tree, of)] if one else cast(Iterable[Tree], of)
-    read = [self._tree(tree) for tree in several]
-    key = (mode, ancestors, *sorted(options.items()))
-    if key not in self._modes:
-      self._modes[key] = mode_table.make(mode, self.run, ancestors, options)
-    made = self._modes[key]
+    return [self._tree(tree) for tree in several], one
+
+  def _program(self, made: Mode) -> Program:
     if made.program_key not in self._programs:
       self._programs[made.program_key] = self._engine.program(made)
-    program = self._programs[made.program_key]
+    return self._programs[made.program_key]
+
+  def _named(self, made: Mode, read: Sequence[CommentTree], one: bool) -> Answers:
+    program = self._program(made)
     ((answers, _),) = self._engine.answers(made, program, [(read, None)])
     named = [
       [

@@ -84,6 +84,8 @@ def infer(job: Job, joined: Joined) -> None:
       return
     storage.check_shared(parts.folder, "--output's folder")
     joined.say(f"checkpoint {engine.path}")
+    if mode.note:
+      joined.say(mode.note)
     _fill_in(job, engine, mode, form, parts, joined, tick)
     joined.watchdog.at(0, "data")
     hosts.await_all("parts written", tick)
@@ -109,6 +111,7 @@ def _fill_in(
     job.found.units, job.chunk, done, jax.process_index(), jax.process_count(), fates
   )
   program = engine.program(mode)
+  engine.prepare(mode, program, job.batch_size, tick)
   found = engine.answers(
     mode, program, ((c.trees, c) for c in missing), job.batch_size, tick
   )
@@ -133,6 +136,10 @@ def _join(job: Job, form: outputs.Output, parts: Parts, joined: Joined) -> None:
   comments = form.join(parts.in_order(), parts.output)
   parts.finish({"comments": comments, "versions": run_record.versions()})
   joined.say(f"{parts.output}: {comments:,} comments")
+  if form.part_ending == outputs.JsonLines.part_ending:
+    with parts.output.open("rb") as file:
+      if said := job.mode.summary(map(json.loads, file)):
+        joined.say(said)
 
 
 def _stream(job: Job, engine: Engine, mode: Mode, tick: Callable[[], None]) -> None:
@@ -144,6 +151,7 @@ def _stream(job: Job, engine: Engine, mode: Mode, tick: Callable[[], None]) -> N
         yield chunk.trees, chunk
 
   program = engine.program(mode)
+  engine.prepare(mode, program, job.batch_size, tick)
   for answers, chunk in engine.answers(mode, program, read(), job.batch_size, tick):
     for line in outputs.lines(chunk.trees, answers):
       sys.stdout.write(f"{line}\n")

@@ -235,6 +235,12 @@ class Input:
   units: tuple[Unit, ...]
   signature: Any
 
+  def trees(self) -> Iterator[CommentTree]:
+    """Yields all trees, in order."""
+    for unit in self.units:
+      for tree, _ in unit.read(0, Fates()):
+        yield tree
+
 
 def find(
   patterns: Sequence[str],
@@ -281,10 +287,9 @@ def check_there_is(word: str, flag: str, found: Input) -> None:
   Raises:
     UserError: if none does.
   """
-  for unit in found.units:
-    for tree, _ in unit.read(0, Fates()):
-      if any(word in comment.text for comment in tree.comments):
-        return
+  for tree in found.trees():
+    if any(word in comment.text for comment in tree.comments):
+      return
   raise UserError(
     f"no comment of --input holds {word!r}: put it into the texts, or name another word"
     f" by {flag}"

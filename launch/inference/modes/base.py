@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from ....models.conditions import apply_condition
@@ -47,6 +47,23 @@ class Mode(abc.ABC, Generic[D]):
   def program_key(self) -> Hashable:
     """Equal for modes of one run with the same computation."""
     return self.name, self.ancestors
+
+  @property
+  def note(self) -> str:
+    """What the user should know before the first answer; "" for nothing."""
+    return ""
+
+  def prepare(self, documents: Callable[[Iterable[CommentTree]], Iterator[D]]) -> None:
+    """Does what has to be done before the first answer; nothing, as a rule.
+
+    Args:
+      documents: returns documents of trees, with all collected that is computed.
+    """
+
+  def summary(self, answers: Iterable[Answer]) -> str:
+    """Returns what is to be said of all answers, in one line; "" for nothing."""
+    del answers
+    return ""
 
   @abc.abstractmethod
   def make_shape(self) -> ForestShape:

@@ -135,7 +135,7 @@ class Embed(Mode[EmbeddedDocument]):
       if empty and self._contextual:
         found[-1] = {"vectors": None, "in_thread": None, "why": EMPTY}
     for name, vectors in self._by_name(document):
-      for comment, vector in _of_comments(document, vectors).items():
+      for comment, vector in document.means(vectors).items():
         found[comment][name] = vector
     return found
 
@@ -144,20 +144,3 @@ class Embed(Mode[EmbeddedDocument]):
   ) -> list[tuple[str, dict[int, np.ndarray]]]:
     named = [("vectors", document.alone)]
     return [*named, ("in_thread", document.in_thread)] if self._contextual else named
-
-
-def _of_comments(
-  document: Document, vectors: dict[int, np.ndarray]
-) -> dict[int, np.ndarray]:
-  """Returns each comment's vectors: of one in chunks, their mean by tokens."""
-  nodes_of: dict[int, list[int]] = {}
-  for node in sorted(vectors):
-    nodes_of.setdefault(document.comment_of(node), []).append(node)
-  found = {}
-  for comment, nodes in nodes_of.items():
-    found[comment] = vectors[nodes[0]]
-    if len(nodes) > 1:
-      lengths = document.nodes["lengths"][nodes]
-      stacked = np.stack([vectors[node] for node in nodes])
-      found[comment] = np.average(stacked, 0, lengths).astype(np.float32)
-  return found
