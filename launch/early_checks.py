@@ -28,7 +28,7 @@ def check_settings(run: RunConfig) -> None:
   Raises:
     UserError: if the task or the optimizer is unknown, the warm-up leaves no step to
       decay in, files are not there, the model's head is not that of the objective, or
-      comments see too few ancestors to match replies.
+      comments see too few ancestors to match replies, or for layers along the thread.
   """
   optimizer_names.check(run.train.optimizer.name)
   run.train.optimizer.schedule.check_steps(run.train.train_steps)
@@ -39,6 +39,11 @@ def check_settings(run: RunConfig) -> None:
       f"MAX_ANCESTORS = {most}: must be at least 2 with"
       " ModelConfig.reply_matching_weight, which matches the comment that a target"
       " answers to what is above it"
+    )
+  if run.model.num_thread_layers and most < 2:
+    raise UserError(
+      f"MAX_ANCESTORS = {most}: must be at least 2 with ModelConfig.num_thread_layers,"
+      " in which a target's ancestors attend to each other"
     )
   for objective in run.data.objective_names:
     model_sizes.check_head(run.model, objective)

@@ -76,8 +76,8 @@ class AncestorContext:
     return x.reshape(*rows, *x.shape[2:])
 
 
-class _Heads(nn.Module):
-  """What both attentions share: projections to heads and back, and dropout.
+class Heads(nn.Module):
+  """What all attentions share: projections to heads and back, and dropout.
 
   Attributes:
     num_heads: H.
@@ -88,6 +88,7 @@ class _Heads(nn.Module):
     divide_scores: whether to divide scores by the square root of K; otherwise the
       query's initializer does.
     kernel_init: initializer of the projections.
+    out_init: of that back, if it is another.
     use_bias: whether they have biases.
   """
 
@@ -98,9 +99,11 @@ class _Heads(nn.Module):
   dtype: Any
   divide_scores: bool = False
   kernel_init: Initializer = fan_in_normal
+  out_init: Initializer | None = None
   use_bias: bool = False
 
   def projection(self, name: str) -> Dense:
+    """Returns the projection `name`: query, key or value."""
     init = self.kernel_init
     if name == "query" and not self.divide_scores:
 
@@ -166,13 +169,13 @@ class _Heads(nn.Module):
       features,
       ("joined_kv", "embed"),
       self.dtype,
-      kernel_init=self.kernel_init,
+      kernel_init=self.out_init or self.kernel_init,
       use_bias=self.use_bias,
       name="out",
     )(joined)
 
 
-class SelfAttention(_Heads):
+class SelfAttention(Heads):
   """Attention of each token to the tokens of its own comment."""
 
   @nn.compact
@@ -217,7 +220,7 @@ class SelfAttention(_Heads):
     return kept.value
 
 
-class AncestorAttention(_Heads):
+class AncestorAttention(Heads):
   """Attention of each target token to the vectors of its comment's ancestors."""
 
   @nn.compact

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from .attention import AncestorAttention, SelfAttention
+from .attention import Heads
 from .config import ModelConfig
 from .layers import Array, Mlp, constrain, dropout
 
@@ -20,7 +20,7 @@ class Block(nn.Module):
 
   def attention(
     self,
-    kind: type[SelfAttention] | type[AncestorAttention],
+    kind: type[Heads],
     name: str,
     **settings: Any,
   ) -> nn.Module:

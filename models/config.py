@@ -112,6 +112,10 @@ class ModelConfig:
   # Whether each vector is given the size of its comment's states, see `pooling.resize`.
   normalize_pooled_vectors: bool = False
 
+  # Layers in which comments' vectors attend to those of their own ancestors before
+  # targets attend to them, see `thread_transformer`.
+  num_thread_layers: int = 0
+
   # What a target knows of where its ancestors stand.
   ancestor_positions: AncestorPositions = "relative_bias"
   # Hops, and learned depths, beyond it count as it.
@@ -158,6 +162,7 @@ class ModelConfig:
       "position_offset",
       "type_vocab_size",
       "nearest_context_tokens",
+      "num_thread_layers",
       "num_languages",
       "num_labels",
     ):
@@ -227,7 +232,11 @@ class ModelConfig:
         " vectors"
       )
     if self.context == "none":
-      for field in ("normalize_pooled_vectors", "reply_matching_weight"):
+      for field in (
+        "normalize_pooled_vectors",
+        "num_thread_layers",
+        "reply_matching_weight",
+      ):
         value = getattr(self, field)
         if value:
           raise UserError(
@@ -273,6 +282,7 @@ class ModelConfig:
       ("vectors_per_comment", 1),
       ("vectors_to_logits", False),
       ("normalize_pooled_vectors", False),
+      ("num_thread_layers", 0),
       ("reply_matching_weight", 0),
     ):
       if getattr(self, field) != default:

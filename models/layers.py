@@ -185,7 +185,10 @@ def look_up(table: Array, ids: Array, dtype: Any) -> Array:
 
 
 class Mlp(nn.Module):
-  """The product of one or more activated projections, projected back (T5 1.1)."""
+  """The product of one or more activated projections, projected back (T5 1.1).
+
+  `out_init` initializes the projection back, if it is another than `kernel_init`.
+  """
 
   width: int
   activations: tuple[str, ...]
@@ -193,6 +196,7 @@ class Mlp(nn.Module):
   deterministic: bool
   dtype: Any
   kernel_init: Initializer = fan_in_truncated
+  out_init: Initializer | None = None
   use_bias: bool = False
 
   @nn.compact
@@ -200,11 +204,12 @@ class Mlp(nn.Module):
     """Applies the block; returns `[R, L, D]`."""
 
     def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
+      out_init = self.out_init if name == "wo" else None
       return Dense(
         features,
         axes,
         self.dtype,
-        kernel_init=self.kernel_init,
+        kernel_init=out_init or self.kernel_init,
         use_bias=self.use_bias,
         name=name,
       )

@@ -454,8 +454,9 @@ class CommentTreeModel:
     The reply to target t is written by t's ancestors, nearest first, at t's depth, as
     if t itself had not been written yet. What it is does not depend on the other
     targets, on how many there are, nor on where in the batch t stands (up to
-    rounding, which differs between shapes of a batch). To be jitted with `config`
-    static; compiles one step.
+    rounding, which differs between shapes of a batch); but with `num_thread_layers`,
+    where threads are longer than what is shown of them, see `thread_transformer`. To be
+    jitted with `config` static; compiles one step.
 
     Args:
       params: the parameters.

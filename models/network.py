@@ -21,6 +21,7 @@ from .matching import Pairs, ReplyMatcher, matching_loss, pairs_of
 from .pointer import AncestorPointer, Copies, PointerScores
 from .pooling import CommentPooling, resize
 from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
+from .thread_transformer import ThreadTransformer
 from .threads import ThreadAncestors, as_rows
 from .vectors_to_logits import VectorsToLogits
 
@@ -51,6 +52,8 @@ class CommentTreeTransformer(nn.Module):
     if cfg.context != "concatenated":
       self.pooling = CommentPooling(cfg)
     own_keys = cfg.context == "concatenated" or cfg.nearest_context_tokens
+    if cfg.num_thread_layers:
+      self.thread_transformer = ThreadTransformer(cfg, self.deterministic)
     self.ancestors = ThreadAncestors(cfg) if own_keys else Ancestors(cfg)
     self.decoder = DecoderStack(cfg, self.family, self.deterministic)
     if cfg.ancestor_pointer:
@@ -252,6 +255,11 @@ class CommentTreeTransformer(nn.Module):
       queries_BQ: target id of each position that logits are wanted for; None if none.
       batch: see `Ancestors.context`.
     """
+    if self.config.num_thread_layers:
+      vectors_BEJD = self.thread_transformer(
+        encoded.vectors_BEJD, encoded.used_BEJ, batch
+      )
+      encoded = dataclasses.replace(encoded, vectors_BEJD=vectors_BEJD)
     context = self.ancestors.context(encoded, targets_BXY, batch)
     cfg = self.config
     if queries_BQ is None or not (cfg.ancestor_pointer or cfg.vectors_to_logits):

@@ -44,10 +44,16 @@ class Family:
   logits: Callable[[ModelConfig, Array, Any, Array | None], Array]
 
 
-def _run_layers(
-  block: Any, num_layers: int, config: ModelConfig, deterministic: bool, x: Array, *rest
+def run_layers(
+  block: Any,
+  num_layers: int,
+  config: ModelConfig,
+  deterministic: bool,
+  x: Array,
+  *rest: Array | None,
+  scan: bool,
 ) -> Array:
-  """Applies `num_layers` blocks in the current module, scanned and remat as set.
+  """Applies `num_layers` blocks in the current module, `scan`ned and remat as set.
 
   Unrolled layers are named `layers_<i>`; scanned ones share the name `layers`, and
   their parameters have a leading axis "layers".
@@ -57,8 +63,8 @@ def _run_layers(
     if config.remat_policy == "minimal":
       # Keeps the projections' outputs, recomputes attention and elementwise work.
       saved = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
-    block = nn.remat(block, policy=saved, prevent_cse=not config.scan_layers)
-  if not config.scan_layers:
+    block = nn.remat(block, policy=saved, prevent_cse=not scan)
+  if not scan:
     for i in range(num_layers):
       x = block(config, deterministic, name=f"layers_{i}")(x, *rest)
     return x
@@ -112,7 +118,7 @@ class _Stack(nn.Module):
       bias_HLL = self.family.position_bias(
         cfg.num_heads, jnp.dtype(cfg.dtype), causal=causal, name="relpos_bias"
       )(visible_RLL.shape[-1], position)
-    return _run_layers(
+    return run_layers(
       block,
       num_layers,
       cfg,
@@ -121,6 +127,7 @@ class _Stack(nn.Module):
       visible_RLL,
       bias_HLL,
       *rest,
+      scan=cfg.scan_layers,
     )
 
   def end(self, x: Array, name: str, drop: nn.Dropout) -> Array:

@@ -85,7 +85,8 @@ def train_step_flops(
   # Where cross-attention has keys, and queries for as many keys as it has in a set.
   examples, slots = batch["encoder_slot_depths"].shape
   sets = examples
-  keys_in_set, queries = 1 + slots * config.vectors_per_comment, decoder_rows
+  vectors = slots * config.vectors_per_comment
+  keys_in_set, queries = 1 + vectors, decoder_rows
   if config.context == "concatenated":
     encoder_length = config.max_context_tokens
     sets = targets
@@ -105,6 +106,8 @@ def train_step_flops(
       return masked
     if name.startswith(("reply_matcher.", "vectors_to_logits.")):
       return targets
+    if name.startswith("thread_transformer."):
+      return examples * vectors
     if "encoder_decoder_attention.key" in name or (
       "encoder_decoder_attention.value" in name
     ):
@@ -116,6 +119,8 @@ def train_step_flops(
     """Returns how many pairs of a query and a key there are."""
     if "encoder_decoder_attention" in name:
       return queries * keys_in_set
+    if name.startswith("thread_transformer."):
+      return examples * vectors**2
     if name.startswith("encoder."):
       return encoder_rows * encoder_length
     return decoder_rows * decoder_length

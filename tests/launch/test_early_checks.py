@@ -52,6 +52,10 @@ FILES = ("MIXTURE_OR_TASK_NAME = 'commentree_files'", "VOCABULARY = 'none.model'
       ["ModelConfig.reply_matching_weight = 0.1", "MAX_ANCESTORS = 1"],
       "MAX_ANCESTORS = 1: must be at least 2",
     ),
+    (
+      ["ModelConfig.num_thread_layers = 2", "MAX_ANCESTORS = 1"],
+      "MAX_ANCESTORS = 1: must be at least 2 with ModelConfig.num_thread_layers",
+    ),
     (["INITIAL_CHECKPOINT_PATH = 'none'"], "INITIAL_CHECKPOINT_PATH: "),
     (["MODEL_PARALLEL = 4096"], "model_parallel = 4096"),
     (["MODEL_DIR = '/dev/null/run'"], "cannot be written"),

@@ -247,18 +247,56 @@ def decode(params, comment, tokens, ancestors, cfg, change=0.0):
   return x, (x + change) @ p["logits_dense"]["kernel"]
 
 
+def with_threads(params, vectors, forest, cfg):
+  """Returns {comment: vectors} that know those of the comments above, as targets tell.
+
+  A comment is below all that follow it in the list of any target.
+  """
+  above = {a: set() for a in vectors}
+  for comment in forest:
+    if comment.is_target:
+      for i, a in enumerate(comment.ancestors):
+        above[a].update(comment.ancestors[i + 1 :])
+
+  def norm(p, x):
+    if cfg.family == "roberta":
+      return layer_norm(p, x, cfg)
+    return rms_norm(p["scale"], x)
+
+  p = params["thread_transformer"]
+  vectors = {a: np.stack(own) for a, own in vectors.items()}
+  for i in range(cfg.num_thread_layers):
+    layer = p[f"layers_{i}"]
+    normed = {
+      a: norm(layer["pre_attention_layer_norm"], own) for a, own in vectors.items()
+    }
+    after = {}
+    for a, own in vectors.items():
+      seen = [a, *sorted(above[a])]
+      hops = [forest[a].depth - forest[b].depth for b in seen for _ in normed[b]]
+      bias = p["distance_bias"][:, np.minimum(hops, cfg.max_ancestor_distance)]
+      keys_in = np.concatenate([normed[b] for b in seen])
+      x = own + attention(layer["attention"], normed[a], keys_in, bias[:, None], cfg)
+      y = norm(layer["pre_mlp_layer_norm"], x)
+      update = roberta_mlp if cfg.family == "roberta" else mlp
+      after[a] = x + update(layer["mlp"], y)
+    vectors = after
+  return vectors
+
+
 def loss_sum(params, forest, masked_tokens, cfg):
   """Returns the loss summed over the masked tokens of a forest's targets."""
   states = {}
   vectors = {}
   total = 0.0
+  for a in {a for comment in forest if comment.is_target for a in comment.ancestors}:
+    states[a] = encode(params, forest[a], cfg)
+    vectors[a] = pool(params, states[a], cfg)
+  if cfg.num_thread_layers:
+    vectors = with_threads(params, vectors, forest, cfg)
   for comment in forest:
     if not comment.is_target:
       continue
-    for a in comment.ancestors:
-      if a not in vectors:
-        states[a] = encode(params, forest[a], cfg)
-        vectors[a] = pool(params, states[a], cfg)
     ancestors = []
     left = cfg.nearest_context_tokens
     for a, distance in zip(comment.ancestors, comment.distances):

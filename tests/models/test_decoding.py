@@ -156,6 +156,7 @@ def build(make, thread):
       vectors_per_comment=many,
       ancestor_pointer=pointer,
       causal_position_buckets=pointer,
+      num_thread_layers=int(pointer),
     )
     params = shrunk(params, name)
     return model, params, Uncached(model, params, thread)

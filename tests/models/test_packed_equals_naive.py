@@ -12,6 +12,7 @@ POINTER = {"ancestor_pointer": True}
 DIRECT = {"vectors_to_logits": True}
 # Fewer than the longest threads have.
 NEAREST = {"nearest_context_tokens": 11}
+THREAD = {"num_thread_layers": 2}
 NORMALIZED = {"normalize_pooled_vectors": True}
 # Family, pooling, vectors per comment, ancestor positions, layers of each stack, and
 # parts that are off by default.
@@ -19,9 +20,10 @@ VARIANTS = [
   ("t5", "mean", 1, "relative_bias", 2, POINTER),
   ("t5", "mean", 2, "none", 1, {"logits_via_embedding": True} | DIRECT),
   ("t5", "max", 2, "distance", 1, NEAREST),
-  ("t5", "attention", 2, "depth", 1, DIRECT),
+  ("t5", "attention", 2, "depth", 1, THREAD | DIRECT),
   ("t5", "first", 4, "sinusoidal", 1, NORMALIZED),
   ("roberta", "attention", 2, "distance", 1, POINTER | DIRECT),
+  ("roberta", "mean", 2, "none", 1, THREAD),
   ("bert", "mean", 1, "depth", 1, NEAREST | POINTER | NORMALIZED),
 ]
 

@@ -350,6 +350,11 @@ def test_replies_are_written_given_the_thread(make, packed, changes):
     ({"reply_matching_weight": 0.1}, "reply_matching_weight = 0.1"),
     ({"vectors_to_logits": True}, "vectors_to_logits = True"),
     ({"normalize_pooled_vectors": True}, "normalize_pooled_vectors = True"),
+    ({"num_thread_layers": 2}, "num_thread_layers = 2"),
+    (
+      {"context": "none", "num_thread_layers": 2},
+      "num_thread_layers = 2: must be 0 with",
+    ),
     (
       {"context": "none", "normalize_pooled_vectors": True},
       "normalize_pooled_vectors = True: must be False",

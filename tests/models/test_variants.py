@@ -189,6 +189,7 @@ def test_the_loss_starts_near_that_of_guessing(packed, family, tied):
     {"layer_norm_epsilon": -1.0},
     {"logits_via_embedding": "yes"},
     {"normalize_pooled_vectors": 1},
+    {"num_thread_layers": -1},
     {"logits_via_embedding": True, "family": "roberta"},
     {"ancestor_positions": "rope"},
     {"remat_policy": "some"},

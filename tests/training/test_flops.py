@@ -41,6 +41,7 @@ def test_peaks_are_known_by_the_devices_name():
       },
     ),
     (False, {"ancestor_pointer": True}),
+    (False, {"num_thread_layers": 2, "vectors_per_comment": 4}),
   ],
 )
 def test_the_count_of_a_step_is_near_the_compilers(scan_layers, changes):

@@ -93,7 +93,10 @@ def assert_equal(ours, theirs):
   [
     ("roberta", {"ancestor_positions": "relative_bias", "pooling": "mean"}),
     ("roberta", {"ancestor_positions": "depth", "scan_layers": True}),
-    ("bert", {"ancestor_positions": "distance", "num_languages": 2}),
+    (
+      "bert",
+      {"ancestor_positions": "distance", "num_languages": 2, "num_thread_layers": 1},
+    ),
     (
       "bert",
       {
