@@ -32,7 +32,8 @@ examples:
     commentree compare runs/* --step=1000 --output=results.md
 
 A row tells the held-out loss with true ancestors, in nats a token, and how much larger
-it is with ancestors of other trees, the parent alone and none. ± is a standard error:
+it is with ancestors of other trees, the parent alone and none; where runs have them
+also how often a thread finds its reply and the share of copies. ± is a standard error:
 over the runs of a row, or over held-out trees where the row is one run. Runs must have
 been evaluated on the same masked tokens.
 
@@ -48,6 +49,23 @@ _BAGS = {
 }
 
 
+# Which recall, by its name in `training.matching_statistics`.
+_RECALLS = {"vectors": "recall@1", "matcher": "recall@1, matcher"}
+
+
+class Recall(msgspec.Struct, frozen=True):
+  """How well threads find their replies."""
+
+  recall_at_1: float | None = None
+  candidates: float | None = None
+
+
+class CrossAttention(msgspec.Struct, frozen=True):
+  """What the decoder makes of its ancestors."""
+
+  copy_share: float | None = None
+
+
 class Found(msgspec.Struct):
   """What was found under a condition; a number that is not finite is null in files."""
 
@@ -55,6 +73,8 @@ class Found(msgspec.Struct):
   tokens: int | None = None
   minus_true: float | None = None
   standard_error: float | None = None
+  reply_matching: dict[str, Recall] = {}
+  cross_attention: CrossAttention = CrossAttention()
 
 
 class _Evaluation(msgspec.Struct):
@@ -111,6 +131,29 @@ class Row:
     if len(told) == 1 and found[0] is not None:
       return Value(told[0], found[0].standard_error)
     return _mean(told)
+
+  def recall(self, name: str) -> Value | None:
+    """Returns the mean recall@1 over the runs; None unless all tell."""
+    return self._mean_of([each.recall_at_1 for each in self._recalls(name)])
+
+  def candidates(self) -> list[float]:
+    """Returns among how many candidates replies were found, of all recalls."""
+    told = [each.candidates for name in _RECALLS for each in self._recalls(name)]
+    return [number for number in told if number is not None]
+
+  def copy_share(self) -> Value | None:
+    """Returns the mean share of copies over the runs; None unless all tell."""
+    return self._mean_of(
+      [result["true"].cross_attention.copy_share for result in self.results]
+    )
+
+  def _recalls(self, name: str) -> list[Recall]:
+    true = [result["true"] for result in self.results]
+    return [found.reply_matching.get(name, Recall()) for found in true]
+
+  def _mean_of(self, values: Sequence[float | None]) -> Value | None:
+    told = [value for value in values if value is not None]
+    return _mean(told) if len(told) == len(values) else None
 
   def saves(self, other: Row) -> Value | None:
     """Returns how much smaller the true loss is than another row's."""
@@ -179,15 +222,23 @@ def markdown(rows: Sequence[Row], against: str | None = None) -> str:
   head += [f"{condition} - true" for condition in _CONDITIONS]
   if other is not None:
     head.append(f"saves against {other.label}")
+  more = _more_columns(rows)
+  head += more
   lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
-  for row in rows:
+  for number, row in enumerate(rows):
     cells = [row.label, str(len(row.results)), _range(row.steps), _cell(row.loss())]
     cells += [_cell(row.minus_true(condition), True) for condition in _CONDITIONS]
     if other is not None:
       cells.append("" if row is other else _cell(row.saves(other), True))
+    cells += [_cell(of_rows[number]) for of_rows in more.values()]
     lines.append(_line(cells))
   tokens = rows[0].results[0]["true"].tokens
   lines += ["", f"Held-out loss in nats a token, over {tokens:,} masked tokens."]
+  if candidates := [each for row in rows for each in row.candidates()]:
+    lines[-1] += (
+      " recall@1: how often a thread finds its reply among"
+      f" {_range([round(number) for number in candidates])} comments."
+    )
   baselines = [
     (what, rows[0].loss(name)) for name, what in _BAGS.items() if rows[0].loss(name)
   ]
@@ -195,6 +246,19 @@ def markdown(rows: Sequence[Row], against: str | None = None) -> str:
     lines += ["", _line(["without a network", "loss"]), _line(["---", "---:"])]
     lines += [_line([what, _cell(value)]) for what, value in baselines]
   return "\n".join(lines) + "\n"
+
+
+def _more_columns(rows: Sequence[Row]) -> dict[str, list[Value | None]]:
+  """Returns what only some runs have, by column, for each row."""
+  columns = {
+    head: [row.recall(name) for row in rows] for name, head in _RECALLS.items()
+  }
+  columns["copy share"] = [row.copy_share() for row in rows]
+  return {
+    head: values
+    for head, values in columns.items()
+    if any(value is not None for value in values)
+  }
 
 
 def _labelled(given: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -115,6 +115,33 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, compare):
     assert len(error.splitlines()) == 1
 
 
+def test_recall_and_copies_have_columns_where_runs_have_them(tmp_path, compare):
+  def recall(share):
+    return {"recall_at_1": share, "candidates": 99.6, "pairs": 7}
+
+  plain = {"loss": 5.0, "tokens": 100}
+  for seed, share in enumerate((0.25, 0.5)):
+    matching = {"vectors": recall(share), "matcher": recall(2 * share)}
+    attention = {"copy_share": share, "entropy": 1.0}
+    true = {**plain, "reply_matching": matching, "cross_attention": attention}
+    write_results(tmp_path / f"a_{seed}", {"true": true})
+  one = {**plain, "reply_matching": {"vectors": recall(0.125)}}
+  write_results(tmp_path / "b", {"true": one})
+  lost = {**plain, "cross_attention": {"copy_share": None}}
+  write_results(tmp_path / "c", {"true": lost})
+  _, out, _ = compare(f"a={tmp_path}/a_*", *(f"{n}={tmp_path}/{n}" for n in "bc"))
+  assert cells(out, "model")[-3:] == ["recall@1", "recall@1, matcher", "copy share"]
+  assert cells(out, "a")[-3:] == [
+    "0.3750 ± 0.1250",
+    "0.7500 ± 0.2500",
+    "0.3750 ± 0.1250",
+  ]
+  assert cells(out, "b")[-3:] == ["0.1250", "", ""]
+  assert cells(out, "c")[-3:] == ["", "", ""]
+  assert "finds its reply among 100 comments" in out
+  assert "recall" not in compare(f"c={tmp_path}/c")[1]
+
+
 def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path, compare):
   run = write(tmp_path / "mine", 5.0, 5.5)
   with open(tmp_path / "mine" / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -131,6 +158,8 @@ def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path, compare):
     {"results": {"true": {"loss": 5.0, "tokens": "100"}}},
     {"results": {"true": {"loss": 10**400, "tokens": 100}}},
     {"results": {"true": {"loss": 5.0, "tokens": 100, "minus_true": "x"}}},
+    {"results": {"true": {"loss": 5.0, "tokens": 1, "reply_matching": {"vectors": 1}}}},
+    {"results": {"true": {"loss": 5.0, "tokens": 1, "cross_attention": [1]}}},
     {"step": float("inf")},
     {"dataset": 1},
   ],
