@@ -110,12 +110,13 @@ def check_training(run: RunConfig) -> None:
     UserError: if the optimizer or its schedule cannot be made, MODEL_DIR holds a run
       with other settings, or INITIAL_CHECKPOINT_PATH cannot be read.
   """
-  from ..training import f1, optimizers, schedules, storage
+  from ..training import f1, matching_statistics, optimizers, schedules, storage
 
   config = run.train
   schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
   optimizers.make_optimizer(config.optimizer, schedule)
   f1.check_best_metric(config.checkpoint, label_objectives.label_names(run.data))
+  matching_statistics.check_best_metric(config.checkpoint, run.model)
   model_dir = storage.as_path(config.model_dir)
   if not storage.is_remote(model_dir) and any(model_dir.glob("checkpoint_*")):
     from ..training import run_record

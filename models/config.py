@@ -7,6 +7,7 @@ knows nothing of gin.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 from ..errors import UserError, suggestion
@@ -44,8 +45,13 @@ def check_range(
   *,
   whole: bool = False,
 ) -> None:
-  """Raises UserError unless `low <= value <= high` (and, if asked, a whole number)."""
+  """Raises UserError unless `low <= value <= high` (and, if asked, a whole number).
+
+  Infinity is no number, whatever the bounds.
+  """
   number = isinstance(value, int if whole else (int, float))
+  if isinstance(value, float) and not math.isfinite(value):
+    number = False
   if not number or isinstance(value, bool) or not low <= value <= high:
     kind = "a whole number" if whole else "a number"
     bounds = f"of at least {low}" if high == float("inf") else f"from {low} to {high}"

@@ -36,6 +36,15 @@ class Sum(clu_metrics.Metric):
     return self.total
 
 
+@flax.struct.dataclass
+class Average(clu_metrics.Average):
+  """An average; 0 of nothing, where clu's is NaN."""
+
+  def compute(self) -> Array:
+    """Returns the average."""
+    return self.total / jnp.where(self.count == 0, 1, self.count)
+
+
 def metrics_of_sums(sums: Mapping[str, Array]) -> dict[str, clu_metrics.Metric]:
   """Returns the metrics of one batch.
 
@@ -45,7 +54,8 @@ def metrics_of_sums(sums: Mapping[str, Array]) -> dict[str, clu_metrics.Metric]:
   Returns:
     Averages per masked token (`loss` and `z_loss` in nats, `accuracy` or
     `logits_accuracy`), the shares of positions that hold tokens, and totals of comments
-    and tokens.
+    and tokens. With reply matching also that loss, `reply_matching`, averaged over
+    pairs: 0 where there are none.
   """
   averages = {
     "loss": ("loss", "weights"),
@@ -57,11 +67,11 @@ def metrics_of_sums(sums: Mapping[str, Array]) -> dict[str, clu_metrics.Metric]:
     if name in sums:
       averages[name] = (name, "weights")
   metrics: dict[str, clu_metrics.Metric] = {
-    name: clu_metrics.Average(total=sums[total], count=sums[count])
+    name: Average(total=sums[total], count=sums[count])
     for name, (total, count) in averages.items()
   }
   if "reply_matching" in sums:
-    metrics["reply_matching"] = clu_metrics.Average(
+    metrics["reply_matching"] = Average(
       total=sums["reply_matching"], count=sums["reply_pairs"]
     )
   totals = {

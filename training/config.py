@@ -20,6 +20,13 @@ Schedule = Literal["constant", "rsqrt", "linear", "cosine", "wsd"]
 _F1_METRICS = tuple(
   f"{of}/{mean}" for of in ("f1", "span_f1") for mean in ("micro", "macro")
 )
+# See `matching_statistics`.
+_RECALL_METRICS = tuple(
+  f"true/reply_matching/{by}{of}/{value}"
+  for by in ("matcher", "vectors")
+  for of in ("", "_of_parent")
+  for value in ("recall_at_1", "recall_at_10", "mean_reciprocal_rank")
+)
 
 MESH_AXES = ("slice", "data", "fsdp", "model")
 """Axes of the mesh, slowest network first: `slice` crosses the data-centre network."""
@@ -244,7 +251,8 @@ class CheckpointConfig:
     keep_best: best ones kept besides.
     best_metric: what decides, of the first evaluation dataset: 'true/loss',
       'shuffled/minus_true' (how much the content of ancestors helps), 'none/accuracy';
-      of a slice 'true/by_depth/3/loss'; with a head 'true/span_f1/micro'.
+      of a slice 'true/by_depth/3/loss'; with a head 'true/span_f1/micro'; how well
+      threads find their replies, 'true/reply_matching/matcher/recall_at_1'.
     save_timeout_seconds: a checkpoint not on disk by then stops the run.
     save_attempts: saves that may fail in a row before the run stops.
   """
@@ -317,7 +325,11 @@ class EvalConfig:
     parts = rest.split("/")
     values = ["loss", "accuracy", *(["minus_true"] if condition != "true" else [])]
     sound = len(parts) == 1 or (len(parts) == 3 and parts[0].startswith("by_"))
-    if rest in _F1_METRICS or (sound and parts[-1] in values):
+    if name in _RECALL_METRICS and not self.reply_matching:
+      raise UserError(f"{owner} = {name!r}: needs EvalConfig.reply_matching = True")
+    if (
+      name in _RECALL_METRICS or rest in _F1_METRICS or (sound and parts[-1] in values)
+    ):
       if condition in self.conditions:
         return
       raise UserError(
@@ -328,7 +340,7 @@ class EvalConfig:
       f"{owner} = {name!r}: no such metric: name an ancestor condition and 'loss',"
       " 'accuracy' or 'minus_true', as in 'true/loss' or 'shuffled/minus_true'; of a"
       " slice as in 'true/by_depth/3/loss'; with a head 'f1' or 'span_f1', as in"
-      " 'true/f1/macro'"
+      " 'true/f1/macro'; of replies as in 'true/reply_matching/matcher/recall_at_1'"
     )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import UserError
+from ..models.config import ModelConfig
 from .batch_sums import BatchSums
+from .config import CheckpointConfig
 
 MATCHING = "reply_matching"
 
@@ -48,6 +51,25 @@ class MatchingSums:
         "pairs": int(pairs),
       }
     return results
+
+
+def check_best_metric(config: CheckpointConfig, model: ModelConfig) -> None:
+  """Raises UserError if recall decides, and the model will have none."""
+  _, kind, name, *_ = *config.best_metric.split("/"), "", ""
+  if config.keep_best == 0 or kind != MATCHING:
+    return
+  needed = ""
+  if model.context != "pooled":
+    needed = "ModelConfig.context is 'pooled'"
+  elif model.head != "masked_lm":
+    needed = "ModelConfig.head is 'masked_lm'"
+  elif name.startswith("matcher") and not model.reply_matching_weight:
+    needed = "ModelConfig.reply_matching_weight is above 0"
+  if needed:
+    raise UserError(
+      f"CheckpointConfig.best_metric = {config.best_metric!r}: there is no such metric"
+      f" unless {needed}"
+    )
 
 
 def sentence(results: Mapping[str, Any]) -> str:

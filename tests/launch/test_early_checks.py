@@ -33,6 +33,7 @@ def check(tmp_path, *overrides):
   early_checks.check_devices(run.train)
 
 
+MATCHER = "reply_matching/matcher"
 FILES = ("MIXTURE_OR_TASK_NAME = 'commentree_files'", "VOCABULARY = 'none.model'")
 
 
@@ -48,6 +49,10 @@ FILES = ("MIXTURE_OR_TASK_NAME = 'commentree_files'", "VOCABULARY = 'none.model'
     (["DISCOURSE_MARKERS = 'none.txt'"], "'none.txt': cannot be read"),
     (["ModelConfig.head = 'tagging'"], "needs 'masked_lm'"),
     (["CheckpointConfig.best_metric = 'true/f1/micro'"], "best_metric"),
+    (
+      [f"CheckpointConfig.best_metric = 'true/{MATCHER}/recall_at_1'"],
+      "no such metric unless ModelConfig.reply_matching_weight is above 0",
+    ),
     (
       ["ModelConfig.reply_matching_weight = 0.1", "MAX_ANCESTORS = 1"],
       "MAX_ANCESTORS = 1: must be at least 2",

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from clu import metrics as clu_metrics
@@ -13,6 +14,7 @@ from flax.linen import partitioning
 
 from commentree.errors import UserError
 from commentree.models.interface import Model
+from commentree.models.metrics import metrics_of_sums
 from commentree.models.model import CommentTreeModel
 
 from . import conftest, forests
@@ -114,6 +116,19 @@ def test_loss_and_metrics_cross_jit_and_merge(make, packed):
     assert doubled, name
   z_loss = metrics["z_loss"].compute()
   np.testing.assert_allclose(loss, metrics["loss"].compute() + z_loss, rtol=1e-5)
+
+
+def test_metrics_of_a_batch_with_nothing_to_average_are_0_and_merge():
+  names = ("loss", "z_loss", "accuracy", "weights", "comments", "reply_matching")
+  names += ("encoder_tokens", "encoder_positions", "reply_pairs")
+  names += ("decoder_tokens", "decoder_positions")
+  nothing = dict.fromkeys(names, jnp.zeros(()))
+  empty = metrics_of_sums(nothing)
+  assert all(metric.compute() == 0 for metric in empty.values())
+  pairs = {"reply_matching": jnp.float32(3), "reply_pairs": jnp.float32(2)}
+  some = metrics_of_sums({**nothing, **pairs})["reply_matching"]
+  assert empty["reply_matching"].merge(some).compute() == 1.5
+  assert isinstance(some, clu_metrics.Average)
 
 
 def test_loss_normalizing_factor_divides_the_sum(make, packed):

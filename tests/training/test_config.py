@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from commentree.errors import UserError
 from commentree.training import config as config_lib
+
+RECALL = "true/reply_matching/matcher/recall_at_1"
 
 
 @pytest.mark.parametrize(
@@ -23,6 +27,17 @@ from commentree.training import config as config_lib
     (lambda: config_lib.EvalConfig(reply_matching="no"), "reply_matching = 'no'"),
     (lambda: config_lib.EvalConfig(bags_of_words=0), "bags_of_words = 0"),
     (lambda: config_lib.TrainConfig("", 1, 1), "model_dir"),
+    (
+      lambda: config_lib.EvalConfig(reply_matching=False).check_metric("m", RECALL),
+      "needs EvalConfig.reply_matching = True",
+    ),
+    (lambda: config_lib.EvalConfig().check_metric("m", RECALL + "x"), "no such metric"),
+    (
+      lambda: config_lib.EvalConfig(("none",)).check_metric("m", RECALL),
+      "lacks 'true'",
+    ),
+    (lambda: config_lib.ScheduleConfig(learning_rate=math.inf), "learning_rate = inf"),
+    (lambda: config_lib.ScheduleConfig(learning_rate=math.nan), "learning_rate = nan"),
     (lambda: config_lib.TrainConfig("d", 1.5, 1), "train_steps"),
     (
       lambda: config_lib.TrainConfig("d", 1, 8, gradient_accumulation_steps=3),
