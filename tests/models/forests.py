@@ -7,6 +7,7 @@ it can be checked by eye against the table of features in `models/batch.py`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -177,6 +178,36 @@ def masked_of(batch: dict[str, np.ndarray], example: int, target: int) -> np.nda
     axis=-1,
   )
   return (segments == target) & (batch["decoder_loss_weights"][example] > 0)
+
+
+def changes_of(
+  logits_of: Callable[[dict[str, np.ndarray]], np.ndarray],
+  batch: dict[str, np.ndarray],
+  drawn: Sequence[list[Comment]],
+) -> Iterator[tuple[list[Comment], int, int, float]]:
+  """Yields (forest, i, j, change): of target j's logits, comment i being another."""
+  before = logits_of(batch)
+  for example, forest in enumerate(drawn):
+    for i, comment in enumerate(forest):
+      after = logits_of(changed(batch, example, comment))
+      for j, other in enumerate(forest):
+        if other.is_target and i != j:
+          masked = masked_of(batch, example, other.target)
+          difference = np.abs(after[example] - before[example])[masked]
+          yield forest, i, j, difference.max()
+
+
+def check_padding_is_unread(
+  logits_of: Callable[[dict[str, np.ndarray]], np.ndarray],
+  batch: dict[str, np.ndarray],
+) -> None:
+  """Asserts that the logits in use are the same whatever padding holds."""
+  other = {name: feature.copy() for name, feature in batch.items()}
+  for side in ("encoder", "decoder"):
+    padding = other[f"{side}_segment_ids"] == 0
+    other[f"{side}_input_tokens"][padding] = 17
+  used = batch["decoder_loss_weights"] > 0
+  np.testing.assert_array_equal(logits_of(other)[used], logits_of(batch)[used])
 
 
 def changed(

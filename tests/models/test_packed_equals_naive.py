@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from . import conftest, forests, naive
+from . import conftest, forests, naive, slopes
 
 POINTER = {"ancestor_pointer": True}
 DIRECT = {"vectors_to_logits": True}
@@ -51,45 +51,14 @@ def test_packed_forest_has_the_loss_and_gradients_of_comments_one_by_one(
     jax.value_and_grad(packed_loss, has_aux=True),
     compiler_options=forests.QUICK_COMPILE,
   )(params)
-  leaves, structure = jax.tree.flatten(jax.tree.map(np.float64, params))
 
-  def naive_loss(leaves):
+  def naive_loss(whole):
     return sum(
-      naive.loss_sum(
-        jax.tree.unflatten(structure, leaves),
-        forest,
-        forests.masked_tokens,
-        model.config,
-      )
+      naive.loss_sum(whole, forest, forests.masked_tokens, model.config)
       for forest in packed.forests
     )
 
   masked = sum(len(c.masked) for f in packed.forests for c in f if c.is_target)
   assert weight == masked
-  np.testing.assert_allclose(loss, naive_loss(leaves), rtol=1e-5)
-
-  # Each parameter's gradient, against the slope in random directions: an error e in
-  # it shows as e * direction, which is about as large as e.
-  rng = np.random.default_rng(0)
-  for i, (path, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(gradients)):
-    name = jax.tree_util.keystr(path)
-    gradient = np.float64(gradient)
-    size = np.linalg.norm(gradient)
-    if name.endswith("['key']['bias']"):
-      # It adds the same to all scores of a query, which no softmax sees.
-      assert size < 1e-4, name
-      continue
-    assert size > 0, f"{name} has no gradient"
-    for _ in range(2):
-      direction = rng.normal(size=gradient.shape)
-      ahead, behind = (
-        naive_loss([*leaves[:i], leaves[i] + step * direction, *leaves[i + 1 :]])
-        for step in (1e-5, -1e-5)
-      )
-      np.testing.assert_allclose(
-        np.sum(gradient * direction),
-        (ahead - behind) / 2e-5,
-        rtol=1e-5,
-        atol=1e-5 * size,
-        err_msg=name,
-      )
+  np.testing.assert_allclose(loss, slopes.of(naive_loss, params), rtol=1e-5)
+  slopes.check(gradients, naive_loss, params, directions=2)

@@ -17,7 +17,7 @@ from commentree.models.conditions import apply_condition
 from commentree.models.config import ModelConfig
 from commentree.models.decoding_config import DecodingConfig
 
-from . import conftest, forests, naive
+from . import conftest, forests, naive, slopes
 
 # Shorter than the longest threads, so that some are cut.
 LENGTH = 11
@@ -110,35 +110,12 @@ def test_a_packed_batch_has_the_loss_and_gradients_of_threads_one_by_one(
   loss, gradients = jitted(
     jax.value_and_grad(lambda p: model.loss_sums(p, packed.batch, None)[0])
   )(params)
-  leaves, structure = jax.tree.flatten(jax.tree.map(np.float64, params))
 
-  def naive_loss(leaves):
-    whole = jax.tree.unflatten(structure, leaves)
+  def naive_loss(whole):
     return sum(naive_loss_sum(whole, f, model.config) for f in packed.forests)
 
-  np.testing.assert_allclose(loss, naive_loss(leaves), rtol=1e-5)
-  rng = np.random.default_rng(0)
-  for i, (path, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(gradients)):
-    name = jax.tree_util.keystr(path)
-    gradient = np.float64(gradient)
-    size = np.linalg.norm(gradient)
-    if name.endswith("['key']['bias']"):
-      # It adds the same to all scores of a query, which no softmax sees.
-      assert size < 1e-4, name
-      continue
-    assert size > 0, f"{name} has no gradient"
-    direction = rng.normal(size=gradient.shape)
-    ahead, behind = (
-      naive_loss([*leaves[:i], leaves[i] + step * direction, *leaves[i + 1 :]])
-      for step in (1e-5, -1e-5)
-    )
-    np.testing.assert_allclose(
-      np.sum(gradient * direction),
-      (ahead - behind) / 2e-5,
-      rtol=1e-5,
-      atol=1e-5 * size,
-      err_msg=name,
-    )
+  np.testing.assert_allclose(loss, slopes.of(naive_loss, params), rtol=1e-5)
+  slopes.check(gradients, naive_loss, params)
 
 
 @pytest.fixture(scope="module")
@@ -154,23 +131,19 @@ def logits_of(make, family):
 
 
 def changes_of(logits_of, packed, condition):
-  """Yields (example, forest, i, j, change): of target j when comment i is another."""
-  before = logits_of(packed.batch, condition)
-  for example, forest in enumerate(packed.forests):
-    for i, comment in enumerate(forest):
-      after = logits_of(forests.changed(packed.batch, example, comment), condition)
-      for j, other in enumerate(forest):
-        if other.is_target and i != j:
-          masked = forests.masked_of(packed.batch, example, other.target)
-          difference = np.abs(after[example] - before[example])[masked]
-          yield example, forest, i, j, difference.max()
+  """Yields (forest, i, j, change), see `forests.changes_of`, under a condition."""
+
+  def under_condition(batch):
+    return logits_of(batch, condition)
+
+  return forests.changes_of(under_condition, packed.batch, packed.forests)
 
 
 def test_a_target_depends_on_the_ancestors_in_its_thread_and_by_exactly_0_on_others(
   logits_of, packed
 ):
   seen = set()
-  for _, forest, i, j, change in changes_of(logits_of, packed, "true"):
+  for forest, i, j, change in changes_of(logits_of, packed, "true"):
     is_read = i in {a for a, _ in thread_of(forest, forest[j])}
     assert (change > 1e-5) if is_read else (change == 0), (i, j, change)
     seen.add((i in forest[j].ancestors, is_read))
@@ -188,14 +161,14 @@ def test_beside_the_nearest_tokens_ancestors_are_seen_and_by_exactly_0_others(
   def logits(batch, condition):
     return np.asarray(compiled(dict(apply_condition(batch, condition))))
 
-  for _, forest, i, j, change in changes_of(logits, packed, condition):
+  for forest, i, j, change in changes_of(logits, packed, condition):
     hops = dict(zip(forest[j].ancestors, forest[j].distances)).get(i)
     is_seen = hops == 1 if condition == "parent_only" else hops is not None
     assert (change > 1e-5) if is_seen else (change == 0), (i, j, change)
 
 
 def test_parent_only_depends_on_the_parent_alone(logits_of, packed):
-  for _, forest, i, j, change in changes_of(logits_of, packed, "parent_only"):
+  for forest, i, j, change in changes_of(logits_of, packed, "parent_only"):
     hops = dict(zip(forest[j].ancestors, forest[j].distances)).get(i)
     assert (change > 1e-5) if hops == 1 else (change == 0), (i, j, hops)
 
@@ -228,12 +201,7 @@ def test_shuffled_depends_on_another_tree(logits_of, packed):
 
 
 def test_what_padding_holds_changes_nothing(logits_of, packed):
-  batch = {name: feature.copy() for name, feature in packed.batch.items()}
-  for side in ("encoder", "decoder"):
-    padding = batch[f"{side}_segment_ids"] == 0
-    batch[f"{side}_input_tokens"][padding] = 17
-  used = packed.batch["decoder_loss_weights"] > 0
-  np.testing.assert_array_equal(logits_of(batch)[used], logits_of(packed.batch)[used])
+  forests.check_padding_is_unread(logits_of, packed.batch)
 
 
 @pytest.mark.parametrize("head", ["masked_lm", "classification"])

@@ -28,31 +28,18 @@ def strict_shapes():
     yield
 
 
-def influence(logits_of, batch, example, forest):
-  """Returns {(changed comment, target): largest change of the target's logits}."""
-  before = logits_of(batch)
-  result = {}
-  for i, comment in enumerate(forest):
-    after = logits_of(forests.changed(batch, example, comment))
-    for j, other in enumerate(forest):
-      if other.is_target and i != j:
-        masked = forests.masked_of(batch, example, other.target)
-        difference = np.abs(after[example] - before[example])[masked]
-        result[i, j] = difference.max()
-  return result
-
-
 def test_changing_a_comment_changes_its_descendants_and_by_exactly_0_all_others(
   logits_of, packed
 ):
   seen = set()
-  for example, forest in enumerate(packed.forests):
-    for (i, j), change in influence(logits_of, packed.batch, example, forest).items():
-      if i in forest[j].ancestors:
-        assert change > 1e-4, f"{j} does not see its ancestor {i}"
-      else:
-        assert change == 0, f"{j} sees {i}"
-      seen.add(i in forest[j].ancestors)
+  for forest, i, j, change in forests.changes_of(
+    logits_of, packed.batch, packed.forests
+  ):
+    if i in forest[j].ancestors:
+      assert change > 1e-4, f"{j} does not see its ancestor {i}"
+    else:
+      assert change == 0, f"{j} sees {i}"
+    seen.add(i in forest[j].ancestors)
   assert seen == {True, False}
 
 
@@ -64,12 +51,7 @@ def test_changing_one_example_changes_nothing_in_another(logits_of, packed):
 
 
 def test_what_padding_holds_changes_nothing(logits_of, packed):
-  batch = {name: feature.copy() for name, feature in packed.batch.items()}
-  for side in ("encoder", "decoder"):
-    padding = batch[f"{side}_segment_ids"] == 0
-    batch[f"{side}_input_tokens"][padding] = 17
-  used = packed.batch["decoder_loss_weights"] > 0
-  np.testing.assert_array_equal(logits_of(batch)[used], logits_of(packed.batch)[used])
+  forests.check_padding_is_unread(logits_of, packed.batch)
 
 
 def test_without_ancestors_nothing_depends_on_the_encoder(logits_of, packed):
@@ -92,8 +74,7 @@ def test_a_model_without_context_is_one_that_sees_no_ancestors(make, packed, fam
 
 def test_parent_only_depends_on_the_parent_and_on_nobody_else(logits_of, packed):
   batch = jax.tree.map(np.asarray, apply_condition(packed.batch, "parent_only"))
-  forest = packed.forests[1]
-  for (i, j), change in influence(logits_of, batch, 1, forest).items():
+  for forest, i, j, change in forests.changes_of(logits_of, batch, packed.forests):
     hops = dict(zip(forest[j].ancestors, forest[j].distances)).get(i)
     assert (change > 1e-4) if hops == 1 else (change == 0), (i, j, hops)
 
