@@ -47,6 +47,7 @@ def cleaned(*texts, parents=None, config=FOUR):
     ("> so a b c d, so\n\nno", "<startq> so so <endq> no", "> so so no"),
     ("> so a b\n\nc d so", "<startq> so <endq> <startq> <endq> so", "> so so"),
     ("a b http://a.b c d no", "<startq> <endq> no", "no"),
+    ("a b (http://a.b) c d no", "<startq> <endq> no", "no"),
     ("a b x c d", "a b x c d", "a b x c d"),
   ],
 )
