@@ -91,11 +91,16 @@ def project(x: Array, kernel: Array, output_dtype: Any) -> Array:
   JAX's own gradient for the kernel would be rounded to the compute dtype, and
   would have the wider operand transposed, for which XLA's CPU backend copies it.
   """
+  return _product(x, kernel, output_dtype)
+
+
+def _product(x: Array, kernel: Array, output_dtype: Any) -> Array:
   return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=output_dtype)
 
 
 def _project_forward(x: Array, kernel: Array, output_dtype: Any):
-  return project(x, kernel, output_dtype), (x, kernel)
+  # Not `project`, in which rematerialization would not see the product to save.
+  return _product(x, kernel, output_dtype), (x, kernel)
 
 
 def _project_backward(output_dtype: Any, saved: tuple[Array, Array], of_y: Array):
