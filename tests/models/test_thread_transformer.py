@@ -134,7 +134,7 @@ def test_replies_are_matched_by_vectors_that_do_not_know_their_threads(make, pac
     np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", "minimal", "full"])
 def test_layers_have_the_same_names_and_axes_scanned_or_not(packed, family, remat):
   found = []
   for scan in (False, True):
