@@ -53,6 +53,35 @@ class PackItem:
       len(self.encoded),
     )
 
+  @functools.cached_property
+  def first_seen(self) -> np.ndarray:
+    """Which target is the first to see each encoded node: places in `targets`, [E]."""
+    target, _ = np.nonzero(self.ancestors >= 0)
+    node = np.searchsorted(self.encoded, self.ancestors[self.ancestors >= 0])
+    first = np.full(len(self.encoded), len(self.targets))
+    np.minimum.at(first, node, target)
+    return first
+
+  @functools.cached_property
+  def needs(self) -> np.ndarray:
+    """What the first targets take, by how many they are, from 1 on: [6, T].
+
+    As `sizes`; then tokens of the longest target and of the longest encoded node.
+    """
+    count = len(self.targets)
+    longest = np.zeros(count, np.int64)
+    np.maximum.at(longest, self.first_seen, self.encoded_lengths)
+    taken = [
+      self.target_lengths,
+      np.bincount(self.first_seen, self.encoded_lengths, count),
+      np.ones(count),
+      np.bincount(self.first_seen, minlength=count),
+    ]
+    most = [self.target_lengths, longest]
+    return np.concatenate(
+      [np.cumsum(taken, axis=1), np.maximum.accumulate(most, axis=1)]
+    )
+
 
 def measure(
   piece: Piece, encoder_length: int, decoder_length: int, max_ancestors: int
@@ -92,58 +121,37 @@ def _drop_empty(ancestors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
   return np.take_along_axis(np.where(keep, ancestors, -1), order, axis=1)
 
 
-def cut(piece: Piece, targets: np.ndarray, ancestors: np.ndarray) -> Piece:
-  """Returns the piece with some targets, and of its other nodes what those see."""
-  is_target = np.zeros(len(piece["lengths"]), np.int32)
-  is_target[targets] = 1
-  kept = is_target == 1
-  kept[ancestors[ancestors >= 0]] = True
-  kept[0] = True  # `splitting` wants the topmost node in every piece
-  nodes = np.flatnonzero(kept)
-  node_features = (*NODE_FEATURES, *objectives.NODE_FEATURES, COMMENT_LABELS)
-  cut: Piece = {name: piece[name][nodes] for name in node_features if name in piece}
-  cut["parents"] = splitting.extract_parents(nodes, piece["parents"])
-  cut["is_target"] = is_target[nodes]
+def part(item: PackItem, chosen: slice) -> PackItem:
+  """Returns some of a piece's targets and what those see, as a piece of its own.
+
+  Who sees whom is taken over, not worked out again: a node without tokens, which no
+  target sees, takes one of the places above a target, and is not in the part.
+  """
+  targets, ancestors = item.targets[chosen], item.ancestors[chosen]
+  encoded = np.unique(ancestors[ancestors >= 0])
+  nodes = np.union1d(targets, encoded)
+  return PackItem(
+    piece=_with_nodes(item.piece, nodes),
+    targets=np.searchsorted(nodes, targets),
+    target_lengths=item.target_lengths[chosen],
+    masked=item.masked[chosen],
+    encoded=np.searchsorted(nodes, encoded),
+    encoded_lengths=item.encoded_lengths[np.searchsorted(item.encoded, encoded)],
+    ancestors=np.where(ancestors >= 0, np.searchsorted(nodes, ancestors), -1),
+  )
+
+
+def _with_nodes(piece: Piece, nodes: np.ndarray) -> Piece:
+  """Returns the features of some nodes, but for the links between them."""
+  some = {name: values for name, values in piece.items() if name != "parents"}
+  for name in (*NODE_FEATURES, *objectives.NODE_FEATURES, COMMENT_LABELS):
+    if name in some:
+      some[name] = piece[name][nodes]
   in_decoder = objectives.decoder_lengths(piece)
   for names, lengths in (
     (("tokens", LANGUAGES, LABELS, PHRASES), piece["lengths"]),
     (objectives.TOKEN_FEATURES, in_decoder),
   ):
     tokens = ranges((np.cumsum(lengths) - lengths)[nodes], lengths[nodes])
-    cut |= {name: piece[name][tokens] for name in names if name in piece}
-  return {**piece, **cut}
-
-
-def part(item: PackItem, chosen: slice) -> PackItem:
-  """Returns some of a piece's targets and what those see, as a piece of its own."""
-  ancestors = item.ancestors[chosen]
-  return measure(
-    cut(item.piece, item.targets[chosen], ancestors),
-    max(item.encoded_lengths, default=1),
-    max(item.target_lengths),
-    ancestors.shape[1],
-  )
-
-
-def fitting_targets(item: PackItem, left: np.ndarray) -> int:
-  """Returns how many of a piece's first targets, and what they see, are in a size.
-
-  Args:
-    item: the piece.
-    left: the size, as `PackItem.sizes`.
-  """
-  count = len(item.targets)
-  # The first target that sees each encoded node.
-  target, _ = np.nonzero(item.ancestors >= 0)
-  node = np.searchsorted(item.encoded, item.ancestors[item.ancestors >= 0])
-  first = np.full(len(item.encoded), count)
-  np.minimum.at(first, node, target)
-  needed = np.stack(
-    [
-      item.target_lengths,
-      np.bincount(first, item.encoded_lengths, count),
-      np.ones(count),
-      np.bincount(first, minlength=count),
-    ]
-  )
-  return int((needed.cumsum(1) <= left[:, None]).all(0).sum())
+    some |= {name: piece[name][tokens] for name in names if name in piece}
+  return some

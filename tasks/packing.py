@@ -10,7 +10,6 @@ at the end is filled by the first comments of pieces that are cut for it.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,12 +22,9 @@ from .forest_layout import ForestShape, PieceTotals
 from .laying_out import Forest, lay_out, lay_out_languages, lay_out_masked
 from .objectives import PREFIX_LENGTHS, TARGET_TOKENS
 from .objectives_config import LANGUAGE_FEATURES, PREFIXES
-from .pack_items import PackItem, cut, fitting_targets, measure, part
-from .pieces import (
-  LANGUAGES,
-  Piece,
-  tree_number,
-)
+from .pack_items import PackItem, measure, part
+from .pieces import LANGUAGES, Piece, tree_number
+from .rows import Placed, Rows
 
 # A forest is closed once so many pieces in a row found no place in its rows.
 _MAX_MISFITS = 30
@@ -80,39 +76,6 @@ def total(
   return totals
 
 
-class Rows:
-  """Rows of equal length with best-fit placement and a second limit per row.
-
-  Kept sorted by free tokens, so that the tightest row that still fits is found by
-  bisection.
-  """
-
-  def __init__(self, rows: int, length: int, most_masked: int):
-    self.free = [(length, row) for row in range(rows)]
-    self.masked_left = [most_masked] * rows
-    self._length = length
-
-  def place(
-    self, lengths: list[int], masked: list[int]
-  ) -> list[tuple[int, int]] | None:
-    """Places items, longest first; (row, column) each, or None and nothing changed."""
-    rows, masked_left = self.free[:], self.masked_left[:]
-    places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
-    for item in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-      need, mask = lengths[item], masked[item]
-      at = bisect.bisect_left(rows, (need, -1))
-      while at < len(rows) and masked_left[rows[at][1]] < mask:
-        at += 1
-      if at == len(rows):
-        return None
-      free, row = rows.pop(at)
-      places[item] = (row, self._length - free)
-      masked_left[row] -= mask
-      bisect.insort(rows, (free - need, row))
-    self.free, self.masked_left = rows, masked_left
-    return places
-
-
 class ForestBuilder:
   """One forest being filled."""
 
@@ -137,20 +100,48 @@ class ForestBuilder:
     sizes = item.sizes
     if (self.left < sizes).any():
       return False
-    saved = self._decoder.free, self._decoder.masked_left
-    decoder = self._decoder.place(item.target_lengths.tolist(), item.masked.tolist())
-    if decoder is None:
+    found = self._find(item.target_lengths, item.masked, item.encoded_lengths)
+    if found is None:
       return False
-    lengths = item.encoded_lengths.tolist()
-    encoder = self._encoder.place(lengths, [0] * len(lengths))
-    if encoder is None:
-      self._decoder.free, self._decoder.masked_left = saved
-      return False
+    decoder, encoder = found
     self._items.append(item)
-    self._decoder_places += decoder
-    self._encoder_places += encoder
+    self._decoder_places += self._decoder.take(decoder)
+    self._encoder_places += self._encoder.take(encoder)
     self.left -= sizes
     return True
+
+  @property
+  def room(self) -> np.ndarray:
+    """What is left, as `PackItem.needs` tells what is needed."""
+    return np.append(self.left, (self._decoder.longest, self._encoder.longest))
+
+  def count_fitting(self, item: PackItem, least: float) -> int:
+    """Returns how many of a piece's first targets fit, with what they see.
+
+    It need not be the most.
+
+    Args:
+      item: the piece.
+      least: decoder tokens of the fewest that are worth it; 0 is returned for fewer.
+    """
+    count = int((item.needs <= self.room[:, None]).all(0).sum())
+    # What is in the size may still find no place in the rows.
+    while count and item.needs[0, count - 1] >= least:
+      lengths = item.encoded_lengths[item.first_seen < count]
+      if self._find(item.target_lengths[:count], item.masked[:count], lengths):
+        return count
+      count = count * 3 // 4
+    return 0
+
+  def _find(
+    self, target_lengths: np.ndarray, masked: np.ndarray, encoded_lengths: np.ndarray
+  ) -> tuple[Placed, Placed] | None:
+    """Finds places for targets and for what they see; changes nothing."""
+    decoder = self._decoder.find(target_lengths.tolist(), masked.tolist())
+    if decoder is None:
+      return None
+    encoder = self._encoder.find(encoded_lengths.tolist(), [0] * len(encoded_lengths))
+    return None if encoder is None else (decoder, encoder)
 
   def build(self) -> Forest:
     """Lays the pieces taken in out as the features of one example."""
@@ -348,18 +339,21 @@ class Packer:
       builder: the forest.
       least: decoder tokens that are worth a cut.
     """
+    if not self.pool or builder.left[0] < least:
+      return
     cuts = 0
-    for place, waiting in enumerate(self.pool):
-      if builder.left[0] < least or cuts >= _MAX_CUTS:
-        return
-      count = fitting_targets(waiting.item, builder.left)
-      # What is in the size may still find no place in the rows.
-      while waiting.item.target_lengths[:count].sum() >= least:
-        if builder.add(part(waiting.item, slice(count))):
-          self.pool[place] = waiting.after(count)
-          cuts += 1
-          break
-        count = count * 3 // 4
+    of_first = np.array([waiting.item.needs[:, 0] for waiting in self.pool])
+    for place in np.flatnonzero((of_first <= builder.room).all(1)):
+      if builder.left[0] < least or cuts == _MAX_CUTS:
+        break
+      waiting = self.pool[place]
+      item = waiting.item
+      if count := builder.count_fitting(item, least):
+        cuts += 1
+        whole = count == len(item.targets)
+        builder.add(item if whole else part(item, slice(count)))
+        self.pool[place] = waiting.after(count)
+    self.pool = [waiting for waiting in self.pool if len(waiting.item.targets)]
 
 
 def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
@@ -378,8 +372,11 @@ def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
       " needs: make their shape with the objective's `extras`"
     )
   item = measure(piece, shape.encoder_length, shape.decoder_length, shape.max_ancestors)
-  if not len(item.targets):
-    return
+  if len(item.targets):
+    yield from _fitting_parts(item, shape)
+
+
+def _fitting_parts(item: PackItem, shape: ForestShape) -> Iterator[PackItem]:
   if _surely_fits(item, shape) or ForestBuilder(shape).add(item):
     yield item
     return
@@ -392,9 +389,7 @@ def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
   # Nodes stand depth first, so each half is mostly subtrees of its own.
   middle = len(item.targets) // 2
   for half in (slice(None, middle), slice(middle, None)):
-    yield from fitting_items(
-      cut(piece, item.targets[half], item.ancestors[half]), shape
-    )
+    yield from _fitting_parts(part(item, half), shape)
 
 
 def _surely_fits(item: PackItem, shape: ForestShape) -> bool:

@@ -117,7 +117,7 @@ def test_cut_pieces_keep_their_annotations():
     item = pack_items.measure(made, 24, 24, 4)
     for target in range(len(item.targets)):
       part = slice(target, target + 1)
-      cut = pack_items.cut(made, item.targets[part], item.ancestors[part])
+      cut = pack_items.part(item, part).piece
       nodes = cut["node_ids"]
       np.testing.assert_array_equal(
         cut["comment_labels"], piece["comment_labels"][nodes]

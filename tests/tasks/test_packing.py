@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import forest_layout, packing
+from commentree.tasks import forest_layout, pack_items, packing
 from commentree.tasks.forest_layout import ForestLayout, ForestShape
 from commentree.tasks.masking import Masker, MaskingConfig
 
@@ -155,6 +155,63 @@ def test_room_that_no_whole_piece_fits_is_filled_with_parts_and_nothing_is_lost(
   found = [target for forest in forests for target in found_targets(forest)]
   assert sorted(found) == sorted(expected_targets(pieces))
   assert len(forests) < 0.8 * len(pieces)
+
+
+def without_text(piece, nodes):
+  """The piece with no tokens at some nodes."""
+  starts = np.cumsum(piece["lengths"]) - piece["lengths"]
+  gone = np.concatenate(
+    [np.arange(starts[n], starts[n] + piece["lengths"][n]) for n in nodes]
+  )
+  lengths = piece["lengths"].copy()
+  lengths[nodes] = 0
+  is_target = np.where(lengths, piece["is_target"], 0)
+  tokens = np.delete(piece["tokens"], gone)
+  return {**piece, "tokens": tokens, "lengths": lengths, "is_target": is_target}
+
+
+def who_sees_whom(item):
+  ids = item.piece["node_ids"]
+  seen = np.where(item.ancestors >= 0, ids[item.ancestors], -1)
+  return list(zip(ids[item.targets].tolist(), map(tuple, seen.tolist())))
+
+
+@pytest.mark.parametrize("max_ancestors", [1, 3])
+def test_a_part_sees_what_the_whole_does_where_comments_have_no_text(max_ancestors):
+  # A deep thread: 2 and 4 have no text, so those below see fewer than they may.
+  piece = random_pieces(1, nodes=9, deep=1.0)[0]
+  masked = MASKER(without_text(piece, [2, 4]), 32, 0, 0, 0)
+  whole = pack_items.measure(masked, 32, 32, max_ancestors)
+  wanted = who_sees_whom(whole)
+  assert len(wanted) == 6
+  for first, last in itertools.combinations(range(7), 2):
+    once = pack_items.part(whole, slice(first, last))
+    later = pack_items.part(whole, slice(first // 2, None))
+    twice = pack_items.part(later, slice(first - first // 2, last - first // 2))
+    for found in (once, twice):
+      assert who_sees_whom(found) == wanted[first:last]
+      assert found.sizes == once.sizes
+
+
+def test_what_fills_room_whole_does_not_wait_on_as_a_piece_of_nothing(monkeypatch):
+  monkeypatch.setattr(packing, "_MAX_MISFITS", 1)
+  shape = ForestShape(8, 10, 1, 2, 8, 8, 4, 10)
+
+  def piece(*lengths):
+    one = random_pieces(1, nodes=len(lengths), max_length=3, deep=0.0)[0]
+    one["parents"][1:] = 0
+    lengths = np.array(lengths, np.int32)
+    tokens = np.full(lengths.sum(), 50, np.int32)
+    return MASKER({**one, "lengths": lengths, "tokens": tokens}, 10, 0, 0, 0)
+
+  packer = packing.Packer(shape, 3)
+  # Of the second the size fits best into what the first leaves, two times 4 tokens.
+  for key, lengths in enumerate([(2, 6, 6), (6, 8), (2, 3, 3)]):
+    (item,) = packing.fitting_items(piece(*lengths), shape)
+    packer.pool.append(packing.Waiting(key, item))
+  forest = packer.next_forest()
+  assert np.count_nonzero(forest["decoder_segment_ids"]) == 18
+  assert [waiting.key for waiting in packer.pool] == [1]
 
 
 @pytest.mark.parametrize(
