@@ -24,6 +24,9 @@ from .layers import Array, Dense, fan_in_normal, parameter, small_normal
 # A pointer begins with a twentieth of the probability, and with nearer ancestors first.
 _FIRST_LOG_ODDS = -3.0
 _FIRST_DISTANCE_BIAS = -0.3
+# Copies of less weight count for nothing: the gradient has the weight's inverse in it,
+# which is infinite where float32 ends, unless the device rounds such weights to 0.
+_LEAST_WEIGHT = 2.0**-120
 
 
 @flax.struct.dataclass
@@ -207,7 +210,7 @@ class AncestorPointer(nn.Module):
 
 def _raised(copies: Array, log_odds: Array, log_probs: Array) -> Array:
   """Returns log(1 + o c / p), elementwise; 0 where nothing is copied."""
-  copied = copies > 0
+  copied = copies > _LEAST_WEIGHT
   log_ratio = log_odds + jnp.log(jnp.where(copied, copies, 1)) - log_probs
   return jnp.where(copied, jax.nn.softplus(log_ratio), 0)
 

@@ -91,6 +91,25 @@ def test_a_mixture_is_a_distribution_and_without_ancestors_that_of_the_logits(po
   np.testing.assert_allclose(jax.nn.softmax(mixed[:2]), expected, rtol=1e-5)
 
 
+def test_copies_of_hardly_any_weight_leave_loss_and_gradient_as_they_are():
+  ids, log_odds = jnp.array([[5, 6]]), jnp.zeros((1, 1))
+  # Of the two tokens the second is copied with the weight e-85, which is 1e-37.
+  apart = jnp.array([[[85.0, 0.0]]])
+  log_prob = jnp.array([[-80.0]])
+
+  def ratio(scores):
+    copies = Copies(jax.nn.softmax(scores), ids, log_odds)
+    return copies.log_ratio_of(jnp.array([[6]]), log_prob)[0, 0]
+
+  value, gradient = jax.value_and_grad(ratio)(apart)
+  assert float(value) == float(-jax.nn.softplus(0.0))
+  assert not gradient.any()
+  value, gradient = jax.value_and_grad(ratio)(apart - jnp.array([10.0, 0.0]))
+  assert value > 4
+  assert np.isfinite(gradient).all()
+  assert gradient.all()
+
+
 def test_smoothed_loss_is_the_divergence_from_the_smoothed_target(logits):
   smoothing, vocab_size = 0.2, logits.shape[-1]
   soft = np.full(logits.shape, smoothing / (vocab_size - 1))
