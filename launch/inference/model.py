@@ -11,6 +11,7 @@ Answers are those of `commentree infer`, by the same code.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,7 +115,7 @@ class Model:
   def rank(
     self,
     of: Tree | Sequence[Tree],
-    candidates: Sequence[Tree] | None = None,
+    candidates: Tree | Sequence[Tree] | None = None,
     *,
     top_k: int = 10,
     ancestors: str = "true",
@@ -123,25 +124,23 @@ class Model:
 
     Args:
       of: a tree, or several.
-      candidates: trees whose comments may be replies, or texts; those of `of` if None.
+      candidates: trees whose comments may be replies, or texts, or one; those of `of`
+        if None.
       top_k: replies for each comment.
       ancestors: which of the comments above it a reply sees.
 
     Returns:
       Of each comment `replies`, the best first, with `tree`, `comment`, `score` and
       `rank` of each; `true_replies`, those that it has among the candidates; and how
-      many `candidates` of other trees there are. Texts have their places as ids.
+      many `candidates` of other trees there are. Texts that are candidates have the ids
+      "text 0", "text 1" and so on.
     """
     options = {"top_k": top_k}
     mode_table.check("rank", self.run.config, options)
     check_choice("rank", "ancestors", ancestors, Ancestors)
-    read, one = self._read(of)
-    others = read
-    if candidates is not None:
-      others = [
-        self._tree({"id": str(i), "selftext": tree} if isinstance(tree, str) else tree)
-        for i, tree in enumerate(candidates)
-      ]
+    # No candidate is of the tree of a text: they have ids that tell them apart.
+    read, one = self._read(of, numbered=candidates is None)
+    others = read if candidates is None else self._read(candidates, numbered=True)[0]
     made = mode_table.make(
       "rank", self.run, ancestors, {**options, "candidates": lambda: others}
     )
@@ -217,13 +216,16 @@ class Model:
       self._modes[key] = mode_table.make(mode, self.run, ancestors, options)
     return self._named(self._modes[key], read, one)
 
-  def _read(self, of: Tree | Sequence[Tree]) -> tuple[list[CommentTree], bool]:
-    """Returns the trees given, and whether it is one by itself."""
+  def _read(
+    self, of: Tree | Sequence[Tree], numbered: bool = False
+  ) -> tuple[list[CommentTree], bool]:
+    """Returns the trees given, texts `numbered` or not, and whether it is just one."""
     one = isinstance(of, (CommentTree, Mapping, str))
     if not one and (isinstance(of, bytes) or not isinstance(of, Iterable)):
       raise _no_tree(of)
     several: Iterable[Tree] = [cast(Tree, of)] if one else cast(Iterable[Tree], of)
-    return [self._tree(tree) for tree in several], one
+    names = (f"text {number}" if numbered else "text" for number in itertools.count())
+    return [self._tree(tree, name) for tree, name in zip(several, names)], one
 
   def _program(self, made: Mode) -> Program:
     if made.program_key not in self._programs:
@@ -242,11 +244,11 @@ class Model:
     ]
     return named[0] if one else named
 
-  def _tree(self, tree: Tree) -> CommentTree:
+  def _tree(self, tree: Tree, name: str) -> CommentTree:
     if isinstance(tree, CommentTree):
       return tree
     if isinstance(tree, str):
-      record: Mapping[str, Any] = {"id": "text", "selftext": tree}
+      record: Mapping[str, Any] = {"id": name, "selftext": tree}
     elif isinstance(tree, Mapping):
       record = tree
     else:

@@ -49,7 +49,7 @@ def test_a_condition_that_there_is_not_is_one_line_in_python(model):
 
 def test_a_model_says_what_it_is(model, model_dir):
   path = model_dir / "checkpoint_1"
-  assert repr(model) == f"<commentree model {path} (mlm): fill, embed, score>"
+  assert repr(model) == f"<commentree model {path} (mlm): fill, embed, rank, score>"
 
 
 def test_a_folder_that_is_none_is_one_line_in_python(tmp_path):

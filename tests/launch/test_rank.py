@@ -142,7 +142,7 @@ def test_candidates_may_be_texts_and_other_trees(model, trees, answers):
   for answer, own in zip(found, answers[0], strict=True):
     assert answer["candidates"] == len(texts) == own["candidates"]
     assert answer["true_replies"] == []
-  posts = [{"id": str(i), "selftext": text} for i, text in enumerate(texts)]
+  posts = [{"id": f"text {i}", "selftext": text} for i, text in enumerate(texts)]
   assert model.rank(trees[0], posts, top_k=4) == found
   # A leaf has no reply of its own among the candidates, so that both rank the same.
   answered = {comment["parent_id"] for comment in trees[0]["comments"]}
@@ -153,12 +153,24 @@ def test_candidates_may_be_texts_and_other_trees(model, trees, answers):
   ]
 
 
+def test_a_text_is_a_candidate_whatever_the_trees_are_called(model, trees):
+  texts = [comment["body"] for comment in trees[1]["comments"][:3]]
+  numbered = {**trees[0], "id": "1"}
+  for answer in model.rank(numbered, texts, top_k=4):
+    assert answer["candidates"] == len(answer["replies"]) == 3
+  # Several texts are ranked among each other.
+  for (answer,) in model.rank(texts, top_k=4):
+    assert answer["candidates"] == len(answer["replies"]) == 2
+  ((answer,),) = model.rank(texts[:1], texts[1])
+  assert [reply["tree"] for reply in answer["replies"]] == ["text 0"]
+
+
 def test_comments_without_a_text_rank_nothing_and_are_no_candidates(model):
   tree = {"id": "t", "comments": [{"id": "a", "parent_id": "t", "body": "bako"}]}
   post, comment = model.rank(tree, ["goma"])
   assert post["replies"] is None
   assert post["why"]
-  assert [r["tree"] for r in comment["replies"]] == ["0"]
+  assert [r["tree"] for r in comment["replies"]] == ["text 0"]
 
 
 def test_the_command_writes_what_python_gives_and_tells_recall(
