@@ -11,20 +11,18 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from . import batch as batch_lib
-from . import decoding, diagnostics, heads, matching, threads
+from . import decoding, diagnostics, heads, matching, scored, threads
 from .batch import masked_targets
 from .conditions import apply_condition, drop_ancestors
 from .config import Condition, ModelConfig, check_range
 from .decoding import Replies
 from .decoding_config import DecodingConfig
 from .encoded import Encoded
-from .heads import ChainScores, Scores
+from .heads import Scores
 from .interface import Batch, Metrics, PyTree
 from .layers import Array
-from .losses import TokenLosses, pointer_losses, token_losses
 from .metrics import metrics_of_sums
 from .network import CommentTreeTransformer
-from .pointer import PointerScores
 from .pooling import vector_sums
 from .roberta import ROBERTA
 from .stacks import Family
@@ -144,10 +142,7 @@ class CommentTreeModel:
       batch: a batch of forests.
       dropout_rng: key of all dropout, of ancestors too; None for none.
     """
-    scores = self._scores(params, batch, dropout_rng)
-    if isinstance(scores, PointerScores):
-      return scores.mixed()
-    return scores.emissions_BRMC if isinstance(scores, ChainScores) else scores
+    return scored.logits_of(self._scores(params, batch, dropout_rng))
 
   def _scores(self, params: PyTree, batch: Batch, dropout_rng: Array | None) -> Scores:
     """Returns what the network does; arguments as `logits`."""
@@ -186,7 +181,7 @@ class CommentTreeModel:
       scores, of_replies = self._apply(params, batch, dropout_rng, "with_matching")
     else:
       scores = self._scores(params, batch, dropout_rng)
-    losses = self._token_losses(scores, heads.labels_of(self.config, batch), batch)
+    losses = scored.losses_of(self.config, scores, batch)
     weights_BRM = batch["decoder_loss_weights"]
     weight_sum = jnp.sum(weights_BRM)
     sums = {
@@ -272,8 +267,7 @@ class CommentTreeModel:
       noted = {"attention": diagnostics.sums_by_layer(variables)}
     else:
       scores = self._scores(params, batch, None)
-    labels_BRM = heads.labels_of(self.config, batch)
-    losses = self._token_losses(scores, labels_BRM, batch)
+    losses = scored.losses_of(self.config, scores, batch)
     tokens = {
       "nll": losses.nll,
       "correct": losses.correct,
@@ -285,7 +279,7 @@ class CommentTreeModel:
       return tokens
     chains_BRM = heads.chains_of(batch)
     return tokens | {
-      "labels": labels_BRM,
+      "labels": heads.labels_of(self.config, batch),
       "predictions": heads.best_labels(scores, chains_BRM),
       "chains": chains_BRM,
     }
@@ -431,9 +425,7 @@ class CommentTreeModel:
 
   def score_batch(self, params: PyTree, batch: Batch) -> Array:
     """Returns the summed log likelihood of each target's masked tokens, `[B, T]`."""
-    losses = self._token_losses(
-      self._scores(params, batch, None), heads.labels_of(self.config, batch), batch
-    )
+    losses = scored.losses_of(self.config, self._scores(params, batch, None), batch)
     scores_BRM = -losses.nll * batch["decoder_loss_weights"]
     num_targets = batch["target_depths"].shape[-1]
     target_BRMT = jax.nn.one_hot(masked_targets(batch) - 1, num_targets)
@@ -485,23 +477,4 @@ class CommentTreeModel:
       keys,
       wanted=wanted,
       first_tokens=first_tokens,
-    )
-
-  def _token_losses(
-    self, scores: Scores, labels_BRM: Array, batch: Batch
-  ) -> TokenLosses:
-    if isinstance(scores, ChainScores):
-      return heads.chain_losses(scores, labels_BRM, heads.chains_of(batch))
-    if isinstance(scores, PointerScores):
-      return pointer_losses(
-        scores,
-        labels_BRM,
-        z_loss=self.config.z_loss,
-        logits_weight=self.config.pointer_logits_loss_weight,
-      )
-    return token_losses(
-      scores,
-      labels_BRM,
-      label_smoothing=self.config.label_smoothing,
-      z_loss=self.config.z_loss,
     )

@@ -20,7 +20,8 @@ from ..errors import UserError
 from . import cached_pieces, discourse, records, registry
 from .cache import cache_root
 from .data_config import DataConfig
-from .pieces import Piece, PieceCounts
+from .piece_counts import PieceCounts
+from .pieces import Piece
 from .registry import CommentTreeTask
 from .sources import BuiltTreesSource, TreeFilesSource
 from .trees import KEPT, Fates
