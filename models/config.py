@@ -239,6 +239,7 @@ class ModelConfig:
       )
     if self.context == "none":
       for field in (
+        "vectors_to_logits",
         "normalize_pooled_vectors",
         "num_thread_layers",
         "reply_matching_weight",

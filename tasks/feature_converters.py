@@ -132,4 +132,4 @@ def _forest_of(piece: Piece, shape: ForestShape) -> packing.Forest:
       f"ForestLayout: a piece takes {len(forests)} forests, where each must have one of"
       " its own: give it more rows, or PiecesConfig.max_tree_size fewer comments"
     )
-  return forests[0] if forests else packing.Packer(shape, 1).next_forest()
+  return forests[0] if forests else packing.empty_forest(shape)

@@ -329,7 +329,9 @@ class Packer:
       score += _BALANCE * (room[:, 0] - room[:, 1]) ** 2
       candidate = options[np.argmin(score)]
     self.pool = [entry for entry, gone in zip(self.pool, taken) if not gone]
-    self._fill_gap(builder, _GAP * capacity[0])
+    # What is left of a cut piece may not fit as a whole: some of it goes all the same,
+    # or it would wait for ever.
+    self._fill_gap(builder, _GAP * capacity[0] if taken.any() else 1)
     return builder.build()
 
   def _fill_gap(self, builder: ForestBuilder, least: float) -> None:

@@ -317,6 +317,7 @@ def test_replies_are_written_given_the_thread(make, packed, changes):
     ({"ancestor_pointer": True}, "ancestor_pointer = True"),
     ({"reply_matching_weight": 0.1}, "reply_matching_weight = 0.1"),
     ({"vectors_to_logits": True}, "vectors_to_logits = True"),
+    ({"context": "none", "vectors_to_logits": True}, "vectors_to_logits = True"),
     ({"normalize_pooled_vectors": True}, "normalize_pooled_vectors = True"),
     ({"num_thread_layers": 2}, "num_thread_layers = 2"),
     (

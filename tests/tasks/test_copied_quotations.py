@@ -182,4 +182,4 @@ def test_time_grows_with_a_threads_depth_and_not_with_its_square(kind):
     return time.thread_time() - start
 
   short = max(0.005, min(seconds(1_000) for _ in range(3)))
-  assert seconds(10_000) < 30 * short
+  assert min(seconds(10_000) for _ in range(2)) < 30 * short

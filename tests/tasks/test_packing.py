@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import forest_layout, pack_items, packing
+from commentree.tasks import feature_converters, forest_layout, pack_items, packing
 from commentree.tasks.forest_layout import ForestLayout, ForestShape
 from commentree.tasks.masking import Masker, MaskingConfig
 
@@ -214,6 +214,30 @@ def test_what_fills_room_whole_does_not_wait_on_as_a_piece_of_nothing(monkeypatc
   assert [waiting.key for waiting in packer.pool] == [1]
 
 
+def test_of_a_piece_that_fits_no_empty_forest_some_goes_all_the_same():
+  """As may happen to what is left of a piece: rows are filled by no exact rule."""
+  # Short comments, each below three that fill an encoder row: no two go together.
+  (piece,) = masked_pieces(1, nodes=1 + 3 * 4, max_length=3)
+  piece = {**piece, "lengths": np.array([32] + [32, 32, 32, 2] * 3, np.int32)}
+  piece["parents"] = np.array(
+    [-1, *(p for b in (1, 5, 9) for p in (0, b, b + 1, b + 2))]
+  )
+  piece["depths"] = np.array([0, *[1, 2, 3, 4] * 3], np.int32)
+  piece["is_target"] = np.array([0, *[0, 0, 0, 1] * 3], np.int32)
+  piece["tokens"] = np.arange(10, 10 + piece["lengths"].sum(), dtype=np.int32) % 80 + 10
+  piece["input_tokens"] = piece["tokens"]
+  piece["is_masked"] = np.repeat(piece["is_target"], piece["lengths"])
+  packer = packing.Packer(SHAPE, 4)
+  packer.pool = [packing.Waiting(0, pack_items.measure(piece, 32, 32, 4))]
+  forests = []
+  while packer.pool:
+    forests.append(packer.next_forest())
+    assert forests[-1]["decoder_segment_ids"].any()
+  found = [target for forest in forests for target in found_targets(forest)]
+  assert sorted(found) == sorted(expected_targets([piece]))
+  assert len(forests) == 3
+
+
 @pytest.mark.parametrize(
   "settings", [{"encoder_rows": 3}, {"encoder_slots": 3}, {"masked_per_row": 1}]
 )
@@ -307,3 +331,10 @@ def test_an_ancestor_without_text_is_passed_over():
 def test_row_lengths_are_checked_by_name():
   with pytest.raises(UserError, match="TASK_FEATURE_LENGTHS"):
     forest_layout.row_lengths({"inputs": 128})
+
+
+def test_a_piece_with_nothing_to_predict_is_a_forest_of_padding():
+  (piece,) = masked_pieces(1)
+  nothing = {**piece, "is_masked": np.zeros_like(piece["is_masked"])}
+  forest = feature_converters._forest_of(nothing, SHAPE)
+  assert not forest["decoder_segment_ids"].any()
