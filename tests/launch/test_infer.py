@@ -99,7 +99,7 @@ def test_python_gets_what_the_command_writes(whole, model, masked):
 def engine_answers(model, objects, chunk_sizes, ahead=None, **options):
   """Answers of the engine, with trees in chunks of such sizes."""
   made = mode_table.make(options.pop("mode", "fill"), model.run, "true", options)
-  read = iter([model._tree(tree) for tree in objects])
+  read = iter([model._tree(tree, "text") for tree in objects])
   found = [[next(read) for _ in range(size)] for size in chunk_sizes]
   program = model._engine.program(made)
   answered = model._engine.answers(

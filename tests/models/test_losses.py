@@ -104,7 +104,7 @@ def test_copies_of_hardly_any_weight_leave_loss_and_gradient_as_they_are():
   value, gradient = jax.value_and_grad(ratio)(apart)
   assert float(value) == float(-jax.nn.softplus(0.0))
   assert not gradient.any()
-  value, gradient = jax.value_and_grad(ratio)(apart - jnp.array([10.0, 0.0]))
+  value, gradient = jax.value_and_grad(ratio)(apart - jnp.array([[[10.0, 0.0]]]))
   assert value > 4
   assert np.isfinite(gradient).all()
   assert gradient.all()
