@@ -308,3 +308,30 @@ def test_wrong_settings_of_a_head_are_one_line(settings, message):
 def test_a_head_without_labels_is_refused():
   with pytest.raises(UserError, match="num_labels = 0"):
     CommentTreeModel(dataclasses.replace(conftest.CONFIG, head="classification"))
+
+
+def test_labels_are_predicted_with_all_that_tells_of_ancestors_but_what_is_of_tokens(
+  make, packed
+):
+  model, params = make(
+    **labelled.HEADS["crf"],
+    nearest_context_tokens=7,
+    num_thread_layers=1,
+    normalize_pooled_vectors=True,
+    ancestor_pointer=True,
+    vectors_to_logits=True,
+    dropout_rate=0.1,
+  )
+  assert not {"pointer", "vectors_to_logits"} & set(params)
+  batch = labelled.for_head(model.config, packed.batch)
+
+  def loss(params, key):
+    return model.loss_sums(params, batch, key)[0::2]
+
+  gradients, sums = quick(jax.grad(loss, has_aux=True))(params, jax.random.key(0))
+  assert {"accuracy", "loss"} <= set(sums)
+  assert "logits_accuracy" not in sums
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+    name = jax.tree_util.keystr(path)
+    assert np.isfinite(gradient).all(), name
+    assert np.any(gradient) or name.endswith("['key']['bias']"), name
