@@ -47,7 +47,7 @@ def draw(curves: Mapping[str, Sequence[Row]], path: str) -> None:
   except ImportError:
     raise UserError(
       f"--picture={path}: needs Matplotlib, which the extra `pictures` brings:"
-      " pip install 'commentree[pictures]'"
+      " pip install -e '.[pictures]'"
     ) from None
   # The same runs make the same file.
   with matplotlib.rc_context({"svg.hashsalt": "commentree", "svg.fonttype": "none"}):
