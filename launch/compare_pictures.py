@@ -47,7 +47,8 @@ def draw(curves: Mapping[str, Sequence[Row]], path: str) -> None:
   except ImportError:
     raise UserError(
       f"--picture={path}: needs Matplotlib, which the extra `pictures` brings:"
-      " pip install -e '.[pictures]'"
+      " pip install 'commentree[pictures]' (from a checkout, pip install -e"
+      " '.[pictures]')"
     ) from None
   # The same runs make the same file.
   with matplotlib.rc_context({"svg.hashsalt": "commentree", "svg.fonttype": "none"}):
