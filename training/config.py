@@ -325,11 +325,10 @@ class EvalConfig:
     parts = rest.split("/")
     values = ["loss", "accuracy", *(["minus_true"] if condition != "true" else [])]
     sound = len(parts) == 1 or (len(parts) == 3 and parts[0].startswith("by_"))
-    if name in _RECALL_METRICS and not self.reply_matching:
+    is_recall = name in _RECALL_METRICS
+    if is_recall and not self.reply_matching:
       raise UserError(f"{owner} = {name!r}: needs EvalConfig.reply_matching = True")
-    if (
-      name in _RECALL_METRICS or rest in _F1_METRICS or (sound and parts[-1] in values)
-    ):
+    if is_recall or rest in _F1_METRICS or (sound and parts[-1] in values):
       if condition in self.conditions:
         return
       raise UserError(

@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from .cloud import Cloud
@@ -13,3 +14,11 @@ def cloud(tmp_path, monkeypatch):
 @pytest.fixture
 def model_dir(tmp_path):
   return tmp_path / 'all hosts\' "models" `id` $PATH'
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile():
+  """Compiles what a file's models do without most of XLA's passes."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)

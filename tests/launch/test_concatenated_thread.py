@@ -34,11 +34,7 @@ CONDITIONS = ("true", "shuffled", "parent_only", "none")
 SHORT = {"ModelConfig.context": "concatenated", "ModelConfig.max_context_tokens": 16}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_to_compile():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def test_it_trains_from_the_parameters_of_a_pooled_run_and_is_evaluated(tmp_path):

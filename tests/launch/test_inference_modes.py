@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,12 +16,7 @@ from commentree.tasks.config import CleaningConfig
 
 from . import made_runs
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_to_compile():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -16,11 +15,7 @@ from . import made_runs
 TEXT = " ".join(some_texts(1)[0].split()[:5])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_to_compile():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,7 @@ from . import made_runs
 MATCHING = {"ModelConfig.reply_matching_weight": 0.1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_to_compile():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")
