@@ -42,13 +42,13 @@ format: $(VENV)/.installed-test  ## format in place
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed  ## throughput against padded rows and concatenated threads
-	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m commentree.launch.bench $(BENCH_FLAGS)
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m commentree.launch.benchmarks.bench $(BENCH_FLAGS)
 
 feed: $(VENV)/.installed  ## how fast one core masks, packs and tokenises, against what a TPU chip takes
-	$(BIN)/python -m commentree.launch.bench_input $(FEED_FLAGS)
+	$(BIN)/python -m commentree.launch.benchmarks.bench_input $(FEED_FLAGS)
 
 aot: $(VENV)/.installed-test  ## docs/aot.md: every size on TPU slices, by the TPU compiler; goes on where it stopped
-	$(BIN)/python -m commentree.launch.aot_table $(AOT_FLAGS)
+	$(BIN)/python -m commentree.launch.compiling.aot_table $(AOT_FLAGS)
 
 clean:  ## remove the virtual environment and what tools left
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from .launch.inference.model import load as load
+  from commentree.launch.inference.model import load as load
 
 __version__ = "0.1.0"
 
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
   """Loads what is heavy when it is asked for."""
   if name == "load":
-    from .launch.inference.model import load
+    from commentree.launch.inference.model import load
 
     return load
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

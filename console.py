@@ -8,7 +8,7 @@ from rich.console import Console as RichConsole
 from rich.status import Status
 from rich.text import Text
 
-from .errors import printable
+from commentree.errors import printable
 
 
 class Console(RichConsole):

@@ -6,7 +6,7 @@ import os
 
 from etils import epath
 
-from .errors import UserError
+from commentree.errors import UserError
 
 SCHEMES = ("gs", "s3")
 

@@ -11,16 +11,9 @@ VERSION = re.search(
 ).group(1)
 
 SUBPACKAGES = [
-  "models",
-  "tasks",
-  "tasks.building",
-  "tasks.readers",
-  "training",
-  "training.warm_starts",
-  "launch",
-  "launch.exporting",
-  "launch.inference",
-  "launch.inference.modes",
+  ".".join(path.parent.relative_to(ROOT).parts)
+  for folder in ("tasks", "models", "training", "launch")
+  for path in sorted((ROOT / folder).rglob("__init__.py"))
 ]
 
 # Lower bounds are the oldest, upper bounds the newest releases the suite passed with.
@@ -97,7 +90,7 @@ setuptools.setup(
   package_dir={"commentree": "."},
   packages=["commentree", *(f"commentree.{name}" for name in SUBPACKAGES)],
   package_data={
-    "commentree": ["gin/**/*.gin", "py.typed", "tasks/discourse_markers.txt"]
+    "commentree": ["gin/**/*.gin", "py.typed", "tasks/subtrees/discourse_markers.txt"]
   },
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS,

@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ..errors import UserError, printable, suggestion
-from . import quiet
+from commentree.errors import UserError, printable, suggestion
+from commentree.launch.settings import library_noise
 
 VERBS = {
   "train": "train a model; resumes by itself what was interrupted",
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       stream.reconfigure(errors="backslashreplace")
   if not arguments or arguments[0] in ("-h", "--help", "help"):
     return run_verb(_print_usage, arguments)
-  quiet.keep_out_tpu_library()
+  library_noise.keep_out_tpu_library()
   verb, *rest = arguments
   if verb not in VERBS:
     print(
@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       file=sys.stderr,
     )
     return UserError.exit_code
-  return run_verb(importlib.import_module(f".{verb}", __package__).main, rest)
+  return run_verb(
+    importlib.import_module(f"commentree.launch.commands.{verb}").main, rest
+  )
 
 
 def _print_usage(argv: Sequence[str]) -> int:

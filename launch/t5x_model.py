@@ -12,17 +12,19 @@ from typing import Any
 
 import jax
 
-from ..errors import UserError
-from ..models.batch import smallest
-from ..models.config import ModelConfig
-from ..models.decoding_config import DecodingConfig
-from ..models.model import CommentTreeModel
-from ..tasks import registry
-from ..tasks.feature_converters import CommentForestFeatureConverter
-from ..tasks.forest_layout import ForestLayout
-from ..training import partitioning
-from ..training.config import DEFAULT_AXIS_RULES, MeshAxes
-from . import job
+from commentree.errors import UserError
+from commentree.launch import assemble_run
+from commentree.models.batch import smallest
+from commentree.models.config import ModelConfig
+from commentree.models.decoding.decoding_config import DecodingConfig
+from commentree.models.model import CommentTreeModel
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks.feature_converters import (
+  CommentForestFeatureConverter,
+)
+from commentree.training import partitioning
+from commentree.training.config import DEFAULT_AXIS_RULES, MeshAxes
 
 # T5X's own rules know these; ours come after them.
 _T5X_AXES = frozenset(
@@ -56,7 +58,7 @@ def comment_tree_model(
   """
   task = registry.get_parts(mixture_or_task_name)[0].task
   model = CommentTreeModel(
-    job.with_sizes(config, task),
+    assemble_run.with_sizes(config, task),
     input_vocabulary=task.tokenizer.vocabulary,
     optimizer_def=optimizer_def,
     feature_converter_cls=functools.partial(

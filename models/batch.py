@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from ..errors import UserError
-from .layers import Array
+from commentree.errors import UserError
+from commentree.models.layers import Array
 
 FEATURE_AXES: dict[str, str] = {
   # Comments that some target can see, several to a row, none across two rows.

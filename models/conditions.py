@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from .config import Condition, check_choice
-from .layers import Array
+from commentree.models.config import Condition, check_choice
+from commentree.models.layers import Array
 
 Batch = Mapping[str, Array]
 

@@ -1,7 +1,7 @@
 """Settings of the model: plain data, importable without JAX.
 
-gin binds these fields (see `launch/configurables.py`); `models/` reads them and
-knows nothing of gin.
+gin binds these fields (see `launch/settings/configurables.py`); `models/` reads them
+and knows nothing of gin.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
-from ..errors import UserError, suggestion
+from commentree.errors import UserError, suggestion
 
 Pooling = Literal["mean", "max", "first", "attention"]
 AncestorPositions = Literal["none", "distance", "depth", "sinusoidal", "relative_bias"]

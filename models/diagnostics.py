@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from .layers import Array
+from commentree.models.layers import Array
 
 if TYPE_CHECKING:
-  from .attention import AncestorContext
+  from commentree.models.transformer.attention import AncestorContext
 
 COLLECTION = "diagnostics"
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 from clu import metrics as clu_metrics
 
-from .config import Condition, ModelConfig
+from commentree.models.config import Condition, ModelConfig
 
 Array = jax.Array
 PyTree = Any

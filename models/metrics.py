@@ -8,7 +8,7 @@ import flax.struct
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
 
-from .layers import Array
+from commentree.models.layers import Array
 
 
 @flax.struct.dataclass

@@ -9,24 +9,27 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from ..errors import UserError
-from . import batch as batch_lib
-from . import decoding, diagnostics, heads, matching, scored, threads
-from .batch import masked_targets
-from .conditions import apply_condition, drop_ancestors
-from .config import Condition, ModelConfig, check_range
-from .decoding import Replies
-from .decoding_config import DecodingConfig
-from .encoded import Encoded
-from .heads import Scores
-from .interface import Batch, Metrics, PyTree
-from .layers import Array
-from .metrics import metrics_of_sums
-from .network import CommentTreeTransformer
-from .pooling import vector_sums
-from .roberta import ROBERTA
-from .stacks import Family
-from .t5 import T5
+from commentree.errors import UserError
+from commentree.models import batch as batch_lib
+from commentree.models import diagnostics
+from commentree.models.batch import masked_targets
+from commentree.models.conditions import apply_condition, drop_ancestors
+from commentree.models.config import Condition, ModelConfig, check_range
+from commentree.models.context import threads
+from commentree.models.context.encoded import Encoded
+from commentree.models.context.pooling import vector_sums
+from commentree.models.decoding import decoding
+from commentree.models.decoding.decoding import Replies
+from commentree.models.decoding.decoding_config import DecodingConfig
+from commentree.models.heads import heads, matching, scored
+from commentree.models.heads.heads import Scores
+from commentree.models.interface import Batch, Metrics, PyTree
+from commentree.models.layers import Array
+from commentree.models.metrics import metrics_of_sums
+from commentree.models.network import CommentTreeTransformer
+from commentree.models.transformer.roberta import ROBERTA
+from commentree.models.transformer.stacks import Family
+from commentree.models.transformer.t5 import T5
 
 FAMILIES: dict[str, Family] = {"t5": T5, "roberta": ROBERTA}
 

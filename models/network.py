@@ -10,20 +10,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from .ancestors import Ancestors, by_slot
-from .attention import AncestorContext
-from .batch import places
-from .config import ModelConfig
-from .encoded import Encoded
-from .heads import HEADS, Scores
-from .layers import Array, parameter, small_normal
-from .matching import Pairs, ReplyMatcher, matching_loss, pairs_of
-from .pointer import AncestorPointer, Copies, PointerScores
-from .pooling import CommentPooling, resize
-from .stacks import DecoderStack, EncoderStack, Family, in_order, same_segment
-from .thread_transformer import ThreadTransformer
-from .threads import ThreadAncestors, as_rows
-from .vectors_to_logits import VectorsToLogits
+from commentree.models.batch import places
+from commentree.models.config import ModelConfig
+from commentree.models.context.ancestors import Ancestors, by_slot
+from commentree.models.context.encoded import Encoded
+from commentree.models.context.pooling import CommentPooling, resize
+from commentree.models.context.thread_transformer import ThreadTransformer
+from commentree.models.context.threads import ThreadAncestors, as_rows
+from commentree.models.heads.heads import HEADS, Scores
+from commentree.models.heads.matching import (
+  Pairs,
+  ReplyMatcher,
+  matching_loss,
+  pairs_of,
+)
+from commentree.models.heads.pointer import AncestorPointer, Copies, PointerScores
+from commentree.models.heads.vectors_to_logits import VectorsToLogits
+from commentree.models.layers import Array, parameter, small_normal
+from commentree.models.transformer.attention import AncestorContext
+from commentree.models.transformer.stacks import (
+  DecoderStack,
+  EncoderStack,
+  Family,
+  in_order,
+  same_segment,
+)
 
 
 class CommentTreeTransformer(nn.Module):

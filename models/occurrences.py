@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from .batch import masked_targets
-from .layers import Array
-from .network import of_target
+from commentree.models.batch import masked_targets
+from commentree.models.layers import Array
+from commentree.models.network import of_target
 
 Batch = Mapping[str, Array]
 

@@ -10,26 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from ..console import Console
-from ..errors import UserError
-from . import (
-  built_dataset,
-  cached_pieces,
-  forest_layout,
-  label_objectives,
-  mixtures,
-  packing,
-  preparation,
-  records,
-  registry,
-  streams,
-)
-from .data_config import DataConfig
-from .forest_layout import ForestShape
-from .objectives_config import ObjectiveConfig
-from .registry import CommentTreeTask, Preprocessing
+from commentree.console import Console
+from commentree.errors import UserError
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.data_config import DataConfig
+from commentree.tasks.dataset_files import built_dataset
+from commentree.tasks.forests import forest_layout, forest_streams, mixing, packing
+from commentree.tasks.forests.forest_layout import ForestShape
+from commentree.tasks.objectives import label_objectives
+from commentree.tasks.preparation import cached_subtrees, preparing, records
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask, Preprocessing
 
-Pieces = records.PieceRecords | cached_pieces.CachedPieces
+Pieces = records.PieceRecords | cached_subtrees.CachedPieces
 
 _LATER_SETTINGS = ("comment_labels", "objective")
 _DEFAULT_SHARE = DataConfig.held_out_share
@@ -88,13 +81,13 @@ class RunData:
 
   def train_batches(
     self, batch_size: int, seed: int, host: int = 0, num_hosts: int = 1
-  ) -> streams.TrainBatches:
+  ) -> forest_streams.TrainBatches:
     """This host's rows of the global training batches, endless and resumable."""
     sources = [
-      streams.Source(part.splits["train"], part.task.objective(), part.share)
+      forest_streams.Source(part.splits["train"], part.task.objective(), part.share)
       for part in self.parts
     ]
-    return streams.TrainBatches(
+    return forest_streams.TrainBatches(
       sources,
       self.shape,
       batch_size=batch_size,
@@ -111,9 +104,9 @@ class RunData:
     num_hosts: int = 1,
     part: int = 0,
     split: str = "validation",
-  ) -> Iterator[streams.Batch]:
+  ) -> Iterator[forest_streams.Batch]:
     """This host's rows of a pass over a task's held-out data, the same each time."""
-    return streams.eval_batches(
+    return forest_streams.eval_batches(
       self.parts[part].splits[split],
       self.parts[part].task.objective(),
       self.shape,
@@ -133,7 +126,7 @@ class RunData:
       part: which task's.
     """
     pieces = self.parts[part].splits["validation"]
-    rank = streams.first_target(
+    rank = forest_streams.first_target(
       pieces,
       self.parts[part].task.objective(),
       self.shape.decoder_length,
@@ -153,16 +146,16 @@ class RunData:
     """
     task = self.parts[part].task
     labels = label_objectives.label_names(task.preprocessing)
-    return streams.count_targets(
+    return forest_streams.count_targets(
       self.parts[part].splits["train"],
       task.objective(),
       self.shape.decoder_length,
       len(labels) or task.tokenizer.vocab_size,
     )
 
-  def example_batch(self, batch_size: int) -> streams.Batch:
+  def example_batch(self, batch_size: int) -> forest_streams.Batch:
     """A batch of padding, for shapes and types."""
-    return streams.stack([packing.empty_forest(self.shape)] * batch_size)
+    return forest_streams.stack([packing.empty_forest(self.shape)] * batch_size)
 
   def facts(self) -> dict[str, Any]:
     """What of the data decides a run's results: shapes, vocabulary, sources, rates."""
@@ -273,7 +266,7 @@ def open_data(
     splits = ("train", "validation") if config.held_out_share else ("train",)
   for part in found:
     for split in splits:
-      preparation.check_split(part.task, split)
+      preparing.check_split(part.task, split)
   if config.held_out_share not in (_DEFAULT_SHARE, 0):
     for files in (config.files, *(config.corpora or {}).values()):
       if built_dataset.find(files or ()):
@@ -281,7 +274,7 @@ def open_data(
           f"HELD_OUT_SHARE = {config.held_out_share} does not apply: {files} has splits"
           " of its own",
         )
-  open_split = preparation.open_cached if config.use_cached else preparation.prepare
+  open_split = preparing.open_cached if config.use_cached else preparing.prepare
   parts = tuple(
     TaskData(
       part.task,
@@ -302,7 +295,7 @@ def _resolve(
   extras: dict[str, None] = {}
   for part in parts:
     objective, pieces = part.task.objective(), part.splits[split]
-    if not streams.has_target(pieces, objective, lengths[1]):
+    if not forest_streams.has_target(pieces, objective, lengths[1]):
       alone = ": give others, or another objective"
       raise UserError(
         f"{part.task.name}: no comment of the split {split!r} has anything to predict"
@@ -312,7 +305,7 @@ def _resolve(
 
   def totals(shape: forest_layout.ForestShape | None) -> forest_layout.PieceTotals:
     each = [
-      streams.sample_totals(
+      forest_streams.sample_totals(
         part.splits[split],
         part.task.objective(),
         lengths,
@@ -321,7 +314,7 @@ def _resolve(
       )
       for part in parts
     ]
-    return mixtures.mix_totals(each, [part.share for part in parts])
+    return mixing.mix_totals(each, [part.share for part in parts])
 
   def choose(found: forest_layout.PieceTotals) -> forest_layout.ForestShape:
     return forest_layout.resolve(

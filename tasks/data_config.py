@@ -6,10 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
-from ..models.config import check_range
-from . import label_objectives, mixture_config, readers
-from .config import (
+from commentree.errors import UserError
+from commentree.models.config import check_range
+from commentree.tasks import readers
+from commentree.tasks.config import mixture_config
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.config.mixture_config import Member
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import (
   HELD_OUT_SHARE,
   CleaningConfig,
   CommentLabelsConfig,
@@ -18,15 +22,13 @@ from .config import (
   MarkersConfig,
   TreeConfig,
 )
-from .forest_layout import ForestLayout, row_lengths
-from .generated_config import GeneratedTreesConfig
-from .masking import MaskingConfig
-from .mixture_config import Member
-from .objectives_config import ObjectiveConfig
-from .pieces import PiecesConfig
+from commentree.tasks.forests.forest_layout import ForestLayout, row_lengths
+from commentree.tasks.objectives import label_objectives
+from commentree.tasks.objectives.masking import MaskingConfig
+from commentree.tasks.subtrees.subtree_builder import PiecesConfig
 
 if TYPE_CHECKING:
-  from .registry import Preprocessing
+  from commentree.tasks.seqio_tasks.registry import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +157,7 @@ class DataConfig:
 
   def preprocessing(self) -> Preprocessing:
     """The part of the settings that a task is built from."""
-    from .registry import Preprocessing
+    from commentree.tasks.seqio_tasks.registry import Preprocessing
 
     return Preprocessing(
       self.trees,

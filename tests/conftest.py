@@ -5,9 +5,9 @@ import signal
 
 import hypothesis
 
-from commentree.launch import quiet
+from commentree.launch.settings import library_noise
 
-quiet.keep_out_tpu_library()
+library_noise.keep_out_tpu_library()
 
 # Programs of tests run for moments: what takes time is XLA's compiling them. With these
 # flags a small model's gradients compile in 0.6 s instead of 6, its initialization in 3

@@ -7,19 +7,12 @@ import subprocess
 import pytest
 
 from commentree.launch.main import main
-from commentree.tasks import readers, trees
-from commentree.tasks.config import TreeConfig
-from commentree.tasks.readers import (
-  cmv_modes,
-  convokit,
-  files,
-  hacker_news,
-  json_lines,
-  json_records,
-  oasst,
-  reddit_api,
-)
-from commentree.tasks.trees import Fates
+from commentree.tasks import readers
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers import cmv_modes, convokit, hacker_news, oasst, reddit_api
+from commentree.tasks.readers.parsing import files, json_lines, json_records
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "data.md"
 EXAMPLES = re.findall(
@@ -66,7 +59,7 @@ def test_every_fate_is_explained():
   fates = {
     value
     for module in (
-      trees,
+      comment_tree,
       files,
       json_lines,
       json_records,
@@ -99,4 +92,4 @@ def test_the_format_made_up_on_the_page_reads(tmp_path, monkeypatch):
   fates = Fates()
   (tree,) = readers.iter_trees(str(tmp_path), TreeConfig(), fates)
   assert [(c.id, c.parent) for c in tree.comments] == [("1", -1), ("a", 0), ("b", 1)]
-  assert fates.comments == {trees.KEPT: 2, trees.DROPPED_NOT_OBJECT: 1}
+  assert fates.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NOT_OBJECT: 1}

@@ -5,9 +5,10 @@ import pytest
 from commentree.errors import UserError
 from commentree.launch import main
 from commentree.paths import check_scheme, open_path
-from commentree.tasks import built_dataset, vocabulary_files
-from commentree.tasks.readers import files
-from commentree.training import storage
+from commentree.tasks.dataset_files import built_dataset
+from commentree.tasks.readers.parsing import files
+from commentree.tasks.vocabulary import vocabulary_files
+from commentree.training.checkpointing import storage
 
 URLS = ("https://a.b/c.jsonl", "github://a/b", "hdfs://a/b", "file:///a", "://a")
 TAKERS = (

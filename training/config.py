@@ -1,6 +1,6 @@
 """Settings of the trainer: plain data, importable without JAX.
 
-gin binds these fields; see `launch/configurables.py`.
+gin binds these fields; see `launch/settings/configurables.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ..errors import UserError
-from ..models.config import Condition, check_choice, check_range
+from commentree.errors import UserError
+from commentree.models.config import Condition, check_choice, check_range
 
 Schedule = Literal["constant", "rsqrt", "linear", "cosine", "wsd"]
 

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ..errors import UserError
-from . import partitioning
-from .agreement import Agreement
-from .partitioning import Share
+from commentree.errors import UserError
+from commentree.training import partitioning
+from commentree.training.cluster.agreement import Agreement
+from commentree.training.partitioning import Share
 
 HostBatch = Mapping[str, np.ndarray]
 EvalData = Callable[[Share], Iterator[HostBatch]]

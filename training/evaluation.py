@@ -20,38 +20,31 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ..models import conditions as conditions_lib
-from ..models import occurrences
-from ..models.interface import Model
-from ..models.network import of_target
-from . import (
-  bags,
-  checkpoint_choice,
-  checkpoints,
-  data_input,
-  f1,
-  hosts,
-  partitioning,
-  runtime,
-  storage,
-)
-from . import state as state_lib
-from .attention_statistics import ATTENTION
-from .baselines import Baseline, Placed
-from .baselines import load as load_baselines
-from .config import EvalConfig, HealthConfig, PartitioningConfig
-from .data_input import EvalData, HostBatch
-from .evaluation_sums import (
+from commentree.models import conditions as conditions_lib
+from commentree.models import occurrences
+from commentree.models.interface import Model
+from commentree.models.network import of_target
+from commentree.training import data_input, partitioning, runtime
+from commentree.training import state as state_lib
+from commentree.training.checkpointing import checkpoint_choice, checkpoints, storage
+from commentree.training.cluster import hosts
+from commentree.training.cluster.coordination.watchdog import Watchdog
+from commentree.training.config import EvalConfig, HealthConfig, PartitioningConfig
+from commentree.training.data_input import EvalData, HostBatch
+from commentree.training.metrics import bags_of_words, f1
+from commentree.training.metrics.attention_statistics import ATTENTION
+from commentree.training.metrics.baselines import Baseline, Placed
+from commentree.training.metrics.baselines import load as load_baselines
+from commentree.training.metrics.evaluation_sums import (
   OCCURRENCES,
   OF_TOKENS,
   Results,
   Totals,
   range_names,
 )
-from .matching_statistics import MATCHING
-from .unigram import UNIGRAM, Unigram
-from .vector_statistics import VECTORS
-from .watchdog import Watchdog
+from commentree.training.metrics.matching_statistics import MATCHING
+from commentree.training.metrics.unigram import UNIGRAM, Unigram
+from commentree.training.metrics.vector_statistics import VECTORS
 
 TokenGroups = Mapping[str, Sequence[int] | np.ndarray]
 
@@ -151,7 +144,7 @@ class Evaluator:
     if baseline is not None:
       names.append(UNIGRAM)
       if baseline.bag_weights is not None:
-        names += bags.names(self._config.conditions)
+        names += bags_of_words.names(self._config.conditions)
     return names
 
   def _slices(self, by_frequency: bool) -> dict[str, list[str]]:
@@ -213,7 +206,9 @@ class Evaluator:
         likeliest = jnp.argmin(unigram.ranks)
         losses.append((-unigram.log_probabilities[wanted], wanted == likeliest))
         if baseline.bag_weights is not None:
-          of_bags = bags.losses(batch, unigram, baseline.bag_weights, conditions)
+          of_bags = bags_of_words.losses(
+            batch, unigram, baseline.bag_weights, conditions
+          )
           # Their likeliest token is not looked for.
           losses += [(nll, jnp.zeros_like(nll)) for nll in of_bags]
       # 0 times a loss that is not finite is not 0.

@@ -21,8 +21,13 @@ from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from ..errors import UserError, suggestion
-from .config import BATCH_AXES, DEFAULT_AXIS_RULES, MESH_AXES, PartitioningConfig
+from commentree.errors import UserError, suggestion
+from commentree.training.config import (
+  BATCH_AXES,
+  DEFAULT_AXIS_RULES,
+  MESH_AXES,
+  PartitioningConfig,
+)
 
 PyTree = Any
 _AXES_SUFFIX = "_axes"

@@ -14,9 +14,9 @@ import optax
 import optax.contrib
 from jax.sharding import Mesh
 
-from ..models.interface import Model
-from . import partitioning
-from .config import PartitioningConfig
+from commentree.models.interface import Model
+from commentree.training import partitioning
+from commentree.training.config import PartitioningConfig
 
 PyTree = Any
 

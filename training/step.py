@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..models.interface import Model
-from . import learning_rates, partitioning
-from .config import BATCH_AXES, TrainConfig
-from .schedules import Schedule
-from .state import PyTree, TrainState
+from commentree.models.interface import Model
+from commentree.training import partitioning
+from commentree.training.config import BATCH_AXES, TrainConfig
+from commentree.training.optim import learning_rates
+from commentree.training.optim.schedules import Schedule
+from commentree.training.state import PyTree, TrainState
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]

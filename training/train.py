@@ -11,43 +11,39 @@ from typing import Any
 import jax
 from etils import epath
 
-from ..console import Console
-from ..errors import UserError
-from ..models.interface import Model
-from . import (
-  baselines,
+from commentree.console import Console
+from commentree.errors import UserError
+from commentree.models.interface import Model
+from commentree.training import data_input, partitioning, runtime
+from commentree.training import state as state_lib
+from commentree.training.checkpointing import (
   checkpoint_choice,
   checkpoints,
-  data_input,
-  f1,
-  flops,
-  hosts,
-  learning_rates,
-  lease,
-  partitioning,
-  restore,
+  initial_state,
+  model_dir_lock,
   run_record,
-  runtime,
-  schedules,
   storage,
-  writers,
 )
-from . import state as state_lib
-from .agreement import Agreement, DelayedAgreement
-from .clock import Clock
-from .config import TrainConfig
-from .data_input import EvalData, Prefetcher, TrainData
-from .evaluation import Evaluator, TokenGroups
-from .evaluation_report import flat_metrics
-from .evaluation_sums import Results
-from .host_log import HostConsole
-from .metrics_log import MetricsLog
-from .optimizers import make_optimizer
-from .reporting import Reporter
-from .run_record import RunRecord
-from .signals import StopRequest
-from .step import make_train_step
-from .watchdog import Watchdog
+from commentree.training.checkpointing.run_record import RunRecord
+from commentree.training.cluster import hosts
+from commentree.training.cluster.agreement import Agreement, DelayedAgreement
+from commentree.training.cluster.coordination.watchdog import Watchdog
+from commentree.training.cluster.host_log import HostConsole
+from commentree.training.cluster.signals import StopRequest
+from commentree.training.config import TrainConfig
+from commentree.training.data_input import EvalData, Prefetcher, TrainData
+from commentree.training.evaluation import Evaluator, TokenGroups
+from commentree.training.metrics import baselines, f1
+from commentree.training.metrics.evaluation_sums import Results
+from commentree.training.optim import learning_rates, schedules
+from commentree.training.optim.optimizers import make_optimizer
+from commentree.training.reports import writers
+from commentree.training.reports.clock import Clock
+from commentree.training.reports.evaluation_report import flat_metrics
+from commentree.training.reports.metrics_log import MetricsLog
+from commentree.training.reports.reporting import Reporter
+from commentree.training.step import make_train_step
+from commentree.training.tpu_compile import flops
 
 
 def train(
@@ -111,7 +107,9 @@ def train(
   with contextlib.ExitStack() as stack, watchdog.ends_on_error():
     stop = stack.enter_context(StopRequest())
     storage.check_shared(model_dir)
-    hosts.chief_decides("lock", lambda: stack.enter_context(lease.held(model_dir)))
+    hosts.chief_decides(
+      "lock", lambda: stack.enter_context(model_dir_lock.held(model_dir))
+    )
     hosts.chief_decides("settings", lambda: run_record.check(model_dir, facts, say))
 
     # ---- Mesh and data ----------------------------------------------------------
@@ -127,7 +125,7 @@ def train(
 
     # ---- State: its shapes, and where each part lies ----------------------------
     params = state_lib.abstract_params(model, example, mesh, config.partitioning)
-    fresh = restore.find_fresh(config, model, params, say)
+    fresh = initial_state.find_fresh(config, model, params, say)
     config = dataclasses.replace(config, optimizer=fresh.optimizer)
     schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -145,7 +143,7 @@ def train(
     saved = checkpoints.Checkpoints(model_dir, config.checkpoint, say)
     stack.callback(saved.close)
     with clock.on("restore"):
-      start = restore.first_state(
+      start = initial_state.first_state(
         saved,
         config,
         model,

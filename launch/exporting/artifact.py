@@ -12,16 +12,18 @@ import jax
 import jax.export
 from etils import epath
 
-from ... import __version__
-from ...errors import StorageError, UserError
-from ...models.model import CommentTreeModel
-from ...tasks import label_objectives, vocabulary_files
-from ...training import storage
-from ...training.warm_starts import safetensors_writing, writing
-from ...training.warm_starts.sources import ArraySource
-from ..inference.run_facts import RunFacts
-from . import runner
-from .functions import Function
+from commentree import __version__
+from commentree.errors import StorageError, UserError
+from commentree.launch.exporting import runner
+from commentree.launch.exporting.functions import Function
+from commentree.launch.inference.run_facts import RunFacts
+from commentree.models.model import CommentTreeModel
+from commentree.tasks.objectives import label_objectives
+from commentree.tasks.vocabulary import vocabulary_files
+from commentree.training.checkpointing import storage
+from commentree.training.warm_starts import writing
+from commentree.training.warm_starts.formats import safetensors_writing
+from commentree.training.warm_starts.sources import ArraySource
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 RUNNER_FILE = "run.py"
@@ -89,7 +91,7 @@ def write(
 
 def _check_is_of(model: CommentTreeModel, params: ArraySource) -> None:
   """Raises UserError unless parameters are a model's."""
-  from ...models.batch import smallest
+  from commentree.models.batch import smallest
 
   shapes = {name: feature.shape for name, feature in smallest().items()}
   abstract = jax.eval_shape(

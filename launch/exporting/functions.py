@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...models import decoding
-from ...models.model import CommentTreeModel
-from ...tasks.forest_layout import ForestShape
-from ..inference import mode_table
-from ..inference.modes.base import Mode
-from ..inference.modes.generate import Generate
-from ..inference.modes.score import Likelihood
-from ..inference.run_facts import RunFacts
+from commentree.launch.inference import mode_table
+from commentree.launch.inference.modes.base import Mode
+from commentree.launch.inference.modes.generate import Generate
+from commentree.launch.inference.modes.score import Likelihood
+from commentree.launch.inference.run_facts import RunFacts
+from commentree.models.decoding import decoding
+from commentree.models.model import CommentTreeModel
+from commentree.tasks.forests.forest_layout import ForestShape
 
 Arrays = Mapping[str, jax.Array]
 

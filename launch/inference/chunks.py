@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from ...tasks.trees import CommentTree, Fates
-from .trees import Unit
+from commentree.launch.inference.trees import Unit
+from commentree.tasks.trees.comment_tree import CommentTree, Fates
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ...errors import UserError
-from ...models.model import CommentTreeModel
-from ...training import checkpoints, partitioning, state
-from ...training.config import PartitioningConfig
+from commentree.errors import UserError
+from commentree.models.model import CommentTreeModel
+from commentree.training import partitioning, state
+from commentree.training.checkpointing import checkpoints
+from commentree.training.config import PartitioningConfig
 
 T = TypeVar("T")
 Arrays = Mapping[str, np.ndarray]

@@ -8,9 +8,9 @@ from typing import Self
 
 import numpy as np
 
-from ...tasks.pieces import Piece, PieceBuilder
-from ...tasks.trees import CommentTree
-from .forests import DOCUMENT
+from commentree.launch.inference.forests import DOCUMENT
+from commentree.tasks.subtrees.subtree_builder import Piece, PieceBuilder
+from commentree.tasks.trees.comment_tree import CommentTree
 
 EMPTY = "no text that the model could read"
 

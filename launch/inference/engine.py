@@ -6,15 +6,20 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
-from ...models.model import CommentTreeModel
-from ...tasks.packing import Forest, empty_forest
-from ...tasks.trees import CommentTree
-from ...training import checkpoint_choice, checkpoints, run_record, storage
-from . import forests
-from .devices import Devices, Program
-from .forests import Filled
-from .modes.base import Answer, Mode
-from .run_facts import RunFacts
+from commentree.launch.inference import forests
+from commentree.launch.inference.devices import Devices, Program
+from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.modes.base import Answer, Mode
+from commentree.launch.inference.run_facts import RunFacts
+from commentree.models.model import CommentTreeModel
+from commentree.tasks.forests.packing import Forest, empty_forest
+from commentree.tasks.trees.comment_tree import CommentTree
+from commentree.training.checkpointing import (
+  checkpoint_choice,
+  checkpoints,
+  run_record,
+  storage,
+)
 
 T = TypeVar("T")
 

@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from ...tasks import forest_layout, packing, splitting
-from ...tasks.forest_layout import ForestLayout, ForestShape, PieceTotals
-from ...tasks.pack_items import PackItem
-from ...tasks.packing import Forest, ForestBuilder
-from ...tasks.pieces import Piece, PiecesConfig, ranges
+from commentree.tasks.forests import forest_layout, packing
+from commentree.tasks.forests.forest_layout import (
+  ForestLayout,
+  ForestShape,
+  PieceTotals,
+)
+from commentree.tasks.forests.pack_items import PackItem
+from commentree.tasks.forests.packing import Forest, ForestBuilder
+from commentree.tasks.subtrees import splitting
+from commentree.tasks.subtrees.subtree_builder import Piece, PiecesConfig, ranges
 
 # Tokens of a comment that rows and slots are made for; where comments are shorter a
 # forest is full of them before its rows are.

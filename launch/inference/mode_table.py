@@ -7,12 +7,12 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
+from commentree.errors import UserError
 
 if TYPE_CHECKING:
-  from ..configurables import RunConfig
-  from .modes.base import Mode
-  from .run_facts import RunFacts
+  from commentree.launch.inference.modes.base import Mode
+  from commentree.launch.inference.run_facts import RunFacts
+  from commentree.launch.settings.configurables import RunConfig
 
 _ALL = ("mlm", "tlm", "clm", "span_corruption", "classify", "tag")
 
@@ -132,7 +132,15 @@ def with_defaults(
 
 
 def _kind(mode: str, run: RunFacts) -> type[Any]:
-  from .modes import classify, embed, fill, generate, rank, score, tag
+  from commentree.launch.inference.modes import (
+    classify,
+    embed,
+    fill,
+    generate,
+    rank,
+    score,
+    tag,
+  )
 
   kinds: dict[str, type[Any]] = {
     "fill": fill.Fill,

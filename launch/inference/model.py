@@ -17,18 +17,18 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from ...errors import UserError
-from ...models.config import check_choice
-from ...tasks.assembling import assemble
-from ...tasks.readers import tree_jsonl
-from ...tasks.trees import CommentTree, Fates
-from .. import quiet, run_folder
-from . import mode_table, run_facts
-from .run_facts import RunFacts
+from commentree.errors import UserError
+from commentree.launch.inference import mode_table, run_facts
+from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.settings import library_noise, run_folder
+from commentree.models.config import check_choice
+from commentree.tasks.readers import tree_jsonl
+from commentree.tasks.trees.assembly import assemble
+from commentree.tasks.trees.comment_tree import CommentTree, Fates
 
 if TYPE_CHECKING:
-  from .devices import Program
-  from .modes.base import Mode
+  from commentree.launch.inference.devices import Program
+  from commentree.launch.inference.modes.base import Mode
 
 Tree = CommentTree | Mapping[str, Any] | str
 """A tree, a dictionary as a line of tree JSONL holds it, or the text of a lone post."""
@@ -57,7 +57,7 @@ class Model:
 
   def __init__(self, run: RunFacts, step: int | Literal["best"] | None):
     """Reads the parameters onto this process's devices; see `load`."""
-    from .engine import Engine
+    from commentree.launch.inference.engine import Engine
 
     self.run = run
     self.fates = Fates()
@@ -295,7 +295,7 @@ def load(
   if not isinstance(model_dir, (str, os.PathLike)):
     raise UserError(f"load({model_dir!r}): give the folder of a run, its MODEL_DIR")
   if "jax" not in sys.modules:
-    quiet.keep_out_tpu_library()
+    library_noise.keep_out_tpu_library()
   overrides = [
     f"{name} = {(os.fspath(v) if isinstance(v, os.PathLike) else v)!r}"
     for name, v in settings.items()

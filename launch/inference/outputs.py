@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from ...errors import UserError
-from ...tasks.trees import CommentTree
-from ...training import storage
-from .modes.base import Answer
+from commentree.errors import UserError
+from commentree.launch.inference.modes.base import Answer
+from commentree.tasks.trees.comment_tree import CommentTree
+from commentree.training.checkpointing import storage
 
 _COPY_BYTES = 2**20
 _IDS_ENDING = ".ids.jsonl"

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import msgspec
 from etils import epath
 
-from ... import json_shapes
-from ...errors import UserError
-from ...training import storage
-from .chunks import Chunk
+from commentree import json_shapes
+from commentree.errors import UserError
+from commentree.launch.inference.chunks import Chunk
+from commentree.training.checkpointing import storage
 
 T = TypeVar("T")
 

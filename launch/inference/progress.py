@@ -6,8 +6,8 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 
-from .chunks import Chunk
-from .trees import Unit
+from commentree.launch.inference.chunks import Chunk
+from commentree.launch.inference.trees import Unit
 
 _SECONDS = 5.0
 

@@ -13,19 +13,21 @@ from typing import Any, Literal
 
 import jax
 
-from ...errors import UserError
-from ...tasks.trees import KEPT, Fates
-from ...training import hosts, run_record, runtime, storage
-from ...training.distributed import Joined
-from ...training.signals import StopRequest
-from . import chunks, outputs
-from .chunks import Chunk, ChunkSize
-from .engine import Engine
-from .modes.base import Mode
-from .parts import Parts
-from .progress import Progress
-from .run_facts import RunFacts
-from .trees import Input
+from commentree.errors import UserError
+from commentree.launch.inference import chunks, outputs
+from commentree.launch.inference.chunks import Chunk, ChunkSize
+from commentree.launch.inference.engine import Engine
+from commentree.launch.inference.modes.base import Mode
+from commentree.launch.inference.parts import Parts
+from commentree.launch.inference.progress import Progress
+from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.trees import Input
+from commentree.tasks.trees.comment_tree import KEPT, Fates
+from commentree.training import runtime
+from commentree.training.checkpointing import run_record, storage
+from commentree.training.cluster import hosts
+from commentree.training.cluster.distributed import Joined
+from commentree.training.cluster.signals import StopRequest
 
 # Raise when lines, vectors or the dealing of chunks get another form.
 _FORMAT_VERSION = 1

@@ -7,15 +7,18 @@ import functools
 import types
 from typing import Any
 
-from ...models.config import ModelConfig
-from ...tasks import forest_layout, generated, mixture_config, objectives
-from ...tasks.data_config import DataConfig
-from ...tasks.markers import all_markers
-from ...tasks.objectives_causal import CausalObjective
-from ...tasks.pieces import PieceBuilder
-from ...tasks.vocabularies import Tokenizer
-from .. import model_sizes
-from ..configurables import RunConfig
+from commentree.launch.settings import model_sizes
+from commentree.launch.settings.configurables import RunConfig
+from commentree.models.config import ModelConfig
+from commentree.tasks.config import mixture_config
+from commentree.tasks.data_config import DataConfig
+from commentree.tasks.forests import forest_layout
+from commentree.tasks.objectives import objectives
+from commentree.tasks.objectives.causal import CausalObjective
+from commentree.tasks.sources import generated
+from commentree.tasks.subtrees.subtree_builder import PieceBuilder
+from commentree.tasks.vocabulary.markers import all_markers
+from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +113,7 @@ def _tokenizer(data: DataConfig) -> Tokenizer:
   if not own:
     return Tokenizer(lambda: vocabulary, all_markers(data.markers))
   # Somebody's own task; to know its markers takes SeqIO.
-  from ...tasks import registry
+  from commentree.tasks.seqio_tasks import registry
 
   (task, *_) = (part.task for part in registry.get_parts(name))
   return Tokenizer(lambda: vocabulary, task.tokenizer.markers)

@@ -17,14 +17,16 @@ from typing import Any, cast
 
 from etils import epath
 
-from ...errors import UserError
-from ...tasks import assembling, built_dataset, readers, trees
-from ...tasks.building import tfrecord, tree_record
-from ...tasks.built_dataset import BuiltDataset
-from ...tasks.config import TreeConfig
-from ...tasks.readers import files, json_records, text_encodings, tree_jsonl, unread
-from ...tasks.readers.rows import Format, bounded
-from ...tasks.trees import CommentTree, Fates
+from commentree.errors import UserError
+from commentree.tasks import readers
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.dataset_files import built_dataset, tfrecord, tree_record
+from commentree.tasks.dataset_files.built_dataset import BuiltDataset
+from commentree.tasks.readers import tree_jsonl
+from commentree.tasks.readers.parsing import files, json_records, text_encodings, unread
+from commentree.tasks.readers.rows import Format, bounded
+from commentree.tasks.trees import assembly, comment_tree
+from commentree.tasks.trees.comment_tree import CommentTree, Fates
 
 STDIN = "-"
 
@@ -100,7 +102,7 @@ class Lines(Unit):
 def tree_of_line(line: bytes, config: TreeConfig, fates: Fates) -> CommentTree | None:
   """Returns the tree on a line of tree JSONL, or None if none is left of it."""
   rows = list(bounded(tree_jsonl.line_rows(line, fates), config, fates))
-  return assembling.assemble(rows, fates, config) if rows else None
+  return assembly.assemble(rows, fates, config) if rows else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +182,8 @@ class Shard(Unit):
         stream.seek(position)
         for record in tfrecord.read(stream):  # type: ignore[arg-type]
           tree = tree_record.decode(record)
-          fates.comments[trees.KEPT] += len(tree.comments) - 1
-          fates.trees[trees.KEPT] += 1
+          fates.comments[comment_tree.KEPT] += len(tree.comments) - 1
+          fates.trees[comment_tree.KEPT] += 1
           yield tree, stream.tell()
     except tfrecord.DamagedError as error:
       raise UserError(

@@ -24,15 +24,16 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from ...errors import UserError
-from .. import assembling
-from ..readers.rows import Row
-from ..trees import Fates
-from . import building, filters, grouping, parts, shards, storage, tree_record
-from .config import BuildConfig
-from .order import shard_of, shuffle_key
-from .parts import Bundle, Source
-from .tree_builder import TreeBuilder
+from commentree.errors import UserError
+from commentree.tasks.building import building, filters, grouping, parts, shards
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.order import shard_of, shuffle_key
+from commentree.tasks.building.parts import Bundle, Source
+from commentree.tasks.building.tree_builder import TreeBuilder
+from commentree.tasks.dataset_files import folder_commit, tree_record
+from commentree.tasks.readers.rows import Row
+from commentree.tasks.trees import assembly
+from commentree.tasks.trees.comment_tree import Fates
 
 # Of a row: is it a comment, its file, its place there; then the row, without its spans'
 # types. Rows of a tree are in the order of `grouping.ORDER` when sorted by the first.
@@ -72,7 +73,7 @@ def build(
     # A folder of its own, since DuckDB may have begun with shards of other ranges; what
     # a pipeline that was stopped left is made again.
     folder = work / "beam"
-    with storage.storage_errors(work):
+    with folder_commit.storage_errors(work):
       shutil.rmtree(folder, ignore_errors=True)
       for name in ("parts", "shards"):
         (folder / name).mkdir(parents=True)
@@ -152,7 +153,7 @@ def _make(tree: tuple[str, Iterable[_Placed]], config: BuildConfig) -> _Made:
     for _, (*values, spans) in sorted(placed)
   ]
   limits = grouping.Limits.of(config)
-  posts = sum(row.is_post and assembling.is_named(row) for row in rows)
+  posts = sum(row.is_post and assembly.is_named(row) for row in rows)
   comments = sum(row.stub is None for row in rows) - posts
   too_large = (
     comments > limits.comments or sum(map(parts.row_bytes, rows)) > limits.text_bytes

@@ -24,14 +24,15 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from ...errors import UserError
-from .. import readers
-from ..readers import compression
-from . import filters, manifest, parts, plans, shards, storage
-from .config import BuildConfig
-from .parts import Part, Source
-from .statistics import Statistics
-from .workers import WINDOW_SHARE, Division
+from commentree.errors import UserError
+from commentree.tasks import readers
+from commentree.tasks.building import filters, parts, plans, shards
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.parts import Part, Source
+from commentree.tasks.building.statistics import Statistics
+from commentree.tasks.building.workers import WINDOW_SHARE, Division
+from commentree.tasks.dataset_files import folder_commit, manifest
+from commentree.tasks.readers.parsing import compression
 
 WORK = ".build"
 LOCK = ".build.lock"
@@ -155,10 +156,10 @@ def build_with(
     config: what decides what it holds.
   """
   name = manifest.check_name(out)
-  with storage.storage_errors(out):
+  with folder_commit.storage_errors(out):
     out.mkdir(parents=True, exist_ok=True)
   refusal = f"{out}: another build is at work in this folder; wait for it to end"
-  with storage.locked(out / LOCK, refusal):
+  with folder_commit.locked(out / LOCK, refusal):
     plan = plans.make_plan(sources, config)
     version = out / manifest.VERSION
     if version.exists():
@@ -173,11 +174,11 @@ def build_with(
       if isinstance(error, _NoTreeLeftError) or not _is_begun(work):
         _forget(out)
       raise
-    with storage.storage_errors(out):
+    with folder_commit.storage_errors(out):
       draft.rename(version)
-      storage.sync(out)
+      folder_commit.sync(out)
       shutil.rmtree(work)
-    storage.write_json(out / plans.SOURCES, plan["input"])
+    folder_commit.write_json(out / plans.SOURCES, plan["input"])
   with contextlib.suppress(OSError):
     (out / LOCK).unlink()
   return Built(version, stats, already=False)
@@ -207,11 +208,11 @@ def _begin(work: pathlib.Path, plan: dict[str, Any]) -> None:
         f" --out, or delete {work}"
       )
     return
-  with storage.storage_errors(work.parent):
+  with folder_commit.storage_errors(work.parent):
     shutil.rmtree(work, ignore_errors=True)
     for folder in (work / "parts", work / "shards"):
       folder.mkdir(parents=True)
-  storage.write_json(path, plan)
+  folder_commit.write_json(path, plan)
 
 
 def _is_begun(work: pathlib.Path) -> bool:
@@ -317,7 +318,7 @@ def _make_dataset(
   plan: dict[str, Any],
 ) -> dict[str, Any]:
   """Puts the dataset's files into a folder; returns its statistics."""
-  with storage.storage_errors(work):
+  with folder_commit.storage_errors(work):
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
   fates, digests = parts.read_facts(work / "parts")
@@ -354,12 +355,12 @@ def _make_dataset(
     **statistics.summary(),
   }
   manifest.write_metadata(draft, name, splits)
-  storage.write_json(draft / manifest.STATS, stats)
+  folder_commit.write_json(draft / manifest.STATS, stats)
   manifest.write_checksums(draft, known)
-  with storage.storage_errors(draft):
+  with folder_commit.storage_errors(draft):
     for path in draft.iterdir():
-      storage.sync(path)
-    storage.sync(draft)
+      folder_commit.sync(path)
+    folder_commit.sync(draft)
   return stats
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ...errors import UserError
-from ...models.config import check_range
-from ..config import HELD_OUT_SHARE, TreeConfig
+from commentree.errors import UserError
+from commentree.models.config import check_range
+from commentree.tasks.config.preprocessing import HELD_OUT_SHARE, TreeConfig
 
 SPLITS = ("train", "validation", "test")
 

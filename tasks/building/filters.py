@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from .. import trees
-from ..readers.rows import Row
-from ..trees import CommentTree, Fates
-from .config import BuildConfig
-from .order import id_fraction
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.order import id_fraction
+from commentree.tasks.readers.rows import Row
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import CommentTree, Fates
 
 DROPPED_SUBREDDIT = "filtered: subreddit"
 DROPPED_IN_LARGE_TREE = "filtered: in a tree of more than max_tree_comments"
@@ -38,7 +38,7 @@ def posts_missing(fates: Fates) -> int:
   return sum(
     number
     for fate, number in fates.trees.items()
-    if fate in trees.NO_POST or fate.endswith(_POST_MISSING)
+    if fate in comment_tree.NO_POST or fate.endswith(_POST_MISSING)
   )
 
 
@@ -92,7 +92,7 @@ def comment_judge(config: BuildConfig) -> Judge | None:
 
 def tree_time(tree: CommentTree) -> int | None:
   """When a tree began: its post's time, or its earliest comment's."""
-  post = tree.comments[trees.POST].created_utc
+  post = tree.comments[comment_tree.POST].created_utc
   if post is not None:
     return post
   known = [c.created_utc for c in tree.comments if c.created_utc is not None]
@@ -119,10 +119,10 @@ def tree_fate(tree: CommentTree, config: BuildConfig) -> str | None:
 
 def leave_out(fates: Fates, fate: str) -> None:
   """Turns the fates of one tree that was kept into those of one that was not."""
-  missing = trees.KEPT_NO_POST in fates.trees
-  del fates.trees[trees.KEPT_NO_POST if missing else trees.KEPT]
+  missing = comment_tree.KEPT_NO_POST in fates.trees
+  del fates.trees[comment_tree.KEPT_NO_POST if missing else comment_tree.KEPT]
   fates.trees[without_post(fate) if missing else fate] += 1
-  for kept in [name for name in fates.comments if name.startswith(trees.KEPT)]:
+  for kept in [name for name in fates.comments if name.startswith(comment_tree.KEPT)]:
     fates.comments[DROPPED_IN_TREE] += fates.comments.pop(kept)
 
 

@@ -18,11 +18,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import duckdb
 import pyarrow as pa
 
-from ...errors import StorageError
-from ..readers.rows import Row
-from ..trees import Span
-from .config import BuildConfig
-from .parts import COLUMNS, ROW_BYTES, Part, decode_spans
+from commentree.errors import StorageError
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.parts import COLUMNS, ROW_BYTES, Part, decode_spans
+from commentree.tasks.readers.rows import Row
+from commentree.tasks.trees.comment_tree import Span
 
 # Whoever puts rows into trees in another way must keep to this order.
 ORDER = ("key", "tree_id", "is_post DESC", "file", "place")

@@ -27,14 +27,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...errors import UserError
-from .. import readers
-from ..readers import compression
-from ..readers.rows import Row
-from ..trees import Fates, Span
-from . import filters, storage
-from .config import BuildConfig
-from .order import shuffle_key
+from commentree.errors import UserError
+from commentree.tasks import readers
+from commentree.tasks.building import filters
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.order import shuffle_key
+from commentree.tasks.dataset_files import folder_commit
+from commentree.tasks.readers.parsing import compression
+from commentree.tasks.readers.rows import Row
+from commentree.tasks.trees.comment_tree import Fates, Span
 
 # Columns of `Row`, in its order, and of them those that hold no text.
 _KINDS = {"is_post": pa.bool_(), "created_utc": pa.int64(), "score": pa.int32()}
@@ -152,7 +153,7 @@ def prepare_format(
   format_ = readers.format_of(files[0], name)
   assert format_.prepare is not None
   prepared = format_.prepare(files, config.trees)
-  with storage.draft(path) as draft:
+  with folder_commit.draft(path) as draft:
     draft.write_bytes(prepared)
   report(0, 0)
 
@@ -293,7 +294,7 @@ def write_facts(
 ) -> None:
   """Notes that a whole bundle was read; see `read_facts`."""
   facts = {"fates": fates.as_dict(), "sha256": dict(digests)}
-  storage.write_json(_done_path(folder, bundle), facts)
+  folder_commit.write_json(_done_path(folder, bundle), facts)
 
 
 class _PartsWriter:
@@ -393,7 +394,7 @@ def _write_part(batches: Sequence[pa.RecordBatch], path: pathlib.Path) -> None:
   starts = [*(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(text)]
   table = table.replace_schema_metadata({_TEXT_BYTES: str(text[-1]).encode()})
   with (
-    storage.draft(path) as draft,
+    folder_commit.draft(path) as draft,
     pq.ParquetWriter(
       draft,
       table.schema,

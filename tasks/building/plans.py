@@ -13,10 +13,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...errors import StorageError, UserError
-from . import manifest, parts, storage
-from .config import BuildConfig
-from .parts import Source
+from commentree.errors import StorageError, UserError
+from commentree.tasks.building import parts
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.parts import Source
+from commentree.tasks.dataset_files import folder_commit, manifest
 
 SOURCES = ".sources.json"
 
@@ -112,7 +113,7 @@ def _changed_contents(
     if now not in noted and parts.digest(source) != facts["sha256"]:
       return _changed(now["name"])
   with contextlib.suppress(StorageError):
-    storage.write_json(out / SOURCES, plan["input"])
+    folder_commit.write_json(out / SOURCES, plan["input"])
   return None
 
 

@@ -17,15 +17,16 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-from ...errors import UserError
-from ..columns import to_columns
-from ..trees import CommentTree, Fates
-from . import filters, grouping, storage, tfrecord, tree_record
-from .config import BuildConfig
-from .order import KEY_BITS, first_key, shard_of
-from .parts import Part, Report, text_bytes
-from .statistics import Counting, Statistics
-from .tree_builder import TreeBuilder
+from commentree.errors import UserError
+from commentree.tasks.building import filters, grouping
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.order import KEY_BITS, first_key, shard_of
+from commentree.tasks.building.parts import Part, Report, text_bytes
+from commentree.tasks.building.statistics import Counting, Statistics
+from commentree.tasks.building.tree_builder import TreeBuilder
+from commentree.tasks.dataset_files import folder_commit, tfrecord, tree_record
+from commentree.tasks.trees.columns import to_columns
+from commentree.tasks.trees.comment_tree import CommentTree, Fates
 
 _WRITE_BYTES = 2**20
 _ROWS_BETWEEN_REPORTS = 5_000
@@ -203,7 +204,7 @@ class ShardWriter:
       "statistics": self._counting.result().as_dict(),
       "splits": {split: file.finish() for split, file in self._files.items()},
     }
-    storage.write_json(_done_path(self._folder, self._shard), facts)
+    folder_commit.write_json(_done_path(self._folder, self._shard), facts)
 
 
 class _RecordsFile:
@@ -228,7 +229,7 @@ class _RecordsFile:
       self._flush()
 
   def _flush(self) -> None:
-    with storage.storage_errors(self._path.parent):
+    with folder_commit.storage_errors(self._path.parent):
       if self._file is None:
         self._file = open(self._draft, "wb")  # noqa: SIM115
       self._file.writelines(self._waiting)
@@ -241,8 +242,8 @@ class _RecordsFile:
     """Makes the file appear, and returns what is known of it."""
     self._flush()
     assert self._file is not None
-    with storage.storage_errors(self._path.parent):
+    with folder_commit.storage_errors(self._path.parent):
       self._file.close()
-      storage.sync(self._draft)
+      folder_commit.sync(self._draft)
       self._draft.rename(self._path)
     return {**self._facts, "sha256": self._hash.hexdigest()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..trees import CommentTree
+from commentree.tasks.trees.comment_tree import CommentTree
 
 PERCENTILES = (50, 90, 99)
 TOP_SUBREDDITS = 50

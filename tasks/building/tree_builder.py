@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .. import assembling, trees
-from ..readers.rows import Row
-from ..trees import CommentTree, Fates
-from . import filters
-from .config import BuildConfig
-from .grouping import Rows, TooLarge
+from commentree.tasks.building import filters
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.grouping import Rows, TooLarge
+from commentree.tasks.readers.rows import Row
+from commentree.tasks.trees import assembly, comment_tree
+from commentree.tasks.trees.comment_tree import CommentTree, Fates
 
 
 class TreeBuilder:
@@ -45,16 +45,16 @@ class TreeBuilder:
     post: Row | None = None
     repeated = 0
     for row in rows:
-      if row.is_post and post is not None and assembling.same_post(row, post):
+      if row.is_post and post is not None and assembly.same_post(row, post):
         repeated += 1
       else:
         held.append(row)
         if row.is_post and post is None:
           post = row
     if repeated:
-      self._fates.trees[trees.TREE_DUPLICATE] += repeated
+      self._fates.trees[comment_tree.TREE_DUPLICATE] += repeated
     fates = Fates() if self._filters_trees else self._fates
-    tree = assembling.assemble(held, fates, self._config.trees, self._judge)
+    tree = assembly.assemble(held, fates, self._config.trees, self._judge)
     if self._filters_trees:
       if tree is not None and (fate := filters.tree_fate(tree, self._config)):
         filters.leave_out(fates, fate)
@@ -69,6 +69,6 @@ class TreeBuilder:
       fate, of_comments = filters.TREE_LONG, filters.DROPPED_IN_LONG_TREE
     self._fates.trees[fate if tree.posts else filters.without_post(fate)] += 1
     if tree.posts > 1:
-      self._fates.trees[trees.TREE_DUPLICATE] += tree.posts - 1
+      self._fates.trees[comment_tree.TREE_DUPLICATE] += tree.posts - 1
     if tree.comments:
       self._fates.comments[of_comments] += tree.comments

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any
 
-from ...errors import UserError
+from commentree.errors import UserError
 
 # Measured on x86-64 Linux: what the command's own process takes; and a worker's, with
 # its libraries, before it is given anything to do.

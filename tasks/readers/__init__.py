@@ -10,22 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from ...errors import UserError, suggestion
-from .. import assembling
-from ..config import TreeConfig
-from ..trees import CommentTree, Fates
-from . import (
+from commentree.errors import UserError, suggestion
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers import (
   cmv_modes,
   convokit,
-  files,
   hacker_news,
-  json_records,
   oasst,
   pushshift,
   reddit_api,
   tree_jsonl,
 )
-from .rows import Format, Row, memory_bytes
+from commentree.tasks.readers.parsing import files, json_records
+from commentree.tasks.readers.rows import Format, Row, memory_bytes
+from commentree.tasks.trees import assembly
+from commentree.tasks.trees.comment_tree import CommentTree, Fates
 
 # The first that a file looks like reads it; the last if it looks like none.
 FORMATS = (
@@ -176,7 +175,7 @@ def iter_trees(
       if held > _MAX_ROWS_BYTES:
         raise _too_large_error(path, held)
   for rows in together.values():
-    tree = assembling.assemble(rows, fates, config)
+    tree = assembly.assemble(rows, fates, config)
     if tree is not None:
       yield tree
 
@@ -201,7 +200,7 @@ def trees_of_file(
     fates: counts what became of all that is read.
   """
   for rows in _split_at_posts(format_.read(path, config, fates)):
-    tree = assembling.assemble(rows, fates, config)
+    tree = assembly.assemble(rows, fates, config)
     if tree is not None:
       yield tree
 

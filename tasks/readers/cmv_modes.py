@@ -26,11 +26,17 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from .. import trees
-from ..config import TreeConfig
-from ..trees import Fates, Span
-from . import files, json_lines
-from .rows import COMMENT_PREFIX, POST_PREFIX, Format, Row, identifier
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import files, json_lines
+from commentree.tasks.readers.rows import (
+  COMMENT_PREFIX,
+  POST_PREFIX,
+  Format,
+  Row,
+  identifier,
+)
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates, Span
 
 NO_THREAD = "skipped: no thread in the file"
 MENDED_NOT_CLOSED = "elements without an end tag closed"
@@ -104,7 +110,7 @@ def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
     fates.mended[json_lines.MENDED_UTF8] += 1
   if "\0" in document:
     document = document.replace("\0", "")
-    fates.mended[trees.MENDED_NUL] += 1
+    fates.mended[comment_tree.MENDED_NUL] += 1
   yield from document_rows(document.replace("\r\n", "\n"), config, fates)
 
 
@@ -122,8 +128,8 @@ def document_rows(document: str, config: TreeConfig, fates: Fates) -> Iterator[R
     return
   tree_id = (identifier(named, fates) or "").removeprefix(POST_PREFIX)
   if not tree_id:
-    fates.trees[trees.TREE_NO_ID] += 1
-    fates.comments[trees.DROPPED_WITH_TREE] += len(replies)
+    fates.trees[comment_tree.TREE_NO_ID] += 1
+    fates.comments[comment_tree.DROPPED_WITH_TREE] += len(replies)
     return
   yield _post(tree_id, parts, config)
   parent = POST_PREFIX + tree_id
@@ -149,11 +155,11 @@ def _post(tree_id: str, parts: list[_Part], config: TreeConfig) -> Row:
   title, title_spans = by_name.get("title", nothing).stripped()
   op = by_name.get("op", nothing)
   selftext, own_spans = op.stripped()
-  whole = trees.post_text(title, selftext, config)
+  whole = comment_tree.post_text(title, selftext, config)
   spans: tuple[Span, ...] = ()
-  if title and not trees.is_deleted(title):
+  if title and not comment_tree.is_deleted(title):
     spans += title_spans
-  if selftext and not trees.is_deleted(selftext):
+  if selftext and not comment_tree.is_deleted(selftext):
     shift = len(whole) - len(selftext)
     spans += tuple(Span(start + shift, end + shift, x) for start, end, x in own_spans)
   return Row(

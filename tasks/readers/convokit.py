@@ -20,10 +20,8 @@ from typing import Any
 
 import msgspec
 
-from .. import trees
-from ..config import TreeConfig
-from ..trees import Fates
-from . import (
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import (
   compression,
   files,
   index_on_disk,
@@ -31,8 +29,19 @@ from . import (
   json_lines,
   json_records,
 )
-from .index_on_disk import Index
-from .rows import POST_PREFIX, Format, Row, identifier, parent, seconds, text, votes
+from commentree.tasks.readers.parsing.index_on_disk import Index
+from commentree.tasks.readers.rows import (
+  POST_PREFIX,
+  Format,
+  Row,
+  identifier,
+  parent,
+  seconds,
+  text,
+  votes,
+)
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 TITLES_UNREADABLE = "not read: conversations.json, titles"
 MENDED_TITLE_LEFT_OUT = "titles of conversations that are too long left out"
@@ -119,7 +128,7 @@ def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
       if ident or reply_to:
         unnamed = True
       else:
-        fates.comments[trees.DROPPED_NO_TREE] += 1
+        fates.comments[comment_tree.DROPPED_NO_TREE] += 1
     if unnamed:
       yield from _unnamed_rows(path, above, facts, config, fates)
 

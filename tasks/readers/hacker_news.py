@@ -20,11 +20,19 @@ from typing import Any
 
 import msgspec
 
-from .. import character_references, trees
-from ..config import TreeConfig
-from ..trees import Fates
-from . import json_lines, json_records
-from .rows import COMMENT_PREFIX, POST_PREFIX, Format, Row, seconds, text, votes
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import json_lines, json_records
+from commentree.tasks.readers.rows import (
+  COMMENT_PREFIX,
+  POST_PREFIX,
+  Format,
+  Row,
+  seconds,
+  text,
+  votes,
+)
+from commentree.tasks.trees import character_references, comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 DROPPED_POLL_OPTION = "dropped: an option of a poll"
 
@@ -196,7 +204,7 @@ def _row(item: _Item, roots: Roots, fates: Fates) -> Row | None:
   ident = _item_id(item.id)
   if item.type in _POST_TYPES or (item.type is None and item.title is not None):
     if ident is None:
-      fates.trees[trees.TREE_NO_ID] += 1
+      fates.trees[comment_tree.TREE_NO_ID] += 1
       return None
     return _post(str(ident), item, fates)
   if item.type == "pollopt":
@@ -204,16 +212,16 @@ def _row(item: _Item, roots: Roots, fates: Fates) -> Row | None:
     return None
   parent = _item_id(item.parent)
   if item.type not in (None, "comment") or (item.type is None and parent is None):
-    fates.comments[trees.DROPPED_NEITHER] += 1
+    fates.comments[comment_tree.DROPPED_NEITHER] += 1
     return None
   if ident is None:
-    fates.comments[trees.DROPPED_NO_ID] += 1
+    fates.comments[comment_tree.DROPPED_NO_ID] += 1
     return None
   root = roots.of(ident) if parent else None
   if root is None or root == NO_ROOT:
     itself = parent == ident
-    cyclic = trees.DROPPED_SELF_PARENT if itself else trees.DROPPED_CYCLE
-    fates.comments[trees.DROPPED_NO_TREE if root is None else cyclic] += 1
+    cyclic = comment_tree.DROPPED_SELF_PARENT if itself else comment_tree.DROPPED_CYCLE
+    fates.comments[comment_tree.DROPPED_NO_TREE if root is None else cyclic] += 1
     return None
   written = plain(item.text, fates)
   if item.deleted is True:

@@ -15,11 +15,11 @@ import datetime
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .. import trees
-from ..config import TreeConfig
-from ..trees import Fates
-from . import json_lines, json_records
-from .rows import Format, Row, identifier, parent, seconds, text
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import json_lines, json_records
+from commentree.tasks.readers.rows import Format, Row, identifier, parent, seconds, text
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 _DELETED = "[deleted]"
 
@@ -40,7 +40,7 @@ def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
     if value is json_lines.BAD:
       fates.comments[json_lines.DROPPED_BAD_JSON] += 1
     elif not isinstance(value, Mapping):
-      fates.comments[trees.DROPPED_NOT_OBJECT] += 1
+      fates.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
     else:
       yield from _record_rows(value, fates)
 
@@ -63,13 +63,13 @@ def _record_rows(record: Mapping[str, Any], fates: Fates) -> Iterator[Row]:
     if tree_id:
       yield _row(message, tree_id, ident, parent_id, fates)
     else:
-      fates.comments[trees.DROPPED_NO_TREE] += 1
+      fates.comments[comment_tree.DROPPED_NO_TREE] += 1
     replies = message.get("replies")
     for reply in reversed(replies if isinstance(replies, list) else []):
       if isinstance(reply, Mapping):
         waiting.append((reply, ident or parent_id))
       else:
-        fates.comments[trees.DROPPED_NOT_OBJECT] += 1
+        fates.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
 
 
 def _row(

@@ -20,11 +20,9 @@ from typing import Any
 
 import msgspec
 
-from .. import trees
-from ..config import TreeConfig
-from ..trees import Fates
-from . import json_lines, json_records
-from .rows import (
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import json_lines, json_records
+from commentree.tasks.readers.rows import (
   COMMENT_PREFIX,
   POST_PREFIX,
   Format,
@@ -35,6 +33,8 @@ from .rows import (
   text,
   votes,
 )
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAX_ID = 2**63 - 1
@@ -81,7 +81,7 @@ def _comment(fields: _Line, fates: Fates) -> Row | None:
   link_id = identifier(_in_base_36(fields.link_id), fates)
   tree_id = link_id and link_id.removeprefix(POST_PREFIX)
   if not tree_id:
-    fates.comments[trees.DROPPED_NO_TREE] += 1
+    fates.comments[comment_tree.DROPPED_NO_TREE] += 1
     return None
   return Row(
     tree_id,
@@ -120,12 +120,14 @@ def _in_base_36(value: Any) -> Any:
 def _post(fields: _Line, fates: Fates) -> Row | None:
   if fields.title is None and fields.selftext is None:
     a_comment = fields.body is not None or fields.parent_id is not None
-    fates.comments[trees.DROPPED_NO_TREE if a_comment else trees.DROPPED_NEITHER] += 1
+    fates.comments[
+      comment_tree.DROPPED_NO_TREE if a_comment else comment_tree.DROPPED_NEITHER
+    ] += 1
     return None
   ident = identifier(_in_base_36(fields.id), fates)
   tree_id = ident and ident.removeprefix(POST_PREFIX)
   if not tree_id:
-    fates.trees[trees.TREE_NO_ID] += 1
+    fates.trees[comment_tree.TREE_NO_ID] += 1
     return None
   return Row(
     tree_id,

@@ -17,11 +17,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .. import trees
-from ..config import TreeConfig
-from ..trees import Fates, Stub
-from . import json_lines, json_records
-from .rows import (
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import json_lines, json_records
+from commentree.tasks.readers.rows import (
   COMMENT_PREFIX,
   POST_PREFIX,
   Format,
@@ -32,6 +30,8 @@ from .rows import (
   text,
   votes,
 )
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates, Stub
 
 NO_LISTING = "skipped: no listing of posts or comments"
 REPLIES_PASSED_OVER = "replies that are no listing passed over"
@@ -130,7 +130,7 @@ def _rows_of(
     thing = waiting.pop()
     data = thing.value.get("data") if isinstance(thing.value, Mapping) else None
     if not isinstance(data, Mapping):
-      fates.comments[trees.DROPPED_NOT_OBJECT] += 1
+      fates.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
       continue
     kind = _kind(thing.value)
     if kind == "more":
@@ -146,9 +146,9 @@ def _rows_of(
         document.tree_id, document.subreddit = row.tree_id, row.subreddit
         yield row
       else:
-        fates.comments[trees.DROPPED_NO_TREE] += 1
+        fates.comments[comment_tree.DROPPED_NO_TREE] += 1
     else:
-      fates.comments[trees.DROPPED_NEITHER] += 1
+      fates.comments[comment_tree.DROPPED_NEITHER] += 1
 
 
 def _kind(value: Any) -> Any:
@@ -194,7 +194,7 @@ def _post(data: Mapping[str, Any], fates: Fates) -> Row | None:
   ident = identifier(data.get("id"), fates)
   tree_id = (ident or "").removeprefix(POST_PREFIX)
   if not tree_id:
-    fates.trees[trees.TREE_NO_ID] += 1
+    fates.trees[comment_tree.TREE_NO_ID] += 1
     return None
   return Row(
     tree_id,
@@ -238,7 +238,7 @@ def _stub(
   )
   tree_id = thing.tree_id or document.tree_id
   if tree_id is None:
-    trees.count_stub(stub, fates)
+    comment_tree.count_stub(stub, fates)
     return
   yield Row(
     tree_id,

@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ..config import TreeConfig
-from ..trees import (
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import files, unread
+from commentree.tasks.trees.comment_tree import (
   DROPPED_NO_TREE,
   MENDED_NUL,
   MENDED_SURROGATES,
@@ -26,7 +27,6 @@ from ..trees import (
   count_stub,
   post_text,
 )
-from . import files, unread
 
 POST_PREFIX, COMMENT_PREFIX = "t3_", "t1_"
 

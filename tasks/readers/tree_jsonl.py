@@ -19,11 +19,9 @@ from typing import Any
 
 import msgspec
 
-from .. import trees
-from ..config import TreeConfig
-from ..trees import Fates
-from . import json_lines, json_records
-from .rows import (
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import json_lines, json_records
+from commentree.tasks.readers.rows import (
   POST_PREFIX,
   Format,
   Row,
@@ -34,6 +32,8 @@ from .rows import (
   text,
   votes,
 )
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 REPLIES_PASSED_OVER = "replies that are no list passed over"
 
@@ -114,7 +114,7 @@ FORMAT = Format(
 def record_rows(record: Any, fates: Fates) -> Iterator[Row]:
   """Yields the rows of one tree, the post's first; any JSON value will do."""
   if not isinstance(record, Mapping):
-    fates.trees[trees.TREE_NOT_OBJECT] += 1
+    fates.trees[comment_tree.TREE_NOT_OBJECT] += 1
     return
   tree = _Tree(**{name: record[name] for name in _TREE_FIELDS & record.keys()})
   comments = record.get("comments")
@@ -126,7 +126,7 @@ def record_rows(record: Any, fates: Fates) -> Iterator[Row]:
 def _objects(values: list[Any], fates: Fates) -> list[_Comment]:
   objects = [c for c in values if isinstance(c, Mapping)]
   if len(objects) < len(values):
-    fates.comments[trees.DROPPED_NOT_OBJECT] += len(values) - len(objects)
+    fates.comments[comment_tree.DROPPED_NOT_OBJECT] += len(values) - len(objects)
   return [
     _Comment(**{name: c[name] for name in _COMMENT_FIELDS & c.keys()}) for c in objects
   ]
@@ -137,15 +137,15 @@ def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
   if comments is None:
     lists = [v for v in (tree.replies, tree.children) if isinstance(v, list)]
     if not lists:
-      fates.trees[trees.TREE_NO_LIST] += 1
+      fates.trees[comment_tree.TREE_NO_LIST] += 1
       return
     comments = [c for values in lists for c in _objects(values, fates)]
   ident = identifier(tree.id, fates)
   tree_id = (ident or "").removeprefix(POST_PREFIX)
   if not tree_id:
-    fates.trees[trees.TREE_NO_ID] += 1
+    fates.trees[comment_tree.TREE_NO_ID] += 1
     if number := sum(1 for _ in _with_nested(comments, fates)):
-      fates.comments[trees.DROPPED_WITH_TREE] += number
+      fates.comments[comment_tree.DROPPED_WITH_TREE] += number
     return
   subreddit = text(tree.subreddit, fates)
   translation, into = _translation(tree.translation, fates)
@@ -216,6 +216,6 @@ def _translation(value: Any, fates: Fates) -> tuple[str | None, str | None]:
   language = identifier(parts.get("language"), fates)
   translated = text(parts.get("text"), fates)
   if not language or not translated or translated.isspace():
-    fates.mended[trees.MENDED_TRANSLATION] += 1
+    fates.mended[comment_tree.MENDED_TRANSLATION] += 1
     return None, None
   return translated, language

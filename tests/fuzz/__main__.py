@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 
-from commentree.launch import quiet
+from commentree.launch.settings import library_noise
 
 _MEMORY_BYTES = 4 * 2**30
 
@@ -42,7 +42,7 @@ def main() -> None:
   parser.add_argument("--failures", default="fuzz_failures", help="folder for inputs")
   parser.add_argument("--one", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
-  quiet.keep_out_tpu_library()
+  library_noise.keep_out_tpu_library()
   if arguments.one:
     _fuzz(arguments)
     return

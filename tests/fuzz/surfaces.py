@@ -19,17 +19,23 @@ from collections.abc import Callable, Iterator
 import zstandard
 
 from commentree.errors import UserError
-from commentree.launch import config_data
-from commentree.tasks import built_dataset, cleaning, readers, vocabularies
-from commentree.tasks.building import tfrecord
+from commentree.launch.settings import config_data
+from commentree.tasks import readers
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.config import CleaningConfig, MarkersConfig, TreeConfig
-from commentree.tasks.markers import all_markers
-from commentree.tasks.readers import files
-from commentree.tasks.trees import Fates
-from commentree.tasks.vocabularies import Tokenizer, VocabularyConfig
-from commentree.training import host_messages
-from commentree.training.warm_starts import flax_msgpack, safetensors
+from commentree.tasks.config.preprocessing import (
+  CleaningConfig,
+  MarkersConfig,
+  TreeConfig,
+)
+from commentree.tasks.dataset_files import built_dataset, tfrecord
+from commentree.tasks.readers.parsing import files
+from commentree.tasks.trees import cleaning
+from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.vocabulary import vocabularies
+from commentree.tasks.vocabulary.markers import all_markers
+from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
+from commentree.training.cluster.coordination import host_messages
+from commentree.training.warm_starts.formats import flax_msgpack, safetensors
 
 from ..tasks import building_fixture, written_threads
 
@@ -329,7 +335,7 @@ def _gin(folder: pathlib.Path) -> Check:
 
 
 def _run_json_seeds(folder: pathlib.Path) -> list[bytes]:
-  from commentree.training import run_record
+  from commentree.training.checkpointing import run_record
 
   facts = {"ModelConfig.emb_dim": 128}
   run_record.write(folder, run_record.RunRecord(facts), facts, 0)
@@ -337,7 +343,7 @@ def _run_json_seeds(folder: pathlib.Path) -> list[bytes]:
 
 
 def _run_json(folder: pathlib.Path) -> Check:
-  from commentree.training import run_record
+  from commentree.training.checkpointing import run_record
 
   (folder / "checkpoint_1").mkdir()
 
@@ -376,7 +382,7 @@ def _messages(folder: pathlib.Path) -> Check:
   return check
 
 
-_READERS = ("commentree.tasks.readers", "commentree.tasks.trees")
+_READERS = ("commentree.tasks.readers", "commentree.tasks.trees.comment_tree")
 
 
 def _all() -> Iterator[Surface]:
@@ -392,7 +398,7 @@ def _all() -> Iterator[Surface]:
   yield Surface("ConvoKit's titles", _conversations, _titles, _READERS)
   yield Surface("compression", _compressed, told, (*_READERS, files.__name__))
   yield Surface("cleaning", _texts, _clean, ("commentree.tasks",))
-  built = ("commentree.tasks.built_dataset", "commentree.tasks.building")
+  built = ("commentree.tasks.dataset_files.built_dataset", "commentree.tasks.building")
   for name in ("dataset_info.json", "features.json", "CHECKSUMS.json"):
     yield Surface(
       f"built dataset, {name}", _dataset_file(name), _dataset_with(name), built

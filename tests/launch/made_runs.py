@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 import gin
-from commentree.launch import gin_cli, model_sizes
 from commentree.launch.inference import run_facts
+from commentree.launch.settings import gin_cli, model_sizes
 from commentree.models.batch import smallest
 from commentree.models.model import CommentTreeModel
-from commentree.tasks import generated, vocabulary_files
-from commentree.training import run_record
-from commentree.training.storage import as_path
+from commentree.tasks.sources import generated
+from commentree.tasks.vocabulary import vocabulary_files
+from commentree.training.checkpointing import run_record
+from commentree.training.checkpointing.storage import as_path
 from commentree.training.warm_starts import writing
 
 SETTINGS = {

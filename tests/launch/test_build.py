@@ -11,7 +11,8 @@ import time
 import pytest
 
 from commentree.errors import UserError
-from commentree.launch import build, main
+from commentree.launch import main
+from commentree.launch.commands import build
 from commentree.tasks.building import workers
 
 from ..tasks import building_fixture, pushshift_dump

@@ -3,10 +3,12 @@ import importlib.util
 import pytest
 
 from commentree.errors import UserError
-from commentree.launch import beam_flags, bench_input, cache
+from commentree.launch.benchmarks import bench_input
+from commentree.launch.commands import cache
+from commentree.launch.settings import beam_flags
 from commentree.tasks import data
+from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.generated_config import GeneratedTreesConfig
 
 FLAGS = [
   "--gin_file=runs/demo.gin",

@@ -16,8 +16,9 @@ import time
 
 import pytest
 
-from commentree.launch import local
-from commentree.training import checkpoints, metrics_log
+from commentree.launch.supervision import local
+from commentree.training.checkpointing import checkpoints
+from commentree.training.reports import metrics_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 

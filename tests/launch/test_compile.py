@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from commentree.launch import aot_table, gin_cli, main, typical_forests
-from commentree.training import ahead_of_time
+from commentree.launch import main
+from commentree.launch.compiling import aot_table
+from commentree.launch.settings import gin_cli, typical_forests
+from commentree.training.tpu_compile import ahead_of_time
 
 SMALL = [
   "--gin.ForestLayout.decoder_rows=4",
@@ -90,7 +92,7 @@ def test_runs_own_gin_files_need_no_folder_and_no_task():
 
 
 def compile_defaults() -> list[str]:
-  from commentree.launch import compile as verb
+  from commentree.launch.commands import compile as verb
 
   return list(verb._NOT_NEEDED)
 

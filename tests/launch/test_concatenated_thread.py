@@ -7,9 +7,10 @@ import pytest
 
 import commentree
 from commentree.errors import UserError
-from commentree.launch import gin_cli, main
+from commentree.launch import main
 from commentree.launch.exporting import functions
 from commentree.launch.inference import run_facts
+from commentree.launch.settings import gin_cli
 from commentree.models.batch import smallest
 from commentree.models.model import CommentTreeModel
 

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from commentree.errors import UserError
-from commentree.launch import config_data, gin_cli, main, run_folder
-from commentree.tasks import vocabulary_files
+from commentree.launch import main
+from commentree.launch.settings import config_data, gin_cli, run_folder
+from commentree.tasks.vocabulary import vocabulary_files
 
 from ..fuzz import engine
 

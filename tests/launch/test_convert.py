@@ -8,7 +8,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from commentree.console import Console
-from commentree.launch import gin_cli, job, main
+from commentree.launch import assemble_run, main
+from commentree.launch.settings import gin_cli
 
 from ..training.warm_starts import written_by_t5x
 
@@ -115,5 +116,5 @@ def test_a_warm_start_of_robertas_family_without_ends_is_told_of_them(settings, 
   ]
   files = ["runs/pretrain.gin", "models/roberta_tiny.gin"]
   console = Console(file=io.StringIO(), width=250)
-  job.advise_sequence_ends(gin_cli.load(files, bindings), console)
+  assemble_run.advise_sequence_ends(gin_cli.load(files, bindings), console)
   assert ("PiecesConfig.sequence_ends = True" in console.file.getvalue()) == said

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from commentree.errors import UserError
-from commentree.launch import early_checks, gin_cli
+from commentree.launch.settings import early_checks, gin_cli
 
 _CODE = (
   "import sys; from commentree.launch.main import main;"

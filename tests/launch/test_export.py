@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from commentree.launch import gin_cli, main, model_sizes
+from commentree.launch import main
 from commentree.launch.exporting import functions, runner
 from commentree.launch.inference import run_facts
+from commentree.launch.settings import gin_cli, model_sizes
 from commentree.models.batch import smallest
 from commentree.models.model import CommentTreeModel
-from commentree.training import storage
+from commentree.training.checkpointing import storage
 from commentree.training.warm_starts import writing
 
 from ..models import forests

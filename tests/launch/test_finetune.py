@@ -6,9 +6,9 @@ import random
 import pytest
 
 from commentree.launch import main
-from commentree.tasks.config import MarkersConfig
-from commentree.tasks.markers import all_markers
-from commentree.tasks.sentencepiece_vocabulary import write_word_vocabulary
+from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.vocabulary.markers import all_markers
+from commentree.tasks.vocabulary.sentencepiece_backend import write_word_vocabulary
 
 COLOURS = ("red", "blue")
 # What a span begins with, and what it goes on with.

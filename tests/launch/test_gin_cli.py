@@ -6,7 +6,7 @@ import pytest
 
 import gin
 from commentree.errors import UserError
-from commentree.launch import gin_cli
+from commentree.launch.settings import gin_cli
 
 REQUIRED = [
   "MODEL_DIR = '/tmp/m'",

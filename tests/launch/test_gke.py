@@ -20,7 +20,8 @@ import pytest
 import yaml
 
 from commentree.errors import UserError
-from commentree.launch import generations, jobset, main, xpk
+from commentree.launch import main
+from commentree.launch.cloud import jobset, tpu_types, xpk
 
 ODD = '--gin.MODEL_DIR="gs://b/it\'s $HOME $(A) $$ `id` \\ *"'
 WHAT = ["--name=mine", "--image=registry/commentree:1", "--tpu=v5e", "--topology=4x8"]
@@ -434,7 +435,7 @@ def test_a_users_mistake_is_one_line_that_shows_no_secret(argv, said, capsys, cl
   [("v5e", "8x16", 128), ("v5p", "2x4x4", 32), ("v4", "4x4x12", 192)],
 )
 def test_topologies_tell_their_chips(name, topology, chips):
-  assert generations.for_gke(name).chips(topology) == chips
+  assert tpu_types.for_gke(name).chips(topology) == chips
 
 
 @pytest.mark.parametrize(
@@ -442,4 +443,4 @@ def test_topologies_tell_their_chips(name, topology, chips):
 )
 def test_topologies_that_are_not_made_are_refused(topology):
   with pytest.raises(UserError, match=r"--topology="):
-    generations.for_gke("v5p").chips(topology)
+    tpu_types.for_gke("v5p").chips(topology)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from commentree.launch import main
-from commentree.training import metrics_log
+from commentree.training.reports import metrics_log
 
 pytestmark = pytest.mark.slow
 

@@ -13,12 +13,13 @@ import pytest
 
 import commentree
 from commentree.errors import UserError
-from commentree.launch import local, main
+from commentree.launch import main
 from commentree.launch.inference import mode_table
 from commentree.launch.inference.parts import Parts
+from commentree.launch.supervision import local
 from commentree.tasks import readers
-from commentree.tasks.config import TreeConfig
-from commentree.tasks.trees import Fates
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.trees.comment_tree import Fates
 
 from . import made_runs
 

@@ -10,8 +10,10 @@ import time
 
 import pytest
 
-from commentree.launch import gin_cli, local, main
-from commentree.tasks import generated
+from commentree.launch import main
+from commentree.launch.settings import gin_cli
+from commentree.launch.supervision import local
+from commentree.tasks.sources import generated
 
 from . import made_runs
 

@@ -7,8 +7,8 @@ import pytest
 
 import commentree
 from commentree.launch.inference.modes.fill import Fill
-from commentree.tasks import markers, vocabularies
-from commentree.tasks.config import MarkersConfig
+from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.vocabulary import markers, vocabularies
 
 from ..tasks.vocabulary_fixture import ALL_KINDS, some_texts
 from . import made_runs

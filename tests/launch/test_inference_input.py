@@ -12,8 +12,8 @@ from commentree.errors import UserError
 from commentree.launch.inference import chunks, trees
 from commentree.launch.inference.chunks import ChunkSize
 from commentree.tasks import readers
-from commentree.tasks.config import TreeConfig
-from commentree.tasks.trees import CommentTree, Fates
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.trees.comment_tree import CommentTree, Fates
 
 from ..tasks import built_fixture
 

@@ -11,8 +11,9 @@ import commentree
 from commentree.errors import UserError
 from commentree.launch import main
 from commentree.launch.inference.modes import tag
-from commentree.tasks import cleaning, spans
-from commentree.tasks.config import CleaningConfig
+from commentree.tasks.config.preprocessing import CleaningConfig
+from commentree.tasks.subtrees import spans
+from commentree.tasks.trees import cleaning
 
 from . import made_runs
 

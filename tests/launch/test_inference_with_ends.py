@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import commentree
-from commentree.tasks import markers, vocabularies
-from commentree.tasks.config import MarkersConfig
+from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.vocabulary import markers, vocabularies
 
 from ..tasks.vocabulary_fixture import MAKERS, some_texts
 from . import made_runs

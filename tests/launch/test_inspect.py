@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from commentree.launch.main import main
-from commentree.tasks import markers, sentencepiece_vocabulary
-from commentree.tasks.config import MarkersConfig
+from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.vocabulary import markers, sentencepiece_backend
 
 from ..tasks import written_threads
 
@@ -32,7 +32,7 @@ def files(tmp_path_factory):
   tree = {"title": "a post", "author": "ann", "comments": replies}
   lines = [json.dumps({**tree, "id": "t"}), "no JSON", json.dumps({**tree, "id": "u"})]
   (folder / "trees.jsonl").write_text("\n".join(lines))
-  sentencepiece_vocabulary.write_word_vocabulary(
+  sentencepiece_backend.write_word_vocabulary(
     ["word", "a", "post"],
     folder / "words.model",
     markers.all_markers(MarkersConfig()),
@@ -99,7 +99,7 @@ def test_help_has_examples_and_loads_nothing_heavy():
     [
       sys.executable,
       "-c",
-      "import sys, commentree.launch.inspect as inspect\n"
+      "import sys, commentree.launch.commands.inspect as inspect\n"
       "try:\n  inspect.main(['--help'])\n"
       "finally:\n  assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)",
     ],

@@ -8,12 +8,13 @@ import re
 
 import pytest
 
-from commentree.launch import main, run_folder
+from commentree.launch import main
 from commentree.launch.inference import forests, run_facts
 from commentree.launch.inference.engine import Engine
 from commentree.launch.inference.modes.generate import Generate
-from commentree.tasks import generated
-from commentree.tasks.encoder import WORD_START
+from commentree.launch.settings import run_folder
+from commentree.tasks.sources import generated
+from commentree.tasks.vocabulary.backend import WORD_START
 
 TREES = 40
 SETTINGS = [

@@ -14,8 +14,9 @@ import time
 
 import pytest
 
-from commentree.launch import local, main, supervise
-from commentree.launch.supervisor import Settings
+from commentree.launch import main
+from commentree.launch.supervision import local, supervise
+from commentree.launch.supervision.supervisor import Settings
 
 pytestmark = pytest.mark.hosts
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from commentree.launch.launch import TARGETS
+from commentree.launch.commands.launch import TARGETS
 from commentree.launch.main import VERBS, main
 
 

@@ -9,12 +9,12 @@ import pytest
 import commentree
 from commentree.errors import UserError
 from commentree.launch import main
-from commentree.tasks import vocabulary_files
-from commentree.tasks.config import MarkersConfig
-from commentree.tasks.markers import all_markers
-from commentree.tasks.sentencepiece_vocabulary import write_word_vocabulary
-from commentree.training import run_record
-from commentree.training.storage import as_path
+from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.vocabulary import vocabulary_files
+from commentree.tasks.vocabulary.markers import all_markers
+from commentree.tasks.vocabulary.sentencepiece_backend import write_word_vocabulary
+from commentree.training.checkpointing import run_record
+from commentree.training.checkpointing.storage import as_path
 
 from ..tasks.vocabulary_fixture import like_roberta
 from . import made_runs

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from commentree.launch import gin_cli, job, main, typical_forests
+from commentree.launch import assemble_run, main
+from commentree.launch.settings import gin_cli, typical_forests
 from commentree.tasks import data as data_lib
-from commentree.tasks import registry
+from commentree.tasks.seqio_tasks import registry
 
 GIN = gin_cli.GIN_ROOT / "objectives"
 
@@ -67,7 +68,7 @@ def test_the_model_takes_the_batches_of_every_objective(objective, family, tmp_p
   batch = next(data.train_batches(1, 0))
   assert {k: v.shape[1:] for k, v in batch.items()} == data.shape.feature_shapes()
   assert batch["decoder_loss_weights"].sum() > 0
-  model = job.build_model(run, data.task)
+  model = assemble_run.build_model(run, data.task)
   assert model.config.num_languages == (2 if objective == "tlm" else 0)
   shapes = {name: value.shape for name, value in batch.items()}
   with jax.numpy_rank_promotion("raise"):  # as in a run

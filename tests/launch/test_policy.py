@@ -1,7 +1,12 @@
 import pytest
 
-from commentree.launch import policy
-from commentree.launch.policy import Action, Exit, RestartBudget, decide
+from commentree.launch.supervision import restart_policy
+from commentree.launch.supervision.restart_policy import (
+  Action,
+  Exit,
+  RestartBudget,
+  decide,
+)
 
 
 def exits(*codes):
@@ -19,7 +24,7 @@ def test_crashes_kills_lost_hosts_and_preemptions_are_started_again(code):
 def test_success_users_mistakes_and_interrupts_are_not_started_again(code):
   decision = decide(exits(code))
   assert decision.action is Action.STOP
-  assert decision.exit_code == policy.normal(code)
+  assert decision.exit_code == restart_policy.normal(code)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def test_a_crash_after_a_users_signal_is_told_and_not_started_again():
   ],
 )
 def test_an_exit_is_described_in_words(code, said):
-  assert said in policy.describe(code)
+  assert said in restart_policy.describe(code)
 
 
 def test_delays_double_up_to_the_longest_and_restarts_run_out():

@@ -1,6 +1,6 @@
 import pytest
 
-from commentree.launch import progress
+from commentree.launch.supervision import progress
 
 
 @pytest.mark.parametrize(

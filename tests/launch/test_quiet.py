@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from commentree.launch import quiet
+from commentree.launch.settings import library_noise
 
 
 @pytest.fixture
@@ -17,14 +17,14 @@ def machine(monkeypatch):
   def make(*devices: str, libtpu: bool = True):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(
-      quiet.glob,
+      library_noise.glob,
       "glob",
       lambda pattern: [d for d in devices if d.startswith(pattern.split("[")[0][:-1])],
     )
     monkeypatch.setattr(
       importlib.util, "find_spec", lambda name: object() if libtpu else None
     )
-    quiet.keep_out_tpu_library()
+    library_noise.keep_out_tpu_library()
     chosen = os.environ.get("JAX_PLATFORMS")
     # What the function set is not monkeypatch's to undo.
     os.environ.pop("JAX_PLATFORMS", None)
@@ -51,7 +51,7 @@ def test_without_libtpu_nothing_is_set(machine):
 
 def test_a_users_own_choice_stands(monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
-  quiet.keep_out_tpu_library()
+  library_noise.keep_out_tpu_library()
   assert os.environ["JAX_PLATFORMS"] == "tpu,cpu"
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from commentree.launch import remote
+from commentree.launch.cloud import worker_scripts
 
 from .tpu_runs import (
   ASK,
@@ -92,10 +92,10 @@ def test_no_secret_is_on_any_command_line_and_its_file_is_the_owners_alone(
     except OSError:
       continue
   for home in cloud.homes():
-    path = home / remote.FOLDER / remote.ENV
+    path = home / worker_scripts.FOLDER / worker_scripts.ENV
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text() == "SECRET=s3cr3t\nPLAIN='a b'\n"
-    path = home / remote.FOLDER / remote.SECRET
+    path = home / worker_scripts.FOLDER / worker_scripts.SECRET
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
@@ -104,13 +104,15 @@ def test_all_workers_read_one_secret_of_the_hosts_that_no_command_line_shows(
   cloud, model_dir
 ):
   bring_up(cloud, model_dir, steps=1)
-  paths = [home / remote.FOLDER / remote.SECRET for home in cloud.homes()]
+  paths = [
+    home / worker_scripts.FOLDER / worker_scripts.SECRET for home in cloud.homes()
+  ]
   [secret] = {path.read_text().strip() for path in paths}
   assert len(secret) == 64
   records = wait_for(lambda: len(starts(model_dir)) == 2 and starts(model_dir))
   assert {record["secret_file"] for record in records} == set(map(str, paths))
   assert secret not in json.dumps(cloud.calls())
-  log = cloud.homes()[0] / remote.FOLDER / remote.LOG
+  log = cloud.homes()[0] / worker_scripts.FOLDER / worker_scripts.LOG
   assert secret not in log.read_text()
 
 
@@ -168,7 +170,7 @@ def test_a_worker_whose_supervisor_vanished_starts_again(cloud, model_dir, up):
   up()
   wait_for(lambda: len(starts(model_dir)) == 2)
   home = cloud.homes()[1]
-  os.kill(int((home / remote.FOLDER / "run.pid").read_text()), signal.SIGKILL)
+  os.kill(int((home / worker_scripts.FOLDER / "run.pid").read_text()), signal.SIGKILL)
   wait_for(lambda: len(starts(model_dir)) == 3)
   assert starts(model_dir)[2]["worker"] == home.name
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from commentree.launch import remote
+from commentree.launch.cloud import worker_scripts
 
 from .tpu_runs import (
   ASK,
@@ -93,7 +93,7 @@ def test_setup_copies_the_source_and_installs_it_with_the_tpu_extra(cloud, capfd
   launch("wait", *WHERE, "--poll_s=0.01")
   assert launch("setup", *WHERE) == 0
   for home in cloud.homes():
-    folder = home / remote.FOLDER
+    folder = home / worker_scripts.FOLDER
     assert (folder / "pip.txt").read_text().split() == ["--upgrade", "./source[tpu]"]
     assert (folder / "source" / "launch" / "tpu.py").is_file()
     assert (folder / "source" / "gin" / "runs" / "demo.gin").is_file()
@@ -111,8 +111,10 @@ def test_files_and_data_are_put_where_the_run_starts(cloud, tmp_path):
   fetch = """echo "it's $(basename "$HOME")" >'some data'"""
   assert launch("setup", *WHERE, f"--copy={mine}", f"--prepare={fetch}") == 0
   for home in cloud.homes():
-    assert (home / remote.FOLDER / mine.name).read_text() == "TRAIN_STEPS = 3"
-    assert (home / remote.FOLDER / "some data").read_text() == f"it's {home.name}\n"
+    assert (home / worker_scripts.FOLDER / mine.name).read_text() == "TRAIN_STEPS = 3"
+    assert (
+      home / worker_scripts.FOLDER / "some data"
+    ).read_text() == f"it's {home.name}\n"
   assert launch("setup", *WHERE, "--prepare=false; true") == 2
 
 
@@ -134,7 +136,7 @@ def test_other_packages_are_installed_as_pip_takes_them(
   monkeypatch.chdir(tmp_path)
   (tmp_path / "it's-1.0-py3-none-any.whl").write_text("a wheel")
   assert launch("setup", *WHERE, f"--package={given}") == 0
-  folder = cloud.homes()[0] / remote.FOLDER
+  folder = cloud.homes()[0] / worker_scripts.FOLDER
   assert (folder / "pip.txt").read_text().splitlines() == ["--upgrade", asked]
   assert (folder / given).is_file() == given.endswith(".whl")
 
@@ -143,7 +145,7 @@ def test_a_failed_install_shows_its_last_lines(cloud, capfd):
   cloud.set(workers=1, looks=0)
   launch("create", *WHERE, *ASK)
   launch("wait", *WHERE, "--poll_s=0.01")
-  folder = cloud.homes()[0] / remote.FOLDER
+  folder = cloud.homes()[0] / worker_scripts.FOLDER
   folder.mkdir()
   (folder / "pip_fails").touch()
   assert launch("setup", *WHERE) == 2

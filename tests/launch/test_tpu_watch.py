@@ -2,10 +2,10 @@
 
 import pytest
 
-from commentree.launch import generations, tpu_watch
-from commentree.launch.queued_resources import GONE, QueueState
-from commentree.launch.remote import WorkerStatus
-from commentree.launch.tpu_watch import Next
+from commentree.launch.cloud import tpu_types, tpu_watch
+from commentree.launch.cloud.queued_resources import GONE, QueueState
+from commentree.launch.cloud.tpu_watch import Next
+from commentree.launch.cloud.worker_scripts import WorkerStatus
 
 pytestmark = pytest.mark.hosts
 
@@ -67,7 +67,7 @@ def test_what_follows_from_the_state_of_the_queue(state, following):
   ],
 )
 def test_accelerator_types_tell_their_chips(accelerator_type, name, chips):
-  generation, counted = generations.of_accelerator_type(accelerator_type)
+  generation, counted = tpu_types.of_accelerator_type(accelerator_type)
   assert (generation.name, counted) == (name, chips)
 
 

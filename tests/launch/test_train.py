@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from commentree.launch import gin_cli, main
-from commentree.tasks import generated
-from commentree.training import metrics_log
+from commentree.launch import main
+from commentree.launch.settings import gin_cli
+from commentree.tasks.sources import generated
+from commentree.training.reports import metrics_log
 
 STEPS = 700
 SETTINGS = {

@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from commentree.launch.main import main
-from commentree.tasks import corpus, generated
-from commentree.tasks.config import CleaningConfig, TreeConfig
-from commentree.tasks.generated_config import GeneratedTreesConfig
-from commentree.tasks.trees import Fates
-from commentree.tasks.vocabularies import Tokenizer
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.config.preprocessing import CleaningConfig, TreeConfig
+from commentree.tasks.sources import generated, vocabulary_training_text
+from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 
 def record(tree):
@@ -139,7 +139,11 @@ def test_markers_are_not_added_over_another_vocabulary(folder, tmp_path, capsys)
 
 def test_texts_are_cleaned_and_without_authors(folder):
   fates = Fates()
-  texts = list(corpus.iter_texts(str(folder), TreeConfig(), CleaningConfig(), fates))
+  texts = list(
+    vocabulary_training_text.iter_texts(
+      str(folder), TreeConfig(), CleaningConfig(), fates
+    )
+  )
   assert len(texts) > 500
   assert any("<url>" in text for text in texts)
   assert not any("http" in text or "<user_" in text for text in texts)
@@ -149,7 +153,7 @@ def test_texts_are_cleaned_and_without_authors(folder):
 def test_a_sample_holds_every_text_equally_often():
   counts = collections.Counter()
   for seed in range(2000):
-    drawn, seen = corpus.sample((str(i) for i in range(10)), 3, seed)
+    drawn, seen = vocabulary_training_text.sample((str(i) for i in range(10)), 3, seed)
     assert seen == 10
     assert len(set(drawn)) == 3
     counts.update(drawn)
@@ -158,7 +162,7 @@ def test_a_sample_holds_every_text_equally_often():
 
 
 def test_a_sample_larger_than_the_stream_is_all_of_it_in_order():
-  assert corpus.sample(iter("abc"), 5, 0) == (["a", "b", "c"], 3)
+  assert vocabulary_training_text.sample(iter("abc"), 5, 0) == (["a", "b", "c"], 3)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +190,7 @@ def test_a_user_s_mistake_is_one_line_and_exit_code_2(
 
 
 def test_help_shows_examples_at_once():
-  command = [sys.executable, "-m", "commentree.launch.vocab", "--help"]
+  command = [sys.executable, "-m", "commentree.launch.commands.vocab", "--help"]
   done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
   assert "examples:" in done.stdout
   assert "--max_comments" in done.stdout

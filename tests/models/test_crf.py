@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commentree.models import crf
+from commentree.models.heads import crf
 
 from .forests import QUICK_COMPILE
 

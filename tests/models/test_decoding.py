@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from commentree.models import decoding
-from commentree.models.decoding_config import DecodingConfig
+from commentree.models.decoding import decoding
+from commentree.models.decoding.decoding_config import DecodingConfig
 from commentree.models.model import CommentTreeModel
 
 from . import conftest, forests

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.models import crf, heads
 from commentree.models.config import ModelConfig
+from commentree.models.heads import crf, heads
 from commentree.models.model import CommentTreeModel
 from commentree.training import partitioning
 from commentree.training.config import PartitioningConfig

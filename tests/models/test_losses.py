@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from commentree.models.heads.losses import pointer_losses, token_losses
+from commentree.models.heads.pointer import Copies, PointerScores
 from commentree.models.layers import RelativePositionBias, relative_position_buckets
-from commentree.models.losses import pointer_losses, token_losses
-from commentree.models.pointer import Copies, PointerScores
 
 from . import forests, naive
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from commentree.models import matching
-from commentree.models.matching import Pairs
+from commentree.models.heads import matching
+from commentree.models.heads.matching import Pairs
 
 from . import forests
 from .conftest import CONFIG

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.models import sampling
-from commentree.models.beam_search import BeamSearch
-from commentree.models.decoding_config import DecodingConfig
-from commentree.models.sampling import OneByOne
+from commentree.models.decoding import sampling
+from commentree.models.decoding.beam_search import BeamSearch
+from commentree.models.decoding.decoding_config import DecodingConfig
+from commentree.models.decoding.sampling import OneByOne
 
 from . import forests
 

@@ -23,21 +23,24 @@ from flax.linen import partitioning as flax_partitioning
 from jax.sharding import PartitionSpec
 
 from commentree.errors import UserError
-from commentree.launch import gin_cli, t5x_model
+from commentree.launch import t5x_model
+from commentree.launch.settings import gin_cli
 from commentree.models import layers
 from commentree.models.model import CommentTreeModel
-from commentree.tasks import registered, registry
-from commentree.tasks.feature_converters import CommentForestFeatureConverter
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.generated_config import GeneratedTreesConfig
-from commentree.tasks.masking import MaskingConfig
-from commentree.training import optimizers
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.objectives.masking import MaskingConfig
+from commentree.tasks.seqio_tasks import registration, registry
+from commentree.tasks.seqio_tasks.feature_converters import (
+  CommentForestFeatureConverter,
+)
 from commentree.training.config import DEFAULT_AXIS_RULES, OptimizerConfig
-from commentree.training.t5x_optimizer import OptaxOptimizer
+from commentree.training.optim import optimizers
+from commentree.training.optim.t5x_optimizer import OptaxOptimizer
 
 from . import conftest, labelled
 
-assert registered  # Registers the task of generated trees.
+assert registration  # Registers the task of generated trees.
 TASK = "commentree_generated"
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax.linen import partitioning
 
-from commentree.models import matching
 from commentree.models.conditions import apply_condition
+from commentree.models.context.thread_transformer import above
+from commentree.models.heads import matching
 from commentree.models.model import CommentTreeModel
-from commentree.models.thread_transformer import above
 
 from . import conftest, forests
 

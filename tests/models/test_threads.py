@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.models import threads
 from commentree.models.conditions import apply_condition
 from commentree.models.config import ModelConfig
-from commentree.models.decoding_config import DecodingConfig
+from commentree.models.context import threads
+from commentree.models.decoding.decoding_config import DecodingConfig
 
 from . import conftest, forests, naive, slopes
 

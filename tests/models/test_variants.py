@@ -14,7 +14,7 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.models.config import AncestorPositions, ModelConfig, Pooling
-from commentree.models.losses import token_losses
+from commentree.models.heads.losses import token_losses
 from commentree.models.model import CommentTreeModel
 
 from . import conftest, forests

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from commentree.models.pooling import resize
+from commentree.models.context.pooling import resize
 
 from . import forests
 

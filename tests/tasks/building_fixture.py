@@ -3,7 +3,8 @@
 import json
 import pathlib
 
-from commentree.tasks.building import building, parts, tfrecord, tree_record, workers
+from commentree.tasks.building import building, parts, workers
+from commentree.tasks.dataset_files import tfrecord, tree_record
 
 
 class Here:

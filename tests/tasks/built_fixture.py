@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 
-from commentree.tasks import generated
-from commentree.tasks.building import manifest, tfrecord, tree_record
-from commentree.tasks.generated_config import GeneratedTreesConfig
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.dataset_files import manifest, tfrecord, tree_record
+from commentree.tasks.sources import generated
 
 NAME = "small_forum"
 CONFIG = GeneratedTreesConfig(num_train_trees=60, num_validation_trees=20)

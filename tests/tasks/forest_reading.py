@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from commentree.tasks import packing
-from commentree.tasks.forest_layout import ForestShape
-from commentree.tasks.objectives_config import LANGUAGE_FEATURES, PREFIXES
+from commentree.tasks.config.objective import LANGUAGE_FEATURES, PREFIXES
+from commentree.tasks.forests import packing
+from commentree.tasks.forests.forest_layout import ForestShape
 
 SHAPE = ForestShape(
   encoder_length=32,

@@ -20,8 +20,8 @@ import pathlib
 import numpy as np
 import zstandard
 
-from commentree.tasks import trees
-from commentree.tasks.readers import files, json_lines
+from commentree.tasks.readers.parsing import files, json_lines
+from commentree.tasks.trees import comment_tree
 
 START_UTC = 1420070400  # 2015
 SECONDS = 2 * 365 * 86400
@@ -125,30 +125,30 @@ class Dump:
     self.in_cycle = rng.choice(num_trees, max(num_trees // 100, 1), replace=False)
     self.odd = max(n // 1000, 1)  # of each kind
 
-  def truth(self) -> trees.Fates:
+  def truth(self) -> comment_tree.Fates:
     """What becomes of everything."""
-    fates = trees.Fates()
+    fates = comment_tree.Fates()
     alive = self.gone == 0
     fates.comments.update(
       {
-        trees.KEPT: int((alive & ~self.orphan).sum()),
-        trees.KEPT_ORPHAN: int((alive & self.orphan).sum()),
-        trees.SPLICED_DELETED: int(((self.gone == 1) | (self.gone == 2)).sum()),
-        trees.SPLICED_EMPTY: int((self.gone == 3).sum()),
-        trees.DROPPED_DUPLICATE: len(self.twice),
-        trees.DROPPED_CYCLE: 3 * len(self.in_cycle),
+        comment_tree.KEPT: int((alive & ~self.orphan).sum()),
+        comment_tree.KEPT_ORPHAN: int((alive & self.orphan).sum()),
+        comment_tree.SPLICED_DELETED: int(((self.gone == 1) | (self.gone == 2)).sum()),
+        comment_tree.SPLICED_EMPTY: int((self.gone == 3).sum()),
+        comment_tree.DROPPED_DUPLICATE: len(self.twice),
+        comment_tree.DROPPED_CYCLE: 3 * len(self.in_cycle),
         # One cut off in each file.
         json_lines.DROPPED_BAD_JSON: self.odd + self.config.files,
-        trees.DROPPED_NOT_OBJECT: self.odd,
-        trees.DROPPED_NO_TREE: self.odd,
+        comment_tree.DROPPED_NOT_OBJECT: self.odd,
+        comment_tree.DROPPED_NO_TREE: self.odd,
       }
     )
     some = np.bincount(self.tree[alive], minlength=len(self.has_post)) > 0
     for has_post, has_comments, fate in (
-      (True, True, trees.KEPT),
-      (False, True, trees.KEPT_NO_POST),
-      (True, False, trees.TREE_EMPTY),
-      (False, False, trees.TREE_EMPTY_NO_POST),
+      (True, True, comment_tree.KEPT),
+      (False, True, comment_tree.KEPT_NO_POST),
+      (True, False, comment_tree.TREE_EMPTY),
+      (False, False, comment_tree.TREE_EMPTY_NO_POST),
     ):
       number = ((self.has_post == has_post) & (some == has_comments)).sum()
       fates.trees[fate] += int(number)
@@ -159,7 +159,7 @@ class Dump:
       setattr(fates, field.name, +collections.Counter(counts))  # without zeros
     return fates
 
-  def write(self, folder: pathlib.Path) -> trees.Fates:
+  def write(self, folder: pathlib.Path) -> comment_tree.Fates:
     """Writes the files and returns the truth, which goes to `TRUTH`, too."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(self.config.seed + 1)
@@ -308,9 +308,9 @@ class Dump:
     path.write_bytes(content)
 
   def _damaged_truth(self):
-    return trees.Fates(
-      comments=collections.Counter({trees.KEPT: 60}),
-      trees=collections.Counter({trees.KEPT_NO_POST: 60}),
+    return comment_tree.Fates(
+      comments=collections.Counter({comment_tree.KEPT: 60}),
+      trees=collections.Counter({comment_tree.KEPT_NO_POST: 60}),
       files=collections.Counter({files.DAMAGED: 1}),
     )
 

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from commentree.errors import UserError
 from commentree.launch.main import main
-from commentree.tasks import (
-  cleaning,
+from commentree.tasks.config.preprocessing import CleaningConfig, MarkersConfig
+from commentree.tasks.trees import cleaning
+from commentree.tasks.vocabulary import (
+  backend_kinds,
   markers,
   vocabularies,
   vocabulary_files,
-  vocabulary_kinds,
 )
-from commentree.tasks.config import CleaningConfig, MarkersConfig
-from commentree.tasks.vocabularies import Tokenizer
+from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 from .vocabulary_fixture import MAKERS, plain_ids, some_texts
 
@@ -48,7 +48,7 @@ def ours(theirs, folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_old_token_keeps_its_id_and_markers_come_behind(kind, theirs, ours):
-  before = vocabulary_kinds.open_encoder(theirs[kind].read_bytes(), theirs[kind])
+  before = backend_kinds.open_encoder(theirs[kind].read_bytes(), theirs[kind])
   after = ours[kind]
   pieces = [before.id_to_piece(i) for i in range(before.size)]
   assert [after.id_to_piece(i) for i in range(before.size)] == pieces
@@ -168,7 +168,7 @@ def test_ids_with_gaps_are_refused(theirs, tmp_path):
 
 
 def test_a_change_of_old_tokens_is_refused(theirs, tmp_path, monkeypatch):
-  from commentree.tasks import hf_vocabulary
+  from commentree.tasks.vocabulary import hugging_face_backend
 
   def shifting(content, markers, sentinels):
     document = json.loads(content)
@@ -177,7 +177,7 @@ def test_a_change_of_old_tokens_is_refused(theirs, tmp_path, monkeypatch):
     vocab[words[-1]], vocab[words[-2]] = vocab[words[-2]], vocab[words[-1]]
     return json.dumps(document).encode(), []
 
-  monkeypatch.setattr(hf_vocabulary, "add_markers", shifting)
+  monkeypatch.setattr(hugging_face_backend, "add_markers", shifting)
   with pytest.raises(UserError, match="would change the ids"):
     vocabularies.add_markers(theirs["bert"], tmp_path / "out.json", MARKERS)
 

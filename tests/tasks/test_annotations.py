@@ -9,22 +9,27 @@ import pytest
 import seqio
 
 from commentree.errors import UserError
-from commentree.tasks import data, preparation, records, registry, vocabularies
-from commentree.tasks.config import (
+from commentree.tasks import data
+from commentree.tasks.config.preprocessing import (
   CleaningConfig,
   DiscourseMarkersConfig,
   LabelsConfig,
   MarkersConfig,
 )
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.feature_converters import CommentForestFeatureConverter
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.markers import all_markers
-from commentree.tasks.pieces import PieceBuilder, PiecesConfig
-from commentree.tasks.registry import CommentTreeTask, Preprocessing
-from commentree.tasks.sources import TreeSource
-from commentree.tasks.trees import Comment, CommentTree, Span
-from commentree.tasks.vocabularies import Tokenizer, VocabularyConfig
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.preparation import preparing, records
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks.feature_converters import (
+  CommentForestFeatureConverter,
+)
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask, Preprocessing
+from commentree.tasks.sources.tree_sources import TreeSource
+from commentree.tasks.subtrees.subtree_builder import PieceBuilder, PiecesConfig
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
+from commentree.tasks.vocabulary import vocabularies
+from commentree.tasks.vocabulary.markers import all_markers
+from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
 
 from .vocabulary_fixture import some_texts
 
@@ -267,7 +272,7 @@ def test_another_list_or_other_labels_prepare_anew_but_another_share_does_not(
   def key(**settings):
     data.register_tasks(dataclasses.replace(files, **settings))
     task = registry.get_task("commentree_files")
-    return records.fingerprint(preparation.settings(task, "train"))
+    return records.fingerprint(preparing.settings(task, "train"))
 
   keys = [key(), key(labels=LABELS), key(discourse=phrases)]
   keys.append(key(discourse=DiscourseMarkersConfig("english")))
@@ -301,7 +306,7 @@ def test_labels_that_cannot_be_are_refused(names):
 
 
 def test_masks_without_any_of_this_are_those_of_before():
-  from commentree.tasks.masking import Masker, MaskingConfig
+  from commentree.tasks.objectives.masking import Masker, MaskingConfig
 
   from .pieces_fixture import MASK_ID, maskable, random_pieces
 

@@ -8,16 +8,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from commentree.tasks import readers, trees
-from commentree.tasks.config import TreeConfig
-from commentree.tasks.readers import (
-  cmv_modes,
-  deep_json,
-  files,
-  hacker_news,
-  rows,
-)
-from commentree.tasks.trees import Fates
+from commentree.tasks import readers
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers import cmv_modes, hacker_news, rows
+from commentree.tasks.readers.parsing import deep_json, files
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 CONFIGS = [
   TreeConfig(deleted=deleted, orphans=orphans, target_post=post)
@@ -128,7 +124,7 @@ def read(path, content, name, config=CONFIGS[0]):
 
 
 def accounted(fates):
-  missing = sum(fates.trees[fate] for fate in trees.NO_POST)
+  missing = sum(fates.trees[fate] for fate in comment_tree.NO_POST)
   return fates.comments.total() + fates.trees.total() - missing
 
 
@@ -238,7 +234,10 @@ def test_every_reply_of_any_xml_is_counted_once(path, tokens, config):
   assert fates.trees.total() == 1
   document = content.decode("utf-8-sig", "replace").replace("\0", "")
   replies = list(cmv_modes.document_rows(document, config, Fates()))[1:]
-  if cmv_modes.NO_THREAD not in fates.trees and trees.TREE_NO_ID not in fates.trees:
+  if (
+    cmv_modes.NO_THREAD not in fates.trees
+    and comment_tree.TREE_NO_ID not in fates.trees
+  ):
     assert fates.comments.total() == len(replies)
 
 
@@ -271,7 +270,7 @@ def test_a_listing_of_any_depth_is_read(path):
   )
   content = b"".join(head % i for i in range(depth)) + b'""' + b"}}]}}" * depth
   (tree,), fates = read(path, content, None)
-  assert fates.comments == {trees.KEPT: depth}
+  assert fates.comments == {comment_tree.KEPT: depth}
   assert max(tree.depths()) == depth
 
 
@@ -284,7 +283,7 @@ def test_parents_of_any_depth_are_found(path):
   random.Random(0).shuffle(items)
   (tree,), fates = read(path, b"\n".join(json.dumps(i).encode() for i in items), None)
   assert max(tree.depths()) == depth - 2
-  assert fates.comments == {trees.KEPT: depth - 2}
+  assert fates.comments == {comment_tree.KEPT: depth - 2}
 
 
 @given(

@@ -4,11 +4,11 @@ import json
 import pytest
 
 from commentree.errors import UserError
-from commentree.launch import build as build_verb
-from commentree.tasks import built_dataset
+from commentree.launch.commands import build as build_verb
 from commentree.tasks.building import beam_pipeline, building, filters
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.trees import Fates
+from commentree.tasks.dataset_files import built_dataset
+from commentree.tasks.trees.comment_tree import Fates
 
 from . import building_fixture, pushshift_dump
 from .building_fixture import comment, record, write_trees

@@ -11,13 +11,15 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.launch.inference import trees as inference_trees
-from commentree.tasks import readers, trees
+from commentree.tasks import readers
 from commentree.tasks.building import filters, parts, shards, workers
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.config import TreeConfig
-from commentree.tasks.readers import files, rows
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers import rows
+from commentree.tasks.readers.parsing import files
 from commentree.tasks.readers.rows import Row
-from commentree.tasks.trees import Fates, Span, Stub
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates, Span, Stub
 
 from . import building_fixture
 from .building_fixture import comment, record, write_trees
@@ -109,7 +111,7 @@ def test_spans_behind_the_cut_are_left_out():
   (found,), _ = cut(Row("p", False, "a", text="0123456789ABC", spans=spans))
   assert found.spans == spans[:1]
   post = Row("p", True, "p", text="title", selftext="0123456789ABC", spans=spans)
-  whole = trees.post_text("title", "0123456789", TreeConfig())
+  whole = comment_tree.post_text("title", "0123456789", TreeConfig())
   long = Span(len(whole) - 1, len(whole) + 1, "c")
   (found,), _ = cut(post._replace(spans=(*spans, Span(7, len(whole), "b"), long)))
   assert found.spans == (*spans, Span(7, len(whole), "b"))
@@ -125,10 +127,10 @@ def test_names_that_are_too_long_are_none():
   assert fates.mended == {rows.NAME_LEFT_OUT: 3}
   found, fates = cut(row._replace(tree_id=name))
   assert not found
-  assert fates.comments == {trees.DROPPED_NO_TREE: 1}
+  assert fates.comments == {comment_tree.DROPPED_NO_TREE: 1}
   found, fates = cut(Row(name, True, "p"))
   assert not found
-  assert fates.trees == {trees.TREE_NO_ID: 1}
+  assert fates.trees == {comment_tree.TREE_NO_ID: 1}
 
 
 def test_rows_that_are_too_many_to_be_grouped_in_memory_are_told(tmp_path, monkeypatch):
@@ -152,7 +154,7 @@ def test_a_line_of_standard_input_is_as_long_as_that_of_a_file(monkeypatch):
   fates = Fates()
   unit = inference_trees.Stdin(TreeConfig(max_line_bytes=1_000))
   assert len(list(unit.read(0, fates))) == 2
-  assert fates.trees == {trees.KEPT: 2, files.LINE_TOO_LONG: 1}
+  assert fates.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 1}
 
 
 def test_rows_are_held_by_their_characters_not_by_their_number(tmp_path, monkeypatch):
@@ -212,9 +214,13 @@ def test_trees_of_too_much_text_or_too_many_comments_are_left_out_and_counted(tm
   made = building_fixture.build([path], tmp_path / "forum", config)
   assert sorted(tree.id for tree in building_fixture.trees(made.folder)) == ["p1", "p4"]
   fates = made.stats["fates"]
-  assert fates["trees"] == {trees.KEPT: 2, filters.TREE_LARGE: 1, filters.TREE_LONG: 1}
+  assert fates["trees"] == {
+    comment_tree.KEPT: 2,
+    filters.TREE_LARGE: 1,
+    filters.TREE_LONG: 1,
+  }
   assert fates["comments"] == {
-    trees.KEPT: 3,
+    comment_tree.KEPT: 3,
     filters.DROPPED_IN_LARGE_TREE: 4,
     filters.DROPPED_IN_LONG_TREE: 3,
   }
@@ -234,10 +240,10 @@ def test_stubs_are_no_comments_of_a_tree_that_is_left_out(tmp_path):
     [path], tmp_path / "forum", BuildConfig(max_tree_comments=2)
   )
   assert made.stats["fates"]["comments"] == {
-    trees.KEPT: 2,
+    comment_tree.KEPT: 2,
     filters.DROPPED_IN_LARGE_TREE: 3,
   }
-  assert made.stats["fates"]["missing"][trees.MORE_STUBS] == 1
+  assert made.stats["fates"]["missing"][comment_tree.MORE_STUBS] == 1
 
 
 def test_a_stub_that_lists_too_much_counts_at_once_and_is_not_held():
@@ -245,9 +251,9 @@ def test_a_stub_that_lists_too_much_counts_at_once_and_is_not_held():
   found, fates = cut(Row("p", False, "m", stub=stub.encode()))
   assert not found
   assert fates.missing == {
-    trees.MORE_STUBS: 1,
-    trees.MORE_IDS: 10,
-    trees.MORE_COUNT: 20,
+    comment_tree.MORE_STUBS: 1,
+    comment_tree.MORE_IDS: 10,
+    comment_tree.MORE_COUNT: 20,
   }
   assert not fates.comments
 

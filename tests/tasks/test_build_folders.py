@@ -6,14 +6,10 @@ import os
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks.building import (
-  building,
-  parts,
-  plans,
-  storage,
-)
+from commentree.tasks.building import building, parts, plans
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.config import TreeConfig
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.dataset_files import folder_commit
 
 from . import building_fixture
 from .building_fixture import comment, record, write_trees
@@ -161,7 +157,7 @@ def many_small_files(folder, number):
 def test_small_files_are_put_together(tmp_path, monkeypatch):
   source = many_small_files(tmp_path / "small", 300)
   synced = []
-  monkeypatch.setattr(storage, "sync", synced.append)
+  monkeypatch.setattr(folder_commit, "sync", synced.append)
   made = building_fixture.build([source], tmp_path / "forum", DEFAULT)
   assert len(synced) < 20
   assert made.stats["splits"]["train"]["trees"] > 250

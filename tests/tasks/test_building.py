@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 
 from commentree.errors import StorageError, UserError
-from commentree.tasks import trees
-from commentree.tasks.building import (
-  building,
-  grouping,
-  manifest,
-  parts,
-  storage,
-)
+from commentree.tasks.building import building, grouping, parts
 from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.dataset_files import folder_commit, manifest
+from commentree.tasks.trees import comment_tree
 
 from . import building_fixture, pushshift_dump, slow_reading, written_threads
 from .building_fixture import comment, record, write_trees
@@ -104,7 +99,7 @@ def same_as_slow(name, paths, out):
   assert summary(building_fixture.trees(made.folder)) == slow_reading.trees(threads)
   comments = sum(len(thread.comments) for thread in threads.values())
   posts = sum(thread.post_seen for thread in threads.values())
-  repeated = made.stats["fates"]["trees"].get(trees.TREE_DUPLICATE, 0)
+  repeated = made.stats["fates"]["trees"].get(comment_tree.TREE_DUPLICATE, 0)
   assert made.stats["comments"] == comments
   assert made.stats["posts"] == posts + repeated
 
@@ -164,7 +159,7 @@ def test_a_folder_left_by_a_build_of_hacker_news_runs_no_code(tmp_path):
   [ready], tasks = parts.with_prepared([source], tmp_path)
   assert not tasks
   with pytest.raises(UserError, match=r"hacker_news\.format: is damaged"):
-    list(parts.wanted_rows(ready, DEFAULT, trees.Fates()))
+    list(parts.wanted_rows(ready, DEFAULT, comment_tree.Fates()))
   assert not (tmp_path / "ran").exists()
 
 
@@ -272,7 +267,7 @@ def test_a_full_disk_is_told_in_one_line_and_work_goes_on_when_there_is_room(
     raise OSError(28, "No space left on device")
 
   with monkeypatch.context() as patch:
-    patch.setattr(storage, "sync", full)
+    patch.setattr(folder_commit, "sync", full)
     with pytest.raises(StorageError, match="the disk is full; free some room") as told:
       building_fixture.build([path], out, DEFAULT)
   assert told.value.exit_code == 74
@@ -367,7 +362,7 @@ def test_checksums_tell_a_flipped_bit_a_missing_and_an_added_file(tmp_path):
 def test_tfds_reads_what_was_built(built):
   import tensorflow_datasets as tfds
 
-  from commentree.tasks import columns
+  from commentree.tasks.trees import columns
 
   folder = built.folder.parent
   one_file_at_a_time = tfds.ReadConfig(interleave_cycle_length=1)
@@ -441,7 +436,7 @@ def test_a_file_is_there_when_it_is_whole_and_not_before(tmp_path):
   path = tmp_path / "file"
 
   def write(text, stop):
-    with storage.draft(path) as draft:
+    with folder_commit.draft(path) as draft:
       draft.write_text(text)
       assert not path.exists() or path.read_text() == "old"
       if stop:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from commentree.tasks.building import filters, parts, shards
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.config import TreeConfig
+from commentree.tasks.config.preprocessing import TreeConfig
 
 from . import building_fixture
 from .test_any_input import RECORDS, VALUES, records_of

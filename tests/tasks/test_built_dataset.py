@@ -8,20 +8,18 @@ import tensorflow_datasets as tfds
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.tasks import (
-  built_dataset,
-  columns,
-  corpus,
-  data,
-  generated,
-  preprocessors,
-  registry,
-  sources,
-  trees,
+from commentree.tasks import data
+from commentree.tasks.config.preprocessing import (
+  CleaningConfig,
+  MarkersConfig,
+  TreeConfig,
 )
-from commentree.tasks.config import CleaningConfig, MarkersConfig, TreeConfig
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.pieces import PIECE_FEATURES
+from commentree.tasks.dataset_files import built_dataset
+from commentree.tasks.seqio_tasks import preprocessors, registry
+from commentree.tasks.sources import generated, tree_sources, vocabulary_training_text
+from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES
+from commentree.tasks.trees import columns, comment_tree
 
 from . import built_fixture
 
@@ -59,7 +57,7 @@ def config(built, vocabulary, **settings):
 
 
 def test_a_built_dataset_has_the_trees_and_splits_it_was_built_with(built):
-  source = sources.BuiltTreesSource(built_dataset.find(str(built)))
+  source = tree_sources.BuiltTreesSource(built_dataset.find(str(built)))
   assert list(source.splits) == ["train", "validation"]
   assert list(source.trees("train")) == built_fixture.trees()
   assert list(source.trees("validation")) == built_fixture.trees(60, 20)
@@ -81,7 +79,7 @@ def test_a_built_dataset_among_other_files_is_refused(built):
 
 
 def test_shards_together_give_the_split_with_the_places_of_its_trees(built):
-  source = sources.BuiltTreesSource(built / "1.0.0")
+  source = tree_sources.BuiltTreesSource(built / "1.0.0")
   assert len(source.list_shards("train")) == 3
   together = [
     (int(example["tree_index"]), columns.from_columns(example))
@@ -142,12 +140,14 @@ def test_a_task_over_tfds_source_gives_the_same_pieces(built, vocabulary):
 
 
 def test_a_vocabulary_is_trained_on_the_train_split_alone(built):
-  fates = trees.Fates()
-  texts = corpus.iter_texts(str(built), TreeConfig(), CleaningConfig(), fates)
+  fates = comment_tree.Fates()
+  texts = vocabulary_training_text.iter_texts(
+    str(built), TreeConfig(), CleaningConfig(), fates
+  )
   assert list(texts) == [
     comment.text for tree in built_fixture.trees() for comment in tree.comments
   ]
-  assert fates.trees == {trees.KEPT: 60}
+  assert fates.trees == {comment_tree.KEPT: 60}
 
 
 def test_several_datasets_and_files_make_one_vocabulary(built, tmp_path):
@@ -157,7 +157,9 @@ def test_several_datasets_and_files_make_one_vocabulary(built, tmp_path):
   whole = [comment.text for tree in built_fixture.trees() for comment in tree.comments]
 
   def texts(*paths):
-    found = corpus.iter_texts(paths, TreeConfig(), CleaningConfig(), trees.Fates())
+    found = vocabulary_training_text.iter_texts(
+      paths, TreeConfig(), CleaningConfig(), comment_tree.Fates()
+    )
     return list(found)
 
   assert texts(str(file), str(built), str(built)) == [

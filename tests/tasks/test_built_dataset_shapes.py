@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks import built_dataset, columns
-from commentree.tasks.building import tfrecord, tree_record
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.trees import Comment, CommentTree, Span, Translation
+from commentree.tasks.dataset_files import built_dataset, tfrecord, tree_record
+from commentree.tasks.trees import columns
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span, Translation
 
 from . import building_fixture, written_threads
 

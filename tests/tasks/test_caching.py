@@ -10,14 +10,17 @@ import seqio
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.tasks import cache_job, cached_pieces, data, generated, registry
-from commentree.tasks.building import tfrecord
-from commentree.tasks.config import MarkersConfig
+from commentree.tasks import data
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.config.preprocessing import MarkersConfig
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.generated_config import GeneratedTreesConfig
-from commentree.tasks.masking import MaskingConfig
-from commentree.tasks.pieces import PIECE_FEATURES, PiecesConfig
+from commentree.tasks.dataset_files import tfrecord
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.objectives.masking import MaskingConfig
+from commentree.tasks.preparation import cache_job, cached_subtrees
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.sources import generated
+from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES, PiecesConfig
 
 from . import built_fixture
 
@@ -70,8 +73,8 @@ def task_folder(folder):
 
 
 def cached(folder, split="train", root="other indexes"):
-  return cached_pieces.CachedPieces(
-    cached_pieces.epath.Path(task_folder(folder)), split, folder / root, print
+  return cached_subtrees.CachedPieces(
+    cached_subtrees.epath.Path(task_folder(folder)), split, folder / root, print
   )
 
 
@@ -186,17 +189,17 @@ def test_an_index_sorted_in_many_buckets_is_the_same(
   folder, cached_config, monkeypatch
 ):
   whole = cached(folder)
-  monkeypatch.setattr(cached_pieces, "_TREES_IN_BUCKET", 7)
-  files = cached_pieces.cached_files(whole._files[0].parent, "train")
-  cached_pieces.write_index(folder / "buckets", files, "key", len(whole))
-  order = np.fromfile(folder / "buckets" / "ORDER", cached_pieces._ENTRY)
+  monkeypatch.setattr(cached_subtrees, "_TREES_IN_BUCKET", 7)
+  files = cached_subtrees.cached_files(whole._files[0].parent, "train")
+  cached_subtrees.write_index(folder / "buckets", files, "key", len(whole))
+  order = np.fromfile(folder / "buckets" / "ORDER", cached_subtrees._ENTRY)
   np.testing.assert_array_equal(order, whole._order)
 
 
 def test_the_index_lies_beside_the_cache_and_is_not_made_again(
   folder, cached_config, monkeypatch
 ):
-  monkeypatch.setattr(cached_pieces, "write_index", None)
+  monkeypatch.setattr(cached_subtrees, "write_index", None)
   assert len(data.open_data(cached_config).splits["train"]) > 60
 
 
@@ -261,8 +264,8 @@ def test_a_record_with_a_right_checksum_and_no_piece_is_refused(
   whole = cached(folder)
   offset, length, shard = whole._order[3].tolist()
   framed = whole._files[shard].read_bytes()[offset + 12 : offset + 12 + length]
-  assert cached_pieces.decode(framed)["tree_id"]
-  example = cached_pieces.Example.FromString(framed)
+  assert cached_subtrees.decode(framed)["tree_id"]
+  example = cached_subtrees.Example.FromString(framed)
   feature = example.features.feature[name]
   if change is None:
     del feature.bytes_list.value[:]
@@ -271,10 +274,10 @@ def test_a_record_with_a_right_checksum_and_no_piece_is_refused(
     del feature.int64_list.value[:]
     feature.int64_list.value.extend(values)
   with pytest.raises(tfrecord.DamagedError, match=said) as refusal:
-    cached_pieces.decode(example.SerializeToString())
+    cached_subtrees.decode(example.SerializeToString())
   assert "holds no piece" in str(refusal.value)
   with pytest.raises(tfrecord.DamagedError, match="holds no piece"):
-    cached_pieces.decode(b"\xff")
+    cached_subtrees.decode(b"\xff")
 
 
 def test_a_missing_file_of_the_cache_is_refused_at_start(
@@ -302,7 +305,7 @@ def test_pieces_that_are_there_twice_are_told(folder, cached_config, tmp_path):
   files = [*whole._files[1:], whole._files[1]]
   count = sum(whole._order["shard"] != 0) + sum(whole._order["shard"] == 1)
   with pytest.raises(UserError, match="missing or there twice"):
-    cached_pieces.write_index(tmp_path / "index", files, "key", int(count))
+    cached_subtrees.write_index(tmp_path / "index", files, "key", int(count))
   assert not list(tmp_path.iterdir())
 
 
@@ -348,7 +351,7 @@ def test_the_cache_of_seqios_own_command_trains_the_same(tmp_path):
       "-m",
       "seqio.scripts.cache_tasks_main",
       "--tasks=commentree_generated",
-      "--module_import=commentree.tasks.registered",
+      "--module_import=commentree.tasks.seqio_tasks.registration",
       f"--output_cache_dir={tmp_path / 'cached'}",
       "--min_shards=3",
     ],

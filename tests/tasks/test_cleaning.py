@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import cleaning, markers
-from commentree.tasks.config import CleaningConfig, MarkersConfig
+from commentree.tasks.config.preprocessing import CleaningConfig, MarkersConfig
+from commentree.tasks.trees import cleaning
+from commentree.tasks.vocabulary import markers
 
 ALL = CleaningConfig()
 NONE = CleaningConfig(

@@ -10,23 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import (
-  assembling,
-  data,
-  inspection_views,
-  preparation,
-  readers,
-  records,
-)
-from commentree.tasks import registry as registry_lib
-from commentree.tasks.building import tfrecord, tree_record
+from commentree.tasks import data, readers
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.columns import OPTIONAL_COLUMNS, from_columns, to_columns
-from commentree.tasks.config import CommentLabelsConfig, MarkersConfig, TreeConfig
+from commentree.tasks.config.preprocessing import (
+  CommentLabelsConfig,
+  MarkersConfig,
+  TreeConfig,
+)
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.pieces import PieceBuilder, PiecesConfig
-from commentree.tasks.registry import Preprocessing
-from commentree.tasks.trees import Comment, CommentTree, Fates
+from commentree.tasks.dataset_files import tfrecord, tree_record
+from commentree.tasks.inspection import views
+from commentree.tasks.preparation import preparing, records
+from commentree.tasks.seqio_tasks import registry as registry_lib
+from commentree.tasks.seqio_tasks.registry import Preprocessing
+from commentree.tasks.subtrees.subtree_builder import PieceBuilder, PiecesConfig
+from commentree.tasks.trees import assembly
+from commentree.tasks.trees.columns import OPTIONAL_COLUMNS, from_columns, to_columns
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, Fates
 
 from . import building_fixture, built_fixture
 from .building_fixture import comment, record, write_trees
@@ -89,7 +89,7 @@ def test_a_comment_has_lost_a_reply_whether_deleted_ones_stay_or_go(drawn):
   wanted = {parent for parent, gone in zip(parents, deleted) if gone} - {"gone"}
   for choice in ("splice", "keep"):
     config = TreeConfig(deleted=choice)
-    tree = assembling.assemble(drawn.draw(st.permutations(rows)), Fates(), config)
+    tree = assembly.assemble(drawn.draw(st.permutations(rows)), Fates(), config)
     if tree is None:
       assert all(deleted)
       continue
@@ -203,7 +203,7 @@ def test_labels_prepare_anew_and_without_any_nothing_is_prepared_again():
     data.register_tasks(config)
     task = registry_lib.get_task("commentree_generated")
     facts = data.pieces_facts(task.preprocessing)
-    return preparation.settings(task, "train"), facts
+    return preparing.settings(task, "train"), facts
 
   none, one, other = map(
     settings, (CommentLabelsConfig(), STANCES, CommentLabelsConfig("deleted_next"))
@@ -232,7 +232,7 @@ def test_settings_of_labels_that_cannot_be_are_refused(settings):
 
 
 def test_a_view_tells_what_the_source_says_of_a_comment():
-  view = inspection_views.CommentView(
+  view = views.CommentView(
     0, -1, 0, True, 0, None, "", "", "", 0, (), 0, (), (), (), "for", True
   )
   assert view.notes() == ["label: for", "a reply was deleted"]

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks.readers import compression, files, zstd_frame
-from commentree.tasks.trees import Fates
+from commentree.tasks.readers.parsing import compression, files, zstd_frame
+from commentree.tasks.trees.comment_tree import Fates
 
 COMPRESS = {
   "gzip": gzip.compress,

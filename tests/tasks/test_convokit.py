@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import StorageError
-from commentree.tasks import readers, trees
+from commentree.tasks import readers
 from commentree.tasks.building import filters
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.config import TreeConfig
-from commentree.tasks.readers import convokit, index_on_disk, json_cutter
-from commentree.tasks.trees import Fates
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers import convokit
+from commentree.tasks.readers.parsing import index_on_disk, json_cutter
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 from . import building_fixture
 
@@ -60,7 +62,7 @@ def test_what_answers_itself_answers_the_post(tmp_path):
   assert shape(found["p"]) == {"a": "p", "b": "a", "c": "p", "d": "c"}
   assert found["p"].comments[0].text == "User talk:Bridge\n\ntext of p"
   assert found["p"].comments[1].text == "text of a"
-  assert fates.comments == {trees.KEPT: 3, trees.KEPT_ORPHAN: 1}
+  assert fates.comments == {comment_tree.KEPT: 3, comment_tree.KEPT_ORPHAN: 1}
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -86,11 +88,11 @@ def test_conversations_that_are_not_named_are_found_by_following_replies(
   assert shape(found["q"]) == {"c": "q", "d": "c"}
   assert shape(found["gone"]) == {"e": "gone", "f": "e"}
   assert fates.comments == {
-    trees.KEPT: 6,
-    trees.DROPPED_NO_ID: 1,
-    trees.DROPPED_NO_TREE: 1,
+    comment_tree.KEPT: 6,
+    comment_tree.DROPPED_NO_ID: 1,
+    comment_tree.DROPPED_NO_TREE: 1,
   }
-  assert fates.trees == {trees.KEPT: 2, trees.KEPT_NO_POST: 1}
+  assert fates.trees == {comment_tree.KEPT: 2, comment_tree.KEPT_NO_POST: 1}
   assert sum(fates.files.values()) == 1
 
 
@@ -106,8 +108,8 @@ def test_a_conversation_may_have_an_id_that_is_not_its_roots(tmp_path):
   assert shape(found["root"]) == {"a": "root", "b": "root", "c": "b"}
   assert found["root"].comments[0].text == "A case\n\ntext of root"
   assert found["root"].subreddit == "law"
-  assert fates.trees == {trees.KEPT: 1}
-  assert fates.comments == {trees.KEPT: 3}
+  assert fates.trees == {comment_tree.KEPT: 1}
+  assert fates.comments == {comment_tree.KEPT: 3}
 
 
 @pytest.mark.parametrize("named", ["r1", "r2", "x"])
@@ -147,7 +149,7 @@ def test_roots_are_comments_of_a_conversation_that_is_too_large(tmp_path):
   made = building_fixture.build([tmp_path], tmp_path / "out" / "forum", config)
   assert [tree.id for tree in building_fixture.trees(made.folder)] == ["q"]
   assert made.stats["fates"]["comments"] == {
-    trees.KEPT: 1,
+    comment_tree.KEPT: 1,
     filters.DROPPED_IN_LARGE_TREE: 3,
   }
   assert made.stats["comments"] + made.stats["posts"] == len(lines)

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import cleaning, copied_quotations, corpus, spans, trees
-from commentree.tasks.config import CleaningConfig, TreeConfig
-from commentree.tasks.trees import Comment, CommentTree, Span
+from commentree.tasks.config.preprocessing import CleaningConfig, TreeConfig
+from commentree.tasks.sources import vocabulary_training_text
+from commentree.tasks.subtrees import spans
+from commentree.tasks.trees import cleaning, comment_tree, copied_quotations
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
 
 from .building_fixture import comment, record, write_trees
 
@@ -159,7 +161,9 @@ def test_a_vocabulary_is_trained_on_what_stays(tmp_path):
     tmp_path,
     record("t", comment("a", "t", "a b c d"), comment("b", "a", "so a b c d")),
   )
-  texts = corpus.iter_texts(str(path), TreeConfig(), BARE, trees.Fates())
+  texts = vocabulary_training_text.iter_texts(
+    str(path), TreeConfig(), BARE, comment_tree.Fates()
+  )
   assert list(texts) == ["title", "a b c d", "so"]
 
 

@@ -4,18 +4,18 @@ import json
 
 import pytest
 
-from commentree.tasks import readers, trees
-from commentree.tasks.config import TreeConfig
+from commentree.tasks import readers
+from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers import (
   cmv_modes,
   convokit,
   hacker_news,
-  json_lines,
-  json_records,
   reddit_api,
   tree_jsonl,
 )
-from commentree.tasks.trees import Fates
+from commentree.tasks.readers.parsing import json_lines, json_records
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 
 def read(folder, config=TreeConfig(), **contents):
@@ -57,12 +57,12 @@ def test_stubs_are_counted_as_missing_and_as_nothing_else(tmp_path):
   found, fates = read(tmp_path, a__json=json.dumps(document))
   assert shape(found["p"]) == {"a": "p", "b": "a", "d": "a", "c": "p"}
   assert [c.id for c in found["p"].comments] == ["p", "a", "b", "d", "c"]
-  assert fates.comments == {trees.KEPT: 4}
-  assert fates.trees == {trees.KEPT: 1}
+  assert fates.comments == {comment_tree.KEPT: 4}
+  assert fates.trees == {comment_tree.KEPT: 1}
   assert fates.missing == {
-    trees.MORE_STUBS: 2,
-    trees.MORE_IDS: 2,
-    trees.MORE_COUNT: 5,
+    comment_tree.MORE_STUBS: 2,
+    comment_tree.MORE_IDS: 2,
+    comment_tree.MORE_COUNT: 5,
   }
   assert "missing" in fates.as_dict()
 
@@ -80,7 +80,7 @@ def test_parts_of_a_thread_in_several_files_become_one_tree(tmp_path):
   rest = listing(t1("b", parent_id="t1_a", **known), t1("a", parent_id="t3_p", **known))
   found, fates = read(tmp_path, a__json=json.dumps(first), b__json=json.dumps(rest))
   assert shape(found["p"]) == {"a": "p", "b": "a"}
-  assert fates.comments == {trees.KEPT: 2, trees.DROPPED_DUPLICATE: 1}
+  assert fates.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_DUPLICATE: 1}
 
 
 @pytest.mark.parametrize("bad", ["", "[", "{no\n", '{"kind": "Listing"}\n'])
@@ -111,7 +111,7 @@ def test_posts_alone_comments_alone_and_single_things_are_read(tmp_path):
   values = {"a__json": posts, "b__json": comments, "c__json": single}
   found, fates = read(tmp_path, **{k: json.dumps(v) for k, v in values.items()})
   assert {k: shape(t) for k, t in found.items()} == {"p": {"a": "p"}, "q": {"b": "q"}}
-  assert fates.comments == {trees.KEPT: 2, trees.DROPPED_NO_TREE: 1}
+  assert fates.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NO_TREE: 1}
 
 
 def test_copies_of_a_stub_count_once_and_not_at_all_once_it_is_read(tmp_path):
@@ -126,13 +126,21 @@ def test_copies_of_a_stub_count_once_and_not_at_all_once_it_is_read(tmp_path):
   }
   found, fates = read(tmp_path, **copies)
   assert shape(found["p"]) == {"a": "p"}
-  assert fates.missing == {trees.MORE_STUBS: 2, trees.MORE_IDS: 4, trees.MORE_COUNT: 5}
+  assert fates.missing == {
+    comment_tree.MORE_STUBS: 2,
+    comment_tree.MORE_IDS: 4,
+    comment_tree.MORE_COUNT: 5,
+  }
   things = [t1(x, parent_id="t1_a", **known) for x in "xyw"]
   things.append({"kind": "more", "data": {"parent_id": "t1_x", "count": 1, "id": "_"}})
   answer = {"json": {"errors": [], "data": {"things": things}}}
   found, fates = read(tmp_path, **copies, d__json=json.dumps(answer))
   assert shape(found["p"]) == {"a": "p", "x": "a", "y": "a", "w": "a"}
-  assert fates.missing == {trees.MORE_STUBS: 2, trees.MORE_IDS: 1, trees.MORE_COUNT: 2}
+  assert fates.missing == {
+    comment_tree.MORE_STUBS: 2,
+    comment_tree.MORE_IDS: 1,
+    comment_tree.MORE_COUNT: 2,
+  }
 
 
 def test_a_comment_tree_of_an_archive_is_read(tmp_path):
@@ -141,7 +149,11 @@ def test_a_comment_tree_of_an_archive_is_read(tmp_path):
   things = [t1("a", listing(below, more("x", count=1)), parent_id="t3_p", **known)]
   found, fates = read(tmp_path, a__json=json.dumps({"data": [*things, more("y")]}))
   assert shape(found["p"]) == {"a": "p", "b": "a"}
-  assert fates.missing == {trees.MORE_STUBS: 2, trees.MORE_IDS: 2, trees.MORE_COUNT: 1}
+  assert fates.missing == {
+    comment_tree.MORE_STUBS: 2,
+    comment_tree.MORE_IDS: 2,
+    comment_tree.MORE_COUNT: 1,
+  }
 
 
 def test_comments_nested_in_others_are_each_read_once(tmp_path):
@@ -162,21 +174,21 @@ def test_comments_nested_in_others_are_each_read_once(tmp_path):
   expected = {"a": "p", "b": "a", "c": "b", "d": "c", "e": "d", "f": "c", "g": "p"}
   assert shape(found["p"]) == {**expected, "h": "p"}
   assert fates.comments == {
-    trees.KEPT: 8,
-    trees.DROPPED_NO_ID: 1,
-    trees.DROPPED_NOT_OBJECT: 1,
+    comment_tree.KEPT: 8,
+    comment_tree.DROPPED_NO_ID: 1,
+    comment_tree.DROPPED_NOT_OBJECT: 1,
   }
   assert fates.mended == {tree_jsonl.REPLIES_PASSED_OVER: 1}
   del record["id"]
   _, fates = read(tmp_path, a__jsonl=json.dumps(record))
-  assert fates.comments[trees.DROPPED_WITH_TREE] == 9
+  assert fates.comments[comment_tree.DROPPED_WITH_TREE] == 9
 
 
 def test_a_post_may_have_its_comments_under_another_name(tmp_path):
   record = {"id": "p", "text": "post", "children": [{"id": "a", "text": "said"}]}
   found, fates = read(tmp_path, a__jsonl=json.dumps(record))
   assert [c.text for c in found["p"].comments] == ["post", "said"]
-  assert fates.comments == {trees.KEPT: 1}
+  assert fates.comments == {comment_tree.KEPT: 1}
 
 
 def test_conversations_of_open_assistant_are_read_as_trees_and_as_messages(tmp_path):
@@ -197,9 +209,9 @@ def test_conversations_of_open_assistant_are_read_as_trees_and_as_messages(tmp_p
     True,
   )
   assert fates.comments == {
-    trees.KEPT: 1,
-    trees.SPLICED_DELETED: 1,
-    trees.DROPPED_NOT_OBJECT: 1,
+    comment_tree.KEPT: 1,
+    comment_tree.SPLICED_DELETED: 1,
+    comment_tree.DROPPED_NOT_OBJECT: 1,
   }
   messages = [
     message("d", "b", message_tree_id="p", created_date="2023-01-02T03:04:05+00:00"),
@@ -210,7 +222,7 @@ def test_conversations_of_open_assistant_are_read_as_trees_and_as_messages(tmp_p
   found, fates = read(tmp_path, a__jsonl="\n".join(map(json.dumps, messages)))
   assert shape(found["p"]) == {"b": "p", "d": "b"}
   assert found["p"].comments[2].created_utc == 1672628645
-  assert fates.comments == {trees.KEPT: 2, trees.DROPPED_NO_TREE: 1}
+  assert fates.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NO_TREE: 1}
 
 
 def test_replies_that_are_no_listing_are_passed_over(tmp_path):
@@ -253,7 +265,7 @@ def test_corpora_of_every_version_are_read(tmp_path, version):
   assert [c.score for c in tree.comments] == [7, 4, None]
   assert tree.comments[0].text == "title\n\nself"
   assert tree.subreddit == "here"
-  assert fates.trees == {trees.KEPT: 1}
+  assert fates.trees == {comment_tree.KEPT: 1}
 
 
 @pytest.mark.parametrize("about", ["{no json", "[]", '{"p": 5}', '{"p": {"meta": 5}}'])
@@ -373,7 +385,7 @@ def test_threads_that_begin_with_the_same_post_become_one_tree(tmp_path):
   second = thread(OP + "<reply id='a'>x</reply><reply id='c'>z</reply></thread>")
   found, fates = read(tmp_path, a__xml=first, b__xml=second)
   assert shape(found["p"]) == {"a": "p", "b": "a", "c": "a"}
-  assert fates.trees == {trees.KEPT: 1, trees.TREE_DUPLICATE: 1}
+  assert fates.trees == {comment_tree.KEPT: 1, comment_tree.TREE_DUPLICATE: 1}
 
 
 @pytest.mark.parametrize(
@@ -382,14 +394,14 @@ def test_threads_that_begin_with_the_same_post_become_one_tree(tmp_path):
     ("<html>nothing</html>", {cmv_modes.NO_THREAD: 1}, {}),
     (
       "<thread><reply id='a'>x</reply></thread>",
-      {trees.TREE_NO_ID: 1},
-      {trees.DROPPED_WITH_TREE: 1},
+      {comment_tree.TREE_NO_ID: 1},
+      {comment_tree.DROPPED_WITH_TREE: 1},
     ),
-    ("<thread ID='p'></thread>", {trees.TREE_EMPTY: 1}, {}),
+    ("<thread ID='p'></thread>", {comment_tree.TREE_EMPTY: 1}, {}),
     (
       "<thread ID='p'><reply>x</reply></thread>",
-      {trees.TREE_EMPTY: 1},
-      {trees.DROPPED_NO_ID: 1},
+      {comment_tree.TREE_EMPTY: 1},
+      {comment_tree.DROPPED_NO_ID: 1},
     ),
   ],
 )
@@ -445,8 +457,8 @@ def test_items_find_their_story_across_files(tmp_path):
   assert shape(found["8"]) == {"9": "8"}
   assert found["1"].comments[0].text == "A & B"
   assert found["1"].comments[1].text == "top\n\nmore"
-  assert fates.comments == {trees.KEPT: 3, trees.SPLICED_DELETED: 1}
-  assert fates.trees == {trees.KEPT: 1, trees.KEPT_NO_POST: 1}
+  assert fates.comments == {comment_tree.KEPT: 3, comment_tree.SPLICED_DELETED: 1}
+  assert fates.trees == {comment_tree.KEPT: 1, comment_tree.KEPT_NO_POST: 1}
 
 
 @pytest.mark.parametrize(
@@ -454,19 +466,28 @@ def test_items_find_their_story_across_files(tmp_path):
   [
     (
       {"id": 2, "type": "comment", "parent": 1, "text": "x", "dead": True},
-      trees.SPLICED_DELETED,
+      comment_tree.SPLICED_DELETED,
     ),
-    ({"id": 2, "deleted": True, "parent": 1}, trees.SPLICED_DELETED),
+    ({"id": 2, "deleted": True, "parent": 1}, comment_tree.SPLICED_DELETED),
     (
       {"id": 2, "type": "pollopt", "parent": 1, "text": "x"},
       hacker_news.DROPPED_POLL_OPTION,
     ),
-    ({"id": 2, "type": "comment", "text": "x"}, trees.DROPPED_NO_TREE),
-    ({"id": -2, "type": "comment", "parent": 1, "text": "x"}, trees.DROPPED_NO_ID),
-    ({"id": 2**40, "type": "comment", "parent": 1, "text": "x"}, trees.DROPPED_NO_ID),
-    ({"id": 2, "type": "comment", "parent": 2, "text": "x"}, trees.DROPPED_SELF_PARENT),
-    ({"id": 2, "type": "fish"}, trees.DROPPED_NEITHER),
-    (None, trees.DROPPED_NOT_OBJECT),
+    ({"id": 2, "type": "comment", "text": "x"}, comment_tree.DROPPED_NO_TREE),
+    (
+      {"id": -2, "type": "comment", "parent": 1, "text": "x"},
+      comment_tree.DROPPED_NO_ID,
+    ),
+    (
+      {"id": 2**40, "type": "comment", "parent": 1, "text": "x"},
+      comment_tree.DROPPED_NO_ID,
+    ),
+    (
+      {"id": 2, "type": "comment", "parent": 2, "text": "x"},
+      comment_tree.DROPPED_SELF_PARENT,
+    ),
+    ({"id": 2, "type": "fish"}, comment_tree.DROPPED_NEITHER),
+    (None, comment_tree.DROPPED_NOT_OBJECT),
   ],
 )
 def test_an_item_that_is_no_living_comment_has_a_fate(tmp_path, item, fate):
@@ -474,7 +495,7 @@ def test_an_item_that_is_no_living_comment_has_a_fate(tmp_path, item, fate):
   good = {"id": 7, "type": "comment", "parent": 1, "text": "good"}
   found, fates = read(tmp_path, a__jsonl=items(story, good, item))
   assert shape(found["1"]) == {"7": "1"}
-  assert fates.comments == {trees.KEPT: 1, fate: 1}
+  assert fates.comments == {comment_tree.KEPT: 1, fate: 1}
 
 
 def test_items_in_a_cycle_are_dropped_with_what_hangs_below(tmp_path):
@@ -484,4 +505,4 @@ def test_items_in_a_cycle_are_dropped_with_what_hangs_below(tmp_path):
   ]
   found, fates = read(tmp_path, a__jsonl=items(*values))
   assert found == {}
-  assert fates.comments == {trees.DROPPED_CYCLE: 3}
+  assert fates.comments == {comment_tree.DROPPED_CYCLE: 3}

@@ -6,10 +6,11 @@ import pickle
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks import readers, trees
-from commentree.tasks.config import TreeConfig
-from commentree.tasks.readers import files
-from commentree.tasks.trees import Fates
+from commentree.tasks import readers
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import files
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 from . import slow_reading, written_threads
 
@@ -56,9 +57,9 @@ def same_as_slow(name, paths):
   comments = sum(len(thread.comments) for thread in threads.values())
   assert fates.comments.total() == comments
   assert fates.kept == sum(len(tree.comments) - 1 for tree in found)
-  missing = sum(fates.trees[fate] for fate in trees.NO_POST)
+  missing = sum(fates.trees[fate] for fate in comment_tree.NO_POST)
   posts = sum(thread.post_seen for thread in threads.values())
-  repeated = fates.trees[trees.TREE_DUPLICATE]
+  repeated = fates.trees[comment_tree.TREE_DUPLICATE]
   assert fates.trees.total() - missing - repeated == posts
   assert fates.files == {files.READ: len(paths)}
   for tree in found:

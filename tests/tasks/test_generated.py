@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks import cleaning, generated, vocabularies
-from commentree.tasks.config import CleaningConfig, MarkersConfig
-from commentree.tasks.generated_config import GeneratedTreesConfig
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.config.preprocessing import CleaningConfig, MarkersConfig
+from commentree.tasks.sources import generated
+from commentree.tasks.trees import cleaning
+from commentree.tasks.vocabulary import vocabularies
 
 DEFAULTS = GeneratedTreesConfig()
 # Few values and much noise, so that frequencies tell probabilities.

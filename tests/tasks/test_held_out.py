@@ -7,14 +7,18 @@ import types
 import pytest
 
 from commentree.errors import UserError
-from commentree.launch import build_report, gin_cli, job
-from commentree.tasks import data, generated, preparation
+from commentree.launch import assemble_run
+from commentree.launch.reports import build_report
+from commentree.launch.settings import gin_cli
+from commentree.tasks import data
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.config import HELD_OUT_SHARE, MarkersConfig
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.config.preprocessing import HELD_OUT_SHARE, MarkersConfig
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.generated_config import GeneratedTreesConfig
-from commentree.tasks.sources import id_fraction
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.preparation import preparing
+from commentree.tasks.sources import generated
+from commentree.tasks.sources.tree_sources import id_fraction
 
 from .building_fixture import build, comment, record, write_trees
 
@@ -99,7 +103,7 @@ def test_a_built_dataset_without_held_out_trees_is_told_before_anything_is_prepa
   of_built = dataclasses.replace(config, files=str(built))
   opened = data.open_data(dataclasses.replace(of_built, held_out_share=0))
   assert list(opened.splits) == ["train"]
-  monkeypatch.setattr(preparation, "prepare", None)
+  monkeypatch.setattr(preparing, "prepare", None)
   with pytest.raises(
     UserError, match="larger --validation_share, or set HELD_OUT_SHARE"
   ):
@@ -127,7 +131,7 @@ def test_held_out_trees_with_nothing_to_predict_are_told_before_training(
   batch = next(opened.eval_batches(2))
   assert (batch["decoder_loss_weights"] > 0).any() == (not refused)
   if not refused:
-    job.check_held_out(run, opened)
+    assemble_run.check_held_out(run, opened)
     return
   with pytest.raises(UserError, match="nothing to predict: raise HELD_OUT"):
-    job.check_held_out(run, opened)
+    assemble_run.check_held_out(run, opened)

@@ -14,23 +14,21 @@ from hypothesis import strategies as st
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.tasks import (
-  inspection,
-  inspection_assets,
-  inspection_html,
-  inspection_labels,
-  inspection_terminal,
-  markers,
-  sentencepiece_vocabulary,
-  vocabularies,
+from commentree.tasks.config.preprocessing import CleaningConfig, MarkersConfig
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.inspection import (
+  html_page,
+  inspecting,
+  labelled_text,
+  page_assets,
+  terminal,
 )
-from commentree.tasks.config import CleaningConfig, MarkersConfig
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.inspection_views import InspectionConfig
-from commentree.tasks.pieces import PiecesConfig
-from commentree.tasks.registry import CommentTreeTask, Preprocessing
-from commentree.tasks.sources import TreeSource
-from commentree.tasks.trees import Comment, CommentTree, Span
+from commentree.tasks.inspection.views import InspectionConfig
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask, Preprocessing
+from commentree.tasks.sources.tree_sources import TreeSource
+from commentree.tasks.subtrees.subtree_builder import PiecesConfig
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
+from commentree.tasks.vocabulary import markers, sentencepiece_backend, vocabularies
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrs"]
 LENGTHS = {"encoder": 32, "decoder": 32}
@@ -60,7 +58,7 @@ class ListSource(TreeSource):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
   path = tmp_path_factory.mktemp("vocabulary") / "words.model"
-  sentencepiece_vocabulary.write_word_vocabulary(
+  sentencepiece_backend.write_word_vocabulary(
     WORDS, path, markers.all_markers(MarkersConfig(max_users=8))
   )
   return vocabularies.Tokenizer(lambda: path)
@@ -105,7 +103,7 @@ def inspect(task, **settings):
     "layout": ForestLayout(decoder_rows=16, max_ancestors=3),
     "max_comments": 1000,
   }
-  return inspection.inspect_trees(task, InspectionConfig(**{**defaults, **settings}))
+  return inspecting.inspect_trees(task, InspectionConfig(**{**defaults, **settings}))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +121,7 @@ def printed(view, width=80, color=None):
   console = Console(
     file=file, width=width, color_system=color, force_terminal=color is not None
   )
-  inspection_terminal.render(view, console)
+  terminal.render(view, console)
   return file.getvalue()
 
 
@@ -238,7 +236,7 @@ words = st.lists(st.sampled_from(["a", "b", "c", "dd", "<url>"]), max_size=30)
 
 @given(words, words)
 def test_changes_lead_from_the_raw_words_to_the_clean_ones(raw, clean):
-  changes = inspection.compare(" ".join(raw), "\n".join(clean))
+  changes = inspecting.compare(" ".join(raw), "\n".join(clean))
   if raw == clean:
     assert changes == ()
     return
@@ -249,7 +247,7 @@ def test_changes_lead_from_the_raw_words_to_the_clean_ones(raw, clean):
 
 
 def test_a_text_of_a_million_words_is_compared_in_no_time():
-  changes = inspection.compare("http://x.org a " * 500_000, "<url> a " * 500_000)
+  changes = inspecting.compare("http://x.org a " * 500_000, "<url> a " * 500_000)
   assert changes[0] == ("delete", "http://x.org")
   assert sum(len(text) for _, text in changes) < 10_000
 
@@ -296,14 +294,14 @@ def test_extreme_trees_are_shown_in_part(make_task, parents):
   assert [c.index for c in view.trees[0].comments] == list(range(60))
   assert all(len(c.parts) == 1 for c in view.trees[0].comments[1:])
   assert f"{len(parents) - 60:,} further comments" in printed(view)
-  assert f"{len(parents) - 60:,} further comments" in inspection_html.page(view)
+  assert f"{len(parents) - 60:,} further comments" in html_page.page(view)
 
 
 def test_a_post_without_comments_is_shown(make_task):
   view = inspect(make_task([make_tree([-1])]))
   assert view.forests == ()
   assert "context only" in printed(view)
-  assert "context only" in inspection_html.page(view)
+  assert "context only" in html_page.page(view)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +373,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_no_users_text_becomes_part_of_the_page(evil_view):
-  source = inspection_html.page(evil_view)
+  source = html_page.page(evil_view)
   page = Page(source)
   names = [tag for tag, _ in page.tags]
   assert names.count("script") == 1
@@ -387,20 +385,20 @@ def test_no_users_text_becomes_part_of_the_page(evil_view):
 
 
 def test_the_page_asks_for_nothing_from_elsewhere_and_runs_its_own_script_only(view):
-  page = Page(inspection_html.page(view))
+  page = Page(html_page.page(view))
   for tag, attributes in page.tags:
     assert tag not in ("link", "img", "iframe", "object", "base")
     assert not {"src", "href", "srcset", "action"} & set(attributes)
-  assert "url(" not in inspection_assets.CSS
-  assert "@import" not in inspection_assets.CSS
+  assert "url(" not in page_assets.CSS
+  assert "@import" not in page_assets.CSS
   policy = next(a["content"] for t, a in page.tags if t == "meta" and "content" in a)
-  digest = hashlib.sha256(inspection_assets.JAVASCRIPT.encode()).digest()
+  digest = hashlib.sha256(page_assets.JAVASCRIPT.encode()).digest()
   assert "default-src 'none'" in policy
   assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
 
 
 def test_the_page_links_a_comment_to_what_it_sees_and_to_its_blocks(view):
-  page = Page(inspection_html.page(view))
+  page = Page(html_page.page(view))
   comments = {a["data-c"]: a for t, a in page.tags if t == "article"}
   slots = {a["data-slot"]: a["data-c"] for _, a in page.tags if "data-slot" in a}
   drawn = {a["data-c"] for t, a in page.tags if t == "circle"}
@@ -419,7 +417,7 @@ def test_the_page_links_a_comment_to_what_it_sees_and_to_its_blocks(view):
 def test_a_page_that_cannot_be_written_is_a_users_error(view, tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="--html="):
-    inspection_html.write(view, tmp_path / "file" / "page.html")
+    html_page.write(view, tmp_path / "file" / "page.html")
 
 
 SPANS = st.lists(
@@ -433,7 +431,7 @@ SPANS = st.lists(
 def test_labels_stand_around_what_they_are_on_and_nothing_else_is_changed(
   text, spans, limit
 ):
-  stretches = inspection_labels.cut(text, spans, limit)
+  stretches = labelled_text.cut(text, spans, limit)
   text = text[:limit]
   inside = [s for s in spans if s.start < min(s.end, len(text))]
   assert "".join(s.text for s in stretches) == (text if inside else "")
@@ -478,9 +476,7 @@ def test_labels_are_named_on_the_terminal_with_and_without_colours(labelled_view
   assert f"{fifth}› " in plain
   assert f"{sixth}evil‹" in plain
   assert "claim 1, premise 1" in plain
-  assert (
-    f"· label: {inspection_terminal.printable(EVIL)} · a reply was deleted" in plain
-  )
+  assert f"· label: {terminal.printable(EVIL)} · a reply was deleted" in plain
   colored = printed(labelled_view, width=200, color="standard")
   assert "\x1b" not in plain
   assert "\u202e" not in plain
@@ -489,11 +485,11 @@ def test_labels_are_named_on_the_terminal_with_and_without_colours(labelled_view
 
 
 def test_labels_are_named_on_the_page_for_eyes_and_for_ears(labelled_view):
-  page = inspection_html.page(labelled_view)
+  page = html_page.page(labelled_view)
   assert page.count("<mark ") == page.count("</mark>") == 4
   assert f"<b>claim</b> {WORDS[0]} <mark" in page
   assert "(end of premise)</span></mark>" in page
   assert "<script>alert" not in page
   assert "<img" not in page
   assert "<summary>4 labels</summary>" in page
-  assert f'<span class="note">label: {inspection_html.escape(EVIL)}</span>' in page
+  assert f'<span class="note">label: {html_page.escape(EVIL)}</span>' in page

@@ -6,22 +6,20 @@ import pytest
 
 from commentree.console import Console
 from commentree.launch.main import main
-from commentree.tasks import (
-  inspection,
-  inspection_html,
-  inspection_terminal,
-  markers,
-  sentencepiece_vocabulary,
-  vocabularies,
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import (
+  CommentLabelsConfig,
+  LabelsConfig,
+  MarkersConfig,
 )
-from commentree.tasks.config import CommentLabelsConfig, LabelsConfig, MarkersConfig
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.inspection_views import InspectionConfig
-from commentree.tasks.objectives_config import ObjectiveConfig
-from commentree.tasks.pieces import PiecesConfig
-from commentree.tasks.registry import CommentTreeTask, Preprocessing
-from commentree.tasks.sources import TreeSource
-from commentree.tasks.trees import Comment, CommentTree, Span, Translation
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.inspection import html_page, inspecting, terminal
+from commentree.tasks.inspection.views import InspectionConfig
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask, Preprocessing
+from commentree.tasks.sources.tree_sources import TreeSource
+from commentree.tasks.subtrees.subtree_builder import PiecesConfig
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span, Translation
+from commentree.tasks.vocabulary import markers, sentencepiece_backend, vocabularies
 
 TEXTS = ["so it is", "one two three four five six seven", "no", "it is"]
 
@@ -52,7 +50,7 @@ def inspect(tmp_path_factory):
   path = tmp_path_factory.mktemp("vocabulary") / "words.model"
   words = " ".join([*TEXTS, "post eins zwei"]).split()
   markers_config = MarkersConfig(max_users=3)
-  sentencepiece_vocabulary.write_word_vocabulary(
+  sentencepiece_backend.write_word_vocabulary(
     list(dict.fromkeys(words)), path, markers.all_markers(markers_config), 9
   )
   tokenizer = vocabularies.Tokenizer(lambda: path)
@@ -67,14 +65,14 @@ def inspect(tmp_path_factory):
     lengths = {"encoder": length, "decoder": length}
     layout = ForestLayout(decoder_rows=4)
     config = InspectionConfig(count=1, lengths=lengths, layout=layout)
-    return inspection.inspect_trees(task, config)
+    return inspecting.inspect_trees(task, config)
 
   return inspect
 
 
 def printed(view):
   file = io.StringIO()
-  inspection_terminal.render(view, Console(file=file, width=200))
+  terminal.render(view, Console(file=file, width=200))
   return file.getvalue()
 
 
@@ -97,7 +95,7 @@ def test_clm_reads_from_the_start_and_predicts_to_the_end(inspect):
   assert "clm" in printed(view)
   assert view.to_predict() == ("17 tokens", "to predict of 4 targets")
   assert {c.tokens_cut for c in view.trees[0].comments} == {0}
-  page = inspection_html.page(view)
+  page = html_page.page(view)
   assert '<p class="part">predicts</p>' in page
   assert "reads &lt;mask&gt;" not in page
 

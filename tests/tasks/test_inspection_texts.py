@@ -7,20 +7,15 @@ import re
 import pytest
 
 from commentree.console import Console
-from commentree.tasks import (
-  inspection,
-  inspection_html,
-  inspection_terminal,
-  markers,
-  vocabularies,
-)
-from commentree.tasks.config import LabelsConfig, MarkersConfig
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.inspection_views import InspectionConfig
-from commentree.tasks.objectives_config import ObjectiveConfig
-from commentree.tasks.registry import CommentTreeTask, Preprocessing
-from commentree.tasks.sources import TreeSource
-from commentree.tasks.trees import Comment, CommentTree, Span
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import LabelsConfig, MarkersConfig
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.inspection import html_page, inspecting, terminal
+from commentree.tasks.inspection.views import InspectionConfig
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask, Preprocessing
+from commentree.tasks.sources.tree_sources import TreeSource
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
+from commentree.tasks.vocabulary import markers, vocabularies
 
 from .vocabulary_fixture import ALL_KINDS, some_texts
 
@@ -64,9 +59,9 @@ def inspect(request, tmp_path_factory):
     preprocessing = Preprocessing(markers=config, **settings)
     task = CommentTreeTask("shown", trees, tokenizer, preprocessing)
     layout = ForestLayout(decoder_rows=8)
-    view = inspection.inspect_trees(task, InspectionConfig(count=1, layout=layout))
+    view = inspecting.inspect_trees(task, InspectionConfig(count=1, layout=layout))
     file = io.StringIO()
-    inspection_terminal.render(view, Console(file=file, width=1000))
+    terminal.render(view, Console(file=file, width=1000))
     page = re.sub(r"(?s)<style>.*?</style>|<script>.*?</script>", "", _page(view))
     return view, file.getvalue(), page
 
@@ -75,7 +70,7 @@ def inspect(request, tmp_path_factory):
 
 
 def _page(view):
-  return inspection_html.page(view)
+  return html_page.page(view)
 
 
 def said(page):

@@ -9,10 +9,11 @@ import rich.console
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commentree.tasks import readers, trees
-from commentree.tasks.config import TreeConfig
-from commentree.tasks.readers import files, json_lines, json_records, unread
-from commentree.tasks.trees import Fates
+from commentree.tasks import readers
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import files, json_lines, json_records, unread
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 DEFAULT = TreeConfig()
 
@@ -80,14 +81,14 @@ def test_trees_and_comments_are_read_in_any_layout(tmp_path, layout):
       ("b", 1),
       ("c", 2),
     ]
-    assert fates.comments == {trees.KEPT: 3}
+    assert fates.comments == {comment_tree.KEPT: 3}
   found, fates = read(tmp_path / "b.json", LAYOUTS[layout]([tree("p"), tree("q")]))
   if layout == "one line without an end":
     assert fates.trees == {json_lines.BAD_JSON: 1}  # a line is a record here
     return
   assert [t.id for t in found] == ["p", "q"]
   assert found[0].comments[1].text == 'a "p" [b] {c}\\'
-  assert fates.trees == {trees.KEPT: 2}
+  assert fates.trees == {comment_tree.KEPT: 2}
   assert fates.mended == {}
 
 
@@ -100,7 +101,7 @@ def test_unicode_is_read_in_any_encoding(tmp_path, encoding, layout):
   written = written.replace("\\u00e9", "\u00e9").replace("\\u4e2d", "\u4e2d")
   found, fates = read(tmp_path / "a.json", written.encode(encoding))
   assert [t.comments[0].text for t in found] == ["\u00e9 \u4e2d", "t"]
-  assert fates.comments == {trees.KEPT: 2}
+  assert fates.comments == {comment_tree.KEPT: 2}
   assert fates.mended == {}
 
 
@@ -148,14 +149,14 @@ def test_a_broken_element_costs_no_other_one_where_each_begins_a_line(
   end = "\n]" if begin == "[\n" else "\n]}"
   found, fates = read(tmp_path / "a.json", begin + ",\n".join(lines) + end)
   assert [t.id for t in found] == ["p", "q", "r", "s"]
-  assert fates.trees == {trees.KEPT: 4, json_lines.BAD_JSON: 1}
+  assert fates.trees == {comment_tree.KEPT: 4, json_lines.BAD_JSON: 1}
 
 
 def test_an_array_that_is_cut_off_gives_what_comes_before(tmp_path):
   content = json.dumps([tree("p"), tree("q"), tree("r")], indent=1)
   found, fates = read(tmp_path / "a.json", content[: content.index('"r"') + 20])
   assert [t.id for t in found] == ["p", "q"]
-  assert fates.trees == {trees.KEPT: 2, json_lines.BAD_JSON: 1}
+  assert fates.trees == {comment_tree.KEPT: 2, json_lines.BAD_JSON: 1}
   assert fates.mended == {json_records.MENDED_NOT_CLOSED: 1}
 
 
@@ -164,7 +165,7 @@ def test_an_element_too_long_is_left_out_and_the_next_one_read(tmp_path):
   for content in (json.dumps(values), json.dumps(values, indent=1)):
     found, fates = read(tmp_path / "a.json", content, TreeConfig(max_line_bytes=2000))
     assert [t.id for t in found] == ["p", "r"]
-    assert fates.trees == {trees.KEPT: 2, files.LINE_TOO_LONG: 1}
+    assert fates.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 1}
 
 
 def test_memory_does_not_grow_with_an_array(tmp_path):
@@ -239,11 +240,11 @@ def test_a_line_nested_too_deeply_for_python_is_a_line():
 
 def test_ids_that_do_not_fit_their_parents_are_told_from_a_dump_with_holes(tmp_path):
   fates = Fates()
-  fates.comments.update({trees.KEPT: 10, trees.KEPT_ORPHAN: 90})
+  fates.comments.update({comment_tree.KEPT: 10, comment_tree.KEPT_ORPHAN: 90})
   (remark,) = fates.remarks()
   assert remark.startswith("90% of the comments answer one that is not there")
   with open(tmp_path / "told", "w") as file:
     fates.tell(rich.console.Console(file=file, width=70))
   assert f"warning: {remark}\n" in (tmp_path / "told").read_text()
-  fates.comments.update({trees.KEPT: 1000})
+  fates.comments.update({comment_tree.KEPT: 1000})
   assert fates.remarks() == []

@@ -7,23 +7,18 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.launch import job
+from commentree.launch import assemble_run
 from commentree.models.config import ModelConfig
-from commentree.tasks import (
-  data,
-  forest_layout,
-  label_objectives,
-  objectives,
-  pack_items,
-  packing,
-)
-from commentree.tasks.config import CommentLabelsConfig, LabelsConfig
+from commentree.tasks import data
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import CommentLabelsConfig, LabelsConfig
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.objectives_config import ObjectiveConfig
-from commentree.tasks.pieces import PieceBuilder
-from commentree.tasks.registry import Preprocessing
-from commentree.tasks.trees import Comment, CommentTree, Span
+from commentree.tasks.forests import forest_layout, pack_items, packing
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.objectives import label_objectives, objectives
+from commentree.tasks.seqio_tasks.registry import Preprocessing
+from commentree.tasks.subtrees.subtree_builder import PieceBuilder
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
 
 from .pieces_fixture import random_pieces
 from .test_comment_labels import Characters
@@ -187,20 +182,20 @@ def task(name):
   [("tag", "tagging", 5), ("classify", "classification", 3), ("mlm", "masked_lm", 0)],
 )
 def test_a_model_has_as_many_labels_as_its_data(objective, head, labels):
-  sized = job.with_sizes(ModelConfig(head=head), task(objective))
+  sized = assemble_run.with_sizes(ModelConfig(head=head), task(objective))
   assert (sized.vocab_size, sized.num_labels) == (256, labels)
-  groups = job.token_groups(types.SimpleNamespace(task=task(objective)))
+  groups = assemble_run.token_groups(types.SimpleNamespace(task=task(objective)))
   names = label_objectives.label_names(settings(objective))
   assert groups == {name: [number] for number, name in enumerate(names)}
 
 
 def test_a_head_that_the_objective_does_not_train_is_refused():
   with pytest.raises(UserError, match="'tag' needs 'tagging'; add --gin_file"):
-    job.with_sizes(ModelConfig(), task("tag"))
+    assemble_run.with_sizes(ModelConfig(), task("tag"))
   with pytest.raises(UserError, match="'mlm' needs 'masked_lm'"):
-    job.with_sizes(ModelConfig(head="tagging"), task("mlm"))
+    assemble_run.with_sizes(ModelConfig(head="tagging"), task("mlm"))
   with pytest.raises(UserError, match="num_labels = 7: the data has 5 labels, O, B-c"):
-    job.with_sizes(ModelConfig(head="tagging", num_labels=7), task("tag"))
+    assemble_run.with_sizes(ModelConfig(head="tagging", num_labels=7), task("tag"))
 
 
 def test_objectives_whose_labels_are_not_named_are_refused():

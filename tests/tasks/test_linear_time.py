@@ -8,16 +8,12 @@ import time
 
 import pytest
 
-from commentree.tasks import character_references, cleaning, spans
-from commentree.tasks.config import CleaningConfig, TreeConfig
-from commentree.tasks.readers import (
-  cmv_modes,
-  deep_json,
-  hacker_news,
-  json_lines,
-  json_records,
-)
-from commentree.tasks.trees import Fates, Span
+from commentree.tasks.config.preprocessing import CleaningConfig, TreeConfig
+from commentree.tasks.readers import cmv_modes, hacker_news
+from commentree.tasks.readers.parsing import deep_json, json_lines, json_records
+from commentree.tasks.subtrees import spans
+from commentree.tasks.trees import character_references, cleaning
+from commentree.tasks.trees.comment_tree import Fates, Span
 
 _CLEANING = CleaningConfig()
 # What patterns begin with and never end, alone and behind each other.

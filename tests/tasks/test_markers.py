@@ -1,9 +1,9 @@
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks import markers
-from commentree.tasks.config import MarkersConfig
-from commentree.tasks.trees import Comment, CommentTree
+from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.trees.comment_tree import Comment, CommentTree
+from commentree.tasks.vocabulary import markers
 
 
 def tree_of(*authors):

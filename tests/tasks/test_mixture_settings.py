@@ -9,18 +9,22 @@ import pytest
 import seqio
 
 from commentree.errors import UserError
-from commentree.launch.configurables import RunConfig
 from commentree.launch.inference import run_facts
+from commentree.launch.settings.configurables import RunConfig
 from commentree.models.config import ModelConfig
-from commentree.tasks import data, generated, registry
-from commentree.tasks.config import CommentLabelsConfig, MarkersConfig
+from commentree.tasks import data
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.config.mixture_config import members
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import CommentLabelsConfig, MarkersConfig
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.feature_converters import CommentForestFeatureConverter
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.generated_config import GeneratedTreesConfig
-from commentree.tasks.mixture_config import members
-from commentree.tasks.objectives_config import ObjectiveConfig
-from commentree.tasks.registry import Preprocessing
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks.feature_converters import (
+  CommentForestFeatureConverter,
+)
+from commentree.tasks.seqio_tasks.registry import Preprocessing
+from commentree.tasks.sources import generated
 from commentree.training.config import TrainConfig
 
 from .building_fixture import comment, record, write_trees

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import mixtures, streams
-from commentree.tasks.forest_layout import ForestShape, PieceTotals
-from commentree.tasks.masking import Masker, MaskingConfig
-from commentree.tasks.mixture_config import shares
-from commentree.tasks.mixtures import MixedOrder
-from commentree.tasks.objectives_causal import CausalObjective
-from commentree.tasks.orders import EndlessOrder
+from commentree.tasks.config.mixture_config import shares
+from commentree.tasks.forests import forest_streams, mixing
+from commentree.tasks.forests.forest_layout import ForestShape, PieceTotals
+from commentree.tasks.forests.mixing import MixedOrder
+from commentree.tasks.forests.shuffling import EndlessOrder
+from commentree.tasks.objectives.causal import CausalObjective
+from commentree.tasks.objectives.masking import Masker, MaskingConfig
 
 from .pieces_fixture import MASK_ID, VOCAB_SIZE, maskable, random_pieces
 
@@ -129,13 +129,13 @@ SHAPE = ForestShape(32, 32, 4, 6, 16, 24, 4, 32, ("target_prefix_lengths",))
 def sources():
   thirds = parts_of([2, 1])
   return [
-    streams.Source(random_pieces(50, seed=1), MASKER, thirds[0]),
-    streams.Source(random_pieces(20, seed=2), CAUSAL, thirds[1]),
+    forest_streams.Source(random_pieces(50, seed=1), MASKER, thirds[0]),
+    forest_streams.Source(random_pieces(20, seed=2), CAUSAL, thirds[1]),
   ]
 
 
 def batches(read=None, **hosts):
-  return streams.TrainBatches(
+  return forest_streams.TrainBatches(
     read or sources(), SHAPE, batch_size=4, seed=7, lookahead=8, **hosts
   )
 
@@ -205,7 +205,7 @@ def test_pieces_are_read_in_the_proportions_of_the_mixture():
       return self.pieces[index]
 
   read = [
-    streams.Source(Noting(name, source.records), source.objective, source.share)
+    forest_streams.Source(Noting(name, source.records), source.objective, source.share)
     for name, source in zip("ab", sources())
   ]
   iterator = batches(read)
@@ -217,8 +217,8 @@ def test_pieces_are_read_in_the_proportions_of_the_mixture():
 def test_totals_of_a_mixture_are_in_its_proportions():
   one = PieceTotals(10, 100, 2000, 300, 5, 60, 1200)
   other = PieceTotals(1000, 2000, 8000, 8000, 32, 400, 2000)
-  assert mixtures.mix_totals([one], [Fraction(1)]) is one
-  mixed = mixtures.mix_totals([one, other], parts_of([3, 1]))
+  assert mixing.mix_totals([one], [Fraction(1)]) is one
+  mixed = mixing.mix_totals([one, other], parts_of([3, 1]))
   assert mixed.most_masked == 32
   assert mixed.targets / mixed.pieces == pytest.approx(0.75 * 10 + 0.25 * 2)
   assert mixed.masked_tokens / mixed.target_tokens == pytest.approx(

@@ -5,9 +5,9 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.launch.main import main
-from commentree.tasks import markers, vocabularies, vocabulary_kinds
-from commentree.tasks.config import MarkersConfig
-from commentree.tasks.vocabularies import Tokenizer, VocabularyConfig
+from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.vocabulary import backend_kinds, markers, vocabularies
+from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
 
 from .vocabulary_fixture import MAKERS, some_texts
 
@@ -59,7 +59,7 @@ def test_a_vocabulary_without_start_or_end_is_refused_by_name():
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_sentinels_come_first_and_backwards_as_t5_numbers_them(theirs, grown, kind):
-  before = vocabulary_kinds.open_encoder(theirs[kind].read_bytes(), theirs[kind])
+  before = backend_kinds.open_encoder(theirs[kind].read_bytes(), theirs[kind])
   tokenizer = grown[kind]
   expected = [before.size + 4 - number for number in range(5)]
   assert tokenizer.sentinels.tolist() == expected

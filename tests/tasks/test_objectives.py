@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import data, pack_items, packing
-from commentree.tasks.masking import Masker, MaskingConfig
-from commentree.tasks.objectives_causal import CausalObjective
-from commentree.tasks.objectives_config import ObjectiveConfig
-from commentree.tasks.objectives_spans import SpanCorruption
-from commentree.tasks.registry import Preprocessing
+from commentree.tasks import data
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.forests import pack_items, packing
+from commentree.tasks.objectives.causal import CausalObjective
+from commentree.tasks.objectives.masking import Masker, MaskingConfig
+from commentree.tasks.objectives.span_corruption import SpanCorruption
+from commentree.tasks.seqio_tasks.registry import Preprocessing
 
 from .forest_reading import SHAPE, pack_and_read
 from .pieces_fixture import MASK_ID, VOCAB_SIZE, maskable, random_pieces

@@ -5,13 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from commentree.tasks import registry
-from commentree.tasks.feature_converters import CommentForestFeatureConverter
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.generated_config import GeneratedTreesConfig
-from commentree.tasks.objectives_config import PREFIXES, ObjectiveConfig
-from commentree.tasks.pieces import PiecesConfig
-from commentree.tasks.registry import Preprocessing
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.config.objective import PREFIXES, ObjectiveConfig
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks.feature_converters import (
+  CommentForestFeatureConverter,
+)
+from commentree.tasks.seqio_tasks.registry import Preprocessing
+from commentree.tasks.subtrees.subtree_builder import PiecesConfig
 
 LENGTHS = {"encoder": 32, "decoder": 32}
 CONFIG = GeneratedTreesConfig(num_train_trees=30, max_tree_size=12)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commentree.tasks import vocabularies
-from commentree.tasks.vocabularies import Tokenizer, VocabularyConfig
+from commentree.tasks.vocabulary import vocabularies
+from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
 
 from .vocabulary_fixture import some_texts
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks import splitting
-from commentree.tasks.config import TreeConfig
-from commentree.tasks.pieces import PieceBuilder, PiecesConfig
-from commentree.tasks.trees import Comment, CommentTree
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.subtrees import splitting
+from commentree.tasks.subtrees.subtree_builder import PieceBuilder, PiecesConfig
+from commentree.tasks.trees.comment_tree import Comment, CommentTree
 
 
 class WordTokenizer:

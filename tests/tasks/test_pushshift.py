@@ -2,10 +2,11 @@ import json
 
 import pytest
 
-from commentree.tasks import readers, trees
-from commentree.tasks.config import TreeConfig
-from commentree.tasks.readers import files, json_lines
-from commentree.tasks.trees import Fates
+from commentree.tasks import readers
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import files, json_lines
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 
 def comment(ident, parent, link="t3_p", **fields):
@@ -49,7 +50,7 @@ def read(patterns, config=TreeConfig(), name=None):
 
 def accounted(fates):
   """Lines that the fates stand for."""
-  missing = sum(fates.trees[fate] for fate in trees.NO_POST)
+  missing = sum(fates.trees[fate] for fate in comment_tree.NO_POST)
   return fates.comments.total() + fates.trees.total() - missing
 
 
@@ -72,8 +73,8 @@ def test_comments_and_posts_of_the_same_or_other_files_are_one_tree(tmp_path):
     assert found["p"].comments[1].score == 3
     assert found["p"].subreddit == found["q"].subreddit == "here"
     assert shape(found["q"]) == {"x": "q"}
-    assert fates.comments == {trees.KEPT: 3}
-    assert fates.trees == {trees.KEPT: 1, trees.KEPT_NO_POST: 1}
+    assert fates.comments == {comment_tree.KEPT: 3}
+    assert fates.trees == {comment_tree.KEPT: 1, comment_tree.KEPT_NO_POST: 1}
     assert accounted(fates) == 4
 
 
@@ -93,7 +94,7 @@ def test_prefixes_may_be_there_or_not(tmp_path):
   ]
   found, fates = read(write(tmp_path / "a.jsonl", *lines))
   assert shape(found["t3_p"]) == {"t1_a": "t3_p", "b": "t1_a", "t1_c": "b"}
-  assert fates.trees == {trees.KEPT: 1}
+  assert fates.trees == {comment_tree.KEPT: 1}
 
 
 def test_a_post_and_a_comment_of_the_same_id_are_told_apart(tmp_path):
@@ -113,17 +114,17 @@ def test_a_post_and_a_comment_of_the_same_id_are_told_apart(tmp_path):
   [
     (b"{no json", json_lines.DROPPED_BAD_JSON),
     (b'{"id": "a", "link_id": "t3_p", "bo', json_lines.DROPPED_BAD_JSON),
-    (b"[1, 2]", trees.DROPPED_NOT_OBJECT),
-    (b"null", trees.DROPPED_NOT_OBJECT),
-    ({}, trees.DROPPED_NEITHER),
-    ({"id": "z"}, trees.DROPPED_NEITHER),
-    ({"id": "z", "body": "lost"}, trees.DROPPED_NO_TREE),
-    (comment("z", "t3_p", None), trees.DROPPED_NO_TREE),
-    (comment("z", "t3_p", ["t3_p"]), trees.DROPPED_NO_TREE),
-    (comment("z", "t3_p", "t3_"), trees.DROPPED_NO_TREE),
-    (comment(None, "t3_p"), trees.DROPPED_NO_ID),
-    (comment({}, "t3_p"), trees.DROPPED_NO_ID),
-    (comment("a", "t3_p"), trees.DROPPED_DUPLICATE),
+    (b"[1, 2]", comment_tree.DROPPED_NOT_OBJECT),
+    (b"null", comment_tree.DROPPED_NOT_OBJECT),
+    ({}, comment_tree.DROPPED_NEITHER),
+    ({"id": "z"}, comment_tree.DROPPED_NEITHER),
+    ({"id": "z", "body": "lost"}, comment_tree.DROPPED_NO_TREE),
+    (comment("z", "t3_p", None), comment_tree.DROPPED_NO_TREE),
+    (comment("z", "t3_p", ["t3_p"]), comment_tree.DROPPED_NO_TREE),
+    (comment("z", "t3_p", "t3_"), comment_tree.DROPPED_NO_TREE),
+    (comment(None, "t3_p"), comment_tree.DROPPED_NO_ID),
+    (comment({}, "t3_p"), comment_tree.DROPPED_NO_ID),
+    (comment("a", "t3_p"), comment_tree.DROPPED_DUPLICATE),
     (comment("z", "t3_p", body="x" * 9999), files.DROPPED_LINE_TOO_LONG),
   ],
 )
@@ -131,25 +132,25 @@ def test_a_bad_line_is_a_comment_dropped_for_a_reason(tmp_path, bad, fate):
   path = write(tmp_path / "a.jsonl", comment("a", "t3_p"), bad, b" ", post())
   found, fates = read(path, TreeConfig(max_line_bytes=5000))
   assert shape(found["p"]) == {"a": "p"}
-  assert fates.comments == {trees.KEPT: 1, fate: 1}
-  assert fates.trees == {trees.KEPT: 1}
+  assert fates.comments == {comment_tree.KEPT: 1, fate: 1}
+  assert fates.trees == {comment_tree.KEPT: 1}
   assert accounted(fates) == 3
 
 
 @pytest.mark.parametrize(
   ("odd", "fate"),
   [
-    (post(None), trees.TREE_NO_ID),
-    (post("t3_"), trees.TREE_NO_ID),
-    (post(), trees.TREE_DUPLICATE),
-    (post("alone"), trees.TREE_EMPTY),
+    (post(None), comment_tree.TREE_NO_ID),
+    (post("t3_"), comment_tree.TREE_NO_ID),
+    (post(), comment_tree.TREE_DUPLICATE),
+    (post("alone"), comment_tree.TREE_EMPTY),
   ],
 )
 def test_a_post_without_id_or_comments_or_seen_before_is_counted(tmp_path, odd, fate):
   path = write(tmp_path / "a.jsonl", comment("a", "t3_p"), post(), odd)
   found, fates = read(path)
   assert list(found) == ["p"]
-  assert fates.trees == {trees.KEPT: 1, fate: 1}
+  assert fates.trees == {comment_tree.KEPT: 1, fate: 1}
   assert accounted(fates) == 3
 
 
@@ -166,7 +167,7 @@ def test_lone_surrogates_and_what_only_python_takes_for_json_are_read(tmp_path):
   texts = {c.id: c.text for c in found["p"].comments}
   assert texts["a"] == "x\ufffdy"
   assert texts["d"] == "caf\ufffd"
-  assert fates.comments == {trees.KEPT: 4}
+  assert fates.comments == {comment_tree.KEPT: 4}
 
 
 def base_36(ident):
@@ -195,18 +196,18 @@ def test_ids_that_are_numbers_stand_for_their_digits_to_base_36(tmp_path, kind):
     "12": "zyw900",
     "c": "12",
   }
-  assert fates.comments == {trees.KEPT: 7}
+  assert fates.comments == {comment_tree.KEPT: 7}
 
 
 @pytest.mark.parametrize("odd", [-1, 2**80, 1.5, True, float("nan"), [1], {}])
 def test_a_parent_that_is_no_id_is_a_missing_one(tmp_path, odd):
   found, fates = read(write(tmp_path / "a.jsonl", comment("a", odd), post()))
   assert shape(found["p"]) == {"a": "p"}
-  assert fates.comments == {trees.KEPT_ORPHAN: 1}
+  assert fates.comments == {comment_tree.KEPT_ORPHAN: 1}
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_a_comment_without_a_parent_answers_the_post(tmp_path, nothing):
   found, fates = read(write(tmp_path / "a.jsonl", comment("a", nothing), post()))
   assert shape(found["p"]) == {"a": "p"}
-  assert fates.comments == {trees.KEPT: 1}
+  assert fates.comments == {comment_tree.KEPT: 1}

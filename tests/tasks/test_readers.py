@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import readers, trees
-from commentree.tasks.config import CleaningConfig, TreeConfig
-from commentree.tasks.readers import files, json_lines
-from commentree.tasks.trees import Fates
+from commentree.tasks import readers
+from commentree.tasks.config.preprocessing import CleaningConfig, TreeConfig
+from commentree.tasks.readers.parsing import files, json_lines
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 DEFAULT = TreeConfig()
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
@@ -84,7 +85,7 @@ def test_files_are_read_whatever_their_compression_or_name(tmp_path, wrapper, na
   found, fates = read(path)
   assert found == ["1", "2", "3"]
   assert fates.files == {files.READ: 1}
-  assert fates.trees == {trees.KEPT: 3}
+  assert fates.trees == {comment_tree.KEPT: 3}
 
 
 def test_files_globs_and_folders_are_read_once_each_in_order_of_name(tmp_path):
@@ -148,25 +149,25 @@ def test_a_pipe_given_by_name_is_refused(tmp_path, name):
     (b"[" * 100_000, json_lines.BAD_JSON),
     (b'{"id": ' + b"9" * 5000 + b"}", json_lines.BAD_JSON),
     (b"\x00\x01\x02", json_lines.BAD_JSON),
-    (b"[1, 2]", trees.TREE_NOT_OBJECT),
-    (b'"text"', trees.TREE_NOT_OBJECT),
-    (b"null", trees.TREE_NOT_OBJECT),
-    (b"NaN", trees.TREE_NOT_OBJECT),
-    (b'{"id": "c1", "body": "a comment, not a tree"}', trees.TREE_NO_LIST),
+    (b"[1, 2]", comment_tree.TREE_NOT_OBJECT),
+    (b'"text"', comment_tree.TREE_NOT_OBJECT),
+    (b"null", comment_tree.TREE_NOT_OBJECT),
+    (b"NaN", comment_tree.TREE_NOT_OBJECT),
+    (b'{"id": "c1", "body": "a comment, not a tree"}', comment_tree.TREE_NO_LIST),
   ],
 )
 def test_a_bad_line_is_counted_and_the_next_one_read(tmp_path, bad, fate):
   path = write(tmp_path, "a.jsonl", line(1) + b"\n" + bad + b"\n" + line(2))
   found, fates = read(path)
   assert found == ["1", "2"]
-  assert fates.trees == {trees.KEPT: 2, fate: 1}
+  assert fates.trees == {comment_tree.KEPT: 2, fate: 1}
 
 
 def test_empty_lines_line_ends_of_dos_and_byte_order_marks_are_no_matter(tmp_path):
   content = b"\xef\xbb\xbf" + line(1) + b"\r\n\r\n  \n" + line(2) + b"\r\n"
   found, fates = read(write(tmp_path, "a.jsonl", content))
   assert found == ["1", "2"]
-  assert fates.trees == {trees.KEPT: 2}
+  assert fates.trees == {comment_tree.KEPT: 2}
 
 
 def test_invalid_utf8_is_mended_and_counted(tmp_path):
@@ -234,7 +235,7 @@ def test_a_line_too_long_is_skipped_and_the_next_one_read(tmp_path):
   path = write(tmp_path, "a.jsonl", content)
   found, fates = read(path, TreeConfig(max_line_bytes=1_000_000))
   assert found == ["1", "3"]
-  assert fates.trees == {trees.KEPT: 2, files.LINE_TOO_LONG: 2}
+  assert fates.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 2}
 
 
 @pytest.mark.parametrize("wrapper", ["plain", "gzip", "zstd"])
@@ -299,8 +300,8 @@ def test_real_trees_are_read_and_every_comment_accounted_for(tmp_path):
 
 def test_settings_are_imported_without_anything_heavy():
   code = (
-    "import sys, commentree.tasks.config, commentree.tasks.readers,"
-    " commentree.tasks.cleaning, commentree.tasks.markers;"
+    "import sys, commentree.tasks.config.preprocessing, commentree.tasks.readers,"
+    " commentree.tasks.trees.cleaning, commentree.tasks.vocabulary.markers;"
     " print([m for m in ('numpy', 'jax', 'tensorflow', 'seqio', 'rich', 'zstandard')"
     " if m in sys.modules])"
   )

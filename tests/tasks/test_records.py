@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks import records, streams
-from commentree.tasks.forest_layout import ForestShape
-from commentree.tasks.masking import Masker, MaskingConfig
-from commentree.tasks.pieces import PIECE_FEATURES
+from commentree.tasks.forests import forest_streams
+from commentree.tasks.forests.forest_layout import ForestShape
+from commentree.tasks.objectives.masking import Masker, MaskingConfig
+from commentree.tasks.preparation import records
+from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES
 
 from . import built_fixture
 from .pieces_fixture import MASK_ID, maskable, random_pieces
@@ -107,8 +108,8 @@ def test_a_first_batch_reads_as_much_after_many_epochs_as_at_the_start(tmp_path)
   prepared, _ = parts(tmp_path / "pieces")
 
   def batches(pieces):
-    return streams.TrainBatches(
-      [streams.Source(pieces, Masker(MaskingConfig(), MASK_ID, maskable()))],
+    return forest_streams.TrainBatches(
+      [forest_streams.Source(pieces, Masker(MaskingConfig(), MASK_ID, maskable()))],
       ForestShape(32, 32, 4, 6, 16, 24, 4, 12),
       batch_size=2,
       seed=7,

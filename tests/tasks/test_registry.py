@@ -7,11 +7,16 @@ import pytest
 import seqio
 
 from commentree.errors import UserError
-from commentree.tasks import columns, data, registry, sources, trees
+from commentree.tasks import data
+from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.feature_converters import CommentForestFeatureConverter
-from commentree.tasks.forest_layout import ForestLayout
-from commentree.tasks.generated_config import GeneratedTreesConfig
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks.feature_converters import (
+  CommentForestFeatureConverter,
+)
+from commentree.tasks.sources import tree_sources
+from commentree.tasks.trees import columns, comment_tree
 
 LENGTHS = {"encoder": 32, "decoder": 32}
 SMALL = GeneratedTreesConfig(num_train_trees=60, num_validation_trees=20)
@@ -78,10 +83,10 @@ def test_the_feature_converter_lays_the_task_out_as_forests(task):
 def test_columns_hold_the_whole_tree(task):
   for tree in task.tree_source.trees("validation"):
     assert columns.from_columns(columns.to_columns(tree)) == tree
-  spans = (trees.Span(0, 4, "claim"), trees.Span(2, 4, "premise"))
-  post = trees.Comment("p", -1, None, "", None)
-  odd = trees.Comment("a", 0, "ann", "text", 0, score=0, spans=spans)
-  tree = trees.CommentTree("p", [post, odd], "AskHistory")
+  spans = (comment_tree.Span(0, 4, "claim"), comment_tree.Span(2, 4, "premise"))
+  post = comment_tree.Comment("p", -1, None, "", None)
+  odd = comment_tree.Comment("a", 0, "ann", "text", 0, score=0, spans=spans)
+  tree = comment_tree.CommentTree("p", [post, odd], "AskHistory")
   assert columns.from_columns(columns.to_columns(tree)) == tree
 
 
@@ -111,7 +116,7 @@ def files_config(tmp_path, **settings):
 
 def test_trees_are_held_out_by_their_ids_alone(tmp_path):
   config = files_config(tmp_path, vocabulary="none.model", held_out_share=0.3)
-  source = sources.TreeFilesSource(config.files, 0.3, config.trees)
+  source = tree_sources.TreeFilesSource(config.files, 0.3, config.trees)
   train, held_out = (
     [t.id for t in source.trees(split)] for split in ("train", "validation")
   )
@@ -170,7 +175,7 @@ def test_seqios_own_inspection_runs_on_our_task():
       "-m",
       "seqio.scripts.inspect_tasks_main",
       "--tasks=commentree_generated",
-      "--module_import=commentree.tasks.registered",
+      "--module_import=commentree.tasks.seqio_tasks.registration",
       "--decode_features",
       "--sequence_length={'encoder': 64, 'decoder': 64}",
     ],

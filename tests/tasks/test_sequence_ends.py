@@ -8,17 +8,27 @@ import tokenizers
 from tokenizers import processors
 
 from commentree.errors import UserError
-from commentree.tasks import markers, packing, vocabularies
-from commentree.tasks.config import LabelsConfig, MarkersConfig, TreeConfig
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import (
+  LabelsConfig,
+  MarkersConfig,
+  TreeConfig,
+)
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.forest_layout import ForestShape
-from commentree.tasks.masking import MaskingConfig
-from commentree.tasks.objectives import build
-from commentree.tasks.objectives_config import ObjectiveConfig
-from commentree.tasks.pieces import LABELS, LANGUAGES, PieceBuilder, PiecesConfig
-from commentree.tasks.registry import Preprocessing
-from commentree.tasks.trees import Comment, CommentTree, Span, Translation
-from commentree.tasks.vocabularies import Tokenizer
+from commentree.tasks.forests import packing
+from commentree.tasks.forests.forest_layout import ForestShape
+from commentree.tasks.objectives.masking import MaskingConfig
+from commentree.tasks.objectives.objectives import build
+from commentree.tasks.seqio_tasks.registry import Preprocessing
+from commentree.tasks.subtrees.subtree_builder import (
+  LABELS,
+  LANGUAGES,
+  PieceBuilder,
+  PiecesConfig,
+)
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span, Translation
+from commentree.tasks.vocabulary import markers, vocabularies
+from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 from .forest_reading import pack_and_read
 from .vocabulary_fixture import MAKERS, some_texts

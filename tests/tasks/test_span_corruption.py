@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import registry
-from commentree.tasks.masking import Masker
-from commentree.tasks.objectives_config import ObjectiveConfig
-from commentree.tasks.objectives_spans import SpanCorruption
-from commentree.tasks.registry import Preprocessing
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.objectives.masking import Masker
+from commentree.tasks.objectives.span_corruption import SpanCorruption
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks.registry import Preprocessing
 
 from .forest_reading import SHAPE, pack_and_read
 from .pieces_fixture import VOCAB_SIZE, maskable, random_pieces

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commentree.tasks import cleaning, spans
-from commentree.tasks.config import CleaningConfig
-from commentree.tasks.trees import Span
+from commentree.tasks.config.preprocessing import CleaningConfig
+from commentree.tasks.subtrees import spans
+from commentree.tasks.trees import cleaning
+from commentree.tasks.trees.comment_tree import Span
 
 CONFIG = CleaningConfig()
 

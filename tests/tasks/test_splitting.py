@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import splitting
+from commentree.tasks.subtrees import splitting
 
 
 def chain(count):

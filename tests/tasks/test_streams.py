@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks import packing, records, streams
-from commentree.tasks.forest_layout import ForestShape
-from commentree.tasks.masking import Masker, MaskingConfig
+from commentree.tasks.forests import forest_streams, packing
+from commentree.tasks.forests.forest_layout import ForestShape
+from commentree.tasks.objectives.masking import Masker, MaskingConfig
+from commentree.tasks.preparation import records
 
 from .pieces_fixture import MASK_ID, maskable, random_pieces
 
@@ -22,8 +23,8 @@ def prepared(tmp_path_factory):
 
 
 def batches(prepared, batch_size=4, **hosts):
-  return streams.TrainBatches(
-    [streams.Source(prepared, MASKER)],
+  return forest_streams.TrainBatches(
+    [forest_streams.Source(prepared, MASKER)],
     SHAPE,
     batch_size=batch_size,
     seed=7,
@@ -51,7 +52,7 @@ def test_pieces_come_back_from_disk_as_they_were(prepared):
 
 
 def test_an_epoch_is_a_permutation_and_the_next_another():
-  order = streams.EndlessOrder(1500, seed=3)
+  order = forest_streams.EndlessOrder(1500, seed=3)
   first = [order[p] for p in range(1500)]
   second = [order[p] for p in range(1500, 3000)]
   assert sorted(i for _, i in first) == list(range(1500))
@@ -134,8 +135,10 @@ def test_over_some_epochs_no_piece_is_seen_much_more_often_than_another(monkeypa
 
   monkeypatch.setattr(packing.ForestBuilder, "build", noted)
   pieces = [p for p in random_pieces(600, max_length=12) if len(p["lengths"]) > 1]
-  source = streams.Source(pieces, MASKER)
-  some = streams.TrainBatches([source], SHAPE, batch_size=4, seed=7, lookahead=256)
+  source = forest_streams.Source(pieces, MASKER)
+  some = forest_streams.TrainBatches(
+    [source], SHAPE, batch_size=4, seed=7, lookahead=256
+  )
   while sum(seen.values()) < 3.9 * len(pieces):
     next(some)
   assert len(seen) == len(pieces)
@@ -150,7 +153,7 @@ def test_hosts_that_cannot_share_the_batch_are_told(prepared):
 
 def evaluation(prepared, host=0, num_hosts=1):
   return list(
-    streams.eval_batches(
+    forest_streams.eval_batches(
       prepared,
       MASKER,
       SHAPE,

@@ -8,17 +8,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import corpus, data, preparation, readers, registry, translations
-from commentree.tasks.building import tree_record
+from commentree.tasks import data, readers
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.columns import OPTIONAL_COLUMNS, from_columns, to_columns
-from commentree.tasks.config import CleaningConfig, MarkersConfig, TreeConfig
-from commentree.tasks.label_objectives import LabelObjective
-from commentree.tasks.masking import Masker, MaskingConfig
-from commentree.tasks.objectives_config import ObjectiveConfig
-from commentree.tasks.pieces import LANGUAGES, PieceBuilder, PiecesConfig
-from commentree.tasks.registry import Preprocessing
-from commentree.tasks.trees import MENDED_TRANSLATION, Fates, Translation
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import (
+  CleaningConfig,
+  MarkersConfig,
+  TreeConfig,
+)
+from commentree.tasks.dataset_files import tree_record
+from commentree.tasks.objectives.label_objectives import LabelObjective
+from commentree.tasks.objectives.masking import Masker, MaskingConfig
+from commentree.tasks.preparation import preparing
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks.registry import Preprocessing
+from commentree.tasks.sources import vocabulary_training_text
+from commentree.tasks.subtrees import translations
+from commentree.tasks.subtrees.subtree_builder import (
+  LANGUAGES,
+  PieceBuilder,
+  PiecesConfig,
+)
+from commentree.tasks.trees.columns import OPTIONAL_COLUMNS, from_columns, to_columns
+from commentree.tasks.trees.comment_tree import MENDED_TRANSLATION, Fates, Translation
 
 from . import building_fixture
 from .building_fixture import comment, record, write_trees
@@ -123,7 +135,9 @@ def test_datasets_built_before_there_were_languages_are_refused(
 
 
 def test_vocabularies_are_trained_on_translations_too(path):
-  texts = corpus.iter_texts(str(path), TreeConfig(), CleaningConfig(), Fates())
+  texts = vocabulary_training_text.iter_texts(
+    str(path), TreeConfig(), CleaningConfig(), Fates()
+  )
   assert {"ja doch", "vielleicht", "Titel", "yes indeed"} <= set(texts)
 
 
@@ -260,5 +274,5 @@ def test_pieces_with_translations_are_told_from_those_without(path, tmp_path):
     task = registry.add_generated_task(
       "keys", preprocessing=preprocessing, cache_dir=tmp_path
     )
-    keys.add(data.records.fingerprint(preparation.settings(task, "train")))
+    keys.add(data.records.fingerprint(preparing.settings(task, "train")))
   assert len(keys) == 3

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commentree.tasks import vocabularies
-from commentree.tasks.token_texts import Slot
-from commentree.tasks.vocabularies import Tokenizer
+from commentree.tasks.vocabulary import vocabularies
+from commentree.tasks.vocabulary.token_texts import Slot
+from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 from .vocabulary_fixture import ALL_KINDS, some_texts
 

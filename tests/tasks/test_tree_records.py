@@ -7,9 +7,10 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from commentree.tasks.building import order, tfrecord, tree_record
-from commentree.tasks.columns import COLUMNS, from_columns, to_columns
-from commentree.tasks.trees import Comment, CommentTree, Span, Translation
+from commentree.tasks.building import order
+from commentree.tasks.dataset_files import tfrecord, tree_record
+from commentree.tasks.trees.columns import COLUMNS, from_columns, to_columns
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span, Translation
 
 TREE = CommentTree(
   "p",
@@ -105,8 +106,8 @@ def test_keys_depend_on_the_seed_and_are_no_order_of_ids():
 
 def test_records_are_made_without_anything_heavy():
   code = (
-    "import sys, commentree.tasks.building.tree_record,"
-    " commentree.tasks.building.tfrecord, commentree.tasks.building.order;"
+    "import sys, commentree.tasks.dataset_files.tree_record,"
+    " commentree.tasks.dataset_files.tfrecord, commentree.tasks.building.order;"
     " print([m for m in ('tensorflow', 'tensorflow_datasets', 'seqio', 'jax')"
     " if m in sys.modules])"
   )

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import assembling, trees
-from commentree.tasks.config import TreeConfig
+from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers import tree_jsonl
-from commentree.tasks.trees import Fates
+from commentree.tasks.trees import assembly, comment_tree
+from commentree.tasks.trees.comment_tree import Fates
 
 SPLICE = TreeConfig()
 KEEP = TreeConfig(deleted="keep")
@@ -38,7 +38,7 @@ def record(*comments, **fields):
 def build_tree(value, fates, config):
   """Of a record of the tree JSONL form."""
   rows = list(tree_jsonl.record_rows(value, fates))
-  return assembling.assemble(rows, fates, config) if rows else None
+  return assembly.assemble(rows, fates, config) if rows else None
 
 
 def build(*comments, config=SPLICE, **fields):
@@ -70,7 +70,7 @@ def test_a_record_becomes_a_tree_post_first_and_depth_first():
   assert tree.comments[0].text == "title\n\nself"
   assert [c.author for c in tree.comments] == ["op", None, "ann", "ann", "ann"]
   assert tree.comments[1].created_utc == 1
-  assert fates.comments == {trees.KEPT: 4}
+  assert fates.comments == {comment_tree.KEPT: 4}
 
 
 @pytest.mark.parametrize("parent", ["p", "a"])
@@ -90,13 +90,13 @@ def test_siblings_stand_by_time_then_as_they_came_and_the_undated_last(parent):
 @pytest.mark.parametrize(
   ("body", "fate"),
   [
-    ("[deleted]", trees.SPLICED_DELETED),
-    (" [Removed] ", trees.SPLICED_DELETED),
-    ("", trees.SPLICED_EMPTY),
-    (" \n\t", trees.SPLICED_EMPTY),
-    ("\0", trees.SPLICED_EMPTY),
-    (None, trees.SPLICED_NO_TEXT),
-    (5, trees.SPLICED_NO_TEXT),
+    ("[deleted]", comment_tree.SPLICED_DELETED),
+    (" [Removed] ", comment_tree.SPLICED_DELETED),
+    ("", comment_tree.SPLICED_EMPTY),
+    (" \n\t", comment_tree.SPLICED_EMPTY),
+    ("\0", comment_tree.SPLICED_EMPTY),
+    (None, comment_tree.SPLICED_NO_TEXT),
+    (5, comment_tree.SPLICED_NO_TEXT),
   ],
 )
 def test_replies_to_what_is_spliced_out_go_to_the_nearest_living_ancestor(body, fate):
@@ -109,7 +109,7 @@ def test_replies_to_what_is_spliced_out_go_to_the_nearest_living_ancestor(body, 
     comment("c", "z"),
   )
   assert shape(tree) == {"a": "p", "b": "a", "c": "p"}
-  assert fates.comments == {trees.KEPT: 3, fate: 3}
+  assert fates.comments == {comment_tree.KEPT: 3, fate: 3}
 
 
 def test_replies_of_spliced_comments_are_sorted_among_their_new_siblings():
@@ -128,9 +128,9 @@ def test_deleted_comments_can_be_kept_in_place():
     config=KEEP,
   )
   assert shape(tree) == {"x": "p", "b": "x"}
-  assert trees.is_deleted(tree.comments[1].text)
+  assert comment_tree.is_deleted(tree.comments[1].text)
   assert tree.comments[1].author is None
-  assert fates.comments == {trees.KEPT: 1, trees.KEPT_DELETED: 1}
+  assert fates.comments == {comment_tree.KEPT: 1, comment_tree.KEPT_DELETED: 1}
 
 
 def test_replies_to_a_missing_parent_hang_under_the_post_or_are_dropped():
@@ -145,13 +145,13 @@ def test_replies_to_a_missing_parent_hang_under_the_post_or_are_dropped():
   tree, fates = build(*comments)
   assert shape(tree) == {"a": "p", "b": "a", "c": "p", "d": "p", "e": "p"}
   assert fates.comments == {
-    trees.KEPT: 3,
-    trees.KEPT_ORPHAN: 2,
-    trees.SPLICED_DELETED: 1,
+    comment_tree.KEPT: 3,
+    comment_tree.KEPT_ORPHAN: 2,
+    comment_tree.SPLICED_DELETED: 1,
   }
   tree, fates = build(*comments, config=DROP_ORPHANS)
   assert shape(tree) == {"c": "p", "e": "p"}
-  assert fates.comments == {trees.KEPT: 2, trees.DROPPED_ORPHAN: 4}
+  assert fates.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_ORPHAN: 4}
 
 
 def test_cycles_and_what_hangs_below_them_are_dropped():
@@ -166,9 +166,9 @@ def test_cycles_and_what_hangs_below_them_are_dropped():
   )
   assert shape(tree) == {"good": "p"}
   assert fates.comments == {
-    trees.KEPT: 1,
-    trees.DROPPED_CYCLE: 5,
-    trees.DROPPED_SELF_PARENT: 1,
+    comment_tree.KEPT: 1,
+    comment_tree.DROPPED_CYCLE: 5,
+    comment_tree.DROPPED_SELF_PARENT: 1,
   }
 
 
@@ -177,7 +177,7 @@ def test_of_comments_with_one_id_the_first_is_kept():
     comment("a", "p", "first"), comment("a", "p", "second"), comment("t1_a", "p")
   )
   assert [c.text for c in tree.comments[1:]] == ["first"]
-  assert fates.comments == {trees.KEPT: 1, trees.DROPPED_DUPLICATE: 2}
+  assert fates.comments == {comment_tree.KEPT: 1, comment_tree.DROPPED_DUPLICATE: 2}
 
 
 @pytest.mark.parametrize(
@@ -185,12 +185,12 @@ def test_of_comments_with_one_id_the_first_is_kept():
 )
 def test_comments_without_an_id_are_dropped(ident):
   _, fates = build(comment(ident, "p"), comment("a", "p"))
-  assert fates.comments == {trees.KEPT: 1, trees.DROPPED_NO_ID: 1}
+  assert fates.comments == {comment_tree.KEPT: 1, comment_tree.DROPPED_NO_ID: 1}
 
 
 def test_comments_that_are_no_objects_are_dropped():
   _, fates = build(None, "text", ["a"], comment("a", "p"))
-  assert fates.comments == {trees.KEPT: 1, trees.DROPPED_NOT_OBJECT: 3}
+  assert fates.comments == {comment_tree.KEPT: 1, comment_tree.DROPPED_NOT_OBJECT: 3}
 
 
 @pytest.mark.parametrize("tree_id", ["p", "t3_p"])
@@ -213,7 +213,7 @@ def test_reddits_prefixes_of_ids_are_understood(tree_id):
   assert ids[named["c"]] == "t1_b"
   assert tree.comments[named["f"]].text == "text"
   assert named["f"] > 0
-  assert fates.comments == {trees.KEPT: 6, trees.KEPT_ORPHAN: 2}
+  assert fates.comments == {comment_tree.KEPT: 6, comment_tree.KEPT_ORPHAN: 2}
 
 
 def test_ids_may_be_numbers():
@@ -225,11 +225,11 @@ def test_ids_may_be_numbers():
 @pytest.mark.parametrize(
   ("fields", "fate"),
   [
-    ({"id": None}, trees.TREE_NO_ID),
-    ({"id": {"a": 1}}, trees.TREE_NO_ID),
-    ({"comments": []}, trees.TREE_EMPTY),
-    ({"comments": None}, trees.TREE_NO_LIST),
-    ({"comments": {"a": 1}}, trees.TREE_NO_LIST),
+    ({"id": None}, comment_tree.TREE_NO_ID),
+    ({"id": {"a": 1}}, comment_tree.TREE_NO_ID),
+    ({"comments": []}, comment_tree.TREE_EMPTY),
+    ({"comments": None}, comment_tree.TREE_NO_LIST),
+    ({"comments": {"a": 1}}, comment_tree.TREE_NO_LIST),
   ],
 )
 def test_trees_without_anything_to_learn_from_are_skipped(fields, fate):
@@ -241,13 +241,13 @@ def test_trees_without_anything_to_learn_from_are_skipped(fields, fate):
 def test_comments_of_a_tree_without_an_id_are_accounted_for():
   tree, fates = build(comment("a", "p"), comment("b", "a"), id=None)
   assert tree is None
-  assert fates.comments == {trees.DROPPED_WITH_TREE: 2}
+  assert fates.comments == {comment_tree.DROPPED_WITH_TREE: 2}
 
 
 def test_a_tree_whose_comments_are_all_gone_is_skipped():
   tree, fates = build(comment("a", "p", "[deleted]"))
   assert tree is None
-  assert fates.trees == {trees.TREE_EMPTY: 1}
+  assert fates.trees == {comment_tree.TREE_EMPTY: 1}
 
 
 def test_a_lone_post_is_a_tree_where_posts_are_targets():
@@ -288,8 +288,8 @@ def test_lone_surrogates_and_nul_are_mended_and_counted():
   assert bad.text == "x\ufffdy \U0001f600 zw"
   assert bad.author == "n\ufffd"
   assert shape(tree)["b"] == bad.id == "a\ufffd"
-  assert fates.mended[trees.MENDED_SURROGATES] == 4
-  assert fates.mended[trees.MENDED_NUL] == 1
+  assert fates.mended[comment_tree.MENDED_SURROGATES] == 4
+  assert fates.mended[comment_tree.MENDED_NUL] == 1
 
 
 @pytest.mark.parametrize(
@@ -415,14 +415,18 @@ def test_fates_add_up_and_make_a_table():
   total = Fates()
   total += one
   total += two
-  assert total.comments == {trees.KEPT: 2, trees.DROPPED_NOT_OBJECT: 1}
+  assert total.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NOT_OBJECT: 1}
   assert total.kept == 2
   assert total.total() == 5
   console = rich.console.Console(width=100, record=True, quiet=False, file=None)
   with console.capture() as capture:
     console.print(total.table())
   shown = capture.get()
-  for words in (trees.DROPPED_NOT_OBJECT, trees.MENDED_SURROGATES, "66.67%"):
+  for words in (
+    comment_tree.DROPPED_NOT_OBJECT,
+    comment_tree.MENDED_SURROGATES,
+    "66.67%",
+  ):
     assert words in shown
 
 
@@ -430,7 +434,7 @@ def test_fates_can_be_written_down():
   fates = Fates()
   build_tree(record(comment("a", "p")), fates, SPLICE)
   facts = json.loads(json.dumps(fates.as_dict()))
-  assert facts["comments"] == {trees.KEPT: 1}
+  assert facts["comments"] == {comment_tree.KEPT: 1}
   assert Fates(**{k: collections.Counter(v) for k, v in facts.items()}) == fates
 
 
@@ -465,13 +469,13 @@ def test_bad_settings_are_refused_by_name(bad):
   ],
 )
 def test_what_sites_put_in_place_of_a_text_is_no_text(text):
-  assert trees.is_deleted(text)
+  assert comment_tree.is_deleted(text)
   gone = comment("a", "p", text)
   tree, fates = build(gone, comment("b", "a", "alive"), comment("c", "b", text))
   assert shape(tree) == {"b": "p"}
-  assert fates.comments == {trees.KEPT: 1, trees.SPLICED_DELETED: 2}
+  assert fates.comments == {comment_tree.KEPT: 1, comment_tree.SPLICED_DELETED: 2}
   assert [c.reply_deleted for c in tree.comments] == [True, True]
-  assert trees.post_text(text, text, TreeConfig()) == ""
+  assert comment_tree.post_text(text, text, TreeConfig()) == ""
 
 
 @pytest.mark.parametrize(
@@ -487,4 +491,4 @@ def test_what_sites_put_in_place_of_a_text_is_no_text(text):
   ],
 )
 def test_what_people_write_in_brackets_is_a_text(text):
-  assert not trees.is_deleted(text)
+  assert not comment_tree.is_deleted(text)

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import sentencepiece_vocabulary, vocabularies
-from commentree.tasks.vocabularies import Tokenizer, VocabularyConfig
+from commentree.tasks.vocabulary import sentencepiece_backend, vocabularies
+from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
 
 from .vocabulary_fixture import some_texts
 
@@ -172,7 +172,7 @@ def test_texts_longer_than_sentencepiece_takes_still_count(tmp_path):
 @given(st.text(), st.integers(1, 40))
 def test_cutting_sentences_loses_nothing_but_white_space(text, repeats):
   text = text * repeats * 20
-  cut = list(sentencepiece_vocabulary.cut_sentences(text))
+  cut = list(sentencepiece_backend.cut_sentences(text))
   assert all(0 < len(sentence) <= 4096 for sentence in cut)
   joined = "".join(sentence.decode("utf-8") for sentence in cut)
   expected = text.encode("utf-8", "replace").decode().replace("\0", " ")

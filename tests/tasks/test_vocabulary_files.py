@@ -5,8 +5,8 @@ import json
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks import vocabularies
-from commentree.tasks.vocabularies import Tokenizer
+from commentree.tasks.vocabulary import vocabularies
+from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 from .vocabulary_fixture import like_roberta, like_t5
 

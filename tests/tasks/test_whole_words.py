@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import vocabularies, words
-from commentree.tasks.masking import Masker, MaskingConfig, masked_counts
-from commentree.tasks.vocabularies import Tokenizer
+from commentree.tasks.objectives.masking import Masker, MaskingConfig, masked_counts
+from commentree.tasks.vocabulary import vocabularies, word_starts
+from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 from .pieces_fixture import FIRST_WORD, MASK_ID, VOCAB_SIZE, maskable, random_pieces
 from .vocabulary_fixture import MAKERS, some_texts
@@ -126,15 +126,15 @@ def test_words_begin_where_a_person_would_say(kind, tmp_path):
   ],
 )
 def test_punctuation_begins_a_word_and_an_apostrophe_goes_on_with_one(pieces, expected):
-  assert words.beginnings(pieces).tolist() == expected
+  assert word_starts.beginnings(pieces).tolist() == expected
 
 
 def test_wordpiece_says_what_goes_on():
-  assert words.beginnings(["so", "##me", ","], "##").tolist() == [1, 0, 1]
+  assert word_starts.beginnings(["so", "##me", ","], "##").tolist() == [1, 0, 1]
 
 
 def test_a_vocabulary_that_does_not_tell_words_apart_is_refused(monkeypatch):
-  assert words.beginnings(["so", "me</w>"]) is None
+  assert word_starts.beginnings(["so", "me</w>"]) is None
   tokenizer = Tokenizer(lambda: "there.json")
   tokenizer.__dict__["_encoder"] = type("Encoder", (), {"begins_word": None})
   with pytest.raises(UserError, match=r"whole_words.*there\.json"):

@@ -12,8 +12,16 @@ import socket
 import time
 from collections.abc import Callable
 
-from commentree.training import host_link, host_messages, host_secret
-from commentree.training.host_messages import PROTOCOL, Hello, Refused
+from commentree.training.cluster.coordination import (
+  host_link,
+  host_messages,
+  host_secret,
+)
+from commentree.training.cluster.coordination.host_messages import (
+  PROTOCOL,
+  Hello,
+  Refused,
+)
 
 SECONDS = 20
 HELD = 400

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from commentree.training import host_secret
+from commentree.training.cluster.coordination import host_secret
 
 _SCRIPT = pathlib.Path(__file__).with_name("run_host.py")
 _SECONDS = 120

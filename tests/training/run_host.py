@@ -25,9 +25,9 @@ from jax.experimental import multihost_utils
 
 from commentree.errors import UserError
 from commentree.launch.main import run_verb
-from commentree.training import distributed
+from commentree.training.cluster import distributed
+from commentree.training.cluster.host_settings import HostSettings
 from commentree.training.config import HealthConfig
-from commentree.training.host_settings import HostSettings
 
 
 def main(argv) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from commentree.errors import UserError
-from commentree.training import checkpoints, saving, storage
+from commentree.training.checkpointing import checkpoints, saving, storage
 from commentree.training.config import CheckpointConfig
 from commentree.training.state import TrainState
 

@@ -10,7 +10,7 @@ import time
 import jax.numpy as jnp
 
 from commentree.errors import UserError
-from commentree.training import checkpoints, saving, storage
+from commentree.training.checkpointing import checkpoints, saving, storage
 from commentree.training.config import CheckpointConfig
 from commentree.training.state import TrainState
 

@@ -21,8 +21,10 @@ import stub
 
 from commentree.models.config import ModelConfig
 from commentree.training import config as config_lib
-from commentree.training import distributed, reporting, saving
-from commentree.training.host_settings import HostSettings
+from commentree.training.checkpointing import saving
+from commentree.training.cluster import distributed
+from commentree.training.cluster.host_settings import HostSettings
+from commentree.training.reports import reporting
 from commentree.training.train import train
 
 

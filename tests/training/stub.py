@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import partitioning
 
-from commentree.models import pooling
+from commentree.models.context import pooling
 from commentree.training.partitioning import Share
 
 WHOLE = Share(0, 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from commentree.training import agreement, partitioning
+from commentree.training import partitioning
+from commentree.training.cluster import agreement
 from commentree.training.config import PartitioningConfig
 
 

@@ -12,19 +12,10 @@ import pytest
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
-from commentree.training import (
-  ahead_of_time,
-  compiled_report,
-  partitioning,
-  state,
-  topologies,
-)
-from commentree.training.ahead_of_time import Plan
-from commentree.training.config import (
-  OptimizerConfig,
-  PartitioningConfig,
-  TrainConfig,
-)
+from commentree.training import partitioning, state
+from commentree.training.config import OptimizerConfig, PartitioningConfig, TrainConfig
+from commentree.training.tpu_compile import ahead_of_time, compiled_report, topologies
+from commentree.training.tpu_compile.ahead_of_time import Plan
 
 # A forest of four rows: codegen, not analysis, takes the compiler's time.
 FEATURES = {

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from commentree.console import Console
-from commentree.training import attention_statistics, evaluation_report
-from commentree.training.attention_statistics import AttentionSums
+from commentree.training.metrics import attention_statistics
+from commentree.training.metrics.attention_statistics import AttentionSums
+from commentree.training.reports import evaluation_report
 
 # Two layers.
 BATCH = {

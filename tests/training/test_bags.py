@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from commentree.models.conditions import apply_condition
-from commentree.training import bags, partitioning
+from commentree.training import partitioning
 from commentree.training.config import PartitioningConfig
-from commentree.training.unigram import Unigram
+from commentree.training.metrics import bags_of_words
+from commentree.training.metrics.unigram import Unigram
 
 from ..models import forests
 
@@ -39,7 +40,7 @@ def drawn_and_batch():
 def by_hand(drawn, batch, condition):
   """Loss of each masked token, one at a time, from the comments' words."""
   shown = {name: np.asarray(x) for name, x in apply_condition(batch, condition).items()}
-  row = bags.BAGS.index(condition)
+  row = bags_of_words.BAGS.index(condition)
   result = np.zeros((*batch["decoder_loss_weights"].shape, 2))
   for example, forest in enumerate(drawn):
     slots = shown["encoder_segment_ids"][example]
@@ -63,13 +64,13 @@ def by_hand(drawn, batch, condition):
   return result
 
 
-@pytest.mark.parametrize("condition", bags.CONDITIONS)
+@pytest.mark.parametrize("condition", bags_of_words.CONDITIONS)
 def test_losses_are_those_of_counting_words_one_by_one(drawn_and_batch, condition):
   drawn, batch = drawn_and_batch
   expected = by_hand(drawn, batch, condition)
-  found = bags.losses(batch, UNIGRAM, WEIGHTS.astype(np.float32), (condition,))
+  found = bags_of_words.losses(batch, UNIGRAM, WEIGHTS.astype(np.float32), (condition,))
   used = batch["decoder_loss_weights"] > 0
-  assert len(found) == len(bags.names((condition,))) == 2
+  assert len(found) == len(bags_of_words.names((condition,))) == 2
   for number, loss in enumerate(found):
     np.testing.assert_allclose(
       np.asarray(loss)[used], expected[used][:, number], rtol=1e-5
@@ -82,10 +83,10 @@ def test_losses_come_in_the_order_of_their_names(drawn_and_batch):
   _, batch = drawn_and_batch
   weights = WEIGHTS.astype(np.float32)
   conditions = ("shuffled", "true")
-  assert bags.names(conditions) == ["bag_own", "bag_true", "bag_shuffled"]
-  together = bags.losses(batch, UNIGRAM, weights, conditions)
+  assert bags_of_words.names(conditions) == ["bag_own", "bag_true", "bag_shuffled"]
+  together = bags_of_words.losses(batch, UNIGRAM, weights, conditions)
   for number, condition in ((1, "true"), (2, "shuffled")):
-    alone = bags.losses(batch, UNIGRAM, weights, (condition,))[1]
+    alone = bags_of_words.losses(batch, UNIGRAM, weights, (condition,))[1]
     np.testing.assert_array_equal(together[number], alone)
 
 
@@ -108,7 +109,7 @@ def log_likelihood(parts, weights):
 def test_no_other_weights_make_the_tokens_likelier():
   rng = np.random.default_rng(0)
   unigram, found = made_up_tokens(rng, [0.5, 0.2, 0.3])
-  fitted = bags.fit(unigram, found)
+  fitted = bags_of_words.fit(unigram, found)
   assert fitted.shape == (4, 3)
   np.testing.assert_allclose(fitted.sum(axis=1), 1)
   assert fitted[0, 2] == 0
@@ -125,7 +126,7 @@ def test_a_part_that_tells_nothing_gets_no_weight():
   rng = np.random.default_rng(1)
   unigram, found = made_up_tokens(rng, [0.6, 0.4, 0])
   found[:, 3] = 0.5 * unigram
-  assert bags.fit(unigram, found)[3, 2] < 1e-3
+  assert bags_of_words.fit(unigram, found)[3, 2] < 1e-3
 
 
 def test_mixtures_are_fitted_on_the_tokens_that_they_are_used_for():
@@ -133,15 +134,17 @@ def test_mixtures_are_fitted_on_the_tokens_that_they_are_used_for():
   unigram, found = made_up_tokens(rng, [0.5, 0.2, 0.3])
   seen = rng.random(len(unigram)) < 0.5
   found[~seen, 1] = -1
-  both = bags.fit(unigram, found)
-  np.testing.assert_array_equal(both[1], bags.fit(unigram[seen], found[seen])[1])
+  both = bags_of_words.fit(unigram, found)
+  np.testing.assert_array_equal(
+    both[1], bags_of_words.fit(unigram[seen], found[seen])[1]
+  )
   found[:, 1] = -1
-  none = bags.fit(unigram, found)
+  none = bags_of_words.fit(unigram, found)
   np.testing.assert_array_equal(none[1], none[0])
 
 
 def test_without_tokens_there_are_weights_all_the_same():
-  fitted = bags.fit(np.zeros(0), np.zeros((0, 4)))
+  fitted = bags_of_words.fit(np.zeros(0), np.zeros((0, 4)))
   np.testing.assert_allclose(fitted.sum(axis=1), 1)
   assert (fitted[:, 0] > 0).all()
 
@@ -149,13 +152,13 @@ def test_without_tokens_there_are_weights_all_the_same():
 def test_batches_are_fitted_as_their_tokens_are(drawn_and_batch):
   _, batch = drawn_and_batch
   mesh = partitioning.make_mesh(PartitioningConfig())
-  fitter = bags.Fitter(mesh, PartitioningConfig())
+  fitter = bags_of_words.Fitter(mesh, PartitioningConfig())
   # Over as many devices as there are.
   whole = {name: np.concatenate([x] * 4) for name, x in batch.items()}
   fitted = fitter(np.arange(VOCAB), iter([whole, whole]))
   used = whole["decoder_loss_weights"] > 0
   frequencies = np.exp(UNIGRAM.log_probabilities[whole["decoder_target_tokens"]])
-  found = np.asarray(bags.shares(whole, bags.CONDITIONS))
-  expected = bags.fit(frequencies[used], found[used])
+  found = np.asarray(bags_of_words.shares(whole, bags_of_words.CONDITIONS))
+  expected = bags_of_words.fit(frequencies[used], found[used])
   np.testing.assert_allclose(fitted, expected, atol=1e-4)
   np.testing.assert_array_equal(fitted, fitter(np.arange(VOCAB), iter([whole, whole])))

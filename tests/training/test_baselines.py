@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from commentree.training import baselines, partitioning
-from commentree.training.baselines import Baseline
+from commentree.training import partitioning
 from commentree.training.config import PartitioningConfig
+from commentree.training.metrics import baselines
+from commentree.training.metrics.baselines import Baseline
 
 COUNTS = np.array([3, 0, 5])
 WEIGHTS = np.full((4, 3), 1 / 3)

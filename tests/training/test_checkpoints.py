@@ -11,7 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from commentree.errors import UserError
-from commentree.training import checkpoint_choice, checkpoints, partitioning
+from commentree.training import partitioning
+from commentree.training.checkpointing import checkpoint_choice, checkpoints
 from commentree.training.config import CheckpointConfig, PartitioningConfig
 from commentree.training.state import TrainState, to_tree
 

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from commentree.errors import HostLostError
-from commentree.training import host_link
+from commentree.training.cluster.coordination import host_link
+from commentree.training.cluster.coordination.coordinator import Coordinator
+from commentree.training.cluster.coordination.host_messages import Beat, Done, End
 from commentree.training.config import HealthConfig
-from commentree.training.coordinator import Coordinator
-from commentree.training.host_messages import Beat, Done, End
 
 from .host_processes import free_port
 

@@ -6,7 +6,11 @@ import json
 import pytest
 
 from commentree.errors import UserError
-from commentree.training import checkpoint_choice, restore, run_record
+from commentree.training.checkpointing import (
+  checkpoint_choice,
+  initial_state,
+  run_record,
+)
 from commentree.training.warm_starts import rules
 
 from ..fuzz import engine
@@ -39,7 +43,7 @@ def read_all(model_dir):
   run_record.check(model_dir, FACTS, say)
   run_record.check_vocabulary(model_dir / "checkpoint_1", FACTS, say)
   noted = run_record.warm_start_of(model_dir, say)
-  restore._check_note(model_dir / "run.json", lambda: noted or {})
+  initial_state._check_note(model_dir / "run.json", lambda: noted or {})
 
 
 def refused(action):
@@ -84,7 +88,7 @@ def test_a_note_of_a_warm_start_that_is_none_is_refused(tmp_path, noted):
   with pytest.raises(ValueError):  # noqa: PT011
     rules.fresh_of(noted)
   with pytest.raises(UserError, match=r"warm_start\.json is damaged"):
-    restore._check_note(tmp_path / "warm_start.json", lambda: noted)
+    initial_state._check_note(tmp_path / "warm_start.json", lambda: noted)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"true/loss": "low"}', "[" * 100_000])

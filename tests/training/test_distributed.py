@@ -11,10 +11,11 @@ from jax._src.clusters import cloud_tpu_cluster
 
 from commentree.console import Console
 from commentree.errors import HostLostError, UserError
-from commentree.training import distributed, host_link
+from commentree.training.cluster import distributed
+from commentree.training.cluster.coordination import host_link
+from commentree.training.cluster.distributed import Place, find_place
+from commentree.training.cluster.host_settings import HostSettings
 from commentree.training.config import HealthConfig
-from commentree.training.distributed import Place, find_place
-from commentree.training.host_settings import HostSettings
 
 from .host_processes import free_port
 

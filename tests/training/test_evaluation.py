@@ -8,17 +8,16 @@ import pytest
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.training import (
-  bags,
-  evaluation,
-  evaluation_report,
+from commentree.training import evaluation, partitioning
+from commentree.training.config import EvalConfig, PartitioningConfig
+from commentree.training.metrics import (
+  bags_of_words,
   evaluation_sums,
-  partitioning,
   tree_sums,
   unigram,
 )
-from commentree.training.baselines import Baseline
-from commentree.training.config import EvalConfig, PartitioningConfig
+from commentree.training.metrics.baselines import Baseline
+from commentree.training.reports import evaluation_report
 
 from . import stub
 
@@ -147,8 +146,11 @@ def bag_losses(weights=WEIGHTS):
   """Loss of every masked token under each bag, and its tree, by hand."""
   rows = []
   for batch in stub.held_out()():
-    found = bags.losses(
-      batch, unigram.Unigram.of_counts(COUNTS), np.float32(weights), bags.CONDITIONS
+    found = bags_of_words.losses(
+      batch,
+      unigram.Unigram.of_counts(COUNTS),
+      np.float32(weights),
+      bags_of_words.CONDITIONS,
     )
     used = batch["decoder_loss_weights"] > 0
     rows.append(np.stack([np.asarray(loss)[used] for loss in found], axis=1))

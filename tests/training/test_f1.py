@@ -12,19 +12,12 @@ from hypothesis import strategies as st
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.models import label_counts
-from commentree.training import (
-  checkpoint_choice,
-  evaluation,
-  evaluation_report,
-  f1,
-  partitioning,
-)
-from commentree.training.config import (
-  CheckpointConfig,
-  EvalConfig,
-  PartitioningConfig,
-)
+from commentree.models.heads import label_counts
+from commentree.training import evaluation, partitioning
+from commentree.training.checkpointing import checkpoint_choice
+from commentree.training.config import CheckpointConfig, EvalConfig, PartitioningConfig
+from commentree.training.metrics import f1
+from commentree.training.reports import evaluation_report
 
 from . import stub
 

@@ -7,7 +7,7 @@ import pytest
 
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
-from commentree.training import flops
+from commentree.training.tpu_compile import flops
 
 from . import stub
 

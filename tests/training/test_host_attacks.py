@@ -15,10 +15,15 @@ import hypothesis.strategies as st
 import pytest
 
 from commentree.errors import HostLostError, UserError
-from commentree.training import host_link, host_messages, host_secret, host_server
+from commentree.training.cluster.coordination import (
+  host_link,
+  host_messages,
+  host_secret,
+  host_server,
+)
+from commentree.training.cluster.coordination.coordinator import Coordinator
+from commentree.training.cluster.coordination.host_messages import Beat, End
 from commentree.training.config import HealthConfig
-from commentree.training.coordinator import Coordinator
-from commentree.training.host_messages import Beat, End
 
 from . import host_attacks
 from .host_attacks import STRANGERS, hello, line, run_all, with_secret

@@ -14,16 +14,12 @@ from commentree.console import Console
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
-from commentree.training import (
-  checkpoints,
-  learning_rates,
-  optimizers,
-  parameter_table,
-  run_record,
-)
+from commentree.training.checkpointing import checkpoints, run_record
 from commentree.training.config import OptimizerConfig, TrainConfig
+from commentree.training.optim import learning_rates, optimizers
+from commentree.training.optim.t5x_optimizer import OptaxOptimizer
 from commentree.training.partitioning import flatten_names
-from commentree.training.t5x_optimizer import OptaxOptimizer
+from commentree.training.reports import parameter_table
 from commentree.training.train import train
 
 from . import stub

@@ -4,10 +4,11 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
-from commentree.training import checkpoint_choice, matching_statistics
+from commentree.training.checkpointing import checkpoint_choice
 from commentree.training.config import CheckpointConfig, EvalConfig
-from commentree.training.evaluation_report import flat_metrics
-from commentree.training.matching_statistics import MATCHING, MatchingSums
+from commentree.training.metrics import matching_statistics
+from commentree.training.metrics.matching_statistics import MATCHING, MatchingSums
+from commentree.training.reports.evaluation_report import flat_metrics
 
 BATCH = {
   "vectors": {

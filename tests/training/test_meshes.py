@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from commentree.training import metrics_log
+from commentree.training.reports import metrics_log
 
 from . import subprocesses
 

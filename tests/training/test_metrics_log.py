@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from commentree.training.metrics_log import MetricsLog, read
+from commentree.training.reports.metrics_log import MetricsLog, read
 
 
 def test_a_restart_drops_later_rows_and_a_line_cut_short(tmp_path):

@@ -10,8 +10,9 @@ import optax.contrib
 import pytest
 
 from commentree.errors import UserError
-from commentree.training import optimizer_names, optimizers, partitioning, state
+from commentree.training import partitioning, state
 from commentree.training.config import OptimizerConfig, PartitioningConfig
+from commentree.training.optim import optimizer_names, optimizers
 
 from . import published_optimizers as published
 

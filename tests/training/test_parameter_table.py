@@ -11,8 +11,9 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from commentree.console import Console
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
-from commentree.training import parameter_table, state
+from commentree.training import state
 from commentree.training.config import MESH_AXES, OptimizerConfig, PartitioningConfig
+from commentree.training.reports import parameter_table
 
 from . import stub
 

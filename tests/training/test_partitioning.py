@@ -10,7 +10,7 @@ from flax.linen.partitioning import AxisMetadata
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from commentree.errors import UserError
-from commentree.launch import gin_cli
+from commentree.launch.settings import gin_cli
 from commentree.training import partitioning
 from commentree.training.config import (
   DEFAULT_AXIS_RULES,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from commentree.errors import UserError
-from commentree.training import metrics_log, reporting, writers
-from commentree.training.clock import Clock
+from commentree.training.reports import metrics_log, reporting, writers
+from commentree.training.reports.clock import Clock
 
 SUMS = {
   "loss": 20.0,

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from commentree.training import metrics_log
+from commentree.training.reports import metrics_log
 
 from . import subprocesses
 

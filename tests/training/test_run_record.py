@@ -6,7 +6,7 @@ import json
 import pytest
 
 from commentree.errors import UserError
-from commentree.training import lease, run_record
+from commentree.training.checkpointing import model_dir_lock, run_record
 from commentree.training.config import OptimizerConfig, ScheduleConfig
 
 
@@ -76,12 +76,12 @@ def test_every_start_is_noted_with_command_versions_and_changed_settings(tmp_pat
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
   with (
-    lease.held(tmp_path),
+    model_dir_lock.held(tmp_path),
     pytest.raises(UserError, match="another process is training"),
-    lease.held(tmp_path),
+    model_dir_lock.held(tmp_path),
   ):
     pass
-  with lease.held(tmp_path):
+  with model_dir_lock.held(tmp_path):
     pass
 
 

@@ -7,9 +7,9 @@ import types
 import pytest
 
 from commentree.errors import UserError
-from commentree.training import ahead_of_time, search
-from commentree.training.compiled_report import Memory, Report
-from commentree.training.search import Candidate
+from commentree.training.tpu_compile import ahead_of_time, search
+from commentree.training.tpu_compile.compiled_report import Memory, Report
+from commentree.training.tpu_compile.search import Candidate
 
 GIB = 2**30
 LIMIT = 16 * GIB

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from commentree.training import signals
+from commentree.training.cluster import signals
 
 _PROGRAM = """
 import os, signal, time

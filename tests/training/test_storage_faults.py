@@ -19,17 +19,16 @@ import pytest
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from commentree.errors import StorageError, UserError
-from commentree.training import (
+from commentree.training.checkpointing import (
   checkpoints,
-  lease,
-  metrics_log,
+  model_dir_lock,
   s3,
   saving,
   storage,
-  writers,
 )
 from commentree.training.config import CheckpointConfig
-from commentree.training.metrics_log import MetricsLog, read
+from commentree.training.reports import metrics_log, writers
+from commentree.training.reports.metrics_log import MetricsLog, read
 from commentree.training.state import TrainState
 
 
@@ -451,19 +450,19 @@ def test_training_goes_on_without_tensorboard(tmp_path, lines, monkeypatch):
 
 def test_where_there_are_no_locks_a_lease_keeps_others_out(tmp_path, monkeypatch):
   error = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-  monkeypatch.setattr(lease.fcntl, "flock", Failing(None, error, 99))
-  monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.05)
-  monkeypatch.setattr(lease, "_STALE_SECONDS", 0.5)
+  monkeypatch.setattr(model_dir_lock.fcntl, "flock", Failing(None, error, 99))
+  monkeypatch.setattr(model_dir_lock, "_RENEW_SECONDS", 0.05)
+  monkeypatch.setattr(model_dir_lock, "_STALE_SECONDS", 0.5)
   folder = storage.as_path(tmp_path)
   with (
-    lease.held(folder),
+    model_dir_lock.held(folder),
     pytest.raises(UserError, match="another process is training"),
-    lease.held(folder),
+    model_dir_lock.held(folder),
   ):
     pass
   assert not (tmp_path / ".lease.json").exists()
   (tmp_path / ".lease.json").write_text('{"holder": "killed"}')
-  with lease.held(folder):
+  with model_dir_lock.held(folder):
     pass
 
 

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from commentree.errors import UserError
-from commentree.training import compiled_costs, flops, hlo, topologies
-from commentree.training.topologies import CHIPS
+from commentree.training.tpu_compile import compiled_costs, flops, hlo, topologies
+from commentree.training.tpu_compile.topologies import CHIPS
 
 DEVICE_KINDS = {
   "v2": "TPU v2",

@@ -11,7 +11,7 @@ import pytest
 from jax._src import cloud_tpu_init
 
 from commentree.errors import HostLostError, UserError
-from commentree.training import tpu_lock
+from commentree.training.cluster import tpu_lock
 
 _HOLD = """
 import fcntl, sys, time

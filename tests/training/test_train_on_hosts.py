@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from commentree.training import checkpoints, metrics_log
+from commentree.training.checkpointing import checkpoints
+from commentree.training.reports import metrics_log
 
 from . import subprocesses
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from commentree.models import pooling
-from commentree.training import vector_statistics
+from commentree.models.context import pooling
+from commentree.training.metrics import vector_statistics
 
 
 def statistics(vectors, used, batches=1):

@@ -12,9 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import partitioning
-from .rules import Line, Piece, Plan
-from .sources import ArraySource, ArraySpec, Index, concrete, extent
+from commentree.training import partitioning
+from commentree.training.warm_starts.rules import Line, Piece, Plan
+from commentree.training.warm_starts.sources import (
+  ArraySource,
+  ArraySpec,
+  Index,
+  concrete,
+  extent,
+)
 
 PyTree = Any
 Draw = Callable[[Sequence[str]], Mapping[str, jax.Array]]

@@ -7,11 +7,25 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...errors import UserError
-from ...models.config import ModelConfig
-from . import hugging_face, safetensors
-from .rules import COLUMNS, OPTIMIZER_PREFIX, ROWS, Assignment, Plan, Rule, plan
-from .sources import ArraySource, ArraySpec, Unstacked, open_source
+from commentree.errors import UserError
+from commentree.models.config import ModelConfig
+from commentree.training.warm_starts import hugging_face
+from commentree.training.warm_starts.formats import safetensors
+from commentree.training.warm_starts.rules import (
+  COLUMNS,
+  OPTIMIZER_PREFIX,
+  ROWS,
+  Assignment,
+  Plan,
+  Rule,
+  plan,
+)
+from commentree.training.warm_starts.sources import (
+  ArraySource,
+  ArraySpec,
+  Unstacked,
+  open_source,
+)
 
 Mapped = tuple[ArraySource, Assignment]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from etils import epath
 
-from ...errors import UserError
-from ...models.config import ModelConfig
-from .. import storage
-from . import hugging_face_rules
-from .rules import Assignment, Rule
-from .sources import ArraySource
+from commentree.errors import UserError
+from commentree.models.config import ModelConfig
+from commentree.training.checkpointing import storage
+from commentree.training.warm_starts import hugging_face_rules
+from commentree.training.warm_starts.rules import Assignment, Rule
+from commentree.training.warm_starts.sources import ArraySource
 
 CONFIG_FILE = "config.json"
 

@@ -16,10 +16,10 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 import msgspec
 
-from ...errors import UserError
-from . import transforms
-from .sources import ArraySource, ArraySpec
-from .transforms import Chain
+from commentree.errors import UserError
+from commentree.training.warm_starts import transforms
+from commentree.training.warm_starts.sources import ArraySource, ArraySpec
+from commentree.training.warm_starts.transforms import Chain
 
 Fate = Literal["loaded", "grown", "fresh", "zero"]
 NEW: tuple[Fate, ...] = ("fresh", "zero")

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
-from ...errors import UserError
-from .. import storage
+from commentree.errors import UserError
+from commentree.training.checkpointing import storage
 
 Index = tuple[slice, ...]
 """One slice for each dimension, start and stop given, of step 1."""
@@ -166,7 +166,11 @@ def open_source(path: str | epath.Path) -> ArraySource:
   path = storage.as_path(path)
   if not storage.is_remote(path) and not path.exists():
     raise _missing(path)
-  from . import orbax_arrays, safetensors, t5x_native
+  from commentree.training.warm_starts.formats import (
+    orbax_arrays,
+    safetensors,
+    t5x_native,
+  )
 
   if safetensors.is_there(path):
     return safetensors.open_safetensors(path)

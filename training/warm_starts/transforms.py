@@ -30,8 +30,12 @@ from typing import Protocol
 
 import numpy as np
 
-from ...models.layers import MAX_DISTANCE, NUM_BUCKETS, relative_position_buckets
-from .sources import Index, extent, whole
+from commentree.models.layers import (
+  MAX_DISTANCE,
+  NUM_BUCKETS,
+  relative_position_buckets,
+)
+from commentree.training.warm_starts.sources import Index, extent, whole
 
 _FLAGS = ("grow", "cut", "zeros")
 

@@ -22,11 +22,11 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from ...errors import StorageError, UserError
-from .. import orbax_noise, saving, storage
-from . import flax_msgpack, t5x_native
-from .sources import ArraySource, ArraySpec, Index, whole
-from .zarr_arrays import kvstore
+from commentree.errors import StorageError, UserError
+from commentree.training.checkpointing import orbax_noise, saving, storage
+from commentree.training.warm_starts.formats import flax_msgpack, t5x_native
+from commentree.training.warm_starts.formats.zarr_arrays import kvstore
+from commentree.training.warm_starts.sources import ArraySource, ArraySpec, Index, whole
 
 PyTree = Any
 Form = Literal["orbax", "t5x_native"]

@@ -6,18 +6,18 @@ import abc
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from ....models.conditions import apply_condition
-from ....models.config import Condition
-from ....models.model import CommentTreeModel
-from ....tasks.forest_layout import ForestShape
-from ....tasks.pack_items import PackItem
-from ....tasks.packing import Forest
-from ....tasks.trees import CommentTree
-from .. import forests
-from ..devices import Compute
-from ..documents import Document
-from ..forests import Filled
-from ..run_facts import RunFacts
+from commentree.launch.inference import forests
+from commentree.launch.inference.devices import Compute
+from commentree.launch.inference.documents import Document
+from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.run_facts import RunFacts
+from commentree.models.conditions import apply_condition
+from commentree.models.config import Condition
+from commentree.models.model import CommentTreeModel
+from commentree.tasks.forests.forest_layout import ForestShape
+from commentree.tasks.forests.pack_items import PackItem
+from commentree.tasks.forests.packing import Forest
+from commentree.tasks.trees.comment_tree import CommentTree
 
 Answer = dict[str, Any]
 """What is said of a comment; JSON-able, but for arrays of NumPy."""

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from ....models.config import Condition
-from ....models.model import CommentTreeModel
-from ....tasks import label_objectives
-from ....tasks.forest_layout import ForestShape
-from ....tasks.pack_items import PackItem
-from ....tasks.trees import CommentTree
-from .. import forests
-from ..devices import Compute
-from ..documents import EMPTY, Document
-from ..forests import Filled
-from ..run_facts import RunFacts
-from .base import Answer, Mode, rounded
+from commentree.launch.inference import forests
+from commentree.launch.inference.devices import Compute
+from commentree.launch.inference.documents import EMPTY, Document
+from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.modes.base import Answer, Mode, rounded
+from commentree.launch.inference.run_facts import RunFacts
+from commentree.models.config import Condition
+from commentree.models.model import CommentTreeModel
+from commentree.tasks.forests.forest_layout import ForestShape
+from commentree.tasks.forests.pack_items import PackItem
+from commentree.tasks.objectives import label_objectives
+from commentree.tasks.trees.comment_tree import CommentTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ....errors import UserError
-from ....models.config import Condition
-from ....models.model import CommentTreeModel
-from ....tasks.forest_layout import ForestShape
-from ....tasks.pack_items import PackItem
-from ....tasks.token_texts import Slot
-from ....tasks.trees import CommentTree
-from .. import forests
-from ..devices import Compute
-from ..documents import EMPTY, Document
-from ..forests import Filled
-from ..run_facts import RunFacts
-from .base import Answer, Mode, rounded
+from commentree.errors import UserError
+from commentree.launch.inference import forests
+from commentree.launch.inference.devices import Compute
+from commentree.launch.inference.documents import EMPTY, Document
+from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.modes.base import Answer, Mode, rounded
+from commentree.launch.inference.run_facts import RunFacts
+from commentree.models.config import Condition
+from commentree.models.model import CommentTreeModel
+from commentree.tasks.forests.forest_layout import ForestShape
+from commentree.tasks.forests.pack_items import PackItem
+from commentree.tasks.trees.comment_tree import CommentTree
+from commentree.tasks.vocabulary.token_texts import Slot
 
 MASK = "<mask>"
 

@@ -13,22 +13,22 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ....errors import UserError
-from ....models import decoding
-from ....models.config import Condition
-from ....models.decoding_config import DecodingConfig, DecodingMethod
-from ....models.model import CommentTreeModel
-from ....tasks import markers
-from ....tasks.forest_layout import ForestShape
-from ....tasks.pack_items import PackItem
-from ....tasks.packing import Forest
-from ....tasks.trees import Comment, CommentTree
-from .. import forests
-from ..devices import Compute
-from ..documents import Document
-from ..forests import Filled
-from ..run_facts import RunFacts
-from .base import Answer, Mode, rounded
+from commentree.errors import UserError
+from commentree.launch.inference import forests
+from commentree.launch.inference.devices import Compute
+from commentree.launch.inference.documents import Document
+from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.modes.base import Answer, Mode, rounded
+from commentree.launch.inference.run_facts import RunFacts
+from commentree.models.config import Condition
+from commentree.models.decoding import decoding
+from commentree.models.decoding.decoding_config import DecodingConfig, DecodingMethod
+from commentree.models.model import CommentTreeModel
+from commentree.tasks.forests.forest_layout import ForestShape
+from commentree.tasks.forests.pack_items import PackItem
+from commentree.tasks.forests.packing import Forest
+from commentree.tasks.trees.comment_tree import Comment, CommentTree
+from commentree.tasks.vocabulary import markers
 
 ReplyTo = Literal["leaves", "post", "all", "marked"]
 MARK = "<reply>"

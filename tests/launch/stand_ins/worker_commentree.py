@@ -3,8 +3,8 @@
 import pathlib
 import sys
 
-from commentree.launch import local, supervise
 from commentree.launch.main import run_verb
+from commentree.launch.supervision import local, supervise
 
 if __name__ == "__main__":
   launch, target, *flags = sys.argv[1:]

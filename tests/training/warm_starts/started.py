@@ -10,7 +10,7 @@ import numpy as np
 
 from commentree.models.batch import smallest
 from commentree.models.config import ModelConfig
-from commentree.models.encoded import Encoded
+from commentree.models.context.encoded import Encoded
 from commentree.models.model import CommentTreeModel
 from commentree.training import partitioning
 from commentree.training import state as state_lib

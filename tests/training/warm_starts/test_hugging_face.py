@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.launch import convert
+from commentree.launch.commands import convert
 from commentree.launch.main import main
 
 from . import started
@@ -283,7 +283,7 @@ def test_settings_are_printed_as_gin_takes_them(roberta, capsys, tmp_path):
   assert convert.main([str(folder), "--print_gin"]) == 0
   printed = capsys.readouterr().out
   assert "ModelConfig.position_offset = 2\n" in printed
-  from commentree.launch import gin_cli
+  from commentree.launch.settings import gin_cli
 
   file = tmp_path / "mine.gin"
   file.write_text(printed)

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.training.warm_starts import safetensors, sources
+from commentree.training.warm_starts import sources
+from commentree.training.warm_starts.formats import safetensors
 
 from . import written_by_hugging_face as written
 

@@ -11,14 +11,9 @@ from etils import epath
 
 from commentree.errors import UserError
 from commentree.launch import main
-from commentree.training import storage
-from commentree.training.warm_starts import (
-  assignments,
-  safetensors,
-  safetensors_writing,
-  sources,
-  writing,
-)
+from commentree.training.checkpointing import storage
+from commentree.training.warm_starts import assignments, sources, writing
+from commentree.training.warm_starts.formats import safetensors, safetensors_writing
 
 RNG = np.random.default_rng(5)
 ARRAYS = {

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.training import storage
-from commentree.training.warm_starts import flax_msgpack, sources, t5x_native
+from commentree.training.checkpointing import storage
+from commentree.training.warm_starts import sources
+from commentree.training.warm_starts.formats import flax_msgpack, t5x_native
 
 from . import written_by_t5x
 

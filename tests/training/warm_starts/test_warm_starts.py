@@ -18,12 +18,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
-from commentree.training import partitioning, restore, run_record
+from commentree.training import partitioning
 from commentree.training import train as trainer
-from commentree.training.config import (
-  OptimizerConfig,
-  ScheduleConfig,
-)
+from commentree.training.checkpointing import initial_state, run_record
+from commentree.training.config import OptimizerConfig, ScheduleConfig
 from commentree.training.warm_starts import apply, assignments
 
 from .. import stub
@@ -385,7 +383,7 @@ def test_a_first_checkpoint_that_was_converted_tells_what_was_fresh(
   run(settings("run", 1, 8))
   noted = json.loads((tmp_path / "run" / "run.json").read_text())["starts"][0]
   (tmp_path / "run" / "run.json").unlink()
-  file = tmp_path / "run" / "checkpoint_1" / restore.WARM_START_FILE
+  file = tmp_path / "run" / "checkpoint_1" / initial_state.WARM_START_FILE
   file.write_text(json.dumps(noted["warm_start"]))
   run(settings("run", 2, 8))
   run(settings("whole", 2, 8))

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from commentree.training import metrics_log
+from commentree.training.reports import metrics_log
 
 from .. import stub, subprocesses
 from . import written_by_t5x

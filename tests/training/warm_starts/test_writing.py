@@ -11,8 +11,8 @@ import pytest
 from etils import epath
 
 from commentree.errors import StorageError, UserError
-from commentree.training import checkpoints, storage
 from commentree.training import train as trainer
+from commentree.training.checkpointing import checkpoints, storage
 from commentree.training.config import CheckpointConfig
 from commentree.training.warm_starts import sources, writing
 

@@ -1,0 +1,164 @@
+"""How far a build is, and what came out of it, for a person to read."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import rich.progress
+import rich.table
+
+from commentree.console import Console
+
+_SECONDS_BETWEEN_LINES = 5
+_MB = 2**20
+
+
+class Progress:
+  """Tells how far a build is: a bar on a terminal, elsewhere a line now and then."""
+
+  def __init__(self, console: Console, bar: rich.progress.Progress | None):
+    self._console = console
+    self._bar = bar
+    self._lock = threading.Lock()
+    self._task: Any = None
+    self._name = ""
+    self._unit = ""
+    self._total = self._at_start = self._done = self._rows = 0
+    self._started = self._told = time.monotonic()
+
+  def stage(self, name: str, unit: str, total: int, done: int) -> None:
+    """A stage begins.
+
+    Args:
+      name: of the stage.
+      unit: what is counted: 'B' for bytes of files, or 'rows'.
+      total: how many there are.
+      done: of those, how many were done before.
+    """
+    with self._lock:
+      self._name, self._unit = name, unit
+      self._total, self._at_start, self._done, self._rows = total, done, done, 0
+      self._started = self._told = time.monotonic()
+      if self._bar is not None:
+        if self._task is not None:
+          self._bar.update(self._task, completed=self._bar.tasks[-1].total)
+        self._task = self._bar.add_task(name, total=total, completed=done, facts="")
+
+  def advance(self, rows: int, size: int) -> None:
+    """Work was done: of so many rows and bytes of files."""
+    with self._lock:
+      self._rows += rows
+      self._done += size if self._unit == "B" else rows
+      now = time.monotonic()
+      if self._bar is not None:
+        self._bar.update(self._task, completed=self._done, facts=self._facts(now))
+      elif now - self._told >= _SECONDS_BETWEEN_LINES:
+        self._told = now
+        share = self._done / max(self._total, 1)
+        self._console.print(
+          f"{self._name}: {share:.0%}, {self._facts(now)}, {self._left(now)} left",
+        )
+
+  def _facts(self, now: float) -> str:
+    seconds = max(now - self._started, 1e-9)
+    facts = f"{self._rows:,} rows, {self._rows / seconds:,.0f} rows/s"
+    if self._unit == "B":
+      facts += f", {(self._done - self._at_start) / seconds / _MB:,.1f} MB/s"
+    return facts
+
+  def _left(self, now: float) -> str:
+    done = self._done - self._at_start
+    if done <= 0:
+      return "?"
+    seconds = (now - self._started) * (self._total - self._done) / done
+    return f"{max(seconds, 0):,.0f} s"
+
+
+@contextlib.contextmanager
+def progress(console: Console) -> Iterator[Progress]:
+  """What tells how far a build is, while entered."""
+  if not console.is_terminal:
+    yield Progress(console, None)
+    return
+  with rich.progress.Progress(
+    rich.progress.TextColumn("{task.description}", markup=False),
+    rich.progress.BarColumn(),
+    rich.progress.TaskProgressColumn(),
+    rich.progress.TextColumn("{task.fields[facts]}", markup=False),
+    rich.progress.TimeRemainingColumn(),
+    console=console,
+  ) as bar:
+    yield Progress(console, bar)
+
+
+def show(
+  stats: Mapping[str, Any], seconds: float, peak_bytes: int, console: Console
+) -> None:
+  """Prints what came out of a build.
+
+  Args:
+    stats: what `STATS.json` says.
+    seconds: the build took, or its last leg.
+    peak_bytes: of memory; 0 if not known.
+    console: to print to.
+  """
+  from commentree.tasks.trees.comment_tree import Fates
+
+  fates = Fates(**{k: collections.Counter(v) for k, v in stats["fates"].items()})
+  fates.tell(console)
+  table = rich.table.Table("", box=None, pad_edge=False)
+  columns = ("mean", "p50", "p90", "p99", "max")
+  for column in columns:
+    table.add_column(column, justify="right")
+  for name, numbers in stats["distributions"].items():
+    if numbers["number"]:
+      table.add_row(
+        name.replace("_", " "), *(f"{numbers[column]:,}" for column in columns)
+      )
+  console.print(table)
+  for split, facts in stats["splits"].items():
+    console.print(
+      f"{split}: {facts['trees']:,} trees in {facts['shards']:,} shards,"
+      f" {facts['record_bytes'] / _MB:,.1f} MB",
+    )
+  for line in empty_splits(stats):
+    console.print(line)
+  size = sum(file["bytes"] for file in stats["made_from"]["input"])
+  rate = stats["comments"] / seconds
+  line = f"{stats['comments']:,} comments in {seconds:,.1f} s: {rate:,.0f} comments/s,"
+  line += f" {size / seconds / _MB:,.1f} MB/s of input"
+  if peak_bytes:
+    line += f"; {peak_bytes / _MB:,.0f} MB of memory at most"
+  console.print(line)
+
+
+def empty_splits(stats: Mapping[str, Any]) -> Iterator[str]:
+  """Yields a line for each split that was asked for and got no tree.
+
+  Args:
+    stats: what `STATS.json` says.
+  """
+  settings = stats["made_from"]["settings"]
+  total = sum(facts["trees"] for facts in stats["splits"].values())
+  if total and not stats["splits"].get("train", {}).get("trees"):
+    yield (
+      f"train: all of the {total:,} trees are held out: lower --validation_share, or"
+      " give a later --validation_after"
+    )
+  for split in ("validation", "test"):
+    if stats["splits"].get(split, {}).get("trees"):
+      continue
+    share, after = settings[f"{split}_share"], settings[f"{split}_after"]
+    if settings["validation_after"] is not None:
+      if after is not None:
+        yield f"{split}: no tree began at --{split}_after or later: give another date"
+    elif share:
+      yield (
+        f"{split}: --{split}_share={share} holds out none of the {total:,} trees: raise"
+        " it" + (", or train with HELD_OUT_SHARE = 0" if split == "validation" else "")
+      )

@@ -1,0 +1,72 @@
+"""The settings that gin binds: every one a plain dataclass, none of them heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import gin
+from commentree.models.config import ModelConfig
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import (
+  CleaningConfig,
+  CommentLabelsConfig,
+  DiscourseMarkersConfig,
+  LabelsConfig,
+  MarkersConfig,
+  TreeConfig,
+)
+from commentree.tasks.data_config import DataConfig
+from commentree.tasks.forests.forest_layout import ForestLayout
+from commentree.tasks.objectives.masking import MaskingConfig
+from commentree.tasks.subtrees.subtree_builder import PiecesConfig
+from commentree.training.config import (
+  CheckpointConfig,
+  EvalConfig,
+  HealthConfig,
+  OptimizerConfig,
+  PartitioningConfig,
+  ScheduleConfig,
+  TrainConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """All settings of a run: the model, its data, its training."""
+
+  model: ModelConfig
+  data: DataConfig
+  train: TrainConfig
+
+
+@functools.cache
+def register() -> tuple[type, ...]:
+  """Makes the settings known to gin, once; returns them."""
+  configs = (
+    RunConfig,
+    ModelConfig,
+    DataConfig,
+    ForestLayout,
+    PiecesConfig,
+    MaskingConfig,
+    ObjectiveConfig,
+    TreeConfig,
+    CleaningConfig,
+    MarkersConfig,
+    LabelsConfig,
+    CommentLabelsConfig,
+    DiscourseMarkersConfig,
+    GeneratedTreesConfig,
+    TrainConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    PartitioningConfig,
+    CheckpointConfig,
+    EvalConfig,
+    HealthConfig,
+  )
+  for config in configs:
+    gin.external_configurable(config, module="commentree")
+  return configs

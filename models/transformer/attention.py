@@ -1,0 +1,274 @@
+"""Self-attention within comments and cross-attention to ancestors' vectors.
+
+Scores and softmax are float32 whatever the compute dtype. T5 does not divide by
+the square root of the head's width: its query initializer does. RoBERTa does.
+
+Applied with the collection "cache" mutable, both read one token of each row at a time
+and keep in it what later tokens need: keys and values of the tokens so far, and those
+of the ancestors, which are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from commentree.models import diagnostics
+from commentree.models.layers import Array, Dense, Initializer, constrain, fan_in_normal
+from commentree.models.transformer.query_groups import QueryGroups
+
+if TYPE_CHECKING:
+  from commentree.models.heads.pointer import AncestorTokens
+
+# Keys and values `[R, L, H, K]` of rows that are read token by token.
+CACHED_TOKENS = ("cached_key", "cached_value")
+
+# Its exponential is exactly 0 in float32 next to any score, so what a mask hides
+# has no influence at all; finite, so that fully masked rows stay defined.
+MASKED_SCORE = -1e9
+
+
+@flax.struct.dataclass
+class AncestorContext:
+  """What the decoder's cross-attention attends to.
+
+  Where each target has keys of its own (`threads`), B stands for B * T, and N for the
+  columns of a target.
+
+  Attributes:
+    vectors_BSD: the null vector, then J vectors for each encoder slot.
+    visible_BNS: which of them each token may attend to; at least one.
+    bias_BHNS: added to the scores, or None.
+    distance_vectors_PD: vector added to a key by its distance, or None.
+    distances_BNS: row of `distance_vectors_PD`, -1 adds nothing; None without them.
+    watched: what diagnostics need; None where there are none.
+    groups: tokens by their targets, where each target has keys of its own; else None.
+    tokens: what a pointer points to; None without one.
+    logit_changes_BQD: what is added to the states that logits come from, at masked
+      positions, or None.
+  """
+
+  vectors_BSD: Array
+  visible_BNS: Array
+  bias_BHNS: Array | None = None
+  distance_vectors_PD: Array | None = None
+  distances_BNS: Array | None = None
+  watched: diagnostics.Watched | None = None
+  groups: QueryGroups | None = None
+  tokens: AncestorTokens | None = None
+  logit_changes_BQD: Array | None = None
+
+  def queries(self, x: Array) -> Array:
+    """Returns values of the decoder's tokens `[R, L, ...]` as `[B, N, ...]`."""
+    if self.groups is not None:
+      return self.groups.by_target(x)
+    return x.reshape(len(self.vectors_BSD), -1, *x.shape[2:])
+
+  def rows(self, x: Array, rows: tuple[int, ...]) -> Array:
+    """Returns values `[B, N, ...]` as the decoder has them, of so many `rows`."""
+    if self.groups is not None:
+      return self.groups.by_row(x, rows)
+    return x.reshape(*rows, *x.shape[2:])
+
+
+class Heads(nn.Module):
+  """What all attentions share: projections to heads and back, and dropout.
+
+  Attributes:
+    num_heads: H.
+    head_dim: K.
+    dropout_rate: share of the weights dropped.
+    deterministic: whether dropout is off.
+    dtype: dtype of the projections.
+    divide_scores: whether to divide scores by the square root of K; otherwise the
+      query's initializer does.
+    kernel_init: initializer of the projections.
+    out_init: of that back, if it is another.
+    use_bias: whether they have biases.
+  """
+
+  num_heads: int
+  head_dim: int
+  dropout_rate: float
+  deterministic: bool
+  dtype: Any
+  divide_scores: bool = False
+  kernel_init: Initializer = fan_in_normal
+  out_init: Initializer | None = None
+  use_bias: bool = False
+
+  def projection(self, name: str) -> Dense:
+    """Returns the projection `name`: query, key or value."""
+    init = self.kernel_init
+    if name == "query" and not self.divide_scores:
+
+      def init(*args):
+        return self.kernel_init(*args) / jnp.sqrt(self.head_dim)
+
+    return Dense(
+      self.num_heads * self.head_dim,
+      ("embed", "joined_kv"),
+      self.dtype,
+      kernel_init=init,
+      use_bias=self.use_bias,
+      name=name,
+    )
+
+  def scores(self, spec: str, query: Array, key: Array) -> Array:
+    """Returns float32 products of queries and keys `[..., H, K]` by `spec`."""
+    scores = jnp.einsum(spec, query, key, preferred_element_type=jnp.float32)
+    return scores / self.head_dim**0.5 if self.divide_scores else scores
+
+  def split(self, x: Array) -> Array:
+    """Returns `[..., H * K]` as `[..., H, K]`."""
+    return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+
+  def attend(
+    self, scores_RHQS: Array, value_RSHK: Array, also: Callable[[Array], Array] | None
+  ) -> Array:
+    """Averages values by the softmax of `scores_RHQS`; returns `[R, Q, H, K]`.
+
+    Sums with the exponentials and divides the short result, which spares passes
+    over the scores forwards and backwards.
+
+    Args:
+      scores_RHQS: masked scores, float32.
+      value_RSHK: what to average.
+      also: from the exponentials `[R, H, Q, S]`, more to average in, or None.
+    """
+    highest = jax.lax.stop_gradient(scores_RHQS.max(axis=-1, keepdims=True))
+    weights_RHQS = jnp.exp(scores_RHQS - highest)
+    total_RQH = jnp.swapaxes(weights_RHQS.sum(axis=-1), 1, 2)
+    # T5's dropout of weights is shared by all queries.
+    weights_RHQS = nn.Dropout(
+      self.dropout_rate, broadcast_dims=(-2,), deterministic=self.deterministic
+    )(weights_RHQS.astype(self.dtype))
+    heads = jnp.einsum("rhqs,rshk->rqhk", weights_RHQS, value_RSHK)
+    if also is not None:
+      heads += also(weights_RHQS)
+    return (heads / total_RQH[..., None]).astype(self.dtype)
+
+  @property
+  def cached(self) -> bool:
+    """Whether rows are read token by token."""
+    return self.is_mutable_collection("cache") and not self.is_initializing()
+
+  def once(self, name: str, make: Callable[[], Array]) -> Array:
+    """Returns what `make` makes, which is the same for all tokens of a row."""
+    return self.variable("cache", name, make).value if self.cached else make()
+
+  def out(self, heads: Array, features: int) -> Array:
+    """Joins `[..., H, K]` and projects to `[..., features]`."""
+    joined = heads.reshape(*heads.shape[:-2], -1)
+    return Dense(
+      features,
+      ("joined_kv", "embed"),
+      self.dtype,
+      kernel_init=self.out_init or self.kernel_init,
+      use_bias=self.use_bias,
+      name="out",
+    )(joined)
+
+
+class SelfAttention(Heads):
+  """Attention of each token to the tokens of its own comment."""
+
+  @nn.compact
+  def __call__(self, x_RLD: Array, visible_RLL: Array, bias_HLL: Array | None) -> Array:
+    """Attends where `visible_RLL`; returns `[R, L, D]`.
+
+    Token by token: `x_R1D`, `visible_11L` with the token and all before it visible,
+    `bias_H1L`.
+    """
+    query, key, value = (
+      constrain(
+        self.split(self.projection(name)(x_RLD)), "batch", "length", "heads", "kv"
+      )
+      for name in ("query", "key", "value")
+    )
+    if self.cached:
+      key, value = (
+        self._with_earlier(name, new, visible_RLL)
+        for name, new in zip(CACHED_TOKENS, (key, value))
+      )
+    scores_RHLL = self.scores("rqhk,rlhk->rhql", query, key)
+    if bias_HLL is not None:
+      # A plain broadcast, but its gradient is a product, not a sum over the leading
+      # axis, at which XLA's CPU backend is some thirty times slower.
+      scores_RHLL += jnp.einsum(
+        "r,hql->rhql",
+        jnp.ones(x_RLD.shape[0]),
+        bias_HLL.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+      )
+    scores_RHLL = jnp.where(visible_RLL[:, None], scores_RHLL, MASKED_SCORE)
+    return self.out(self.attend(scores_RHLL, value, None), x_RLD.shape[-1])
+
+  def _with_earlier(self, name: str, new_R1HK: Array, visible_11L: Array) -> Array:
+    """Notes the newest token's keys or values; returns those of all `[R, L, H, K]`."""
+    rows, _, *head = new_R1HK.shape
+    shape = (rows, visible_11L.shape[-1], *head)
+    kept = self.variable("cache", name, jnp.zeros, shape, new_R1HK.dtype)
+    newest = visible_11L.sum() - 1
+    both = jax.lax.dynamic_update_slice_in_dim(kept.value, new_R1HK, newest, axis=1)
+    kept.value = constrain(both, "batch", "length", "heads", "kv")
+    return kept.value
+
+
+class AncestorAttention(Heads):
+  """Attention of each target token to the vectors of its comment's ancestors."""
+
+  @nn.compact
+  def __call__(self, x_RLD: Array, context: AncestorContext) -> Array:
+    """Attends to `context`; returns `[R, L, D]`.
+
+    Token by token likewise, of as many rows as `context` has tokens.
+    """
+    key_of, value_of = self.projection("key"), self.projection("value")
+
+    def heads_of(x_BXD: Array) -> Array:
+      return constrain(self.split(x_BXD), "batch", "length", "heads", "kv")
+
+    query = heads_of(context.queries(self.projection("query")(x_RLD)))
+    key = self.once("ancestor_key", lambda: heads_of(key_of(context.vectors_BSD)))
+    value = self.once("ancestor_value", lambda: heads_of(value_of(context.vectors_BSD)))
+    scores_BHNS = self.scores("bnhk,bshk->bhns", query, key)
+    if context.bias_BHNS is not None:
+      scores_BHNS += context.bias_BHNS
+    also = None
+    if context.distance_vectors_PD is not None and context.distances_BNS is not None:
+      # A key is W(vector + distance vector) + b = W vector + b + W distance vector, and
+      # the last term takes only P values: score these once, and add to each key's
+      # score its distance's. Likewise values: sum the weight on each distance. One
+      # select a distance, because XLA fuses those into one pass over the scores.
+      distance_vectors_PD = context.distance_vectors_PD
+      key_PHK, value_PHK = (
+        self.once(
+          f"distance_{name}",
+          lambda of=of: self.split(of(distance_vectors_PD, with_bias=False)),  # type: ignore[misc]
+        )
+        for name, of in (("key", key_of), ("value", value_of))
+      )
+      distances_B1NS = context.distances_BNS[:, None]
+      scores_PBHN = self.scores("bnhk,phk->pbhn", query, key_PHK)
+      for distance, scores_BHN in enumerate(scores_PBHN):
+        scores_BHNS += jnp.where(distances_B1NS == distance, scores_BHN[..., None], 0)
+
+      def also(weights_BHNS):
+        weights_PBHN = jnp.stack(
+          [
+            jnp.where(distances_B1NS == distance, weights_BHNS, 0).sum(-1)
+            for distance in range(value_PHK.shape[0])
+          ]
+        )
+        return jnp.einsum("pbhn,phk->bnhk", weights_PBHN, value_PHK)
+
+    scores_BHNS = jnp.where(context.visible_BNS[:, None], scores_BHNS, MASKED_SCORE)
+    diagnostics.note_attention(self, scores_BHNS, context)
+    heads_BNHK = self.attend(scores_BHNS, value, also)
+    return self.out(context.rows(heads_BNHK, x_RLD.shape[:2]), x_RLD.shape[-1])

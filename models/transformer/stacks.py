@@ -1,0 +1,227 @@
+"""The encoder stack and the decoder stack, whatever the family of their blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import partitioning
+
+from commentree.models import diagnostics
+from commentree.models.config import ModelConfig
+from commentree.models.layers import Array, dropout
+from commentree.models.transformer.attention import AncestorContext
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """What tells one family of transformers from another.
+
+  Attributes:
+    embedder: module with the field `config`, called with ids and positions in their
+      comments `[R, L]` and vectors to add to theirs `[R, L, D]` or None.
+    encoder_block: module with fields `config, deterministic`, called with
+      `(x_RLD, visible_RLL, bias_HLL)`.
+    decoder_block: likewise, called with the ancestors' `AncestorContext` as well.
+    position_bias: module with fields `num_heads, dtype, causal` that gives the bias of
+      self-attention for a row length; None for no bias.
+    final_norm: module with the field `dtype` that ends a stack; None for no end.
+    logits: called inside the decoder with `(config, x_RMD, embedder, added_RMD)`, the
+      last added to what the vocabulary's products are taken of, or None; returns logits
+      `[R, M, V]`, float32.
+  """
+
+  embedder: Callable[..., nn.Module]
+  check_length: Callable[[ModelConfig, int], None]
+  encoder_block: Callable[..., nn.Module]
+  decoder_block: Callable[..., nn.Module]
+  position_bias: Callable[..., nn.Module] | None
+  final_norm: Callable[..., nn.Module] | None
+  logits: Callable[[ModelConfig, Array, Any, Array | None], Array]
+
+
+def run_layers(
+  block: Any,
+  num_layers: int,
+  config: ModelConfig,
+  deterministic: bool,
+  x: Array,
+  *rest: Array | None,
+  scan: bool,
+) -> Array:
+  """Applies `num_layers` blocks in the current module, `scan`ned and remat as set.
+
+  Unrolled layers are named `layers_<i>`; scanned ones share the name `layers`, and
+  their parameters have a leading axis "layers".
+  """
+  if config.remat_policy != "none":
+    saved = None
+    if config.remat_policy == "minimal":
+      # Keeps the projections' outputs, recomputes attention and elementwise work.
+      saved = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+    block = nn.remat(block, policy=saved, prevent_cse=not scan)
+  if not scan:
+    for i in range(num_layers):
+      x = block(config, deterministic, name=f"layers_{i}")(x, *rest)
+    return x
+
+  class Step(nn.Module):
+    """A block as `scan` wants it."""
+
+    @nn.compact
+    def __call__(self, x, *rest):
+      layer = block(config, deterministic, name="block")
+      nn.share_scope(self, layer)
+      return layer(x, *rest), None
+
+  scanned = partitioning.scan_with_axes(
+    Step,
+    variable_axes={"params": 0, "cache": 0, diagnostics.COLLECTION: 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(nn.broadcast,) * len(rest),
+    length=num_layers,
+    axis_name="layers",
+  )
+  return scanned(name="layers")(x, *rest)[0]
+
+
+class _Stack(nn.Module):
+  """Fields and parts common to both stacks."""
+
+  config: ModelConfig
+  family: Family
+  deterministic: bool
+
+  def run(
+    self,
+    block: Any,
+    num_layers: int,
+    x_RLD: Array,
+    visible_RLL: Array,
+    *rest,
+    position: Array | None = None,
+    causal: bool = False,
+  ):
+    """Runs the layers, each token seeing what is `visible_RLL` to it.
+
+    Given a `position`, `x_R1D` is the token there of each row, see `attention`. If
+    `causal`, the family's relative positions are those before a token.
+    """
+    cfg = self.config
+    drop = dropout(cfg.dropout_rate, self.deterministic)
+    bias_HLL = None
+    if self.family.position_bias is not None:
+      bias_HLL = self.family.position_bias(
+        cfg.num_heads, jnp.dtype(cfg.dtype), causal=causal, name="relpos_bias"
+      )(visible_RLL.shape[-1], position)
+    return run_layers(
+      block,
+      num_layers,
+      cfg,
+      self.deterministic,
+      drop(x_RLD),
+      visible_RLL,
+      bias_HLL,
+      *rest,
+      scan=cfg.scan_layers,
+    )
+
+  def end(self, x: Array, name: str, drop: nn.Dropout) -> Array:
+    """Applies what ends a stack: the norm `name` and dropout, or nothing."""
+    if self.family.final_norm is None:
+      return x
+    dtype = jnp.dtype(self.config.dtype)
+    return drop(self.family.final_norm(dtype, name=name)(x))
+
+
+def same_segment(segment_ids_RL: Array) -> Array:
+  """Returns which tokens `[R, L, L]` are of one segment.
+
+  Padding is a segment of its own: defined, never read.
+  """
+  return segment_ids_RL[:, :, None] == segment_ids_RL[:, None, :]
+
+
+def in_order(prefix_RL: Array, positions_RL: Array) -> Array:
+  """Returns what each token sees `[R, L, L]` of a segment that is read in order.
+
+  Itself, what is before it, and the segment's prefix, which is seen as a whole.
+
+  Args:
+    prefix_RL: length of the prefix of the segment that a token is of.
+    positions_RL: positions of tokens in their segments.
+  """
+  earlier_RLL = positions_RL[:, None, :] <= positions_RL[:, :, None]
+  return earlier_RLL | (positions_RL < prefix_RL)[:, None, :]
+
+
+class EncoderStack(_Stack):
+  """Embedded comments to contextual token vectors."""
+
+  @nn.compact
+  def __call__(self, x_RLD: Array, segment_ids_RL: Array) -> Array:
+    """Returns the token vectors `[R, L, D]`."""
+    cfg = self.config
+    x_RLD = self.run(
+      self.family.encoder_block,
+      cfg.num_encoder_layers,
+      x_RLD,
+      same_segment(segment_ids_RL),
+    )
+    drop = nn.Dropout(cfg.dropout_rate, deterministic=self.deterministic)
+    return self.end(x_RLD, "encoder_norm", drop)
+
+
+class DecoderStack(_Stack):
+  """Embedded masked comments and their ancestors to logits at masked positions."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x_RLD: Array,
+    visible_RLL: Array,
+    context: AncestorContext,
+    masked_positions_RM: Array | None,
+    embedder: nn.Module,
+    position: Array | None = None,
+  ) -> tuple[Array, Array | None]:
+    """Returns the states `[R, M, D]` at masked positions and logits `[R, M, V]` there.
+
+    Logits are float32. Without `masked_positions_RM`, the states `[R, L, D]` of all
+    tokens, and None.
+
+    Args:
+      x_RLD: the embedded rows.
+      visible_RLL: which tokens of its row each token sees.
+      context: the ancestors of the targets.
+      masked_positions_RM: columns to give logits for; None for states.
+      embedder: what embedded the rows, whose table logits may share.
+      position: of the only token in `x_R1D`, of rows that are read token by token.
+    """
+    cfg = self.config
+    dtype = jnp.dtype(cfg.dtype)
+    x_RLD = self.run(
+      self.family.decoder_block,
+      cfg.num_decoder_layers,
+      x_RLD,
+      visible_RLL,
+      dataclasses.replace(context, tokens=None, logit_changes_BQD=None),
+      position=position,
+      causal=cfg.causal_position_buckets,
+    )
+    drop = dropout(cfg.dropout_rate, self.deterministic)
+    if masked_positions_RM is None:
+      return self.end(x_RLD, "decoder_norm", drop), None
+    # Six of seven positions are not masked: leave them out of the vocabulary
+    # projection, the largest product of a small model.
+    picked_RML = jax.nn.one_hot(masked_positions_RM, x_RLD.shape[-2], dtype=dtype)
+    x_RMD = jnp.einsum("rml,rld->rmd", picked_RML, x_RLD)
+    x_RMD = self.end(x_RMD, "decoder_norm", drop)
+    added_RMD = context.logit_changes_BQD
+    if added_RMD is not None:
+      added_RMD = added_RMD.reshape(x_RMD.shape)
+    return x_RMD, self.family.logits(cfg, x_RMD, embedder, added_RMD)

@@ -1,0 +1,98 @@
+"""Settings of the generated trees: plain data, importable without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from commentree.errors import UserError
+from commentree.models.config import check_range
+
+# Two-syllable stems that `generated` can spell.
+NUM_STEMS = 4900
+MAX_HOPS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedTreesConfig:
+  """What the generated trees look like, and how much of them ancestors reveal.
+
+  The closed-form entropies hold as long as a target can see every ancestor within
+  `max(hops)` whole: keep `PiecesConfig.max_ancestors` above `max(hops)` and
+  `PiecesConfig.max_comment_tokens` at `max_comment_tokens` or more.
+
+  Attributes:
+    seed: seed of all trees.
+    num_train_trees: trees in the 'train' split.
+    num_validation_trees: trees in the 'validation' split, which follow those.
+    hops: ancestors that a comment may recall the fact of; 1 is the parent.
+    num_values: facts there are; each comment states one, uniformly drawn.
+    noise: probability that a recall is drawn anew instead of copied; above 0, so that
+      the floor is not 0 and an over-confident model pays.
+    recall_rate: probability that a comment recalls an ancestor within reach, for each
+      of `hops` by itself.
+    num_filler_words: other words there are.
+    zipf_exponent: the filler of rank r is drawn in proportion to r ** -zipf_exponent.
+    median_filler_words: median number of filler words in a comment (log-normal).
+    filler_words_sigma: standard deviation of the logarithm of that number.
+    max_filler_words: most filler words in a comment.
+    median_tree_size: median number of comments in a tree, post included (log-normal).
+    tree_size_sigma: standard deviation of the logarithm of that number.
+    max_tree_size: most comments in a tree, post included.
+    root_share: share of comments that answer the post, in a tree where nobody talks
+      back and forth.
+    chain_share: share of comments that answer the newest comment, in a tree where
+      everybody does.
+  """
+
+  seed: int = 0
+  num_train_trees: int = 10_000
+  num_validation_trees: int = 500
+  hops: tuple[int, ...] = (1, 2, 3)
+  num_values: int = 16
+  noise: float = 0.05
+  recall_rate: float = 0.7
+  num_filler_words: int = 50
+  zipf_exponent: float = 1.0
+  median_filler_words: float = 3.0
+  filler_words_sigma: float = 1.0
+  max_filler_words: int = 64
+  median_tree_size: float = 12.0
+  tree_size_sigma: float = 1.0
+  max_tree_size: int = 256
+  root_share: float = 0.3
+  chain_share: float = 0.75
+
+  def __post_init__(self):
+    def check(field, low, high=float("inf"), whole=False):
+      check_range(
+        "GeneratedTreesConfig", field, getattr(self, field), low, high, whole=whole
+      )
+
+    # gin hands over lists; a frozen configuration must be hashable.
+    object.__setattr__(self, "hops", tuple(self.hops))
+    if not self.hops or len(set(self.hops)) < len(self.hops):
+      raise UserError(
+        f"GeneratedTreesConfig.hops = {self.hops}: name at least one hop, each once,"
+        " as in (1, 2, 3)"
+      )
+    for hop in self.hops:
+      check_range("GeneratedTreesConfig", "hops", hop, 1, MAX_HOPS, whole=True)
+    check("seed", 0, 2**63 - 1, whole=True)
+    check("num_train_trees", 1, whole=True)
+    check("num_validation_trees", 1, whole=True)
+    check("num_values", 2, NUM_STEMS // 2, whole=True)
+    check("num_filler_words", 1, NUM_STEMS // 2, whole=True)
+    for field in ("noise", "recall_rate", "root_share", "chain_share"):
+      check(field, 0, 1)
+    check("zipf_exponent", 0)
+    check("median_filler_words", 0)
+    check("filler_words_sigma", 0)
+    check("max_filler_words", 0, whole=True)
+    check("median_tree_size", 1)
+    check("tree_size_sigma", 0)
+    check("max_tree_size", 2, whole=True)
+
+  @property
+  def max_comment_tokens(self) -> int:
+    """Most tokens of a comment: author, fact with its cue, recalls with theirs."""
+    return 1 + 2 + 2 * len(self.hops) + self.max_filler_words

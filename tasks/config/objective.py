@@ -1,0 +1,123 @@
+"""What a run learns to predict: plain settings, importable without NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, cast
+
+from commentree.errors import UserError
+from commentree.models.config import check_choice, check_range
+
+ObjectiveName = Literal["mlm", "clm", "tlm", "span_corruption", "classify", "tag"]
+
+# Optional features of a batch (`models.batch.OPTIONAL_FEATURE_AXES`).
+PREFIXES = "target_prefix_lengths"
+LANGUAGE_FEATURES = ("encoder_languages", "decoder_languages")
+
+# Those by which a target's tokens may see only what stands before them.
+CAUSAL = ("clm", "span_corruption")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """What is predicted of a comment.
+
+  Attributes:
+    name: 'mlm' for masked tokens (`MaskingConfig` says which); 'clm' for each token
+      from those before it; 'span_corruption' for spans taken out, T5's way; 'tlm' for
+      masked tokens of a comment and its translation together; 'classify' for the
+      comment's label, 'tag' for those of its tokens.
+    noise_density: share of a comment's tokens in spans taken out.
+    mean_span: mean tokens of such a span.
+    predict_authors: whether 'clm' predicts the author's marker at a comment's front
+      too; otherwise it is given.
+    languages: what the data calls its languages; the k-th is language k + 1 of the
+      model, which must have so many (`ModelConfig.num_languages`).
+  """
+
+  name: ObjectiveName = "mlm"
+  noise_density: float = 0.15
+  mean_span: float = 3.0
+  predict_authors: bool = False
+  languages: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    check_choice("ObjectiveConfig", "name", self.name, ObjectiveName)
+    check_range("ObjectiveConfig", "noise_density", self.noise_density, 0.01, 0.9)
+    check_range("ObjectiveConfig", "mean_span", self.mean_span, 1)
+    if not isinstance(self.predict_authors, bool):
+      raise UserError(
+        f"ObjectiveConfig.predict_authors = {self.predict_authors!r}: must be True or"
+        " False"
+      )
+    # gin hands over lists; a frozen configuration must be hashable.
+    given = self.languages
+    languages = (given,) if isinstance(given, str) else tuple(given)
+    object.__setattr__(self, "languages", languages)
+    if not all(isinstance(name, str) and name for name in languages):
+      raise UserError(
+        f"ObjectiveConfig.languages = {languages!r}: must be names in quotes, as the"
+        " data has them, such as ('en', 'de')"
+      )
+    if len(set(languages)) < len(languages):
+      raise UserError(
+        f"ObjectiveConfig.languages = {languages!r}: must name each language once"
+      )
+    if self.name == "tlm" and not languages:
+      raise UserError(
+        "ObjectiveConfig.languages is missing: 'tlm' needs the languages of comments"
+        " and translations, such as ('en', 'de')"
+      )
+    if languages and self.name in CAUSAL:
+      raise UserError(
+        f"ObjectiveConfig.languages = {languages!r}: {self.name!r} knows no languages;"
+        " leave them out"
+      )
+
+  def named(self, name: str) -> ObjectiveConfig:
+    """These settings for another objective, without what that one does not know."""
+    languages = () if name in CAUSAL else self.languages
+    known = cast(ObjectiveName, name)  # which the new object checks
+    return dataclasses.replace(self, name=known, languages=languages)
+
+  @property
+  def extras(self) -> tuple[str, ...]:
+    """Optional features that a batch of it has."""
+    prefixes = (PREFIXES,) if self.name in CAUSAL else ()
+    return prefixes + (LANGUAGE_FEATURES if self.languages else ())
+
+  def shares(self, masking_rate: float, length: int) -> tuple[float, int]:
+    """Returns the share of decoder tokens predicted, and the most in one target.
+
+    Args:
+      masking_rate: `MaskingConfig.rate`.
+      length: tokens of a decoder row.
+    """
+    if self.name in ("clm", "tag"):
+      return 1.0, length
+    if self.name == "classify":
+      return 1 / length, 1
+    if self.name == "span_corruption":
+      shown = self.longest_corrupted(length)
+      noise, spans = self.count_noise(shown)
+      return (noise + spans + 1) / length, noise + spans + 1
+    return masking_rate, max(1, round(masking_rate * length))
+
+  def count_noise(self, length: int) -> tuple[int, int]:
+    """Returns how many of so many tokens are taken out, and in how many spans."""
+    if length < 2:
+      return length, length
+    noise = min(max(round(length * self.noise_density), 1), length - 1)
+    spans = max(round(noise / self.mean_span), 1)
+    return noise, min(spans, length - noise)
+
+  def longest_corrupted(self, row: int) -> int:
+    """Most tokens of a comment that fit a row with the spans taken out of it.
+
+    A row holds what is left, a sentinel for each span, the start, and the spans with
+    a sentinel in front of each.
+    """
+    length = row - 1
+    while length > 0 and length + 2 * self.count_noise(length)[1] + 1 > row:
+      length -= 1
+    return length

@@ -1,0 +1,202 @@
+"""Settings of reading, cleaning and annotating trees: plain data, importable fast."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from commentree.errors import UserError
+from commentree.models.config import check_choice, check_range
+
+Deleted = Literal["splice", "keep"]
+Orphans = Literal["attach", "drop"]
+BareTrees = Literal["outside", "left_out"]
+LabelSource = Literal["none", "label", "subreddit", "deleted_next"]
+
+HELD_OUT_SHARE = 0.1
+"""Of the trees, held out by a hash of their ids unless a setting says otherwise: the
+same of files that a run reads and of datasets that are built, so that both hold out the
+same trees. So many that a corpus of some dozens of trees has some; of large ones, less
+does."""
+
+
+def check_switches(config: object) -> None:
+  """Raises UserError for a field annotated `bool` that holds anything else."""
+  for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    value = getattr(config, field.name)
+    if field.type == "bool" and not isinstance(value, bool):
+      raise UserError(
+        f"{type(config).__name__}.{field.name} = {value!r}: must be True or False"
+      )
+
+
+def _check_names(owner: str, names: str | Sequence[str]) -> tuple[str, ...]:
+  """Names as a tuple, since gin hands over lists; raises UserError for others."""
+  names = (names,) if isinstance(names, str) else tuple(names)
+  if not all(isinstance(name, str) and name for name in names):
+    raise UserError(f"{owner}.names = {names!r}: must be names in quotes")
+  if len(set(names)) < len(names):
+    raise UserError(f"{owner}.names = {names!r}: must name each label once")
+  return names
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeConfig:
+  """What becomes of what is odd in a tree.
+
+  Attributes:
+    deleted: 'splice' takes deleted and removed comments out and hangs their replies
+      under the nearest living ancestor; 'keep' leaves them in place as `<deleted>`.
+    orphans: replies to a comment that is not in the tree: 'attach' hangs them under
+      the post, the nearest ancestor known; 'drop' leaves them out, and what is below.
+    target_post: whether the post itself is to be predicted.
+    max_line_bytes: lines longer than this are skipped, so that a file without line
+      ends cannot fill the memory.
+    max_comment_chars: the text of a comment, a post's title and its text are cut to so
+      many characters.
+  """
+
+  deleted: Deleted = "splice"
+  orphans: Orphans = "attach"
+  target_post: bool = False
+  max_line_bytes: int = 64 * 2**20
+  max_comment_chars: int = 1_000_000
+
+  def __post_init__(self):
+    check_choice("TreeConfig", "deleted", self.deleted, Deleted)
+    check_choice("TreeConfig", "orphans", self.orphans, Orphans)
+    for name in ("max_line_bytes", "max_comment_chars"):
+      check_range("TreeConfig", name, getattr(self, name), 1, whole=True)
+    check_switches(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class CleaningConfig:
+  """Which steps of cleaning are taken; see `cleaning` for what each does.
+
+  Attributes:
+    html_entities: see `cleaning`, as for all that follow.
+    urls: whether addresses become a marker.
+    footnotes: whether footnotes and their marks go.
+    quotes: whether quoted lines stand between markers.
+    whitespace: whether white space is squeezed.
+    copied_quotations: words of the shortest run that is taken out of a comment because
+      a comment above it has the same: see `copied_quotations`. 0 takes out none, since
+      such quotations are part of what people write; 6 was used to measure what
+      ancestors are worth beyond what can be copied from them.
+  """
+
+  html_entities: bool = True
+  urls: bool = True
+  footnotes: bool = True
+  quotes: bool = True
+  whitespace: bool = True
+  copied_quotations: int = 0
+
+  def __post_init__(self):
+    check_switches(self)
+    check_range(
+      "CleaningConfig", "copied_quotations", self.copied_quotations, 0, 100, whole=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MarkersConfig:
+  """Which author markers there are.
+
+  Attributes:
+    authors: whether comments begin with their author's marker.
+    max_users: authors of a tree that have a marker of their own; all others share
+      one. The vocabulary holds a piece for each.
+  """
+
+  authors: bool = True
+  max_users: int = 32
+
+  def __post_init__(self):
+    check_range("MarkersConfig", "max_users", self.max_users, 0, 10_000, whole=True)
+    check_switches(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelsConfig:
+  """Which labelled spans of comments become labels of their tokens.
+
+  Attributes:
+    names: labels to keep, such as ('claim', 'premise'); of their k-th, the first token
+      is labelled 2k + 1 and the others 2k + 2, and 0 is what is outside. None by
+      default, and then pieces have no labels.
+    bare_trees: what the tokens of trees are in which nothing has such a label:
+      'outside', like any others (the default, for a corpus that was annotated
+      throughout); or 'left_out', labelled -1, on which nothing is trained.
+  """
+
+  names: tuple[str, ...] = ()
+  bare_trees: BareTrees = "outside"
+
+  def __post_init__(self):
+    check_choice("LabelsConfig", "bare_trees", self.bare_trees, BareTrees)
+    object.__setattr__(self, "names", _check_names("LabelsConfig", self.names))
+
+
+@dataclasses.dataclass(frozen=True)
+class CommentLabelsConfig:
+  """What each comment is labelled with as a whole.
+
+  Attributes:
+    source: 'label' for the labels in the data; 'subreddit' for the community of the
+      comment's tree; 'deleted_next' for whether a direct reply to it was deleted (as
+      in Zhang et al., "Conversations Gone Awry", 2018); 'none' for no labels.
+    names: the labels, as the data spell them: the k-th is class k, any other none. For
+      'deleted_next' they are ('kept', 'deleted'), or two names of your own.
+  """
+
+  source: LabelSource = "none"
+  names: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    check_choice("CommentLabelsConfig", "source", self.source, LabelSource)
+    names = _check_names("CommentLabelsConfig", self.names)
+    if self.source == "deleted_next":
+      names = names or ("kept", "deleted")
+      if len(names) != 2:
+        raise UserError(
+          f"CommentLabelsConfig.names = {names!r}: 'deleted_next' has two classes, no"
+          " reply deleted and one deleted"
+        )
+    elif self.source == "none":
+      if names:
+        raise UserError(
+          f"CommentLabelsConfig.names = {names!r}: set CommentLabelsConfig.source to"
+          " where labels come from: 'label', 'subreddit' or 'deleted_next'"
+        )
+    elif not names:
+      raise UserError(
+        f"CommentLabelsConfig.names is missing: name the labels that {self.source!r}"
+        " may have, such as ('for', 'against')"
+      )
+    object.__setattr__(self, "names", names)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscourseMarkersConfig:
+  """Masking that prefers words by which texts hang together, such as `however`.
+
+  Attributes:
+    file: phrases, one a line; 'english' for the list that comes with commentree; None
+      to treat all words alike.
+    share: share of the masked tokens that come from such phrases where a comment has
+      enough of them.
+  """
+
+  file: str | None = None
+  share: float = 0.5
+
+  def __post_init__(self):
+    check_range("DiscourseMarkersConfig", "share", self.share, 0, 1)
+    if self.file is not None and not (isinstance(self.file, str) and self.file):
+      raise UserError(
+        f"DiscourseMarkersConfig.file = {self.file!r}: must be a file's name or"
+        " 'english', in quotes"
+      )

@@ -1,0 +1,251 @@
+"""The static shape of a forest, and how much of it a piece of a tree takes.
+
+Light: no TensorFlow, so that settings can be checked before anything heavy loads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+from commentree.errors import UserError
+from commentree.models.config import check_range
+
+# Masked tokens per row beyond rate * length: short comments round up to one.
+_MASK_HEADROOM = 1.15
+_SLOT_HEADROOM = 1.15
+# Encoder rows beyond the mean share: decoder rows are the ones to fill. Of forests with
+# fewer decoder rows than these, single comments with long threads fill the encoder: so
+# much more, over the rows.
+_ENCODER_HEADROOM = 1.04
+_MANY_ROWS = 64
+_FITTING_ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ForestLayout:
+  """Rows, slots and lengths of one example; `None` is chosen from the data.
+
+  Attributes:
+    decoder_rows: rows of target comments (`Rd`).
+    encoder_rows: rows of comments that have a target below them (`Re`).
+    target_slots: most target comments in an example (`T`).
+    encoder_slots: most encoded comments in an example (`E`).
+    max_ancestors: most ancestors a comment can see (`A`; `cl` in the original work).
+    masked_per_row: most masked tokens in a decoder row (`M`).
+    lookahead: tree pieces held back from which the next example is composed.
+  """
+
+  decoder_rows: int = 64
+  encoder_rows: int | None = None
+  target_slots: int | None = None
+  encoder_slots: int | None = None
+  max_ancestors: int = 16
+  masked_per_row: int | None = None
+  lookahead: int = 256
+
+  def __post_init__(self):
+    for field in ("decoder_rows", "max_ancestors", "lookahead"):
+      check_range("ForestLayout", field, getattr(self, field), 1, whole=True)
+    for field in ("encoder_rows", "target_slots", "encoder_slots", "masked_per_row"):
+      if getattr(self, field) is not None:
+        check_range("ForestLayout", field, getattr(self, field), 1, whole=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForestShape:
+  """A `ForestLayout` with nothing left open.
+
+  Attributes:
+    encoder_length: tokens in an encoder row (`Le`).
+    decoder_length: tokens in a decoder row (`Ld`).
+    extras: those of `models.batch.OPTIONAL_FEATURE_AXES` that examples have.
+  """
+
+  encoder_length: int
+  decoder_length: int
+  encoder_rows: int
+  decoder_rows: int
+  encoder_slots: int
+  target_slots: int
+  max_ancestors: int
+  masked_per_row: int
+  extras: tuple[str, ...] = ()
+
+  def feature_shapes(self) -> dict[str, tuple[int, ...]]:
+    """Shape per example of every feature of the batch, without the batch dimension."""
+    encoder = (self.encoder_rows, self.encoder_length)
+    decoder = (self.decoder_rows, self.decoder_length)
+    masked = (self.decoder_rows, self.masked_per_row)
+    ancestors = (self.target_slots, self.max_ancestors)
+    optional = {
+      "target_prefix_lengths": (self.target_slots,),
+      "encoder_languages": encoder,
+      "decoder_languages": decoder,
+    }
+    return {
+      "encoder_input_tokens": encoder,
+      "encoder_segment_ids": encoder,
+      "encoder_positions": encoder,
+      "encoder_slot_depths": (self.encoder_slots,),
+      "decoder_input_tokens": decoder,
+      "decoder_segment_ids": decoder,
+      "decoder_positions": decoder,
+      "decoder_masked_positions": masked,
+      "decoder_target_tokens": masked,
+      "decoder_loss_weights": masked,
+      "ancestor_slots": ancestors,
+      "ancestor_distances": ancestors,
+      "target_depths": (self.target_slots,),
+      "target_trees": (self.target_slots,),
+      **{name: optional[name] for name in self.extras},
+    }
+
+
+@dataclasses.dataclass
+class PieceTotals:
+  """What a sample of pieces holds, from which open settings of a layout follow."""
+
+  pieces: int = 0
+  targets: int = 0
+  target_tokens: int = 0
+  masked_tokens: int = 0
+  most_masked: int = 0
+  encoded: int = 0
+  encoded_tokens: int = 0
+
+  def mean(self, other: PieceTotals) -> PieceTotals:
+    """Returns what lies in the middle of both, the higher `most_masked`."""
+    middle = {
+      field.name: (getattr(self, field.name) + getattr(other, field.name) + 1) // 2
+      for field in dataclasses.fields(self)
+    }
+    middle["most_masked"] = max(self.most_masked, other.most_masked)
+    return PieceTotals(**middle)
+
+
+def row_lengths(task_feature_lengths: Mapping[str, int]) -> tuple[int, int]:
+  """Returns (encoder, decoder) tokens per row from `TASK_FEATURE_LENGTHS`.
+
+  Raises:
+    UserError: unless the keys are exactly 'encoder' and 'decoder', each at least 8.
+  """
+  if not isinstance(task_feature_lengths, Mapping) or set(task_feature_lengths) != {
+    "encoder",
+    "decoder",
+  }:
+    raise UserError(
+      f"TASK_FEATURE_LENGTHS = {task_feature_lengths!r}: give the tokens per row of"
+      " both sides, {'encoder': 128, 'decoder': 128}"
+    )
+  for side, length in task_feature_lengths.items():
+    check_range("TASK_FEATURE_LENGTHS", side, length, 8, whole=True)
+  return task_feature_lengths["encoder"], task_feature_lengths["decoder"]
+
+
+def resolve(
+  layout: ForestLayout,
+  task_feature_lengths: Mapping[str, int],
+  totals: PieceTotals | None = None,
+  extras: tuple[str, ...] = (),
+) -> ForestShape:
+  """Closes what `layout` leaves open, from the totals of a sample of the data.
+
+  Without totals, encoder rows default to 0.6 of decoder rows and comments are taken to
+  be short (12 tokens), which always fits and wastes memory rather than data.
+
+  Args:
+    layout: rows and slots, `None` where the data is to decide.
+    task_feature_lengths: tokens per row, {'encoder': Le, 'decoder': Ld}.
+    totals: sums over pieces of the data, clipped to the row lengths.
+    extras: optional features that examples are to have.
+
+  Raises:
+    UserError: if the row lengths are not usable, or some comment might not fit.
+  """
+  encoder_length, decoder_length = row_lengths(task_feature_lengths)
+  if totals is None or not totals.target_tokens:
+    totals = PieceTotals(
+      pieces=1,
+      targets=1,
+      target_tokens=12,
+      masked_tokens=2,
+      most_masked=math.ceil(decoder_length / 4),
+      encoded=1,
+      encoded_tokens=7,
+    )
+  decoder_tokens = layout.decoder_rows * decoder_length
+  encoded_share = totals.encoded_tokens / totals.target_tokens
+  # A row for each ancestor of a comment: whatever their lengths, they fit.
+  headroom = _ENCODER_HEADROOM + max(0, 1 / layout.decoder_rows - 1 / _MANY_ROWS)
+  encoder_rows = layout.encoder_rows or max(
+    layout.max_ancestors,
+    math.ceil(headroom * decoder_tokens * encoded_share / encoder_length),
+  )
+  mean_target = totals.target_tokens / max(1, totals.targets)
+  mean_encoded = max(1, totals.encoded_tokens) / max(1, totals.encoded)
+  masked_share = totals.masked_tokens / totals.target_tokens
+  shape = ForestShape(
+    encoder_length=encoder_length,
+    decoder_length=decoder_length,
+    encoder_rows=encoder_rows,
+    decoder_rows=layout.decoder_rows,
+    encoder_slots=layout.encoder_slots
+    or round_up(_SLOT_HEADROOM * encoder_rows * encoder_length / mean_encoded, 8),
+    target_slots=layout.target_slots
+    or round_up(_SLOT_HEADROOM * decoder_tokens / mean_target, 8),
+    max_ancestors=layout.max_ancestors,
+    masked_per_row=layout.masked_per_row
+    or max(
+      totals.most_masked,
+      min(decoder_length, round_up(_MASK_HEADROOM * masked_share * decoder_length, 4)),
+    ),
+    extras=extras,
+  )
+  for field, least in (
+    ("encoder_rows", layout.max_ancestors),
+    ("encoder_slots", layout.max_ancestors),
+    ("masked_per_row", totals.most_masked),
+  ):
+    if getattr(shape, field) < least:
+      raise UserError(
+        f"ForestLayout.{field} = {getattr(shape, field)}: must be at least {least}, or"
+        " a single comment and its max_ancestors ="
+        f" {layout.max_ancestors} ancestors may not fit"
+      )
+  return shape
+
+
+def fit(
+  choose: Callable[[PieceTotals], ForestShape],
+  totals: PieceTotals,
+  cut_totals: Callable[[ForestShape], PieceTotals],
+) -> ForestShape:
+  """Chooses a shape for pieces that are cut where they do not fit it.
+
+  Each part of a cut piece brings its ancestors along, so there is more to encode than
+  in whole pieces, and how much more depends on the shape: it is chosen again, each time
+  for what lies between what was expected and what was found.
+
+  Args:
+    choose: makes a shape for totals, see `resolve`.
+    totals: of whole pieces.
+    cut_totals: totals of the same pieces, cut to fit a shape.
+
+  Raises:
+    UserError: as `choose` and `cut_totals`.
+  """
+  shape = choose(totals)
+  for _ in range(_FITTING_ROUNDS):
+    found = cut_totals(shape)
+    if found == totals:
+      break
+    totals = totals.mean(found)
+    shape = choose(totals)
+  return shape
+
+
+def round_up(value: float, multiple: int) -> int:
+  """The least multiple that is not below `value`."""
+  return multiple * math.ceil(value / multiple)

@@ -1,0 +1,333 @@
+"""Batches whose order is a pure function of the run's seed and the step.
+
+The data is dealt over a fixed number of *streams*, whatever the number of hosts:
+stream i of N reads positions i, i+N, i+2N… of an endless shuffled order, of one task
+or of several in turns (see `mixtures`), packs its own forests from its own pool, and
+always fills the same rows of the global batch. A host owns whole streams. What a stream
+has read is a position and the keys of its pool, a few numbers: resuming seeks, and
+replays nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from commentree.errors import UserError
+from commentree.tasks.forests import packing
+from commentree.tasks.forests.forest_layout import ForestShape, PieceTotals
+from commentree.tasks.forests.mixing import MixedOrder
+from commentree.tasks.forests.pack_items import PackItem
+from commentree.tasks.forests.packing import Forest, Packer, Waiting
+from commentree.tasks.forests.shuffling import EndlessOrder
+from commentree.tasks.forests.stream_shares import own_streams
+from commentree.tasks.objectives import objectives
+from commentree.tasks.objectives.objectives import Objective
+from commentree.tasks.subtrees.subtree_builder import Piece
+
+Batch = dict[str, np.ndarray]
+
+_POOLS_AN_EPOCH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A task's part of the training data.
+
+  Attributes:
+    records: its pieces, by index.
+    objective: says what is to be predicted of them.
+    share: its share of the pieces read; the shares of all sources add up to 1.
+  """
+
+  records: Sequence[Piece]
+  objective: Objective
+  share: Fraction = Fraction(1)
+
+
+class ForestStream:
+  """One stream of forests, endless and resumable."""
+
+  def __init__(
+    self,
+    sources: Sequence[Source],
+    shape: ForestShape,
+    *,
+    seed: int,
+    stream: int,
+    num_streams: int,
+    lookahead: int,
+  ):
+    """Starts at the beginning.
+
+    Args:
+      sources: what is read, in turns; pieces of all may share a forest.
+      shape: what a forest holds.
+      seed: seed of the run, for order and masks.
+      stream: which stream this is, from 0.
+      num_streams: how many there are over all hosts.
+      lookahead: pieces in the pool.
+    """
+    self._sources = sources
+    self._shape = shape
+    self._seed = seed
+    self._stream = stream
+    self._num_streams = num_streams
+    self._order = MixedOrder(
+      [len(source.records) for source in sources], [s.share for s in sources], seed
+    )
+    # A pool of more than an epoch would show some pieces several times before others.
+    epoch = sum(len(source.records) for source in sources) // num_streams
+    self._packer = Packer(shape, lookahead, epoch // _POOLS_AN_EPOCH)
+    self._next = 0
+
+  def _items(self, position: int) -> list[PackItem]:
+    number, epoch, index = self._order[position * self._num_streams + self._stream]
+    source = self._sources[number]
+    piece = source.objective(
+      source.records[index], self._shape.decoder_length, self._seed, epoch, index
+    )
+    return list(packing.fitting_items(piece, self._shape))
+
+  def __next__(self) -> Forest:
+    barren = 0
+    while self._packer.wants_more():
+      items = self._items(self._next)
+      self._packer.pool += [
+        Waiting((self._next, k), item) for k, item in enumerate(items)
+      ]
+      self._next += 1
+      barren = 0 if items else barren + 1
+      if barren > sum(len(source.records) for source in self._sources):
+        raise UserError("the data holds no comment with a token to predict")
+    return self._packer.next_forest()
+
+  def get_state(self) -> dict[str, Any]:
+    """Where the stream stands, as JSON-able numbers."""
+    pool = [[*waiting.key, waiting.first] for waiting in self._packer.pool]
+    return {"next": self._next, "pool": pool}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes to where `get_state` was called; reads the pool again, nothing else."""
+    self._next = state["next"]
+    items: dict[int, list[PackItem]] = {}
+    pool = []
+    for position, number, first in state["pool"]:
+      if position not in items:
+        items[position] = self._items(position)
+      waiting = Waiting((position, number), items[position][number])
+      pool.append(waiting.after(first) if first else waiting)
+    self._packer.pool = pool
+
+
+class TrainBatches:
+  """This host's rows of the global batches, endless and resumable."""
+
+  def __init__(
+    self,
+    sources: Sequence[Source],
+    shape: ForestShape,
+    *,
+    batch_size: int,
+    seed: int,
+    lookahead: int,
+    host: int = 0,
+    num_hosts: int = 1,
+  ):
+    """Starts at step 0.
+
+    Args:
+      sources: what is read: a task, or those of a mixture.
+      shape: what a forest holds.
+      batch_size: forests in a global batch.
+      seed: seed of the run.
+      lookahead: pieces in each stream's pool.
+      host: this process.
+      num_hosts: all processes.
+
+    Raises:
+      UserError: if the hosts do not divide the streams.
+    """
+    own, num_streams = own_streams(batch_size, host, num_hosts)
+    self._rows_per_stream = batch_size // num_streams
+    self._streams = {
+      stream: ForestStream(
+        sources,
+        shape,
+        seed=seed,
+        stream=stream,
+        num_streams=num_streams,
+        lookahead=lookahead,
+      )
+      for stream in own
+    }
+
+  def __iter__(self) -> TrainBatches:
+    return self
+
+  def __next__(self) -> Batch:
+    return stack(
+      [
+        next(stream)
+        for stream in self._streams.values()
+        for _ in range(self._rows_per_stream)
+      ]
+    )
+
+  def get_state(self) -> dict[str, Any]:
+    """The state after the batch last returned, JSON-able; keyed by stream."""
+    return {str(key): stream.get_state() for key, stream in self._streams.items()}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes to where `get_state` was called; other hosts' streams are passed over.
+
+    Raises:
+      UserError: if a stream of ours is missing, as after a change of BATCH_SIZE.
+    """
+    for key, stream in self._streams.items():
+      if str(key) not in state:
+        raise UserError(
+          f"the checkpoint's data state lacks stream {key}: was BATCH_SIZE changed?"
+        )
+      stream.set_state(state[str(key)])
+
+
+def eval_batches(
+  records: Sequence[Piece],
+  objective: Objective,
+  shape: ForestShape,
+  *,
+  batch_size: int,
+  seed: int,
+  lookahead: int,
+  host: int = 0,
+  num_hosts: int = 1,
+) -> Iterator[Batch]:
+  """This host's rows of batches that hold every piece once, always alike.
+
+  Dealt over the same streams as training, whatever the number of hosts. Rows whose
+  stream has ended are padding; a host's batches end with its last stream, and there is
+  at least one.
+
+  Args:
+    records: pieces of the held-out split.
+    objective: says what is to be predicted.
+    shape: what a forest holds.
+    batch_size: forests in a global batch.
+    seed: seed of the evaluation, not of the run: runs stay comparable.
+    lookahead: pieces that each stream holds back to choose from.
+    host: this process.
+    num_hosts: all processes.
+
+  Raises:
+    UserError: if the hosts do not divide the streams.
+  """
+  own, num_streams = own_streams(batch_size, host, num_hosts)
+  # Shuffled, so that a limit takes a fair sample rather than the head of a file.
+  order = EndlessOrder(len(records), seed)
+
+  def forests(stream: int) -> Iterator[Forest]:
+    places = map(order.__getitem__, range(stream, len(records), num_streams))
+    masked = (
+      objective(records[index], shape.decoder_length, seed, epoch, index)
+      for epoch, index in places
+    )
+    return packing.pack(masked, shape, lookahead)
+
+  streams = [forests(stream) for stream in own]
+  padding = packing.empty_forest(shape)
+  rows_per_stream = batch_size // num_streams
+  for number in itertools.count():
+    rows = [next(s, None) for s in streams for _ in range(rows_per_stream)]
+    if number and all(row is None for row in rows):
+      return
+    yield stack([padding if row is None else row for row in rows])
+
+
+def stack(forests: Sequence[Forest]) -> Batch:
+  """Forests to a batch: every feature gains a leading batch dimension."""
+  return {name: np.stack([f[name] for f in forests]) for name in forests[0]}
+
+
+def sample_totals(
+  records: Sequence[Piece],
+  objective: Objective,
+  row_lengths: tuple[int, int],
+  max_ancestors: int,
+  shape: ForestShape | None = None,
+  sample: int = 2000,
+) -> PieceTotals:
+  """Measures pieces spread evenly over the data, for `forest_layout.resolve`.
+
+  Args:
+    records: the pieces.
+    objective: what they are masked by.
+    row_lengths: tokens of a row of the encoder and of the decoder.
+    max_ancestors: most ancestors that a comment sees.
+    shape: of the forests that pieces are cut to fit; None for whole pieces.
+    sample: how many pieces are measured at most.
+  """
+  chosen = np.unique(np.linspace(0, len(records) - 1, sample).astype(int)).tolist()
+  length = row_lengths[1]
+  masked = (objective(records[index], length, 0, 0, index) for index in chosen)
+  most_masked = objective.most_masked(length)
+  return packing.total(masked, row_lengths, max_ancestors, most_masked, shape)
+
+
+def first_target(
+  records: Sequence[Piece], objective: Objective, length: int, seed: int
+) -> int | None:
+  """Returns the place of the first piece with a target, in the order of `eval_batches`.
+
+  Args:
+    records: pieces of the held-out split.
+    objective: says what is to be predicted.
+    length: tokens of a decoder row.
+    seed: seed of the evaluation.
+  """
+  order = EndlessOrder(len(records), seed)
+  for place in range(len(records)):
+    epoch, index = order[place]
+    masked = objective(records[index], length, seed, epoch, index)
+    if masked["is_masked"].any():
+      return place
+  return None
+
+
+def count_targets(
+  records: Sequence[Piece],
+  objective: Objective,
+  length: int,
+  size: int,
+  sample: int = 20_000,
+) -> np.ndarray:
+  """How often each id below `size` is to be predicted, int64 [size].
+
+  Args:
+    records: pieces of the training split.
+    objective: says what is to be predicted.
+    length: tokens of a decoder row.
+    size: how many ids there are.
+    sample: most pieces that are read, spread evenly over the data.
+  """
+  counts = np.zeros(size, np.int64)
+  for index in np.unique(np.linspace(0, len(records) - 1, sample).astype(int)):
+    piece = objectives.complete(
+      objective(records[int(index)], length, 0, 0, int(index))
+    )
+    targets = piece[objectives.TARGET_TOKENS][piece["is_masked"] == 1]
+    counts += np.bincount(targets, minlength=size)
+  return counts
+
+
+def has_target(records: Sequence[Piece], objective: Objective, length: int) -> bool:
+  """Whether any piece has something to predict; reads until one has."""
+  for index in range(len(records)):
+    if objective(records[index], length, 0, 0, index)["is_masked"].any():
+      return True
+  return False

@@ -1,0 +1,466 @@
+"""Packing pieces of trees into forests: rows of fixed length, static shapes.
+
+Comments are short and ragged, so padding is the enemy. A forest takes pieces
+from a pool held back for the purpose, so that decoder rows, encoder rows, slots and
+masked positions all fill up together: vector bin packing, greedily taking the piece
+that leaves the least room (the norm-based greedy of Panigrahy et al., "Heuristics for
+Vector Bin Packing", 2011), with best-fit decreasing inside the rows. What room is left
+at the end is filled by the first comments of pieces that are cut for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from commentree.errors import UserError
+from commentree.tasks.config.objective import LANGUAGE_FEATURES, PREFIXES
+from commentree.tasks.forests.forest_arrays import (
+  Forest,
+  lay_out,
+  lay_out_languages,
+  lay_out_masked,
+)
+from commentree.tasks.forests.forest_layout import ForestShape, PieceTotals
+from commentree.tasks.forests.pack_items import PackItem, measure, part
+from commentree.tasks.forests.rows import Placed, Rows
+from commentree.tasks.objectives import objectives
+from commentree.tasks.objectives.objectives import PREFIX_LENGTHS, TARGET_TOKENS
+from commentree.tasks.subtrees.subtree_builder import LANGUAGES, Piece, tree_number
+
+# A forest is closed once so many pieces in a row found no place in its rows.
+_MAX_MISFITS = 30
+# Forests to choose from that a pool holds at least, where `lookahead` lets it.
+_FORESTS_HELD = 4
+# Where more than this share of its decoder tokens is free at the end, waiting pieces
+# are cut for it, so many at most; a part is as large as that share at least.
+_GAP = 0.03
+_MAX_CUTS = 8
+# Weight of keeping the two sides' free shares equal, against filling up fast.
+_BALANCE = 4.0
+
+
+def total(
+  pieces: Iterable[Piece],
+  row_lengths: tuple[int, int],
+  max_ancestors: int,
+  most_masked: int,
+  shape: ForestShape | None = None,
+) -> PieceTotals:
+  """Adds up what masked pieces need; from such totals a layout is chosen.
+
+  Args:
+    pieces: features of pieces that an objective was at.
+    row_lengths: tokens of a row of the encoder and of the decoder.
+    max_ancestors: most ancestors that a comment sees.
+    most_masked: most masked tokens that a row may have, by the objective.
+    shape: of the forests that pieces are cut to fit; None for whole pieces.
+
+  Raises:
+    UserError: as `fitting_items`.
+  """
+  totals = PieceTotals(most_masked=most_masked)
+  for piece in pieces:
+    # Rates of a mixture are of pieces before they are cut.
+    totals.pieces += 1
+    items: Iterable[PackItem]
+    if shape is None:
+      items = [measure(piece, *row_lengths, max_ancestors)]
+    else:
+      items = fitting_items(piece, shape)
+    for item in items:
+      decoder_tokens, encoder_tokens, targets, encoded = item.sizes
+      totals.targets += targets
+      totals.target_tokens += decoder_tokens
+      totals.masked_tokens += int(item.masked.sum())
+      totals.encoded += encoded
+      totals.encoded_tokens += encoder_tokens
+  return totals
+
+
+class ForestBuilder:
+  """One forest being filled."""
+
+  def __init__(self, shape: ForestShape):
+    self._shape = shape
+    self._decoder = Rows(shape.decoder_rows, shape.decoder_length, shape.masked_per_row)
+    self._encoder = Rows(shape.encoder_rows, shape.encoder_length, 0)
+    self._items: list[PackItem] = []
+    self._decoder_places: list[tuple[int, int]] = []
+    self._encoder_places: list[tuple[int, int]] = []
+    self.left = np.array(
+      [
+        shape.decoder_rows * shape.decoder_length,
+        shape.encoder_rows * shape.encoder_length,
+        shape.target_slots,
+        shape.encoder_slots,
+      ]
+    )
+
+  def add(self, item: PackItem) -> bool:
+    """Takes the whole piece in, or leaves the forest as it was and returns False."""
+    sizes = item.sizes
+    if (self.left < sizes).any():
+      return False
+    found = self._find(item.target_lengths, item.masked, item.encoded_lengths)
+    if found is None:
+      return False
+    decoder, encoder = found
+    self._items.append(item)
+    self._decoder_places += self._decoder.take(decoder)
+    self._encoder_places += self._encoder.take(encoder)
+    self.left -= sizes
+    return True
+
+  @property
+  def room(self) -> np.ndarray:
+    """What is left, as `PackItem.needs` tells what is needed."""
+    return np.append(self.left, (self._decoder.longest, self._encoder.longest))
+
+  def count_fitting(self, item: PackItem, least: float) -> int:
+    """Returns how many of a piece's first targets fit, with what they see.
+
+    It need not be the most.
+
+    Args:
+      item: the piece.
+      least: decoder tokens of the fewest that are worth it; 0 is returned for fewer.
+    """
+    count = int((item.needs <= self.room[:, None]).all(0).sum())
+    # What is in the size may still find no place in the rows.
+    while count and item.needs[0, count - 1] >= least:
+      lengths = item.encoded_lengths[item.first_seen < count]
+      if self._find(item.target_lengths[:count], item.masked[:count], lengths):
+        return count
+      count = count * 3 // 4
+    return 0
+
+  def _find(
+    self, target_lengths: np.ndarray, masked: np.ndarray, encoded_lengths: np.ndarray
+  ) -> tuple[Placed, Placed] | None:
+    """Finds places for targets and for what they see; changes nothing."""
+    decoder = self._decoder.find(target_lengths.tolist(), masked.tolist())
+    if decoder is None:
+      return None
+    encoder = self._encoder.find(encoded_lengths.tolist(), [0] * len(encoded_lengths))
+    return None if encoder is None else (decoder, encoder)
+
+  def build(self) -> Forest:
+    """Lays the pieces taken in out as the features of one example."""
+    shape = self._shape
+    forest = empty_forest(shape)
+    if not self._items:
+      return forest
+    items = self._items
+    nodes_before = np.cumsum([0] + [len(i.piece["lengths"]) for i in items])
+    lengths = np.concatenate([item.piece["lengths"] for item in items])
+    depths = np.concatenate([item.piece["depths"] for item in items])
+    starts = np.cumsum(lengths) - lengths
+    with_languages = LANGUAGE_FEATURES[0] in shape.extras
+
+    encoded = np.concatenate(
+      [item.encoded + before for item, before in zip(items, nodes_before)]
+    )
+    slot_of_node = np.zeros(len(lengths) + 1, np.int32)  # the last stands for "none"
+    slot_of_node[encoded] = np.arange(1, len(encoded) + 1)
+    forest["encoder_slot_depths"][: len(encoded)] = depths[encoded]
+    tokens = np.concatenate([item.piece["tokens"] for item in items])
+    encoded_lengths = np.concatenate([item.encoded_lengths for item in items])
+    source, cells = lay_out(
+      forest,
+      "encoder",
+      tokens,
+      starts[encoded],
+      encoded_lengths,
+      np.array(self._encoder_places, np.int64).reshape(-1, 2),
+      shape.encoder_length,
+    )
+    if with_languages:
+      languages = np.concatenate([_languages(item.piece) for item in items])
+      lay_out_languages(forest, "encoder", languages[source], cells)
+
+    targets = np.concatenate(
+      [item.targets + before for item, before in zip(items, nodes_before)]
+    )
+    input_tokens = np.concatenate([item.piece["input_tokens"] for item in items])
+    in_decoder = np.concatenate([objectives.decoder_lengths(i.piece) for i in items])
+    target_lengths = np.concatenate([item.target_lengths for item in items])
+    places = np.array(self._decoder_places, np.int64).reshape(-1, 2)
+    source, cells = lay_out(
+      forest,
+      "decoder",
+      input_tokens,
+      (np.cumsum(in_decoder) - in_decoder)[targets],
+      target_lengths,
+      places,
+      shape.decoder_length,
+    )
+    is_masked = np.concatenate([item.piece["is_masked"] for item in items])
+    picked = is_masked[source] == 1
+    answers = np.concatenate(
+      [item.piece.get(TARGET_TOKENS, item.piece["tokens"]) for item in items]
+    )
+    lay_out_masked(forest, answers[source[picked]], cells[picked])
+    if with_languages:
+      languages = np.concatenate([_decoder_languages(item.piece) for item in items])
+      lay_out_languages(forest, "decoder", languages[source], cells)
+
+    ancestors = np.concatenate(
+      [
+        np.where(item.ancestors >= 0, item.ancestors + before, len(lengths))
+        for item, before in zip(items, nodes_before)
+      ]
+    )
+    count = len(targets)
+    forest["target_depths"][:count] = depths[targets]
+    trees = [tree_number(item.piece) for item in items]
+    forest["target_trees"][:count] = np.repeat(trees, [len(i.targets) for i in items])
+    if PREFIXES in shape.extras:
+      prefixes = [_prefix_lengths(item) for item in items]
+      forest[PREFIXES][:count] = np.concatenate(prefixes)
+    forest["ancestor_slots"][:count] = slot_of_node[ancestors]
+    hops = depths[targets][:, None] - np.append(depths, 0)[ancestors]
+    forest["ancestor_distances"][:count] = np.where(
+      forest["ancestor_slots"][:count] > 0, hops, 0
+    )
+    return forest
+
+
+def _languages(piece: Piece) -> np.ndarray:
+  """Language of each of the piece's tokens."""
+  return piece.get(LANGUAGES, np.zeros(len(piece["tokens"]), np.int32))
+
+
+def _decoder_languages(piece: Piece) -> np.ndarray:
+  """Language of each decoder token; none if those are not the piece's own tokens."""
+  in_decoder = objectives.decoder_lengths(piece)
+  if not np.array_equal(in_decoder, piece["lengths"]):
+    return np.zeros(len(piece["input_tokens"]), np.int32)
+  return _languages(piece)
+
+
+def _prefix_lengths(item: PackItem) -> np.ndarray:
+  """How many leading tokens of each target are seen by all of its tokens, [T]."""
+  if PREFIX_LENGTHS not in item.piece:
+    return item.target_lengths
+  return np.minimum(item.piece[PREFIX_LENGTHS][item.targets], item.target_lengths)
+
+
+def empty_forest(shape: ForestShape) -> Forest:
+  """An example of padding alone: no tokens, no slots, no weight."""
+  forest = {
+    name: np.zeros(dims, np.float32 if name == "decoder_loss_weights" else np.int32)
+    for name, dims in shape.feature_shapes().items()
+  }
+  forest["encoder_slot_depths"] -= 1
+  return forest
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+  """A piece in a pool.
+
+  Attributes:
+    key: what the caller knows it by.
+    item: the piece, or what is left of it.
+    first: how many of its targets an earlier forest took.
+  """
+
+  key: Any
+  item: PackItem
+  first: int = 0
+
+  def after(self, count: int) -> Waiting:
+    """Returns it without its next targets."""
+    return Waiting(self.key, part(self.item, slice(count, None)), self.first + count)
+
+
+class Packer:
+  """Composes forests from a pool of pieces; the oldest piece always goes next.
+
+  Where no whole piece fits into what is left of a forest, one is cut: its first
+  comments go, the others wait. Pieces are known by a key of the caller's, so that the
+  pool can be written down as keys and numbers and built again (see `streams`).
+  """
+
+  def __init__(self, shape: ForestShape, lookahead: int, enough: int | None = None):
+    """Starts with an empty pool.
+
+    Args:
+      shape: what a forest holds.
+      lookahead: most pieces in the pool.
+      enough: pieces that the pool need not exceed once they would fill several forests;
+        None for `lookahead`.
+    """
+    self._shape = shape
+    self._lookahead = lookahead
+    self._enough = lookahead if enough is None else enough
+    self.pool: list[Waiting] = []
+
+  def wants_more(self) -> bool:
+    """Whether the pool is to hold more pieces, so that the next forest fills up."""
+    if len(self.pool) < min(self._enough, self._lookahead):
+      return True
+    if len(self.pool) >= self._lookahead:
+      return False
+    held = sum(waiting.item.sizes[0] for waiting in self.pool)
+    return held < _FORESTS_HELD * self._shape.decoder_rows * self._shape.decoder_length
+
+  def next_forest(self) -> Forest:
+    """Fills one forest from the pool and takes its pieces out of it."""
+    builder = ForestBuilder(self._shape)
+    sizes = np.array([w.item.sizes for w in self.pool], np.int64).reshape(-1, 4)
+    capacity = builder.left.astype(np.float64)
+    waiting = np.ones(len(self.pool), bool)
+    taken = np.zeros(len(self.pool), bool)
+    misfits = 0
+    candidate = 0
+    while misfits < _MAX_MISFITS:
+      waiting[candidate] = False
+      if builder.add(self.pool[candidate].item):
+        taken[candidate] = True
+      else:
+        misfits += 1
+      fits = waiting & (sizes <= builder.left).all(axis=1)
+      options = np.flatnonzero(fits)
+      if not len(options):
+        break
+      # Only the tokens steer the choice: slots are provided with headroom.
+      room = (builder.left[:2] - sizes[options, :2]) / capacity[:2]
+      score = np.einsum("nd,nd->n", room, room)
+      score += _BALANCE * (room[:, 0] - room[:, 1]) ** 2
+      candidate = options[np.argmin(score)]
+    self.pool = [entry for entry, gone in zip(self.pool, taken) if not gone]
+    # What is left of a cut piece may not fit as a whole: some of it goes all the same,
+    # or it would wait for ever.
+    self._fill_gap(builder, _GAP * capacity[0] if taken.any() else 1)
+    return builder.build()
+
+  def _fill_gap(self, builder: ForestBuilder, least: float) -> None:
+    """Cuts waiting pieces, oldest first, while there is room for decoder tokens.
+
+    Args:
+      builder: the forest.
+      least: decoder tokens that are worth a cut.
+    """
+    if not self.pool or builder.left[0] < least:
+      return
+    cuts = 0
+    of_first = np.array([waiting.item.needs[:, 0] for waiting in self.pool])
+    for place in np.flatnonzero((of_first <= builder.room).all(1)):
+      if builder.left[0] < least or cuts == _MAX_CUTS:
+        break
+      waiting = self.pool[place]
+      item = waiting.item
+      if count := builder.count_fitting(item, least):
+        cuts += 1
+        whole = count == len(item.targets)
+        builder.add(item if whole else part(item, slice(count)))
+        self.pool[place] = waiting.after(count)
+    self.pool = [waiting for waiting in self.pool if len(waiting.item.targets)]
+
+
+def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
+  """Measures a piece that an objective was at; cuts it if no empty forest holds it.
+
+  A single comment with its ancestors always fits: `forest_layout.resolve` sees to it,
+  where it knows the data.
+
+  Raises:
+    UserError: if one does not fit, as where T5X lays forests out.
+  """
+  missing = set(objectives.extras_of(piece)) - set(shape.extras)
+  if missing:
+    raise UserError(
+      f"forests lack {', '.join(sorted(missing))}, which the objective of these pieces"
+      " needs: make their shape with the objective's `extras`"
+    )
+  item = measure(piece, shape.encoder_length, shape.decoder_length, shape.max_ancestors)
+  if len(item.targets):
+    yield from _fitting_parts(item, shape)
+
+
+def _fitting_parts(item: PackItem, shape: ForestShape) -> Iterator[PackItem]:
+  if _surely_fits(item, shape) or ForestBuilder(shape).add(item):
+    yield item
+    return
+  if len(item.targets) == 1:
+    raise UserError(
+      f"ForestLayout: a comment with {int(item.masked.max())} masked tokens and"
+      f" {len(item.encoded)} ancestors does not fit an empty forest of {shape}: set"
+      " masked_per_row, or rows and slots, to more"
+    )
+  # Nodes stand depth first, so each half is mostly subtrees of its own.
+  middle = len(item.targets) // 2
+  for half in (slice(None, middle), slice(middle, None)):
+    yield from _fitting_parts(part(item, half), shape)
+
+
+def _surely_fits(item: PackItem, shape: ForestShape) -> bool:
+  """Whether best fit must succeed: with rows half full, another item always fits."""
+  decoder_tokens, encoder_tokens, targets, encoded = item.sizes
+  rows = (
+    2 * decoder_tokens / shape.decoder_length
+    + 2 * int(item.masked.sum()) / shape.masked_per_row
+  )
+  return (
+    targets <= shape.target_slots
+    and encoded <= shape.encoder_slots
+    and rows + 1 <= shape.decoder_rows
+    and int(item.masked.max()) <= shape.masked_per_row
+    and 2 * encoder_tokens / shape.encoder_length + 1 <= shape.encoder_rows
+  )
+
+
+def pack(
+  pieces: Iterable[Piece], shape: ForestShape, lookahead: int
+) -> Iterator[Forest]:
+  """Packs masked pieces into forests until none are left; the last may be part empty.
+
+  Args:
+    pieces: features of `pieces.PIECE_FEATURES` and those of an objective.
+    shape: what a forest holds.
+    lookahead: pieces held back to choose from.
+  """
+  packer = Packer(shape, lookahead)
+  for index, piece in enumerate(pieces):
+    packer.pool += [Waiting(index, item) for item in fitting_items(piece, shape)]
+    while not packer.wants_more():
+      yield packer.next_forest()
+  while packer.pool:
+    yield packer.next_forest()
+
+
+@dataclasses.dataclass
+class Fill:
+  """Share of positions that hold real tokens, over the forests seen."""
+
+  forests: int = 0
+  comments: int = 0
+  encoder_tokens: int = 0
+  encoder_positions: int = 0
+  decoder_tokens: int = 0
+  decoder_positions: int = 0
+
+  def add(self, forest: Forest) -> None:
+    """Counts a forest, or a batch of them."""
+    encoder, decoder = forest["encoder_segment_ids"], forest["decoder_segment_ids"]
+    self.forests += decoder.size // (decoder.shape[-1] * decoder.shape[-2])
+    self.comments += int(decoder.reshape(-1, np.prod(decoder.shape[-2:])).max(1).sum())
+    self.encoder_tokens += int(np.count_nonzero(encoder))
+    self.encoder_positions += encoder.size
+    self.decoder_tokens += int(np.count_nonzero(decoder))
+    self.decoder_positions += decoder.size
+
+  @property
+  def encoder(self) -> float:
+    """Share of encoder positions holding a token."""
+    return self.encoder_tokens / max(1, self.encoder_positions)
+
+  @property
+  def decoder(self) -> float:
+    """Share of decoder positions holding a token."""
+    return self.decoder_tokens / max(1, self.decoder_positions)

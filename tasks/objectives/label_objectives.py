@@ -1,0 +1,140 @@
+"""`tag` and `classify`: labels of a comment's tokens, or of the comment, from its text.
+
+The decoder reads the whole comment as it is, and its ancestors, as ever. What is
+predicted are numbers of labels instead of tokens:
+
+  reads     <user_1>  so   it   is     of ('claim',)   of ('for', 'against')
+  tag           O      O   B-   I-claim
+  classify   against   .    .    .
+
+`tag` takes every target as labelled throughout, since most tokens of most comments are
+rightly `O`; where `LabelsConfig.bare_trees` is 'left_out', not those of trees in which
+nothing is labelled. `classify` takes comments that have a label; others are context.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from commentree.errors import UserError
+from commentree.tasks.subtrees.subtree_builder import (
+  COMMENT_LABELS,
+  LABELS,
+  NO_LABEL,
+  Piece,
+  target_lengths,
+)
+
+if TYPE_CHECKING:
+  from commentree.tasks.config.objective import ObjectiveConfig
+  from commentree.tasks.config.preprocessing import CommentLabelsConfig, LabelsConfig
+
+# What they add to a piece.
+LABEL_FEATURES = ("input_tokens", "is_masked", "target_tokens")
+OUTSIDE = "O"
+
+
+class LabelSettings(Protocol):
+  """Settings that labels follow from: `DataConfig`'s, `registry.Preprocessing`'s."""
+
+  @property
+  def objective_names(self) -> tuple[str, ...]:
+    """What is predicted: objectives of which, for labels, there is but one."""
+
+  @property
+  def objective(self) -> ObjectiveConfig:
+    """Settings of what is predicted."""
+
+  @property
+  def labels(self) -> LabelsConfig:
+    """Labels of parts of comments."""
+
+  @property
+  def comment_labels(self) -> CommentLabelsConfig:
+    """Labels of whole comments."""
+
+
+def label_names(settings: LabelSettings) -> tuple[str, ...]:
+  """Names of the labels that a model predicts, by number.
+
+  That is `('O', 'B-claim', 'I-claim', …)` for `tag`, the names of
+  `CommentLabelsConfig` for `classify`, and nothing for objectives that predict tokens.
+  """
+  (name, *_) = settings.objective_names
+  if name == "tag":
+    inside = [f"{part}-{name}" for name in settings.labels.names for part in "BI"]
+    return (OUTSIDE, *inside)
+  if name == "classify":
+    return settings.comment_labels.names
+  return ()
+
+
+def check(settings: LabelSettings) -> None:
+  """Raises UserError if an objective's labels are not named."""
+  names = settings.objective_names
+  if "tag" in names and not settings.labels.names:
+    raise UserError(
+      "LabelsConfig.names is missing: the objective 'tag' needs the labels of spans,"
+      " such as ('claim', 'premise')"
+    )
+  if "classify" in names and not settings.comment_labels.names:
+    raise UserError(
+      "CommentLabelsConfig.source is missing: the objective 'classify' needs a label of"
+      " each comment: 'label', 'subreddit' or 'deleted_next'"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelObjective:
+  """Predicts labels.
+
+  Attributes:
+    of_tokens: whether those of a comment's tokens; else that of the comment, at its
+      first token.
+    extras: optional features that forests of its pieces have.
+  """
+
+  of_tokens: bool
+  extras: tuple[str, ...] = ()
+
+  @property
+  def features(self) -> tuple[str, ...]:
+    """Features that it adds to a piece."""
+    return LABEL_FEATURES
+
+  def most_masked(self, decoder_length: int) -> int:
+    """Most labels of one target."""
+    return decoder_length if self.of_tokens else 1
+
+  def __call__(
+    self, piece: Piece, max_length: int, seed: int, epoch: int, index: int
+  ) -> Piece:
+    """Returns the piece with what the decoder reads and the labels it predicts.
+
+    Args:
+      piece: features of `pieces.PIECE_FEATURES`, and `pieces.LABELS` or
+        `pieces.COMMENT_LABELS`.
+      max_length: tokens of a decoder row.
+      seed: changes nothing: nothing is drawn.
+      epoch: changes nothing.
+      index: changes nothing.
+    """
+    del seed, epoch, index
+    lengths = piece["lengths"]
+    shown = target_lengths(piece, max_length)
+    node_of = np.repeat(np.arange(len(lengths)), lengths)
+    column = np.arange(len(node_of)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    if self.of_tokens:
+      labels = piece[LABELS]
+    else:
+      labels = np.where(column == 0, piece[COMMENT_LABELS][node_of], NO_LABEL)
+    predicted = (column < shown[node_of]) & (labels != NO_LABEL)
+    return {
+      **piece,
+      "input_tokens": piece["tokens"],
+      "is_masked": predicted.astype(np.int32),
+      "target_tokens": np.where(predicted, labels, 0).astype(np.int32),
+    }

@@ -1,0 +1,317 @@
+"""A task's pieces by index: prepared by ourselves, or from a cache that SeqIO wrote."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import seqio
+from etils import epath
+
+from commentree.console import Console
+from commentree.errors import UserError
+from commentree.tasks.data_config import DataConfig
+from commentree.tasks.preparation import cached_subtrees, records
+from commentree.tasks.preparation.cache_root import cache_root
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask
+from commentree.tasks.sources.tree_sources import BuiltTreesSource, TreeFilesSource
+from commentree.tasks.subtrees import discourse
+from commentree.tasks.subtrees.subtree_builder import Piece
+from commentree.tasks.subtrees.subtree_counts import PieceCounts
+from commentree.tasks.trees.comment_tree import KEPT, Fates
+
+_PROGRESS_SECONDS = 10.0
+# Starting a process costs some ten seconds of TensorFlow's imports, which pay from so
+# many bytes of records on.
+_BYTES_PER_WORKER = 64 * 2**20
+
+
+def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
+  """All that shapes a split's pieces, JSON-able."""
+  builder = task.piece_builder()
+  # Only where asked for, so that what was prepared before there were any is found.
+  later: dict[str, Any] = {}
+  if builder.comment_labels.source != "none":
+    later["comment_labels"] = records.jsonable(builder.comment_labels)
+  if builder.labels.bare_trees != "outside":
+    later["bare_trees"] = builder.labels.bare_trees
+  if builder.objective.languages:
+    later["languages"] = list(builder.objective.languages)
+    later["translations"] = builder.objective.name == "tlm"
+  return {
+    "source": task.tree_source.signature(split),
+    "vocabulary": task.tokenizer.fingerprint,
+    "cleaning": records.jsonable(builder.cleaning),
+    "markers": records.jsonable(builder.markers),
+    "pieces": records.jsonable(builder.pieces),
+    "target_post": builder.trees.target_post,
+    "labels": list(builder.labels.names),
+    "phrases": discourse.fingerprint(builder.phrases),
+    **later,
+  }
+
+
+def prepare(
+  task: CommentTreeTask, split: str, config: DataConfig, console: Console
+) -> records.PieceRecords:
+  """Opens a split's pieces, writing them first if this is their first use."""
+  check_split(task, split)
+  signature = settings(task, split)
+  key = records.fingerprint(signature)
+  # Tasks of a mixture that differ in nothing but their objective share their pieces.
+  source, _, _ = task.name.partition(":")
+  folder = cache_root(config.cache_dir) / "pieces" / f"{source}-{split}-{key}"
+  meta: dict[str, Any] = {"key": key, "signature": signature}
+  counts = PieceCounts()
+  fates = Fates()
+
+  def fill(draft: pathlib.Path) -> list[records.Totals]:
+    nonlocal fates
+    shards = len(task.tree_source.list_shards(split))
+    parts = []
+    for part in _parts(task, split, config, draft, shards, console):
+      parts.append(part.totals)
+      counts.add(part.counts)
+      fates += part.fates
+    meta["counts"] = dataclasses.asdict(counts)
+    if not counts.pieces:
+      raise _no_trees(task, split, fates)
+    return parts
+
+  # Processes of one machine need it at the same moment: one prepares, the others wait.
+  with records.locked(folder):
+    if folder.exists():
+      return records.PieceRecords(folder)
+    written = records.write_parts(folder, fill, meta)
+  console.print(f"prepared {split}: {counts.report()}")
+  if fates.total():
+    fates.tell(console)
+  return written
+
+
+def _no_trees(task: CommentTreeTask, split: str, fates: Fates) -> UserError:
+  """Says that a split has no trees, and how it gets some."""
+  source = task.tree_source
+  trees = sum(n for fate, n in fates.trees.items() if fate.startswith(KEPT))
+  if not trees or not isinstance(source, TreeFilesSource):
+    return UserError(
+      f"no comment trees were found for the split {split!r} of {task.name!r}"
+      f" ({fates.told()})"
+    )
+  share = f"HELD_OUT_SHARE = {source.held_out_share} holds out"
+  if split == "train":
+    return UserError(
+      f"{share} all of the {trees:,} trees of FILES: lower it, or give more trees"
+    )
+  return UserError(
+    f"{share} none of the {trees:,} trees of FILES: raise it, give more trees, or set"
+    " HELD_OUT_SHARE = 0 to train without held-out trees"
+  )
+
+
+def check_split(task: CommentTreeTask, split: str) -> None:
+  """Raises UserError if the task's source has no such split."""
+  if split in task.splits:
+    return
+  if isinstance(task.tree_source, TreeFilesSource):
+    raise UserError(
+      f"HELD_OUT_SHARE = {task.tree_source.held_out_share}: leaves no trees of FILES"
+      f" for the split {split!r}; set a share between 0 and 1"
+    )
+  mend = ""
+  if split == "validation":
+    mend = (
+      ": build it with a larger --validation_share, or set HELD_OUT_SHARE = 0 to train"
+      " without held-out trees"
+    )
+  raise UserError(
+    f"the data of {task.name!r} has no split {split!r} with trees in it; there are"
+    f" {', '.join(task.splits) or 'none'}{mend}"
+  )
+
+
+@dataclasses.dataclass
+class _Part:
+  """What one shard of the source gave."""
+
+  totals: records.Totals
+  counts: PieceCounts
+  fates: Fates
+
+
+def _parts(
+  task: CommentTreeTask,
+  split: str,
+  config: DataConfig,
+  draft: pathlib.Path,
+  shards: int,
+  console: Console,
+) -> Iterator[_Part]:
+  """Writes a part for each shard, in as many processes as pay; yields them in order."""
+  workers = _count_workers(task, split, config, shards)
+  if workers == 1:
+    for shard in range(shards):
+      yield _write_part(task, split, shard, draft, console)
+    return
+  started = time.monotonic()
+  comments = 0
+  with concurrent.futures.ProcessPoolExecutor(
+    workers, mp_context=multiprocessing.get_context("spawn")
+  ) as pool:
+    futures = [
+      pool.submit(_write_part_apart, config, task.name, split, shard, os.fspath(draft))
+      for shard in range(shards)
+    ]
+    try:
+      for shard, future in enumerate(futures, 1):
+        part = future.result()
+        comments += part.counts.comments
+        rate = comments / (time.monotonic() - started)
+        console.print(
+          f"preparing {split}: shard {shard} of {shards}, {comments:,} comments"
+          f" ({rate:,.0f}/s, {workers} processes)"
+        )
+        yield part
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
+def _count_workers(
+  task: CommentTreeTask, split: str, config: DataConfig, shards: int
+) -> int:
+  source = task.tree_source
+  # Another process knows the task only if the settings alone make it.
+  known = {registry.FILES, *(member.name for member in config.members())}
+  if task.name not in known or not isinstance(source, BuiltTreesSource):
+    return 1
+  paying = 1 + source.dataset.split(split).num_bytes // _BYTES_PER_WORKER
+  wanted = config.prepare_processes or min(os.cpu_count() or 1, paying)
+  return max(1, min(wanted, shards))
+
+
+def _write_part_apart(
+  config: DataConfig, name: str, split: str, shard: int, draft: str
+) -> _Part:
+  """`_write_part` in a process of its own, which makes the task from its settings."""
+  from commentree.tasks import data  # which imports this module
+
+  data.register_tasks(config)
+  task = registry.get_task(name)
+  return _write_part(task, split, shard, pathlib.Path(draft), Console(quiet=True))
+
+
+def _write_part(
+  task: CommentTreeTask,
+  split: str,
+  shard: int,
+  draft: pathlib.Path,
+  console: Console,
+) -> _Part:
+  builder = task.piece_builder()
+
+  def pieces() -> Iterator[Piece]:
+    started = told = time.monotonic()
+    for _, tree in task.tree_source.shard_trees(split, shard):
+      yield from builder(tree)
+      if time.monotonic() - told > _PROGRESS_SECONDS:
+        told = time.monotonic()
+        rate = builder.counts.comments / (told - started)
+        console.print(
+          f"preparing {split}: {builder.counts.comments:,} comments ({rate:,.0f}/s)"
+        )
+
+  totals = records.write_part(records.part_path(draft, shard), pieces())
+  return _Part(totals, builder.counts, task.tree_source.fates)
+
+
+def open_cached(
+  task: CommentTreeTask, split: str, config: DataConfig, console: Console
+) -> cached_subtrees.CachedPieces:
+  """Opens a split's pieces in the SeqIO cache that has the task.
+
+  Raises:
+    UserError: if there is none, or it was made with other settings.
+  """
+  check_split(task, split)
+  dirs = config.seqio_additional_cache_dirs
+  seqio.add_global_cache_dirs([dirs] if isinstance(dirs, str) else list(dirs))
+  if not task.cache_dir:
+    raise UserError(
+      f"USE_CACHED_TASKS: {task.name!r} is not cached in"
+      f" {', '.join(seqio.utils.get_global_cache_dirs()) or 'any folder'}; run this"
+      " command with `commentree cache --output_cache_dir=DIR` in place of `commentree"
+      " train`, and set SEQIO_ADDITIONAL_CACHE_DIRS to DIR"
+    )
+  folder = epath.Path(task.cache_dir)
+  check_note(folder, task, split, console)
+  return cached_subtrees.CachedPieces(
+    folder, split, cache_root(config.cache_dir) / "indexes", console.print
+  )
+
+
+def note(task: CommentTreeTask) -> str:
+  """What our cache job writes of the settings into the task's folder of the cache."""
+  noted = {split: _portable(settings(task, split)) for split in task.splits}
+  return json.dumps(noted, indent=2, sort_keys=True)
+
+
+def check_note(
+  folder: epath.Path, task: CommentTreeTask, split: str, console: Console
+) -> None:
+  """Compares the settings of a cache with those of the run.
+
+  Raises:
+    UserError: naming what differs.
+  """
+  path = folder / cached_subtrees.NOTE
+  if not path.exists():
+    console.print(
+      f"{folder}: does not say with what settings it was made; it is taken as it is",
+    )
+    return
+  try:
+    there = json.loads(path.read_text()).get(split, {})
+  except (OSError, ValueError, AttributeError) as error:
+    raise UserError(
+      f"{path}: is damaged ({error}); make the cache again with `commentree cache"
+      " --overwrite`"
+    ) from error
+  here = json.loads(json.dumps(_portable(settings(task, split))))
+  differing = _differences(there, here)
+  if differing:
+    raise UserError(
+      f"{folder}: was cached with other settings: {differing[0]}; make the cache again"
+      " with `commentree cache --overwrite`, or use those settings"
+    )
+
+
+def _differences(there: Any, here: Any, name: str = "") -> list[str]:
+  """What differs between two settings, each in a few words."""
+  if isinstance(there, dict) and isinstance(here, dict):
+    return [
+      difference
+      for key in sorted(there.keys() | here.keys())
+      for difference in _differences(
+        there.get(key), here.get(key), f"{name}.{key}" if name else key
+      )
+    ]
+  return [] if there == here else [f"{name} was {there!r}, is {here!r}"]
+
+
+def _portable(signature: dict[str, Any]) -> dict[str, Any]:
+  """Without where files lie and when they were written: caches are copied about."""
+  source = dict(signature["source"])
+  if "files" in source:
+    source["files"] = [
+      (os.path.basename(path), size) for path, size, _ in source["files"]
+    ]
+  return {**signature, "source": source}

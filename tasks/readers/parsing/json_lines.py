@@ -1,0 +1,96 @@
+"""JSON values, fast, and whatever Python's own parser takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import deep_json, files, json_records
+from commentree.tasks.trees.comment_tree import DROPPED_NOT_OBJECT, Fates
+
+BAD_JSON = "skipped: bad JSON"
+DROPPED_BAD_JSON = "dropped: bad JSON"
+MENDED_UTF8 = "invalid UTF-8 replaced"
+
+# What `parse` returns for a line that is no JSON; None is a value.
+BAD = object()
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_decode = msgspec.json.Decoder().decode
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+def objects(
+  path: str, kind: type[_Struct], config: TreeConfig, fates: Fates
+) -> Iterator[_Struct]:
+  """Yields the objects of a file; a record that is none is a comment dropped.
+
+  Args:
+    path: the file; whatever is wrong with it, nothing is raised.
+    kind: the fields to read, of type `Any` and with defaults; others are passed over
+      without being decoded.
+    config: how long a record may be.
+    fates: counts what became of the file, and of records that are no object.
+  """
+  decode = msgspec.json.Decoder(kind).decode
+  fields = dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__))
+  for line, _ in json_records.records(path, config, fates, "comments"):
+    try:
+      found = decode(line)
+    except (ValueError, RecursionError):
+      if not line or line.isspace():
+        continue
+      record = parse(line, fates)
+      if record is BAD:
+        fates.comments[DROPPED_BAD_JSON] += 1
+        continue
+      if not isinstance(record, Mapping):
+        fates.comments[DROPPED_NOT_OBJECT] += 1
+        continue
+      found = kind(
+        **{fields[key]: record[key] for key in fields.keys() & record.keys()}
+      )
+    yield found
+
+
+def parse(line: bytes, fates: Fates) -> Any:
+  """Returns the value on a line, or `BAD`; counts what it mended.
+
+  Args:
+    line: not empty.
+    fates: gets `MENDED_UTF8`.
+  """
+  try:
+    return _decode(line)
+  except ValueError:
+    return _parse_leniently(line, fates, is_deep=False)
+  except RecursionError:
+    return _parse_leniently(line, fates, is_deep=True)
+
+
+def _parse_leniently(line: bytes, fates: Fates, is_deep: bool) -> Any:
+  """Takes NaN, lone surrogates and control characters in strings, too."""
+  if files.is_heavy(line, copies=2):
+    return BAD
+  line = line.removeprefix(_BYTE_ORDER_MARK)
+  try:
+    content = line.decode("utf-8")
+  except UnicodeDecodeError:
+    content = line.decode("utf-8", "replace")
+    fates.mended[MENDED_UTF8] += 1
+  try:
+    if not is_deep:
+      return json.loads(content, strict=False)
+  except ValueError:  # also for numbers of too many digits
+    return BAD
+  except RecursionError:
+    pass
+  try:
+    return deep_json.parse(content)
+  except ValueError:
+    return BAD

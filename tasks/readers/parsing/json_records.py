@@ -1,0 +1,209 @@
+"""The records of a JSON file: lines, elements of arrays, or documents of many lines.
+
+Most files hold an object a line. Others are one array, an API's answer (an object whose
+`data` is an array: each element of that is a record), or values that go on over many
+lines, one behind the other. Those are cut at their brackets, in time that grows with
+their length and memory that one record takes. Libraries that parse JSON as a stream
+(ijson) stop at the first thing that is wrong; here, a broken record costs no other one
+where each begins a line: one that is still open where a line begins like its own first
+line, and of which it is known that something is wrong, ends there.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import deep_json, files
+from commentree.tasks.readers.parsing.json_cutter import (
+  Cutter,
+  Record,
+  breaks_off,
+  top_keys,
+)
+from commentree.tasks.trees.comment_tree import Fates
+
+MENDED_NOT_CLOSED = "arrays of JSON without an end"
+
+_LINES_LOOKED_AT = 50
+# A file is looked at as far as this to tell its records, and farther for a first line.
+_HEAD_BYTES = 2**16
+LONGEST_HEAD_BYTES = 2**18
+
+_OPENERS = frozenset(b"[{")
+_decode = msgspec.json.Decoder().decode
+
+
+def records(
+  path: str,
+  config: TreeConfig,
+  fates: Fates,
+  holds: Literal["trees", "comments"] = "trees",
+) -> Iterator[Record]:
+  """Returns an iterator over the records of a file, broken ones as well.
+
+  Args:
+    path: the file; whatever is wrong with it, nothing is raised.
+    config: how long a record may be.
+    fates: the file's fate, and that of records too long, are counted here.
+    holds: what a record too long counts as.
+  """
+  return of_blocks(files.blocks(path, fates), config, fates, holds)
+
+
+def of_blocks(
+  blocks: Iterable[bytes],
+  config: TreeConfig,
+  fates: Fates,
+  holds: Literal["trees", "comments"] = "trees",
+) -> Iterator[Record]:
+  """Returns an iterator over the records in blocks of bytes; see `records`."""
+  head, blocks = _peek(iter(blocks))
+  limit = config.max_line_bytes
+  too_long = files.too_long(fates, holds)
+  lines = is_lines(head)
+  del head
+  if lines:
+    return map(Record, files.split(blocks, limit, too_long), itertools.count())
+
+  def unclosed() -> None:
+    fates.mended[MENDED_NOT_CLOSED] += 1
+
+  return _cut(blocks, Cutter(limit, too_long, unclosed))
+
+
+def _cut(blocks: Iterable[bytes], cutter: Cutter) -> Iterator[Record]:
+  for block in blocks:
+    yield from cutter.feed(block)
+  yield from cutter.finish()
+
+
+def _peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+  """As much of blocks as it takes to tell their records; and all blocks."""
+  head = bytearray()
+  taken: list[bytes] = []
+  for block in blocks:
+    taken.append(block)
+    head += block
+    if len(head) >= LONGEST_HEAD_BYTES or _is_enough(head):
+      break
+  return bytes(head[:LONGEST_HEAD_BYTES]), itertools.chain(_drain(taken), blocks)
+
+
+def _drain(taken: list[bytes]) -> Iterator[bytes]:
+  """Yields blocks in order, and lets them go."""
+  taken.reverse()
+  while taken:
+    yield taken.pop()
+
+
+def _is_enough(head: bytearray) -> bool:
+  start = re.match(rb"\s*+", head)
+  assert start is not None
+  end = head.find(b"\n", start.end())
+  if end < 0:
+    return False
+  return len(head) >= _HEAD_BYTES or _is_whole(bytes(head[start.end() : end]))
+
+
+def is_lines(head: bytes) -> bool:
+  """Whether the records of a file are its lines.
+
+  Args:
+    head: what the file begins with.
+  """
+  lines = [line.strip() for line in head.split(b"\n", _LINES_LOOKED_AT)]
+  while lines and not lines[0]:
+    del lines[0]
+  if not lines or lines[0][0] not in _OPENERS:
+    return True
+  first, *others = lines
+  if first[0] == ord("["):
+    return False
+  if len(head) >= LONGEST_HEAD_BYTES and not others:
+    return not _is_answer(first)
+  value = _value(first)
+  if value is not None:
+    return not isinstance(value.get("data"), list) or not _is_answer(first)
+  if _is_answer(first):
+    return False
+  # A broken line among objects, or the beginning of a document?
+  whole = sum(map(_is_whole, others))
+  inside = sum(line.endswith((b",", b"{", b"[")) for line in others)
+  return whole >= inside if whole or not others else breaks_off(first)
+
+
+def first_keys(head: bytes) -> tuple[frozenset[str], ...]:
+  """The keys of the first records that are objects, for telling formats apart.
+
+  Args:
+    head: what a file begins with. If no record in it is whole, the keys are those of
+      the first one, as far as they go.
+  """
+  whole, begun = _first_keys(head)
+  return whole or begun
+
+
+def has_whole_record(head: bytes) -> bool:
+  """Whether what a file begins with holds a whole record of JSON, or is no JSON."""
+  return bool(_first_keys(head)[0]) or head.lstrip()[:1] not in (b"{", b"[")
+
+
+@functools.lru_cache(maxsize=1)
+def _first_keys(
+  head: bytes,
+) -> tuple[tuple[frozenset[str], ...], tuple[frozenset[str], ...]]:
+  """Keys of the first objects, and of one that the head's end cuts off."""
+  if is_lines(head):
+    *found, begun = head.split(b"\n", _LINES_LOOKED_AT)
+    if len(found) < _LINES_LOOKED_AT and _is_whole(begun.strip()):
+      found.append(begun)
+  else:
+    cutter = Cutter(len(head), (Counter(), ""), lambda: None)
+    cut = itertools.islice(cutter.feed(head), _LINES_LOOKED_AT)
+    found = [record.content for record in cut]
+    begun = cutter.begun()
+
+  def keys(starts: Iterable[bytes]) -> tuple[frozenset[str], ...]:
+    objects = (start for start in starts if start.lstrip()[:1] == b"{")
+    return tuple(frozenset(top_keys(start)) for start in objects)
+
+  return keys(found), keys([begun])
+
+
+def _value(line: bytes) -> Any:
+  """The object or array on a line, if it is whole; or None."""
+  if line[:1] not in (b"{", b"["):
+    return None
+  try:
+    return _decode(line)
+  except (ValueError, RecursionError):
+    pass
+  content = line.decode("utf-8", "replace")
+  try:  # what strict JSON does not have: NaN, lone surrogates
+    try:
+      return json.loads(content, strict=False)
+    except RecursionError:
+      return deep_json.parse(content)
+  except ValueError:
+    return None
+
+
+def _is_whole(line: bytes) -> bool:
+  return _value(line) is not None
+
+
+def _is_answer(start: bytes) -> bool:
+  """Whether an object that begins so is an API's answer: `{"data": [...]}`."""
+  cutter = Cutter(len(start), (Counter(), ""), lambda: None)
+  for _ in cutter.feed(start):
+    pass
+  return cutter.found_answer

@@ -1,9 +1,0 @@
-r"""Import to have the embedded tasks registered, as SeqIO's tools expect of a module.
-
-python -m seqio.scripts.inspect_tasks_main --tasks=commentree_generated \
-      --module_import=commentree.tasks.registered
-"""
-
-from . import registry
-
-registry.add_generated_task()

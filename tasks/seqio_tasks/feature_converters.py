@@ -1,0 +1,149 @@
+"""SeqIO's seam to the model: masked pieces in, forests out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from commentree.errors import UserError
+from commentree.tasks.forests import packing
+from commentree.tasks.forests.forest_layout import (
+  ForestLayout,
+  ForestShape,
+  resolve,
+  row_lengths,
+)
+from commentree.tasks.objectives.masking import MASKING_FEATURES
+from commentree.tasks.objectives.objectives import (
+  NODE_FEATURES,
+  TARGET_TOKENS,
+  extras_of,
+)
+from commentree.tasks.subtrees.subtree_builder import (
+  LANGUAGES,
+  PIECE_FEATURES,
+  TREE_ID,
+  Piece,
+)
+
+_Spec = seqio.FeatureConverter.FeatureSpec
+# Features that pieces have by their objective or their data.
+_OPTIONAL = (TARGET_TOKENS, *NODE_FEATURES, LANGUAGES)
+
+
+def _dtype(name: str) -> tf.DType:
+  return tf.float32 if name == "decoder_loss_weights" else tf.int32
+
+
+def _model_features(extras: tuple[str, ...]) -> dict[str, Any]:
+  """Features of a forest that has these optional ones."""
+  shape = resolve(ForestLayout(), {"encoder": 8, "decoder": 8}, extras=extras)
+  return {
+    name: _Spec(dtype=_dtype(name), rank=len(dims))
+    for name, dims in shape.feature_shapes().items()
+  }
+
+
+class CommentForestFeatureConverter(seqio.FeatureConverter):
+  """Lays masked pieces of trees out as forests of static shape.
+
+  `task_feature_lengths` gives tokens per row, {'encoder': Le, 'decoder': Ld}: a piece
+  is ragged and has no length of its own to bound. Forests have the optional features
+  that go with those of the pieces.
+
+  Attributes:
+    layout: rows and slots.
+  """
+
+  TASK_FEATURES = {
+    name: _Spec(dtype=tf.int32) for name in (*PIECE_FEATURES, *MASKING_FEATURES)
+  }
+  MODEL_FEATURES = _model_features(())
+  PACKING_FEATURE_DTYPES: Mapping[str, tf.DType] = {}
+
+  def __init__(
+    self,
+    pack: bool = True,
+    use_custom_packing_ops: bool = False,
+    layout: ForestLayout = ForestLayout(),
+  ):
+    """Takes the keywords that T5X gives.
+
+    Args:
+      pack: as many pieces in a forest as it holds; if False, one, so that T5X's
+        inference knows which piece an answer is for.
+      use_custom_packing_ops: changes nothing.
+      layout: rows and slots.
+    """
+    del use_custom_packing_ops
+    self.layout = layout
+    self._packs_pieces = pack
+    # Our packing is not SeqIO's, which demands features of rank 1.
+    super().__init__(pack=False, apply_length_check=False)
+
+  def __call__(
+    self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
+    """Converts; the row lengths stand in for the lengths of SeqIO's features."""
+    self.TASK_FEATURES = {
+      **type(self).TASK_FEATURES,
+      **{name: _Spec(dtype=tf.int32) for name in _OPTIONAL if name in ds.element_spec},
+    }
+    if TREE_ID in ds.element_spec:  # SeqIO's mixtures drop it
+      self.TASK_FEATURES[TREE_ID] = _Spec(dtype=tf.string, rank=0)
+    self._shape = self.forest_shape(ds.element_spec, task_feature_lengths)
+    self.MODEL_FEATURES = _model_features(self._shape.extras)
+    return super().__call__(ds, dict.fromkeys(self.TASK_FEATURES, None))
+
+  def forest_shape(
+    self, features: Mapping[str, Any], task_feature_lengths: Mapping[str, int]
+  ) -> ForestShape:
+    """Returns the shape of forests whose pieces have these features.
+
+    Raises:
+      UserError: if the row lengths are not usable.
+    """
+    _, length = row_lengths(task_feature_lengths)
+    layout = self.layout
+    if TARGET_TOKENS in features and layout.masked_per_row is None:
+      # Whatever share of its tokens the objective predicts, they fit.
+      layout = dataclasses.replace(layout, masked_per_row=length)
+    return resolve(layout, task_feature_lengths, extras=extras_of(features))
+
+  def _convert_features(self, ds, task_feature_lengths):
+    del task_feature_lengths
+    shape = self._shape
+
+    def forests():
+      pieces = ds.as_numpy_iterator()
+      if self._packs_pieces:
+        return packing.pack(pieces, shape, self.layout.lookahead)
+      return (_forest_of(piece, shape) for piece in pieces)
+
+    return tf.data.Dataset.from_generator(
+      forests,
+      output_signature={
+        name: tf.TensorSpec(dims, _dtype(name))
+        for name, dims in shape.feature_shapes().items()
+      },
+    )
+
+  def get_model_feature_lengths(self, task_feature_lengths):
+    """First dimension of each feature, once the converter was called."""
+    del task_feature_lengths
+    return {name: dims[0] for name, dims in self._shape.feature_shapes().items()}
+
+
+def _forest_of(piece: Piece, shape: ForestShape) -> packing.Forest:
+  """Returns a forest of one piece, empty if nothing in it is masked."""
+  forests = list(packing.pack([piece], shape, lookahead=1))
+  if len(forests) > 1:
+    raise UserError(
+      f"ForestLayout: a piece takes {len(forests)} forests, where each must have one of"
+      " its own: give it more rows, or PiecesConfig.max_tree_size fewer comments"
+    )
+  return forests[0] if forests else packing.empty_forest(shape)

@@ -1,0 +1,364 @@
+"""Registers comment-tree tasks with SeqIO.
+
+    registry.add_files_task("my_forum", files="dumps/*.jsonl.gz",
+                            vocabulary="my_forum.model")
+
+makes a task that SeqIO's tools, our trainer and T5X's know by that name, and
+
+    registry.add_mixture("both", {"my_forum": 0.7, "other_forum": 0.3})
+
+a mixture of such tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import seqio
+
+from commentree.errors import UserError, suggestion
+from commentree.tasks.config import mixture_config
+from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import (
+  HELD_OUT_SHARE,
+  CleaningConfig,
+  CommentLabelsConfig,
+  DiscourseMarkersConfig,
+  LabelsConfig,
+  MarkersConfig,
+  TreeConfig,
+)
+from commentree.tasks.dataset_files import built_dataset
+from commentree.tasks.objectives import label_objectives, objectives
+from commentree.tasks.objectives.masking import MaskingConfig
+from commentree.tasks.seqio_tasks import preprocessors
+from commentree.tasks.sources import generated
+from commentree.tasks.sources.tree_sources import (
+  BuiltTreesSource,
+  GeneratedTreesSource,
+  TreeFilesSource,
+  TreeSource,
+)
+from commentree.tasks.subtrees.subtree_builder import PieceBuilder, PiecesConfig
+from commentree.tasks.vocabulary import vocabularies
+from commentree.tasks.vocabulary.markers import all_markers
+
+GENERATED, FILES = mixture_config.GENERATED, mixture_config.FILES
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """How a task turns trees into masked pieces."""
+
+  trees: TreeConfig = TreeConfig()
+  cleaning: CleaningConfig = CleaningConfig()
+  markers: MarkersConfig = MarkersConfig()
+  pieces: PiecesConfig = PiecesConfig()
+  masking: MaskingConfig = MaskingConfig()
+  labels: LabelsConfig = LabelsConfig()
+  discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
+  comment_labels: CommentLabelsConfig = CommentLabelsConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
+
+  @property
+  def objective_names(self) -> tuple[str, ...]:
+    """The objective's name, alone."""
+    return (self.objective.name,)
+
+
+class CommentTreeTask(seqio.Task):
+  """A SeqIO task over comment trees, its parts at hand for trainer and inspection.
+
+  Attributes:
+    tree_source: where the trees come from.
+    tokenizer: text to token ids.
+    preprocessing: the settings.
+    features: what is added to pieces when the task is read through SeqIO.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    tree_source: TreeSource,
+    tokenizer: vocabularies.Tokenizer,
+    preprocessing: Preprocessing,
+    features: Sequence[str] = (),
+  ):
+    """Builds the pipeline; nothing is read or trained yet.
+
+    Args:
+      name: what SeqIO is to know it by.
+      tree_source: where the trees come from.
+      tokenizer: text to token ids.
+      preprocessing: the settings.
+      features: features of `objectives.ALL_FEATURES` that SeqIO's examples are to have
+        beside those of the objective, as other tasks of a mixture have them.
+    """
+    self.tree_source = tree_source
+    self.tokenizer = tokenizer
+    self.preprocessing = preprocessing
+    wanted = {*objectives.features(preprocessing.objective), *features}
+    annotations = self.piece_builder().annotations
+    self.features = tuple(
+      name
+      for name in objectives.ALL_FEATURES
+      if name in wanted and name not in annotations
+    )
+    super().__init__(
+      name,
+      source=tree_source,
+      preprocessors=[
+        self._to_pieces,
+        seqio.CacheDatasetPlaceholder(),
+        self._apply_objective,
+      ],
+      output_features=preprocessors.output_features(
+        tokenizer.vocabulary,
+        self.features,
+        annotations,
+        objectives.predicts_tokens(preprocessing.objective),
+      ),
+    )
+
+  def piece_builder(self) -> PieceBuilder:
+    """A fresh builder, its counts at zero."""
+    config = self.preprocessing
+    return PieceBuilder(
+      self.tokenizer,
+      config.trees,
+      config.cleaning,
+      config.markers,
+      config.pieces,
+      labels=config.labels,
+      discourse=config.discourse,
+      comment_labels=config.comment_labels,
+      objective=config.objective,
+    )
+
+  def objective(self) -> objectives.Objective:
+    """What is predicted of this task's comments.
+
+    Raises:
+      UserError: if its vocabulary lacks a token that the objective needs.
+    """
+    return objectives.build(self.preprocessing, self.tokenizer)
+
+  def _to_pieces(self, ds):
+    return preprocessors.trees_to_pieces(ds, self.piece_builder())
+
+  def _apply_objective(self, ds, sequence_length):
+    limit = self.preprocessing.pieces.max_comment_tokens
+    return preprocessors.apply_objective(
+      ds, sequence_length, self.objective(), limit, self.features
+    )
+
+
+def add_generated_task(
+  name: str = GENERATED,
+  config: GeneratedTreesConfig = GeneratedTreesConfig(),
+  preprocessing: Preprocessing | None = None,
+  cache_dir: str | None = None,
+  with_sentinels: bool = False,
+) -> CommentTreeTask:
+  """Registers (or replaces) a task of generated trees with their own vocabulary.
+
+  Masks are all `<mask>` and text is left as generated unless `preprocessing` says
+  otherwise: the closed-form entropies hold for that.
+
+  Args:
+    name: what SeqIO is to know it by.
+    config: of the trees.
+    preprocessing: how trees become pieces, and what is predicted of them.
+    cache_dir: where the vocabulary lies.
+    with_sentinels: whether the vocabulary has sentinels for spans that are taken out,
+      as a mixture with such a task needs of all.
+  """
+  preprocessing = preprocessing or Preprocessing(
+    masking=MaskingConfig(mask_share=1.0, random_share=0.0)
+  )
+  with_spans = preprocessing.objective.name == "span_corruption"
+  sentinels = generated.SENTINELS if with_spans or with_sentinels else 0
+  tokenizer = vocabularies.Tokenizer(
+    lambda: generated.vocabulary(config, preprocessing.markers, cache_dir, sentinels)
+  )
+  return _register(
+    CommentTreeTask(name, GeneratedTreesSource(config), tokenizer, preprocessing)
+  )
+
+
+def add_files_task(
+  name: str,
+  files: str | Sequence[str],
+  vocabulary: str,
+  held_out_share: float = HELD_OUT_SHARE,
+  preprocessing: Preprocessing = Preprocessing(),
+  files_format: str | None = None,
+) -> CommentTreeTask:
+  """Registers (or replaces) a task of trees in files.
+
+  Args:
+    name: what SeqIO is to know it by.
+    files: a file, a glob, a folder, or several of those; or the folder of a dataset
+      made by `commentree build`, which has splits of its own.
+    vocabulary: a SentencePiece model or tokenizer.json, from `commentree vocab`.
+    held_out_share: share of the trees in the 'validation' split.
+    preprocessing: how trees become masked pieces.
+    files_format: of the files, as in `readers.FORMATS`; None to tell it from each.
+  """
+  built = built_dataset.find(files)
+  source: TreeSource
+  if built is None:
+    source = TreeFilesSource(files, held_out_share, preprocessing.trees, files_format)
+  else:
+    source = BuiltTreesSource(built)
+    _check_labels(source, preprocessing.comment_labels)
+    if preprocessing.objective.languages and "languages" not in source.dataset.columns:
+      raise UserError(
+        f"ObjectiveConfig.languages: {built} was built before datasets noted languages;"
+        " build it again with `commentree build`"
+      )
+  tokenizer = vocabularies.Tokenizer(
+    lambda: vocabulary, all_markers(preprocessing.markers)
+  )
+  return _register(CommentTreeTask(name, source, tokenizer, preprocessing))
+
+
+def _check_labels(source: BuiltTreesSource, labels: CommentLabelsConfig) -> None:
+  """Raises UserError for labels that a dataset cannot have."""
+  column = {"label": "labels", "deleted_next": "reply_deleted"}.get(labels.source)
+  if column and column not in source.dataset.columns:
+    raise UserError(
+      f"CommentLabelsConfig.source = {labels.source!r}: {source.dataset.folder} was"
+      " built before datasets noted that; build it again with `commentree build`"
+    )
+
+
+def get_task(name: str) -> CommentTreeTask:
+  """Returns a registered task.
+
+  Raises:
+    UserError: if there is none of that name, or it is not of comment trees.
+  """
+  if name in seqio.MixtureRegistry.names():
+    tasks = ", ".join(task.name for task in seqio.MixtureRegistry.get(name).tasks)
+    raise UserError(
+      f"MIXTURE_OR_TASK_NAME = {name!r}: is a mixture, where one task is wanted: name"
+      f" one of {tasks}"
+    )
+  ours = [
+    known
+    for known in seqio.TaskRegistry.names()
+    if isinstance(seqio.TaskRegistry.get(known), CommentTreeTask)
+  ]
+  if name not in ours:
+    known = ", ".join(sorted((*ours, *seqio.MixtureRegistry.names())))
+    raise UserError(
+      f"MIXTURE_OR_TASK_NAME = {name!r}: no such task of comment trees, nor mixture;"
+      f" there are {known or 'none'}{suggestion(name, known.split(', '))}"
+    )
+  return seqio.TaskRegistry.get(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A task, and its share of what it is mixed into: 1 if it stands alone."""
+
+  task: CommentTreeTask
+  share: Fraction
+
+
+def add_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
+  """Registers (or replaces) a mixture of registered tasks of comment trees.
+
+  SeqIO wants all tasks of a mixture to have the same features: those that a task lacks
+  are added to it, saying what goes without saying. For our trainer they change nothing.
+
+  Args:
+    name: what SeqIO is to know it by.
+    rates: by task, relative to the others.
+
+  Raises:
+    UserError: for a rate that is none, or tasks that do not mix.
+  """
+  mixture_config.shares(name, rates)
+  tasks = [get_task(task) for task in rates]
+  wanted = {feature for task in tasks for feature in task.output_features}
+  tasks = [
+    _register(
+      CommentTreeTask(
+        task.name, task.tree_source, task.tokenizer, task.preprocessing, tuple(wanted)
+      )
+    )
+    for task in tasks
+  ]
+  for task in tasks[1:]:
+    if tuple(task.output_features) != tuple(tasks[0].output_features):
+      raise UserError(
+        f"{name}: {tasks[0].name!r} has features that {task.name!r} lacks or the other"
+        " way round: give both the same labels and discourse markers"
+      )
+  if name in seqio.MixtureRegistry.names():
+    seqio.MixtureRegistry.remove(name)
+  return seqio.MixtureRegistry.add(name, list(rates.items()))
+
+
+def get_parts(name: str) -> list[Part]:
+  """Returns the tasks of a mixture as it names them, or one task.
+
+  Raises:
+    UserError: if there is none of that name; or a mixture's tasks are not all of
+      comment trees, or not of one vocabulary, or predict different things.
+  """
+  if name not in seqio.MixtureRegistry.names():
+    return [Part(get_task(name), Fraction(1))]
+  mixture = seqio.MixtureRegistry.get(name)
+  tasks = _tasks_of(mixture)
+  for task in tasks:
+    if not isinstance(task, CommentTreeTask):
+      raise UserError(
+        f"{name}: its task {task.name!r} is not of comment trees; register tasks with"
+        " commentree.tasks.seqio_tasks.registry"
+      )
+  rates = {task.name: mixture.get_rate(task) for task in tasks}
+  for task in tasks[1:]:
+    _check_mix(name, tasks[0], task)
+  return [Part(t, share) for t, share in zip(tasks, mixture_config.shares(name, rates))]
+
+
+def _tasks_of(mixture: seqio.Mixture) -> list[seqio.Task]:
+  """The tasks of a mixture and of those in it, in the order they are named."""
+  found: dict[str, seqio.Task] = {}
+  for name in mixture.rate_per_task_name:
+    if name in seqio.MixtureRegistry.names():
+      found |= {t.name: t for t in _tasks_of(seqio.MixtureRegistry.get(name))}
+    else:
+      found[name] = seqio.TaskRegistry.get(name)
+  return list(found.values())
+
+
+def _check_mix(name: str, one: CommentTreeTask, other: CommentTreeTask) -> None:
+  """Raises UserError if two tasks cannot be trained on together."""
+  prints = one.tokenizer.fingerprint, other.tokenizer.fingerprint
+  if prints[0] != prints[1]:
+    raise UserError(
+      f"{name}: the vocabularies of {one.name!r} and {other.name!r} differ"
+      f" ({one.tokenizer.path}, fingerprint {prints[0]}; {other.tokenizer.path},"
+      f" {prints[1]}): a mixture needs one for all"
+    )
+  labels = [label_objectives.label_names(task.preprocessing) for task in (one, other)]
+  if labels[0] != labels[1]:
+    predicted = [", ".join(names) or "tokens" for names in labels]
+    raise UserError(
+      f"{name}: {one.name!r} predicts {predicted[0]} where {other.name!r} predicts"
+      f" {predicted[1]}: one model has one head"
+    )
+
+
+def _register(task: CommentTreeTask) -> CommentTreeTask:
+  if task.name in seqio.TaskRegistry.names():
+    seqio.TaskRegistry.remove(task.name)
+  seqio.TaskRegistry.add_provider(task.name, task)
+  return task

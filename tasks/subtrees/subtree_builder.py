@@ -1,0 +1,454 @@
+"""From a `CommentTree` to tokenised pieces: the ragged, model-independent features.
+
+A *piece* is a tree, or a part of one cut out to fit `max_tree_size`. Its *nodes* are
+comments, or chunks of comments longer than `max_comment_tokens`; a parent always
+precedes its children. Everything here happens once per tree, before masking, and can
+be cached offline.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from commentree.errors import UserError
+from commentree.models.config import check_choice, check_range
+from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import (
+  CleaningConfig,
+  CommentLabelsConfig,
+  DiscourseMarkersConfig,
+  LabelsConfig,
+  MarkersConfig,
+  TreeConfig,
+  check_switches,
+)
+from commentree.tasks.subtrees import spans, splitting, translations
+from commentree.tasks.subtrees.discourse import PhraseFinder, read_phrases
+from commentree.tasks.subtrees.subtree_counts import PieceCounts
+from commentree.tasks.trees import cleaning, copied_quotations
+from commentree.tasks.vocabulary import markers, sequence_ends
+
+if TYPE_CHECKING:
+  from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
+  from commentree.tasks.trees.copied_quotations import CleanText
+  from commentree.tasks.vocabulary.vocabularies import Tokenizer
+
+LongComments = Literal["truncate", "chunk"]
+
+# Features of a piece, all int32 and of rank 1.
+NODE_FEATURES = ("lengths", "parents", "depths", "is_target", "node_ids")
+PIECE_FEATURES = ("tokens", *NODE_FEATURES)
+# Those of them that settings ask for come along, int32 [sum(lengths)] as the tokens:
+# `config.LabelsConfig`'s labels, and which occurrence of a discourse marker in its
+# comment a token is part of, from 1 on, 0 for none.
+LABELS, PHRASES = "token_labels", "phrases"
+# And int32 [N] as the nodes: the class of a comment by `config.CommentLabelsConfig`, at
+# the node that its text begins in; -1 for none.
+COMMENT_LABELS = "comment_labels"
+# Per token again: its language by `ObjectiveConfig.languages` from 1, 0 for none. Where
+# it changes in a node, a translation begins.
+LANGUAGES = "languages"
+ANNOTATIONS = (LABELS, PHRASES, COMMENT_LABELS, LANGUAGES)
+NO_LABEL = -1
+# And the id of the tree that the piece is of: bytes, of rank 0.
+TREE_ID = "tree_id"
+
+# Arrays by feature, and the tree's id as bytes.
+Piece = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class PiecesConfig:
+  """How trees become pieces.
+
+  Attributes:
+    max_tree_size: most nodes in a piece, context included.
+    max_ancestors: most ancestors a comment can see; those nearest, and the post. If 1,
+      its parent.
+    max_comment_tokens: tokens after which a comment is cut.
+    long_comments: 'truncate' drops what is beyond; 'chunk' makes further nodes of it,
+      each seeing the comment's earlier chunks at distance 0.
+    sequence_ends: whether each comment stands between the vocabulary's beginning and
+      end of a sequence, as RoBERTa and BERT were trained: see `sequence_ends`. They
+      count as two of its tokens.
+  """
+
+  max_tree_size: int = 64
+  max_ancestors: int = 16
+  max_comment_tokens: int = 128
+  long_comments: LongComments = "truncate"
+  sequence_ends: bool = False
+
+  def __post_init__(self):
+    check_switches(self)
+    check_range("PiecesConfig", "max_ancestors", self.max_ancestors, 1, whole=True)
+    check_range("PiecesConfig", "max_tree_size", self.max_tree_size, 2, whole=True)
+    check_range(
+      "PiecesConfig", "max_comment_tokens", self.max_comment_tokens, 4, whole=True
+    )
+    check_choice("PiecesConfig", "long_comments", self.long_comments, LongComments)
+    context = splitting.most_context(self.max_ancestors)
+    if self.max_tree_size <= context:
+      raise UserError(
+        f"PiecesConfig.max_tree_size = {self.max_tree_size}: must exceed the {context}"
+        " comments of a deep comment's context (PiecesConfig.max_ancestors ="
+        f" {self.max_ancestors}), which leave no room for the comment"
+      )
+
+  @property
+  def room(self) -> int:
+    """Most tokens of a node but for the ends of a sequence."""
+    return self.max_comment_tokens - sequence_ends.ADDED * self.sequence_ends
+
+
+@dataclasses.dataclass(frozen=True)
+class PieceBuilder:
+  """Turns trees into pieces; the one place where text becomes token ids."""
+
+  tokenizer: Tokenizer
+  trees: TreeConfig = TreeConfig()
+  cleaning: CleaningConfig = CleaningConfig()
+  markers: MarkersConfig = MarkersConfig()
+  pieces: PiecesConfig = PiecesConfig()
+  counts: PieceCounts = dataclasses.field(default_factory=PieceCounts)
+  labels: LabelsConfig = LabelsConfig()
+  discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
+  comment_labels: CommentLabelsConfig = CommentLabelsConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
+
+  @property
+  def annotations(self) -> tuple[str, ...]:
+    """Those of `ANNOTATIONS` that the pieces have."""
+    asked = (
+      bool(self.labels.names),
+      self.discourse.file is not None,
+      self.comment_labels.source != "none",
+      bool(self.objective.languages),
+    )
+    return tuple(name for name, there in zip(ANNOTATIONS, asked) if there)
+
+  @functools.cached_property
+  def phrases(self) -> tuple[str, ...]:
+    """The discourse markers sought; none if they are switched off."""
+    file = self.discourse.file
+    return () if file is None else read_phrases(file)
+
+  @functools.cached_property
+  def _find_phrases(self) -> PhraseFinder:
+    return PhraseFinder(self.phrases)
+
+  @functools.cached_property
+  def _ends(self) -> sequence_ends.SequenceEnds | None:
+    return sequence_ends.of_vocabulary(self.pieces, self.tokenizer)
+
+  def texts(
+    self, tree: CommentTree, clean: Sequence[CleanText] | None = None
+  ) -> list[str]:
+    """Cleaned text of each comment, its author's marker token in front.
+
+    Args:
+      tree: the tree.
+      clean: `self.clean(tree)`, by whoever has it.
+    """
+    authors = markers.author_markers(tree, self.markers)
+    clean = self.clean(tree) if clean is None else clean
+    return [
+      f"{author} {text}".strip() if text or index else ""
+      for index, (author, (text, *_)) in enumerate(zip(authors, clean))
+    ]
+
+  def clean(self, tree: CommentTree) -> list[CleanText]:
+    """The text of each comment, cleaned."""
+    found: collections.Counter[str] = collections.Counter()
+    clean = copied_quotations.clean_tree(tree, self.cleaning, found)
+    self.counts.words += found[copied_quotations.WORDS]
+    self.counts.words_copied += found[copied_quotations.COPIED_WORDS]
+    return clean
+
+  def __call__(self, tree: CommentTree) -> Iterator[Piece]:
+    """Yields the pieces of a tree, in which each comment is a target exactly once."""
+    encoded, annotations = self.encode(tree)
+    whole = self.nodes(tree, encoded)
+    per_token = ["tokens", *annotations]
+    per_node = ["lengths", "depths", "node_ids"]
+    if self.comment_labels.source != "none":
+      whole[COMMENT_LABELS] = self._label_nodes(tree, whole["node_ids"])
+      per_node.append(COMMENT_LABELS)
+    whole |= {name: self._flat(values) for name, values in annotations.items()}
+    starts = np.concatenate([[0], np.cumsum(whole["lengths"])])
+    tree_id = tree.id.encode("utf-8", "replace")
+    self.counts.trees += 1
+    self.counts.comments += len(tree.comments)
+    splits = splitting.split_nodes(
+      whole["parents"],
+      whole["is_target"],
+      max_tree_size=self.pieces.max_tree_size,
+      max_ancestors=self.pieces.max_ancestors,
+    )
+    self.counts.pieces += len(splits)
+    self.counts.nodes += sum(len(split.nodes) for split in splits)
+    self.counts.context_copies += splitting.count_copies(splits)
+    for split in splits:
+      nodes = split.nodes
+      tokens = ranges(starts[nodes], whole["lengths"][nodes])
+      yield {
+        **{name: whole[name][tokens] for name in per_token},
+        **{name: whole[name][nodes] for name in per_node},
+        "parents": splitting.extract_parents(nodes, whole["parents"]),
+        "is_target": split.is_target.astype(np.int32),
+        TREE_ID: tree_id,
+      }
+
+  def nodes(self, tree: CommentTree, encoded: Sequence[np.ndarray]) -> Piece:
+    """Returns `PIECE_FEATURES` of a whole tree: a node a comment, or a node a chunk.
+
+    Args:
+      tree: the tree.
+      encoded: all tokens of each of its comments.
+    """
+    parents = np.fromiter((c.parent for c in tree.comments), np.int32, len(encoded))
+    depths = np.asarray(tree.depths(), np.int32)
+    limit = self.pieces.max_comment_tokens
+    full = np.fromiter(map(len, encoded), np.int32, len(encoded))
+    self.counts.tokens += int(full.sum())
+    if self.pieces.long_comments == "truncate":
+      self.counts.tokens_cut += int(np.maximum(full - limit, 0).sum())
+      chunks = np.ones_like(full)
+    else:
+      chunks = np.maximum(1, -(-full // limit))
+    node_ids = np.repeat(np.arange(len(full), dtype=np.int32), chunks)
+    last_node = np.cumsum(chunks, dtype=np.int32) - 1
+    first_node = last_node - chunks + 1
+    chunk = np.arange(len(node_ids), dtype=np.int32) - first_node[node_ids]
+    parent_node = np.where(parents >= 0, last_node[parents], -1)[node_ids]
+    lengths = np.minimum(full[node_ids] - chunk * limit, limit).astype(np.int32)
+    is_target = (lengths > 0).astype(np.int32)
+    if not self.trees.target_post:
+      is_target[node_ids == 0] = 0
+    return {
+      "tokens": self._flat(encoded),
+      "lengths": lengths,
+      "parents": np.where(
+        chunk > 0, np.arange(len(node_ids), dtype=np.int32) - 1, parent_node
+      ).astype(np.int32),
+      "depths": depths[node_ids],
+      "is_target": is_target,
+      "node_ids": node_ids,
+    }
+
+  def _label_nodes(self, tree: CommentTree, node_ids: np.ndarray) -> np.ndarray:
+    """Class of the comment that begins at each node: int32 [N]."""
+    labels = np.array([self._class_of(tree, comment) for comment in tree.comments])
+    is_first = np.diff(node_ids, prepend=-1) > 0
+    return np.where(is_first, labels[node_ids], NO_LABEL).astype(np.int32)
+
+  def _class_of(self, tree: CommentTree, comment: Comment) -> int:
+    source, names = self.comment_labels.source, self.comment_labels.names
+    if source == "deleted_next":
+      label: str | None = names[comment.reply_deleted]
+    else:
+      label = comment.label if source == "label" else tree.subreddit
+    if label is None:
+      return NO_LABEL
+    if label not in names:
+      self.counts.other_labels += 1
+      return NO_LABEL
+    self.counts.labelled += 1
+    return names.index(label)
+
+  def _flat(self, comments: Sequence[np.ndarray]) -> np.ndarray:
+    """One value a token, of the tokens of each comment that there is room for."""
+    if self.pieces.long_comments == "truncate":
+      limit = self.pieces.max_comment_tokens
+      comments = [values[:limit] for values in comments]
+    return np.concatenate([np.empty(0, np.int32), *comments], dtype=np.int32)
+
+  def encode_texts(
+    self, texts: Sequence[str], with_masks: bool = False
+  ) -> list[np.ndarray]:
+    """Token ids of whole comments from their texts, with the ends of a sequence.
+
+    Args:
+      texts: cleaned, with markers.
+      with_masks: whether `<mask>` in them is the token for masking.
+    """
+    tokenizer = self.tokenizer
+    encode = tokenizer.encode_with_masks if with_masks else tokenizer.encode_batch
+    encoded = encode(texts)
+    return (
+      encoded if self._ends is None else [self._ends.around(ids) for ids in encoded]
+    )
+
+  def encode_texts_with_offsets(
+    self, texts: Sequence[str]
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Token ids as `encode_texts`, and where they stand: an end nowhere, at 0 to 0."""
+    encoded = self.tokenizer.encode_batch_with_offsets(texts)
+    if self._ends is None:
+      return encoded
+    return [(self._ends.around(i), self._ends.beside(o, 0, 0)) for i, o in encoded]
+
+  def is_end(self, tokens: np.ndarray) -> np.ndarray:
+    """Which tokens of comments are ends of a sequence, bool as `tokens`."""
+    ends = () if self._ends is None else (self._ends.begin_id, self._ends.end_id)
+    return np.isin(tokens, ends)
+
+  def encode(
+    self, tree: CommentTree
+  ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+    """All tokens of each comment, and annotations of those by feature."""
+    encoded, annotations = self._encode_comments(tree)
+    if self.objective.languages:
+      self._add_languages(tree, encoded, annotations)
+    if self._ends is None:
+      return encoded, annotations
+    for name, values in annotations.items():
+      annotations[name] = [self._beside(name, own) for own in values]
+    return [self._ends.around(ids) for ids in encoded], annotations
+
+  def _beside(self, name: str, values: np.ndarray) -> np.ndarray:
+    """Annotations of a comment's tokens, and of the ends of a sequence around them."""
+    assert self._ends is not None
+    begin = end = {LABELS: NO_LABEL, PHRASES: 0}.get(name, 0)
+    if name == LANGUAGES and len(values):
+      begin, end = values[0], values[-1]
+    return self._ends.beside(values, begin, end)
+
+  def _add_languages(
+    self,
+    tree: CommentTree,
+    encoded: list[np.ndarray],
+    annotations: dict[str, list[np.ndarray]],
+  ) -> None:
+    """Adds languages of tokens and, for `tlm`, the tokens of translations."""
+    names = self.objective.languages
+    annotations[LANGUAGES] = [
+      np.full(len(ids), translations.language_of(comment.language, names), np.int32)
+      for comment, ids in zip(tree.comments, encoded)
+    ]
+    if self.objective.name != "tlm":
+      return
+    found = {
+      index: translation
+      for index, comment in enumerate(tree.comments)
+      if (translation := translations.translation_of(comment, names))
+    }
+    clean = [cleaning.clean_text(text, self.cleaning) for text, _ in found.values()]
+    for (index, (_, language)), ids in zip(
+      found.items(), self.tokenizer.encode_batch(clean)
+    ):
+      kept, more = len(encoded[index]), len(ids)
+      if not (kept and more):
+        continue
+      if self.pieces.long_comments == "truncate":
+        kept, more = translations.share(kept, more, self.pieces.room)
+        cut = len(encoded[index]) + len(ids) - kept - more
+        self.counts.tokens += cut
+        self.counts.tokens_cut += cut
+      encoded[index] = np.append(encoded[index][:kept], ids[:more])
+      fill = {LANGUAGES: language, LABELS: NO_LABEL, PHRASES: 0}
+      for name, values in annotations.items():
+        values[index] = translations.append(values[index], kept, more, fill[name])
+
+  def _encode_comments(
+    self, tree: CommentTree
+  ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+    """Tokens of each comment itself, and what is found in its text."""
+    clean = self.clean(tree)
+    texts = self.texts(tree, clean)
+    per_token = [name for name in self.annotations if name in (LABELS, PHRASES)]
+    if not per_token:
+      return self.tokenizer.encode_batch(texts), {}
+    labelled = self._labelled_spans(tree, clean) if self.labels.names else {}
+    phrases = {}
+    if self.phrases:
+      found = ((i, self._find_phrases(text)) for i, (text, *_) in enumerate(clean))
+      phrases = {i: places for i, places in found if places}
+    # Offsets take longer than tokens: only where there is something to find by them.
+    chosen = sorted({*labelled, *phrases})
+    with_offsets = self.tokenizer.encode_batch_with_offsets([texts[i] for i in chosen])
+    others = [i for i in range(len(texts)) if i not in labelled and i not in phrases]
+    without = self.tokenizer.encode_batch([texts[i] for i in others])
+    tokens = dict(zip(others, without)) | {
+      i: ids for i, (ids, _) in zip(chosen, with_offsets)
+    }
+    encoded = [tokens[i] for i in range(len(texts))]
+    nothing = dict.fromkeys(per_token, 0)
+    if self.labels.bare_trees == "left_out" and not labelled:
+      nothing[LABELS] = NO_LABEL
+    annotations = {
+      name: [np.full(len(ids), nothing[name], np.int32) for ids in encoded]
+      for name in per_token
+    }
+    for comment, (_, offsets) in zip(chosen, with_offsets):
+      # `texts` has the author's marker in front, and no white space at its ends.
+      own = clean[comment].text
+      left_out = len(own) - len(own.lstrip())
+      offsets = offsets - (len(texts[comment]) - len(own.strip()) - left_out)
+      if comment in labelled:
+        annotations[LABELS][comment] = spans.label_tokens(
+          offsets, labelled[comment], self.labels.names
+        )
+      if comment in phrases:
+        annotations[PHRASES][comment] = self._number_phrases(offsets, phrases[comment])
+    return encoded, annotations
+
+  def _labelled_spans(
+    self, tree: CommentTree, clean: Sequence[CleanText]
+  ) -> dict[int, list[Span]]:
+    """Labelled spans of the cleaned texts that have any, by comment."""
+    labelled = {}
+    for index, comment in enumerate(tree.comments):
+      wanted = [span for span in comment.spans if span.label in self.labels.names]
+      if not wanted:
+        continue
+      own = clean[index]
+      found = spans.through_cleaning(
+        comment.text, own.whole, wanted, self.cleaning, own.cuts
+      )
+      self.counts.spans += len(wanted)
+      self.counts.spans_lost += len(wanted) - len(found)
+      if found:
+        labelled[index] = found
+    return labelled
+
+  def _number_phrases(
+    self, offsets: np.ndarray, places: Sequence[tuple[int, int]]
+  ) -> np.ndarray:
+    """Numbers of the phrases that tokens are in, of those that no node cuts."""
+    numbers = spans.owners(offsets, places) + 1
+    limit = self.pieces.room
+    for cut in range(limit, len(numbers), limit):
+      if numbers[cut] and numbers[cut] == numbers[cut - 1]:
+        numbers[numbers == numbers[cut]] = 0
+    return numbers
+
+
+def tree_number(piece: Piece) -> int:
+  """A number from 1 for the piece's tree, equal for pieces of one tree; 0 if unknown.
+
+  A hash of the tree's id in 31 bits: two of a hundred thousand trees share one.
+  """
+  if TREE_ID not in piece:
+    return 0
+  digest = hashlib.blake2b(piece[TREE_ID], digest_size=4).digest()
+  return max(1, int.from_bytes(digest, "little") >> 1)
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """Concatenates `arange(start, start + length)` over the pairs, without a loop."""
+  total = int(lengths.sum())
+  offsets = np.cumsum(lengths) - lengths
+  return np.arange(total) + np.repeat(starts - offsets, lengths)
+
+
+def target_lengths(piece: Piece, max_length: int) -> np.ndarray:
+  """Tokens of each node as a target in rows of `max_length`, 0 for context: [N]."""
+  return np.minimum(piece["lengths"], max_length) * piece["is_target"]

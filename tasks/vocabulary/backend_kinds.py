@@ -1,0 +1,67 @@
+"""The kinds of vocabularies, told by the content of a file, not by its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from commentree.errors import UserError
+from commentree.tasks.vocabulary import (
+  hugging_face_backend,
+  sentencepiece_backend,
+  vocabulary_files,
+)
+from commentree.tasks.vocabulary.backend import Encoder
+
+
+def open_encoder(
+  content: bytes, where: str | os.PathLike[str], markers: Sequence[str] = ()
+) -> Encoder:
+  """Opens a vocabulary by its content.
+
+  Args:
+    content: of the file.
+    where: its name, for errors.
+    markers: tokens that are markers, whatever the file says of them.
+
+  Raises:
+    UserError: if it is of no kind that we know.
+  """
+  try:
+    if vocabulary_files.is_json(content):
+      return hugging_face_backend.HfEncoder(content, markers)
+    return sentencepiece_backend.SentencePieceEncoder(content)
+  except ValueError as error:
+    what = vocabulary_files.part_of_tokenizer(content, where)
+    raise UserError(
+      f"{os.fspath(where)}: "
+      + (
+        what
+        or "is not a SentencePiece model or tokenizer.json; give a checkpoint's own, or"
+        " make one for a new model with `commentree vocab --input=TREES`"
+      )
+    ) from error
+
+
+def adding(content: bytes) -> Callable[..., tuple[bytes, list[str]]]:
+  """Returns what adds markers and sentinels to a vocabulary of this kind."""
+  if vocabulary_files.is_json(content):
+    return hugging_face_backend.add_markers
+  return sentencepiece_backend.add_markers
+
+
+def call_mask(content: bytes, name: str, new_name: str) -> bytes:
+  """Renames the token for masking, so that a text may hold it by its new name.
+
+  Args:
+    content: of the vocabulary's file.
+    name: of the token.
+    new_name: that no text has for anything else.
+
+  Returns:
+    The content with the new name.
+  """
+  kind = (
+    hugging_face_backend if vocabulary_files.is_json(content) else sentencepiece_backend
+  )
+  return kind.call_mask(content, name, new_name)

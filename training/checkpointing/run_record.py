@@ -1,0 +1,309 @@
+"""What a run is, written beside its checkpoints, and whether this is the same run.
+
+MODEL_DIR/config.gin   the operative settings of the latest start
+MODEL_DIR/vocabulary/  a copy of the vocabulary, so that the folder can be moved
+MODEL_DIR/run.json     the facts that decide results, and every start: when, from
+                       which step, by which command, with which versions
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import msgspec
+from etils import epath
+
+from commentree import json_shapes
+from commentree.errors import UserError
+from commentree.training.checkpointing import saving, storage
+from commentree.training.config import OptimizerConfig, TrainConfig
+
+_PACKAGES = (
+  "commentree",
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "seqio",
+  "tensorflow",
+  "numpy",
+)
+_SHOWN_DIFFERENCES = 6
+_ATTEMPTS = 3
+_VOCABULARY = "vocabulary"
+
+Say = Callable[[str], None]
+
+
+def _command() -> str:
+  return shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+  """What the caller knows of a run.
+
+  Attributes:
+    facts: settings that decide results, by name, JSON-able: of the model and the
+      data. The trainer adds its own (`training_facts`). A MODEL_DIR made with other
+      values is refused; leave out what may change, such as paths and periods.
+    config_text: all settings, as a gin file.
+    command: the command line.
+    grown_from: fingerprints of vocabularies whose tokens have the same ids in this
+      run's, so that their parameters may be taken.
+    files: what else MODEL_DIR is to hold, by path; None for what is to go.
+  """
+
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  config_text: str = ""
+  command: str = dataclasses.field(default_factory=_command)
+  grown_from: Sequence[str] = ()
+  files: Mapping[str, bytes | None] = dataclasses.field(default_factory=dict)
+
+
+def training_facts(config: TrainConfig) -> dict[str, Any]:
+  """Returns the trainer's settings that decide results.
+
+  Those left out may change between starts: `train_steps` (unless the schedule's
+  decay ends there), periods, devices, microbatches, and where things are written.
+  """
+  optimizer = dataclasses.asdict(config.optimizer)
+  schedule = optimizer.pop("schedule")
+  # Runs of before there were these have none.
+  for field in ("learning_rate_rules", "layer_decay"):
+    if optimizer[field] == getattr(OptimizerConfig, field):
+      del optimizer[field]
+  if config.optimizer.schedule.name in ("constant", "rsqrt"):
+    for field in ("decay_steps", "decay_share", "final_share"):
+      del schedule[field]
+  else:
+    end = config.optimizer.schedule.last_decay_step(config.train_steps)
+    schedule["decay_steps"] = end
+  return {
+    "TrainConfig.batch_size": config.batch_size,
+    "TrainConfig.random_seed": config.random_seed,
+    **{f"OptimizerConfig.{name}": value for name, value in optimizer.items()},
+    **{f"ScheduleConfig.{name}": value for name, value in schedule.items()},
+  }
+
+
+def check(
+  model_dir: epath.Path,
+  facts: Mapping[str, Any],
+  say: Say = storage.print_line,
+  *,
+  part: bool = False,
+) -> None:
+  """Makes sure that MODEL_DIR's checkpoints are of this run.
+
+  Args:
+    model_dir: the run's folder.
+    facts: the caller's and the trainer's.
+    say: tells the user a line.
+    part: whether these are only some of the facts: others are not compared.
+
+  Raises:
+    UserError: naming the settings that differ.
+  """
+  if not saving.steps_in(model_dir):
+    return
+  recorded = _read(model_dir, say).facts
+  if recorded is None:
+    return
+  now = _jsonable(facts)
+  absent = "absent"
+  names = recorded.keys() & now.keys() if part else recorded.keys() | now.keys()
+  differing = [
+    f"{name} ({recorded.get(name, absent)!r} there, {now.get(name, absent)!r} now)"
+    for name in sorted(names)
+    if recorded.get(name, absent) != now.get(name, absent)
+  ]
+  if differing:
+    shown = ", ".join(differing[:_SHOWN_DIFFERENCES])
+    more = len(differing) - _SHOWN_DIFFERENCES
+    raise UserError(
+      f"{model_dir} holds a run with other settings: {shown}"
+      f"{f' and {more} more' if more > 0 else ''}: use those, or another MODEL_DIR"
+    )
+
+
+def check_vocabulary(
+  checkpoint: epath.Path,
+  facts: Mapping[str, Any],
+  say: Say = storage.print_line,
+  grown_from: Sequence[str] = (),
+) -> None:
+  """Makes sure that a checkpoint was trained with this vocabulary, if that is noted.
+
+  Parameters of two vocabularies of one size fit each other, but mean nothing.
+
+  Args:
+    checkpoint: a `checkpoint_<step>` folder.
+    facts: the caller's.
+    say: tells the user a line.
+    grown_from: fingerprints of other vocabularies that do as well.
+
+  Raises:
+    UserError: if it was another.
+  """
+  there = (_read(checkpoint.parent, say).facts or {}).get(_VOCABULARY)
+  here = facts.get(_VOCABULARY)
+  if there is not None and here is not None and there not in (here, *grown_from):
+    raise UserError(
+      f"{checkpoint} was trained with another vocabulary (fingerprint {there}, now"
+      f" {here}): set VOCABULARY to the one in {checkpoint.parent}/vocabulary, or to"
+      " one that `commentree vocab --from` made of it"
+    )
+
+
+def warm_start_of(model_dir: epath.Path, say: Say) -> dict[str, Any] | None:
+  """Returns what was noted of the latest start that took parameters from elsewhere.
+
+  Args:
+    model_dir: the run's folder.
+    say: tells the user a line.
+
+  Returns:
+    `write`'s `warm_start`; None if no start has any.
+
+  Raises:
+    UserError: if the record is damaged.
+  """
+  starts = _read(model_dir, say).starts
+  found = (start["warm_start"] for start in reversed(starts) if "warm_start" in start)
+  return next(found, None)
+
+
+def write(
+  model_dir: epath.Path,
+  record: RunRecord,
+  facts: Mapping[str, Any],
+  step: int,
+  say: Say = storage.print_line,
+  warm_start: Mapping[str, Any] | None = None,
+) -> None:
+  """Notes a start of the run.
+
+  Args:
+    model_dir: the run's folder.
+    record: what the caller knows.
+    facts: the caller's and the trainer's.
+    step: the step this start continues from, 0 if new.
+    say: tells the user a line.
+    warm_start: where parameters were taken from, if they were.
+
+  Raises:
+    StorageError: if it cannot be written.
+  """
+  config_file = model_dir / "config.gin"
+
+  def read_before() -> str | None:
+    return config_file.read_text() if config_file.exists() else None
+
+  before = storage.retried(f"{config_file} cannot be read", read_before, _ATTEMPTS, say)
+  start: dict[str, Any] = {
+    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    "step": step,
+    "command": record.command,
+    "versions": versions(),
+  }
+  if warm_start is not None:
+    start["warm_start"] = dict(warm_start)
+  if before is not None and before != record.config_text:
+    start["config_before"] = before
+  starts = [*_read(model_dir, say).starts, start]
+  run = {"facts": _jsonable(facts), "starts": starts}
+  write_files(
+    model_dir,
+    {
+      # First: who finds settings finds the vocabulary.
+      **record.files,
+      "config.gin": record.config_text.encode(),
+      "run.json": (json.dumps(run, indent=2) + "\n").encode(),
+    },
+    say,
+  )
+
+
+def write_files(
+  model_dir: epath.Path,
+  files: Mapping[str, bytes | None],
+  say: Say = storage.print_line,
+) -> None:
+  """Makes MODEL_DIR hold files, each whole, and not hold others.
+
+  Args:
+    model_dir: the run's folder.
+    files: contents by path; None for what is to go.
+    say: tells the user a line.
+
+  Raises:
+    StorageError: if they cannot be written.
+  """
+  for name, content in files.items():
+    storage.retried(
+      f"{model_dir / name} cannot be written",
+      functools.partial(_make, model_dir / name, content),
+      _ATTEMPTS,
+      say,
+    )
+
+
+def _make(file: epath.Path, content: bytes | None) -> None:
+  there = file.read_bytes() if file.exists() else None
+  if there == content:
+    return
+  if content is None:
+    file.unlink()
+    return
+  file.parent.mkdir(parents=True, exist_ok=True)
+  storage.write_bytes(file, content)
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of the packages that matter."""
+  found = {"python": platform.python_version()}
+  for package in _PACKAGES:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+      found[package] = metadata.version(package)
+  return found
+
+
+class _Record(msgspec.Struct):
+  """What run.json holds; other programs' keys are passed over."""
+
+  facts: dict[str, Any] | None = None
+  starts: list[dict[str, Any]] = []
+
+
+def _read(model_dir: epath.Path, say: Say) -> _Record:
+  file = model_dir / "run.json"
+
+  def read() -> _Record:
+    if not file.exists():
+      return _Record()
+    return json_shapes.parse(file.read_bytes(), _Record)
+
+  try:
+    return storage.retried(f"{file} cannot be read", read, _ATTEMPTS, say)
+  except ValueError as error:
+    raise UserError(
+      f"{file} is damaged ({storage.reason(error)}): remove it, and mind that the"
+      " settings are those of before"
+    ) from error
+
+
+def _jsonable(facts: Mapping[str, Any]) -> dict[str, Any]:
+  return json.loads(json.dumps(dict(facts)))

@@ -1,0 +1,248 @@
+"""What people read of an evaluation: sentences, tables, metrics by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from commentree.training.metrics import (
+  attention_statistics,
+  bags_of_words,
+  f1,
+  matching_statistics,
+  vector_statistics,
+)
+from commentree.training.metrics.evaluation_sums import (
+  OWN_WORDS,
+  SHUFFLED,
+  SLICES,
+  TRUE,
+  Results,
+)
+
+# A difference of fewer standard errors is no sign of anything.
+_SIGNIFICANT = 2.0
+# A smaller share of comments is not worth a line.
+_MENTIONED_SHARE = 0.01
+_PREFIXES = {
+  "by_depth": "depth ",
+  "by_occurrence": "",
+  "by_frequency": "rank ",
+  "by_group": "",
+}
+_BAGS_IN_WORDS = {
+  f"{bags_of_words.PREFIX}true": "ancestors",
+  f"{bags_of_words.PREFIX}parent_only": "the parent alone",
+  f"{bags_of_words.PREFIX}shuffled": "those of other trees",
+}
+_IN_WORDS = {
+  "in_ancestor": "occurs in an ancestor",
+  "not_in_ancestor": "occurs in none",
+}
+
+
+def lines(results: Results, kind: str = "token") -> list[str]:
+  """Returns what is said of an evaluation, a line each.
+
+  Args:
+    results: of the evaluation.
+    kind: what is predicted.
+  """
+  said = (
+    sentence(results, kind),
+    bags_sentence(results),
+    left_out(results),
+    too_short(results),
+    attention_statistics.sentence(next(iter(results.values()))),
+    vector_statistics.warning(next(iter(results.values()))),
+    matching_statistics.sentence(next(iter(results.values()))),
+  )
+  return [line for line in said if line]
+
+
+def sentence(results: Results, kind: str = "token") -> str:
+  """Says in a sentence whether the content of ancestors helps; "" if nothing tells.
+
+  Args:
+    results: of an evaluation.
+    kind: what is predicted.
+  """
+  if TRUE not in results:
+    return ""
+  found = results.get(SHUFFLED)
+  if found is None or "minus_true" not in found:
+    return ""
+  value, trees = found["minus_true"], found["trees"]
+  if "standard_error" not in found:
+    return f"ancestors save {value:.3f} nats a {kind} (one tree: no standard error)"
+  error = found["standard_error"]
+  size = f"{abs(value):.3f} ± {error:.3f} nats a {kind}"
+  over = f"{trees:,} trees, against ancestors of other trees"
+  if value > _SIGNIFICANT * error:
+    return f"ancestors save {size} ({over})"
+  if value < -_SIGNIFICANT * error:
+    return f"ancestors cost {size} ({over})"
+  return (
+    f"no sign that ancestors' content helps: {value:+.3f} ± {error:.3f} nats a {kind}"
+    f" ({over})"
+  )
+
+
+def bags_sentence(results: Results) -> str:
+  """Says what bags of words gain from the thread; "" if none were measured."""
+  told = [
+    f"{_BAGS_IN_WORDS[name]} {gain(results[name])}"
+    for name in _BAGS_IN_WORDS
+    if name in results
+  ]
+  return f"a bag of words gains by {', '.join(told)} nats a token" if told else ""
+
+
+def left_out(results: Results) -> str:
+  """Says what could not be compared with ancestors of other trees; "" if all could."""
+  if TRUE in results and SHUFFLED not in results:
+    return (
+      "no ancestors of other trees to compare with: each held-out batch holds one tree;"
+      " a larger BATCH_SIZE or ForestLayout.decoder_rows holds more"
+    )
+  tokens = results.get(SHUFFLED, {}).get("left_out_tokens", 0)
+  if not tokens:
+    return ""
+  comments = results[SHUFFLED]["left_out_comments"]
+  return (
+    f"left out: {comments:,} comments, {tokens:,} tokens in batches that hold one tree"
+    " alone"
+  )
+
+
+def too_short(results: Results) -> str:
+  """Says how often `shuffled` shows fewer ancestors; "" where it hardly ever does."""
+  share = results.get(SHUFFLED, {}).get("fewer_ancestors", 0.0)
+  if share < _MENTIONED_SHARE:
+    return ""
+  missing = results[SHUFFLED]["missing_ancestors"]
+  return (
+    f"{SHUFFLED}: {share:.0%} of the comments see fewer ancestors than they have"
+    f" ({missing:.0%} of all ancestors are missing), for no other tree in the batch has"
+    " as many; a larger BATCH_SIZE or ForestLayout.decoder_rows holds more trees"
+  )
+
+
+def flat_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+  """Returns results by path: `true/loss`, `none/by_depth/4-5/accuracy`."""
+  flat: dict[str, float] = {}
+
+  def visit(path: str, node: Any) -> None:
+    if isinstance(node, Mapping):
+      for name, child in node.items():
+        visit(f"{path}/{name}" if path else name, child)
+    else:
+      flat[path] = node
+
+  visit("", results)
+  return flat
+
+
+def table(results: Results, title: str = "") -> Table:
+  """Returns losses by condition: a column each, a row for each slice of the tokens.
+
+  Without bags of words, see `bags_table`. Where there are ancestors of other trees the
+  last but one column tells how much more the model loses with those, with the standard
+  error.
+  """
+  results = {k: v for k, v in results.items() if not bags_of_words.is_bag(k)}
+  first = next(iter(results.values()))
+  compares = "minus_true" in results.get(SHUFFLED, {})
+  rendered = Table(title=title or None, title_justify="left")
+  rendered.add_column("held-out loss")
+  for condition in results:
+    rendered.add_column(condition, justify="right")
+  if compares:
+    rendered.add_column(f"{SHUFFLED} - {TRUE}", justify="right")
+  rendered.add_column("tokens", justify="right")
+
+  def add(name: str, cells: Sequence[str], more: str, count: int) -> None:
+    rendered.add_row(name, *cells, *([more] if compares else []), f"{count:,}")
+
+  def add_slice(name: str, slices: Results) -> None:
+    losses = [f"{slice_['loss']:.3f}" for slice_ in slices.values()]
+    more = difference(slices[SHUFFLED]) if compares else ""
+    add(name, losses, more, next(iter(slices.values()))["tokens"])
+
+  every = list(results.values())
+  add_slice("all", results)
+  if any("minus_true" in result for result in every):
+    cells = [difference(result) for result in every]
+    add(f"all: minus {TRUE}", cells, "", first["tokens"])
+  accuracies = [f"{result['accuracy']:.3f}" for result in every]
+  add("all: accuracy", accuracies, "", first["tokens"])
+  with_head = [result for result in every if f1.LABELS in result]
+  for name, values, count in f1.rows(with_head):
+    # Baselines have none.
+    cells = [f"{value:.3f}" for value in values]
+    add(name, cells + [""] * (len(every) - len(cells)), "", count)
+  for kind in SLICES:
+    rendered.add_section()
+    for name in first[kind]:
+      add_slice(_slice_name(kind, name), _slice(results, kind, name))
+  return rendered
+
+
+def bags_table(results: Results) -> Table | None:
+  """Returns what bags of words lose, and gain by ancestors; None without.
+
+  The last column is what the model gains by the content of its ancestors.
+  """
+  if OWN_WORDS not in results:
+    return None
+  first = next(iter(results.values()))
+  with_thread = [name for name in _BAGS_IN_WORDS if name in results]
+  compares = "minus_true" in results.get(SHUFFLED, {})
+  rendered = Table(title="bags of words: gain by ancestors", title_justify="left")
+  rendered.add_column("held-out loss")
+  rendered.add_column("own words", justify="right")
+  for name in with_thread:
+    rendered.add_column(f"+ {name.removeprefix(bags_of_words.PREFIX)}", justify="right")
+  if compares:
+    rendered.add_column("the model's gain", justify="right")
+
+  def add(name: str, slices: Results) -> None:
+    cells = [f"{slices[OWN_WORDS]['loss']:.3f}"]
+    cells += [gain(slices[each]) for each in with_thread]
+    if compares:
+      cells.append(difference(slices[SHUFFLED]))
+    rendered.add_row(name, *cells)
+
+  add("all", results)
+  for kind in SLICES:
+    rendered.add_section()
+    for name in first[kind]:
+      add(_slice_name(kind, name), _slice(results, kind, name))
+  return rendered
+
+
+def _slice_name(kind: str, name: str) -> str:
+  return f"{_PREFIXES[kind]}{_IN_WORDS.get(name, name)}"
+
+
+def _slice(results: Results, kind: str, name: str) -> Results:
+  return {condition: result[kind][name] for condition, result in results.items()}
+
+
+def gain(result: Mapping[str, Any]) -> str:
+  """Returns a bag's gain by ancestors, with its standard error; "" without."""
+  return _with_error(result, "gain", "gain_standard_error")
+
+
+def difference(result: Mapping[str, Any]) -> str:
+  """Returns a paired difference with its standard error, "" where there is none."""
+  return _with_error(result, "minus_true", "standard_error")
+
+
+def _with_error(result: Mapping[str, Any], value: str, error: str) -> str:
+  if value not in result:
+    return ""
+  more = f" ± {result[error]:.3f}" if error in result else ""
+  return f"{result[value]:+.3f}{more}"

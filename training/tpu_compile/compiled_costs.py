@@ -1,0 +1,262 @@
+"""What a compiled program costs a device: cycles, FLOPs, messages, loops multiplied.
+
+The cycles are the compiler's own estimates, which libtpu writes beside each operation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+from commentree.training.tpu_compile import hlo
+from commentree.training.tpu_compile.hlo import Instruction, Module
+from commentree.training.tpu_compile.topologies import Chip
+
+_COLLECTIVES = (
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "ragged-all-to-all",
+  "collective-permute",
+  "collective-broadcast",
+)
+# Parts of a program that instructions hand over to, apart from loops and fusions.
+_CALLS = ("to_apply", "called_computations", "calls")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """An operation that the compiler estimates.
+
+  Attributes:
+    name: in the compiled module.
+    opcode: its kind.
+    source: where it comes from in the model.
+    place: the file and line that traced it.
+    cycles: of all its repetitions.
+    times: repetitions.
+  """
+
+  name: str
+  opcode: str
+  source: str
+  place: str
+  cycles: int
+  times: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """A message between devices.
+
+  Attributes:
+    kind: all-reduce, all-gather, …
+    bytes: of its larger side on a device, one repetition; of the smaller where both
+      hold the same numbers, some rounded on the way.
+    group: devices that take part.
+    between_slices: whether it crosses the data-centre network.
+    asynchronous: whether other operations run meanwhile.
+    times: repetitions.
+    source: where it comes from in the model.
+  """
+
+  kind: str
+  bytes: int
+  group: int
+  between_slices: bool
+  asynchronous: bool
+  times: int
+  source: str
+
+  def seconds(self, chip: Chip) -> float:
+    """Returns the least time of all repetitions, every link of the chip in use."""
+    if self.group < 2:
+      return 0.0
+    share = (self.group - 1) / self.group
+    sent = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+    rate = (
+      chip.dcn_bytes_per_second if self.between_slices else chip.ici_bytes_per_second
+    )
+    return self.times * self.bytes * sent / (rate / chip.devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """Costs of one run of a program on a device.
+
+  Attributes:
+    cycles: the compiler's estimates, added up.
+    flops: of products of matrices.
+    operations: with their estimates, the costliest first.
+    collectives: messages.
+    unknown_loops: loops whose repetitions could not be seen; counted once.
+  """
+
+  cycles: int
+  flops: int
+  operations: Sequence[Operation]
+  collectives: Sequence[Collective]
+  unknown_loops: int
+
+
+def costs_of(module: Module, num_devices: int, num_slices: int = 1) -> Costs:
+  """Adds up the costs of a compiled module.
+
+  Args:
+    module: the module of one device.
+    num_devices: devices that run it.
+    num_slices: slices that they form.
+  """
+  walk = _Walk(module, num_devices // num_slices, num_slices)
+  walk.computation(module.entry, 1)
+  operations = sorted(walk.operations, key=lambda operation: -operation.cycles)
+  return Costs(
+    cycles=sum(operation.cycles for operation in operations),
+    flops=walk.flops,
+    operations=operations,
+    collectives=walk.collectives,
+    unknown_loops=walk.unknown_loops,
+  )
+
+
+class _Walk:
+  """Goes through a program as it runs, each loop's body as often as it repeats."""
+
+  def __init__(self, module: Module, slice_devices: int, num_slices: int):
+    self._module = module
+    self._slice_devices = slice_devices
+    self._num_slices = num_slices
+    self.operations: list[Operation] = []
+    self.collectives: list[Collective] = []
+    self.flops = 0
+    self.unknown_loops = 0
+
+  def computation(self, name: str, times: int) -> None:
+    for instruction in self._module.instructions(name):
+      self._instruction(name, instruction, times)
+
+  def _instruction(
+    self, computation: str, instruction: Instruction, times: int
+  ) -> None:
+    opcode = instruction.opcode
+    if opcode == "while":
+      count = self._module.trip_count(instruction)
+      self.unknown_loops += count is None
+      for name in instruction.called("condition", "body"):
+        self.computation(name, times * (count or 1))
+      return
+    if opcode == "conditional":
+      self._branches(instruction, times)
+      return
+    if cycles := int(instruction.config("estimated_cycles") or 0):
+      self.operations.append(
+        Operation(
+          instruction.name,
+          opcode,
+          instruction.source,
+          self._module.place(instruction),
+          cycles * times,
+          times,
+        )
+      )
+    if opcode == "fusion":
+      for name in instruction.called("calls"):
+        self._fused(name, instruction, times)
+    elif opcode == "call":
+      for name in instruction.called(*_CALLS):
+        self.computation(name, times)
+    elif opcode in ("async-start", "call-start"):
+      # What another core does meanwhile, SparseCores mostly: its messages count.
+      for name in instruction.called(*_CALLS):
+        for inner in self._module.instructions(name):
+          self._message(name, inner, times, asynchronous=True)
+    else:
+      self._message(computation, instruction, times, asynchronous=False)
+      self.flops += times * hlo.matmul_flops(
+        self._module.computations[computation], instruction
+      )
+
+  def _branches(self, instruction: Instruction, times: int) -> None:
+    """Counts the costliest branch."""
+    names = instruction.called(
+      "branch_computations", "true_computation", "false_computation"
+    )
+    walks = []
+    for name in names:
+      walk = _Walk(self._module, self._slice_devices, self._num_slices)
+      walk.computation(name, times)
+      walks.append(walk)
+    if walks:
+      worst = max(walks, key=lambda walk: sum(o.cycles for o in walk.operations))
+      self.operations += worst.operations
+      self.collectives += worst.collectives
+      self.flops += worst.flops
+      self.unknown_loops += worst.unknown_loops
+
+  def _fused(self, name: str, fusion: Instruction, times: int) -> None:
+    """Counts products and messages inside a fusion; its cycles are counted already."""
+    for instruction in self._module.instructions(name):
+      self.flops += times * hlo.matmul_flops(
+        self._module.computations[name], instruction
+      )
+      # A message that runs beside other operations is repeated in each of their
+      # fusions; the one that starts it has no flag yet.
+      if instruction.config("flag_start") in (None, "-1"):
+        starts = "async-collective-start" in fusion.name
+        self._message(name, instruction, times, asynchronous=starts)
+      for inner in instruction.called("calls"):
+        self._fused(inner, fusion, times)
+
+  def _message(
+    self, computation: str, instruction: Instruction, times: int, asynchronous: bool
+  ) -> None:
+    kind = instruction.opcode.removesuffix("-start")
+    between_slices = kind == "send" and "xla_megascale" in instruction.attributes
+    if between_slices:
+      found = re.search(r'_transfer_type="(\w+)"', instruction.attributes)
+      kind = found[1].lower().replace("_", "-") if found else "send"
+      group, asynchronous = self._num_slices, True
+    elif kind in _COLLECTIVES:
+      group = hlo.group_size(instruction, self._slice_devices * self._num_slices)
+      asynchronous |= instruction.opcode.endswith("-start")
+      if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
+    else:
+      return
+    self.collectives.append(
+      Collective(
+        kind=kind,
+        bytes=self._message_bytes(computation, instruction),
+        group=group,
+        between_slices=between_slices,
+        asynchronous=asynchronous,
+        times=times,
+        source=instruction.source,
+      )
+    )
+
+  def _message_bytes(self, computation: str, instruction: Instruction) -> int:
+    """Returns the bytes of a message; see `Collective.bytes`."""
+    known = self._module.computations[computation]
+    operands = sum(known[name].bytes for name in instruction.operands if name in known)
+    if instruction.opcode in ("send", "collective-permute-start"):
+      return operands
+    if instruction.opcode == "all-reduce":
+      return min(operands, instruction.bytes) if operands else instruction.bytes
+    if instruction.opcode.endswith("-start") and instruction.type.startswith("("):
+      # Its result holds the operands beside what they become.
+      return max(operands, instruction.bytes - operands)
+    return max(operands, instruction.bytes)
+
+
+def by_kind(collectives: Sequence[Collective]) -> Iterator[tuple[str, bool, int, int]]:
+  """Yields (kind, between slices, count, bytes) of all repetitions, largest first."""
+  totals: dict[tuple[str, bool], list[int]] = {}
+  for collective in collectives:
+    total = totals.setdefault((collective.kind, collective.between_slices), [0, 0])
+    total[0] += collective.times
+    total[1] += collective.times * collective.bytes
+  for (kind, between), (count, size) in sorted(totals.items(), key=lambda t: -t[1][1]):
+    yield kind, between, count, size

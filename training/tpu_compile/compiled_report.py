@@ -1,0 +1,329 @@
+"""What is known of a compiled program, for people and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from commentree.training.tpu_compile.compiled_costs import Costs, by_kind
+from commentree.training.tpu_compile.topologies import GIB, Chip, Topology
+
+COSTLIEST = 10
+
+# Parts of a traced operation's path that say nothing to a reader of the model.
+_NOISE = re.compile(
+  r"^jit\([^)]*\)|^(?:while|body|closed_call|checkpoint|rematted_computation|block)$"
+  r"|^CommentTreeTransformer\.?"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes of a device's memory.
+
+  Attributes:
+    arguments: parameters, optimizer state, batch.
+    outputs: what the program returns.
+    aliased: outputs that lie where arguments lay.
+    temporaries: activations and the like, at their highest.
+    code: the program itself.
+    needed: all of it; None if it does not fit and the compiler did not say.
+    limit: what a program may use.
+  """
+
+  arguments: int
+  outputs: int = 0
+  aliased: int = 0
+  temporaries: int = 0
+  code: int = 0
+  needed: int | None = None
+  limit: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Messages:
+  """All collectives of one kind, repetitions included.
+
+  Attributes:
+    kind: all-reduce, all-gather, …
+    network: "ICI" within a slice, "DCN" between slices.
+    count: how many.
+    bytes: of their larger side on a device.
+  """
+
+  kind: str
+  network: str
+  count: int
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Costly:
+  """One of the costliest operations.
+
+  Attributes:
+    name: in the compiled module.
+    source: where it comes from in the model.
+    place: the file and line that traced it.
+    times: repetitions.
+    milliseconds: of all of them.
+    share: of the compiler's estimate for the program.
+  """
+
+  name: str
+  source: str
+  place: str
+  times: int
+  milliseconds: float
+  share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """A compiled program.
+
+  Seconds are the compiler's estimated cycles by the chip's clock, unless said
+  otherwise. What did not fit has None for all that only a compiled program shows.
+
+  Attributes:
+    program: train, eval or infer.
+    topology: one slice's name.
+    num_slices: slices.
+    chips: chips of all slices.
+    devices: JAX devices of all slices.
+    mesh: devices along each axis of the mesh.
+    parameters: of the model.
+    batch_size: forests.
+    comments: expected in a batch.
+    fits: whether a device's memory is enough.
+    memory: of a device.
+    model_flops: that the batch needs on all devices, recomputation not counted.
+    device_flops: products of matrices that a device does.
+    operations_seconds: of a device's operations, one after the other.
+    blocking_seconds: least time of messages that nothing else runs beside.
+    ici_seconds: least time of all messages within slices.
+    dcn_seconds: least time of all messages between slices.
+    step_seconds: the estimate: operations and blocking messages, or a network's
+      messages if they take longer.
+    comments_per_second_per_chip: by that estimate.
+    utilization: model FLOPs over what the chips could do at most meanwhile.
+    messages: collectives by kind.
+    costliest: operations.
+    unknown_loops: loops counted once, their repetitions not being seen.
+    compile_seconds: what compiling took.
+  """
+
+  program: str
+  topology: str
+  num_slices: int
+  chips: int
+  devices: int
+  mesh: Mapping[str, int]
+  parameters: int
+  batch_size: int
+  comments: float
+  fits: bool
+  memory: Memory
+  model_flops: float
+  compile_seconds: float
+  device_flops: float | None = None
+  operations_seconds: float | None = None
+  blocking_seconds: float | None = None
+  ici_seconds: float | None = None
+  dcn_seconds: float | None = None
+  step_seconds: float | None = None
+  comments_per_second_per_chip: float | None = None
+  utilization: float | None = None
+  messages: Sequence[Messages] = ()
+  costliest: Sequence[Costly] = ()
+  unknown_loops: int = 0
+
+  @classmethod
+  def of(
+    cls,
+    *,
+    topology: Topology,
+    comments: float,
+    model_flops: float,
+    costs: Costs | None,
+    **known: Any,
+  ) -> Report:
+    """Makes the report of a program from its costs, None if it did not fit."""
+    chip = topology.chip
+    known |= {
+      "topology": topology.name,
+      "num_slices": topology.num_slices,
+      "chips": topology.chips,
+      "devices": len(topology.devices),
+      "comments": comments,
+      "model_flops": model_flops,
+    }
+    if costs is None:
+      return cls(**known)
+    operations = costs.cycles / chip.clock_hz
+    timed = [(each, each.seconds(chip)) for each in costs.collectives]
+    blocking = sum(s for each, s in timed if not each.asynchronous)
+    dcn = sum(s for each, s in timed if each.between_slices)
+    ici = sum(s for each, s in timed if not each.between_slices)
+    step = max(operations + blocking, ici, dcn)
+    peak = chip.clock_hz * chip.flops_per_cycle * len(topology.devices)
+    return cls(
+      **known,
+      device_flops=costs.flops,
+      operations_seconds=operations,
+      blocking_seconds=blocking,
+      ici_seconds=ici,
+      dcn_seconds=dcn,
+      step_seconds=step,
+      comments_per_second_per_chip=comments / step / topology.chips,
+      utilization=model_flops / (peak * step),
+      messages=[
+        Messages(kind, "DCN" if between else "ICI", count, size)
+        for kind, between, count, size in by_kind(costs.collectives)
+      ],
+      costliest=_costliest(costs, chip),
+      unknown_loops=costs.unknown_loops,
+    )
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the report as JSON has it, sizes in bytes and times in seconds."""
+    return dataclasses.asdict(self)
+
+  def verdict(self) -> str:
+    """Returns one sentence: whether it fits."""
+    memory = self.memory
+    limit = f"{memory.limit / GIB:.2f} GiB"
+    if self.fits and memory.needed is not None:
+      return f"fits: {memory.needed / GIB:.2f} of {limit} on each device"
+    if memory.needed is None:
+      return f"does not fit the {limit} of a device"
+    return f"does not fit: needs {memory.needed / GIB:.2f} of {limit} on each device"
+
+
+def _costliest(costs: Costs, chip: Chip) -> list[Costly]:
+  return [
+    Costly(
+      name=operation.name,
+      source=readable_source(operation.source),
+      place=operation.place,
+      times=operation.times,
+      milliseconds=1e3 * operation.cycles / chip.clock_hz,
+      share=operation.cycles / costs.cycles,
+    )
+    for operation in costs.operations[:COSTLIEST]
+  ]
+
+
+def readable_source(source: str) -> str:
+  """Returns an operation's path without what tracing adds to it.
+
+  `backward` and `again` mark gradients and what is computed a second time for them.
+  """
+  backward = "transpose(jvp" in source
+  again = "rematted_computation" in source
+  parts = re.sub(r"transpose\(jvp\((.*?)\)\)|jvp\((.*?)\)", r"\1\2", source).split("/")
+  said = [part for part in (_NOISE.sub("", p) for p in parts) if part]
+  # A scan's layers are named by the scan and by the layer.
+  kept = [part for part, _ in itertools.groupby(said)]
+  marks = [
+    mark
+    for mark, there in (("again", again), ("backward", backward and not again))
+    if there
+  ]
+  return " ".join([*marks, "/".join(kept)])
+
+
+def render(report: Report) -> RenderableType:
+  """Returns the report for a terminal."""
+  title = Text(f"{report.program}: {report.verdict()}", style="bold")
+  parts: list[RenderableType] = [title, _facts(report)]
+  if report.messages:
+    parts.append(_messages(report))
+  if report.costliest:
+    parts.append(_operations(report))
+  if report.unknown_loops:
+    parts.append(
+      Text(f"{report.unknown_loops} loops counted once: how often they run is not seen")
+    )
+  return Group(*parts)
+
+
+def _facts(report: Report) -> Table:
+  memory = report.memory
+  axes = " x ".join(f"{n} {axis}" for axis, n in report.mesh.items() if n > 1) or "1"
+  table = Table.grid(padding=(0, 2))
+  chips = f"{report.chips} chips" + (
+    f" in {report.num_slices} slices" if report.num_slices > 1 else ""
+  )
+  table.add_row("slice", f"{report.topology}, {chips}; mesh {axes}")
+  table.add_row(
+    "work",
+    f"{report.parameters:,} parameters; {report.batch_size:,} forests,"
+    f" {report.comments:,.0f} comments a step",
+  )
+  if not report.fits:
+    table.add_row("arguments", f"{memory.arguments / GIB:.2f} GiB on each device")
+    return table
+  table.add_row(
+    "memory",
+    f"{memory.arguments / GIB:.2f} GiB arguments,"
+    f" {memory.temporaries / GIB:.2f} temporaries,"
+    f" {(memory.outputs - memory.aliased) / GIB:.2f} outputs besides,"
+    f" {memory.code / GIB:.2f} code",
+  )
+  table.add_row(
+    "FLOPs",
+    f"{report.model_flops:.3g} for the model; {report.device_flops:.3g} on each device",
+  )
+  table.add_row(
+    "step",
+    f"{1e3 * (report.step_seconds or 0):,.1f} ms estimated:"
+    f" {1e3 * (report.operations_seconds or 0):,.1f} operations,"
+    f" {1e3 * (report.blocking_seconds or 0):,.1f} waiting for messages",
+  )
+  network = f"{1e3 * (report.ici_seconds or 0):,.1f} ms of messages within slices"
+  if report.dcn_seconds:
+    network += f", {1e3 * report.dcn_seconds:,.1f} between them"
+  table.add_row("network", f"{network}, at the least")
+  table.add_row(
+    "rate",
+    f"{report.comments_per_second_per_chip or 0:,.0f} comments/s/chip,"
+    f" {report.utilization or 0:.1%} model FLOP utilisation",
+  )
+  return table
+
+
+def _messages(report: Report) -> Table:
+  table = Table(title="messages of a device", title_justify="left")
+  for heading in ("kind", "network"):
+    table.add_column(heading)
+  for heading in ("count", "MB"):
+    table.add_column(heading, justify="right")
+  for each in report.messages:
+    table.add_row(
+      each.kind, each.network, f"{each.count:,}", f"{each.bytes / 1e6:,.1f}"
+    )
+  return table
+
+
+def _operations(report: Report) -> Table:
+  table = Table(title="costliest operations", title_justify="left")
+  table.add_column("share", justify="right")
+  table.add_column("ms", justify="right")
+  table.add_column("times", justify="right")
+  table.add_column("where", overflow="fold")
+  for each in report.costliest:
+    table.add_row(
+      f"{each.share:.1%}",
+      f"{each.milliseconds:,.2f}",
+      str(each.times),
+      f"{each.source}  {each.place}",
+    )
+  return table

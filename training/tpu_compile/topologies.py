@@ -1,0 +1,212 @@
+"""TPU slices by name, without a TPU: the devices that the compiler knows, and chips.
+
+libtpu describes slices of every generation to JAX and compiles for them on any machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.experimental import topologies as jax_topologies
+
+from commentree.errors import UserError
+
+GIB = 2**30
+
+EXAMPLES = "v5e:4x4, v5p:4x4x4, v5e-256 (chips), v5p-128 (cores)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A generation of TPU chips.
+
+  Attributes:
+    name: as in the names of topologies.
+    dimensions: of the torus that links the chips.
+    cores: TensorCores of a chip, which Google's names of v2 to v5p count.
+    devices: JAX devices of a chip; two cores that share memory are one device.
+    hbm_bytes: memory of a device that programs can use.
+    clock_hz: TensorCore cycles a second.
+    flops_per_cycle: bfloat16 FLOPs of a device in a cycle, at most.
+    ici_bytes_per_second: what a chip sends to its neighbours, all links together.
+    dcn_bytes_per_second: what a chip sends to other slices.
+    options: what libtpu is told besides the name.
+  """
+
+  name: str
+  dimensions: int
+  cores: int
+  devices: int
+  hbm_bytes: int
+  clock_hz: float
+  flops_per_cycle: int
+  ici_bytes_per_second: float
+  dcn_bytes_per_second: float
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _mxus(count: int, width: int) -> int:
+  """FLOPs that matrix units of `width` x `width` do in a cycle."""
+  return 2 * count * width**2
+
+
+# HBM: what libtpu 0.0.42 itself grants a program, as its refusals state it.
+# Clocks: v2 to v4 from Norrie et al. 2021 (IEEE Micro 41-2) and Jouppi et al. 2023
+# (ISCA, table 4). Of the later ones Google publishes the peak alone; it is the FLOPs
+# of a cycle times this clock. Those of v6e and TPU7x are of libtpu's cost model, in
+# which a matrix unit takes two rows a cycle.
+# Networks: docs.cloud.google.com/tpu/docs, a generation a page; half of what it calls
+# bidirectional. v2 and v3: Norrie et al. 2021.
+CHIPS: dict[str, Chip] = {
+  chip.name: chip
+  for chip in (
+    Chip("v2", 2, 2, 2, int(7.48 * GIB), 700e6, _mxus(1, 128), 248e9, 3.1e9),
+    Chip("v3", 2, 2, 2, int(15.48 * GIB), 940e6, _mxus(2, 128), 328e9, 3.1e9),
+    Chip(
+      "v4",
+      3,
+      2,
+      1,
+      int(30.75 * GIB),
+      1050e6,
+      _mxus(8, 128),
+      300e9,
+      6.25e9,
+      # As on Cloud TPUs: libtpu's default would make each core a device.
+      options={"chip_config_name": "megacore"},
+    ),
+    Chip("v5e", 2, 1, 1, int(15.75 * GIB), 1500e6, _mxus(4, 128), 200e9, 3.1e9),
+    Chip("v5p", 3, 2, 1, int(95.74 * GIB), 1750e6, _mxus(8, 128), 600e9, 6.25e9),
+    Chip("v6e", 2, 1, 1, int(31.25 * GIB), 1750e6, _mxus(4, 256), 400e9, 12.5e9),
+    Chip("tpu7x", 3, 2, 2, int(94.75 * GIB), 2200e6, _mxus(4, 256), 600e9, 12.5e9),
+  )
+}
+
+_ALIASES = {
+  "v5litepod": "v5e",
+  "v5lite": "v5e",
+  "v6lite": "v6e",
+  "7x": "tpu7x",
+  "v7x": "tpu7x",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """One or several equal slices, and their devices.
+
+  Attributes:
+    name: of one slice, `v5e:16x16`.
+    chip: the generation.
+    num_slices: slices, joined by the data-centre network.
+    devices: all devices; nothing runs on them.
+  """
+
+  name: str
+  chip: Chip
+  num_slices: int
+  devices: tuple[jax.Device, ...]
+
+  @property
+  def chips(self) -> int:
+    """Chips of all slices."""
+    return len(self.devices) // self.chip.devices
+
+
+def parse_name(name: str) -> tuple[Chip, tuple[int, ...]]:
+  """Returns the generation and the shape of a slice, in chips.
+
+  Args:
+    name: `v5e:16x16`, or as Google names accelerators: `v5e-256`, `v5litepod-256` and
+      `v6e-256` count chips, `v2-32` to `v5p-128` and `tpu7x-128` TensorCores.
+
+  Raises:
+    UserError: if it is neither.
+  """
+  found = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+)*)|-(\d+))", name.strip().lower())
+  chip = found and CHIPS.get(_ALIASES.get(found[1], found[1]))
+  if not found or not chip:
+    raise UserError(
+      f"--topology={name}: names no TPU slice; examples: {EXAMPLES}; generations:"
+      f" {', '.join(CHIPS)}"
+    )
+  if found[2]:
+    shape = tuple(int(size) for size in found[2].split("x"))
+    if len(shape) != chip.dimensions or 0 in shape:
+      example = "x".join(["4"] * chip.dimensions)
+      raise UserError(
+        f"--topology={name}: a slice of {chip.name} has {chip.dimensions} dimensions,"
+        f" as in {chip.name}:{example}"
+      )
+    return chip, shape
+  chips, rest = divmod(int(found[3]), chip.cores)
+  if rest or chips < 1 or chips & (chips - 1):
+    unit = "TensorCores" if chip.cores > 1 else "chips"
+    raise UserError(
+      f"--topology={name}: the number counts {unit}, of a power of two chips; for"
+      f" other slices give the shape, as in {chip.name}:"
+      f"{'x'.join(['4'] * chip.dimensions)}"
+    )
+  return chip, _most_even(chips, chip.dimensions)
+
+
+def _most_even(chips: int, dimensions: int) -> tuple[int, ...]:
+  """Returns a power of two as a shape, the larger sizes last: 32 as 4x8 or 2x4x4."""
+  exponent = chips.bit_length() - 1
+  sizes = [
+    2 ** (exponent // dimensions + (i < exponent % dimensions))
+    for i in range(dimensions)
+  ]
+  # A single host of a 3D generation is 2x2x1, not 1x2x2.
+  return tuple(sorted(sizes, reverse=chips <= 4))
+
+
+def open_topology(name: str, num_slices: int = 1) -> Topology:
+  """Returns a slice, or several, by name.
+
+  Raises:
+    UserError: if there is no such slice, or no libtpu here.
+  """
+  chip, shape = parse_name(name)
+  if importlib.util.find_spec("libtpu") is None:
+    raise UserError(
+      "compiling for TPUs takes libtpu, which is not installed:"
+      " pip install 'commentree[tpu]'"
+    )
+  proper = f"{chip.name}:{'x'.join(map(str, shape))}"
+  options = dict(chip.options)
+  if num_slices > 1:
+    options["num_slices"] = num_slices
+  if math.prod(shape) < 4:
+    # Fewer chips than the usual host has.
+    bounds = (*shape, *[1] * (3 - len(shape)))
+    options["chips_per_host_bounds"] = bounds
+  _keep_to_itself()
+  try:
+    found = jax_topologies.get_topology_desc(proper, "tpu", **options)
+  except jax.errors.JaxRuntimeError as error:
+    reason = " ".join(str(error).split())
+    raise UserError(
+      f"--topology={name}: libtpu has no such slice ({reason}); examples: {EXAMPLES}"
+    ) from error
+  return Topology(proper, chip, num_slices, tuple(found.devices))
+
+
+def _keep_to_itself() -> None:
+  """Tells libtpu not to look for a TPU: no metadata server, no lock, no host names."""
+  for variable, value in {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+  }.items():
+    os.environ.setdefault(variable, value)
