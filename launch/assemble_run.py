@@ -248,7 +248,11 @@ def describe(run: RunConfig) -> int:
 def advise_sequence_ends(run: RunConfig, console: Console) -> None:
   """Says if comments come without the ends that a warm start was trained with."""
   warm = run.train.initial_checkpoint_path is not None
-  if warm and run.model.family == "roberta" and not run.data.pieces.sequence_ends:
+  if (
+    warm
+    and run.model.family == "roberta"
+    and not run.data.preprocessing.pieces.sequence_ends
+  ):
     console.print(
       "RoBERTa and BERT were trained on texts between <s> and </s>, [CLS] and [SEP];"
       " PiecesConfig.sequence_ends = True puts them around comments",
@@ -259,7 +263,7 @@ def build_model(run: RunConfig, task: CommentTreeTask) -> CommentTreeModel:
   """The model, its embedding table as large as the task's vocabulary needs."""
   vocabulary = task.tokenizer.vocabulary
   # Of a mixture, whose first task may know no languages.
-  languages = run.model.num_languages or len(run.data.objective.languages)
+  languages = run.model.num_languages or len(run.data.preprocessing.objective.languages)
   return CommentTreeModel(
     with_sizes(dataclasses.replace(run.model, num_languages=languages), task),
     input_vocabulary=vocabulary,

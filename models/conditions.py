@@ -13,8 +13,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from commentree.models.config import Condition, check_choice
+from commentree.models.config import Condition
 from commentree.models.layers import Array
+from commentree.setting_checks import check_choice
 
 Batch = Mapping[str, Array]
 

@@ -7,10 +7,10 @@ and knows nothing of gin.
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Literal, get_args
+from typing import Literal
 
-from commentree.errors import UserError, suggestion
+from commentree.errors import UserError
+from commentree.setting_checks import check_choice, check_range
 
 Pooling = Literal["mean", "max", "first", "attention"]
 AncestorPositions = Literal["none", "distance", "depth", "sinusoidal", "relative_bias"]
@@ -24,38 +24,6 @@ HeadName = Literal["masked_lm", "classification", "tagging"]
 Tagger = Literal["linear", "gru", "crf"]
 ClassifyFrom = Literal["mean", "first"]
 Context = Literal["pooled", "concatenated", "none"]
-
-
-def check_choice(owner: str, field: str, value: object, choices: object) -> None:
-  """Raises UserError unless `value` is one of the `Literal`'s `choices`."""
-  allowed = get_args(choices)
-  if value not in allowed:
-    raise UserError(
-      f"{owner}.{field} = {value!r}: must be one of {', '.join(map(repr, allowed))}"
-      + suggestion(value, map(str, allowed))
-    )
-
-
-def check_range(
-  owner: str,
-  field: str,
-  value: float,
-  low: float,
-  high: float = float("inf"),
-  *,
-  whole: bool = False,
-) -> None:
-  """Raises UserError unless `low <= value <= high` (and, if asked, a whole number).
-
-  Infinity is no number, whatever the bounds.
-  """
-  number = isinstance(value, int if whole else (int, float))
-  if isinstance(value, float) and not math.isfinite(value):
-    number = False
-  if not number or isinstance(value, bool) or not low <= value <= high:
-    kind = "a whole number" if whole else "a number"
-    bounds = f"of at least {low}" if high == float("inf") else f"from {low} to {high}"
-    raise UserError(f"{owner}.{field} = {value!r}: must be {kind} {bounds}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from commentree.models import batch as batch_lib
 from commentree.models import diagnostics
 from commentree.models.batch import masked_targets
 from commentree.models.conditions import apply_condition, drop_ancestors
-from commentree.models.config import Condition, ModelConfig, check_range
+from commentree.models.config import Condition, ModelConfig
 from commentree.models.context import threads
 from commentree.models.context.encoded import Encoded
 from commentree.models.context.pooling import vector_sums
@@ -30,6 +30,7 @@ from commentree.models.network import CommentTreeTransformer
 from commentree.models.transformer.roberta import ROBERTA
 from commentree.models.transformer.stacks import Family
 from commentree.models.transformer.t5 import T5
+from commentree.setting_checks import check_range
 
 FAMILIES: dict[str, Family] = {"t5": T5, "roberta": ROBERTA}
 

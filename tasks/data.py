@@ -20,11 +20,10 @@ from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.objectives import label_objectives
 from commentree.tasks.preparation import cached_subtrees, preparing, records
 from commentree.tasks.seqio_tasks import registry
-from commentree.tasks.seqio_tasks.registry import CommentTreeTask, Preprocessing
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 
 Pieces = records.PieceRecords | cached_subtrees.CachedPieces
 
-_LATER_SETTINGS = ("comment_labels", "objective")
 _DEFAULT_SHARE = DataConfig.held_out_share
 
 
@@ -45,7 +44,7 @@ class TaskData:
   def facts(self) -> dict[str, Any]:
     """What of it decides a run's results."""
     return {
-      "pieces": pieces_facts(self.task.preprocessing),
+      "pieces": records.jsonable(self.task.preprocessing),
       **{
         f"{name}_pieces": f"{len(split):,}, of digest {split.totals.digest:016x}"
         for name, split in self.splits.items()
@@ -162,7 +161,7 @@ class RunData:
     facts = {
       "task": self.name,
       "vocabulary": self.task.tokenizer.fingerprint,
-      **{f"forest.{k}": v for k, v in shape_facts(self.shape).items()},
+      **{f"forest.{k}": v for k, v in dataclasses.asdict(self.shape).items()},
     }
     if self.name == self.task.name:
       return facts | self.parts[0].facts()
@@ -172,35 +171,15 @@ class RunData:
     return facts
 
 
-def shape_facts(shape: ForestShape) -> dict[str, Any]:
-  """A forest's shape; without `extras`, which came later, where there are none."""
-  facts = dataclasses.asdict(shape)
-  return facts if shape.extras else {k: v for k, v in facts.items() if k != "extras"}
-
-
-def pieces_facts(preprocessing: Preprocessing) -> dict[str, Any]:
-  """Settings of pieces; without those of later versions where nothing is set."""
-  facts = records.jsonable(preprocessing)
-  default = records.jsonable(Preprocessing())
-  for name in _LATER_SETTINGS:
-    if facts[name] == default[name]:
-      del facts[name]
-  if not facts["masking"]["whole_words"]:
-    del facts["masking"]["whole_words"]
-  if facts["labels"]["bare_trees"] == default["labels"]["bare_trees"]:
-    del facts["labels"]["bare_trees"]
-  return facts
-
-
 def register_tasks(config: DataConfig) -> None:
   """Makes the settings' own tasks known to SeqIO, beside those already registered."""
   add = _Adder(config)
-  add(registry.GENERATED, registry.GENERATED, config.objective)
+  add(registry.GENERATED, registry.GENERATED, config.preprocessing.objective)
   if config.files and config.vocabulary:
-    add(registry.FILES, registry.FILES, config.objective)
+    add(registry.FILES, registry.FILES, config.preprocessing.objective)
   members = config.members()
   for member in members:
-    objective = config.objective.named(member.objective)
+    objective = config.preprocessing.objective.named(member.objective)
     add(member.name, member.source, objective)
   if members:
     rates = {member.name: member.rate for member in members}
@@ -212,7 +191,7 @@ class _Adder:
 
   def __init__(self, config: DataConfig):
     self._config = config
-    self._preprocessing = config.preprocessing()
+    self._preprocessing = config.preprocessing
     self._files = {**(config.corpora or {}), registry.FILES: config.files}
 
   def __call__(self, name: str, source: str, objective: ObjectiveConfig) -> None:

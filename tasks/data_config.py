@@ -7,28 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from commentree.errors import UserError
-from commentree.models.config import check_range
+from commentree.setting_checks import check_range
 from commentree.tasks import readers
 from commentree.tasks.config import mixture_config
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.mixture_config import Member
-from commentree.tasks.config.objective import ObjectiveConfig
 from commentree.tasks.config.preprocessing import (
   HELD_OUT_SHARE,
-  CleaningConfig,
-  CommentLabelsConfig,
-  DiscourseMarkersConfig,
-  LabelsConfig,
-  MarkersConfig,
-  TreeConfig,
 )
 from commentree.tasks.forests.forest_layout import ForestLayout, row_lengths
 from commentree.tasks.objectives import label_objectives
-from commentree.tasks.objectives.masking import MaskingConfig
-from commentree.tasks.subtrees.subtree_builder import PiecesConfig
 
 if TYPE_CHECKING:
-  from commentree.tasks.seqio_tasks.registry import Preprocessing
+  from commentree.tasks.config.preprocessing import PreprocessingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +45,9 @@ class DataConfig:
     eval_seed: seed of the masks in evaluation.
     mixture: of the task 'commentree_mixture', rates of 'CORPUS:OBJECTIVE', 'CORPUS' or
       'OBJECTIVE'; see `mixture_config`.
+    layout: the static shape of a forest.
+    preprocessing: how trees become masked subtrees.
+    generated: settings of generated trees.
     corpora: files or a built dataset by the corpus's name in `mixture`.
   """
 
@@ -69,24 +63,17 @@ class DataConfig:
   prepare_processes: int | None = None
   eval_seed: int = 0
   layout: ForestLayout = ForestLayout()
-  trees: TreeConfig = TreeConfig()
-  cleaning: CleaningConfig = CleaningConfig()
-  markers: MarkersConfig = MarkersConfig()
-  pieces: PiecesConfig = PiecesConfig()
-  masking: MaskingConfig = MaskingConfig()
-  labels: LabelsConfig = LabelsConfig()
-  discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
-  comment_labels: CommentLabelsConfig = CommentLabelsConfig()
-  objective: ObjectiveConfig = ObjectiveConfig()
+  preprocessing: PreprocessingConfig = PreprocessingConfig()
   mixture: Mapping[str, float] | None = None
   corpora: Mapping[str, str | Sequence[str]] | None = None
   generated: GeneratedTreesConfig = GeneratedTreesConfig()
 
   def __post_init__(self):
+    pieces = self.preprocessing.pieces
     shortest = min(row_lengths(self.task_feature_lengths))
-    if self.pieces.sequence_ends and self.pieces.max_comment_tokens > shortest:
+    if pieces.sequence_ends and pieces.max_comment_tokens > shortest:
       raise UserError(
-        f"PiecesConfig.max_comment_tokens = {self.pieces.max_comment_tokens}: rows of"
+        f"PiecesConfig.max_comment_tokens = {pieces.max_comment_tokens}: rows of"
         f" {shortest} tokens (TASK_FEATURE_LENGTHS) would cut off the ends of comments"
         f" that PiecesConfig.sequence_ends asks for; set it to {shortest} or less"
       )
@@ -115,7 +102,7 @@ class DataConfig:
         " vocab --from=FILE --output=PATH`; for a new model, make one by `commentree"
         f" vocab --input={'FILES' if self.files else 'CORPORA'} --output=PATH`"
       )
-    label_objectives.check(self)
+    label_objectives.check(self.preprocessing, self.objective_names)
 
   def _check_mixture(self) -> None:
     name = self.mixture_or_task_name
@@ -143,7 +130,7 @@ class DataConfig:
     if self.mixture_or_task_name != mixture_config.MIXTURE:
       return []
     return mixture_config.members(
-      self.mixture or {}, self.corpora or {}, self.objective.name
+      self.mixture or {}, self.corpora or {}, self.preprocessing.objective.name
     )
 
   def _sources(self) -> set[str]:
@@ -153,20 +140,4 @@ class DataConfig:
   def objective_names(self) -> tuple[str, ...]:
     """What is predicted, by name; several in a mixture of objectives."""
     names = [member.objective for member in self.members()]
-    return tuple(dict.fromkeys(names)) or (self.objective.name,)
-
-  def preprocessing(self) -> Preprocessing:
-    """The part of the settings that a task is built from."""
-    from commentree.tasks.seqio_tasks.registry import Preprocessing
-
-    return Preprocessing(
-      self.trees,
-      self.cleaning,
-      self.markers,
-      self.pieces,
-      self.masking,
-      self.labels,
-      self.discourse,
-      comment_labels=self.comment_labels,
-      objective=self.objective,
-    )
+    return tuple(dict.fromkeys(names)) or (self.preprocessing.objective.name,)

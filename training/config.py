@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from commentree.errors import UserError
-from commentree.models.config import Condition, check_choice, check_range
+from commentree.models.config import Condition
+from commentree.setting_checks import check_choice, check_range
 
 Schedule = Literal["constant", "rsqrt", "linear", "cosine", "wsd"]
 

@@ -97,7 +97,11 @@ def _export(arguments: argparse.Namespace, run: Any, options: dict[str, Any]) ->
   path = checkpoints.path_of(model_dir, step)
   run_record.check_vocabulary(path, {"vocabulary": facts.tokenizer.fingerprint})
   size = facts.tokenizer.vocab_size
-  model = CommentTreeModel(model_sizes.with_sizes(run.model, run.data, size))
+  model = CommentTreeModel(
+    model_sizes.with_sizes(
+      run.model, run.data.preprocessing, size, run.data.objective_names[0]
+    )
+  )
   made = [
     functions.make(mode, facts, model, arguments.batch_size, of_mode)
     for mode, of_mode in options.items()

@@ -75,7 +75,10 @@ def main(argv: Sequence[str]) -> int:
 
   facts = run_facts.of_run(run)
   found = trees.find(
-    arguments.input, facts.builder.trees, arguments.format, arguments.split
+    arguments.input,
+    facts.builder.preprocessing.trees,
+    arguments.format,
+    arguments.split,
   )
   signature = _find_candidates(arguments, facts, found, options)
   sought = _sought(arguments, options)
@@ -94,7 +97,9 @@ def _find_candidates(
 
   source = found
   if arguments.candidates is not None:
-    source = trees.find(arguments.candidates, facts.builder.trees, arguments.format)
+    source = trees.find(
+      arguments.candidates, facts.builder.preprocessing.trees, arguments.format
+    )
     if source.signature is None:
       raise UserError("--candidates=-: must be files; only --input may be -")
   elif source.signature is None:

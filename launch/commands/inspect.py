@@ -16,12 +16,14 @@ from commentree.tasks.config.preprocessing import (
   CommentLabelsConfig,
   DiscourseMarkersConfig,
   LabelsConfig,
+  LongComments,
+  MaskingConfig,
+  PiecesConfig,
+  PreprocessingConfig,
 )
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.inspection.views import InspectionConfig
-from commentree.tasks.objectives.masking import MaskingConfig
-from commentree.tasks.subtrees.subtree_builder import LongComments, PiecesConfig
 
 _GENERATED, _FILES = "commentree_generated", "commentree_files"
 _MAX_COMMENTS_ON_TERMINAL = 12
@@ -264,17 +266,19 @@ def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfi
     held_out_share=arguments.held_out_share,
     cache_dir=arguments.cache_dir,
     layout=layout,
-    pieces=PiecesConfig(
-      max_tree_size=arguments.max_tree_size,
-      max_ancestors=arguments.max_ancestors,
-      max_comment_tokens=arguments.max_comment_tokens,
-      long_comments=arguments.long_comments,
+    preprocessing=PreprocessingConfig(
+      pieces=PiecesConfig(
+        max_tree_size=arguments.max_tree_size,
+        max_ancestors=arguments.max_ancestors,
+        max_comment_tokens=arguments.max_comment_tokens,
+        long_comments=arguments.long_comments,
+      ),
+      objective=ObjectiveConfig(arguments.objective, languages=arguments.languages),
+      masking=MaskingConfig(whole_words=arguments.whole_words),
+      discourse=DiscourseMarkersConfig(arguments.discourse_markers),
+      labels=LabelsConfig(arguments.labels),
+      comment_labels=CommentLabelsConfig(source, tuple(names)),
     ),
-    objective=ObjectiveConfig(arguments.objective, languages=arguments.languages),
-    masking=MaskingConfig(whole_words=arguments.whole_words),
-    discourse=DiscourseMarkersConfig(arguments.discourse_markers),
-    labels=LabelsConfig(arguments.labels),
-    comment_labels=CommentLabelsConfig(source, tuple(names)),
   )
   default = _MAX_COMMENTS_ON_PAGE if arguments.html else _MAX_COMMENTS_ON_TERMINAL
   view_config = InspectionConfig(

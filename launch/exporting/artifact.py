@@ -76,7 +76,11 @@ def write(
         "platforms": list(PLATFORMS),
         "weights": weights,
         "vocabulary": vocabulary,
-        "labels": list(label_objectives.label_names(run.config.data)),
+        "labels": list(
+          label_objectives.label_names(
+            run.config.data.preprocessing, run.config.data.objective_names[0]
+          )
+        ),
         "functions": about,
       }
       storage.write_text(draft / "README.md", _readme(spec))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from commentree.tasks.config.preprocessing import PiecesConfig
 from commentree.tasks.forests import forest_layout, packing
 from commentree.tasks.forests.forest_layout import (
   ForestLayout,
@@ -21,7 +22,7 @@ from commentree.tasks.forests.forest_layout import (
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.forests.packing import Forest, ForestBuilder
 from commentree.tasks.subtrees import splitting
-from commentree.tasks.subtrees.subtree_builder import Piece, PiecesConfig, ranges
+from commentree.tasks.subtrees.subtree_builder import Piece, ranges
 
 # Tokens of a comment that rows and slots are made for; where comments are shorter a
 # forest is full of them before its rows are.

@@ -21,7 +21,7 @@ from commentree.errors import UserError
 from commentree.launch.inference import mode_table, run_facts
 from commentree.launch.inference.run_facts import RunFacts
 from commentree.launch.settings import library_noise, run_folder
-from commentree.models.config import check_choice
+from commentree.setting_checks import check_choice
 from commentree.tasks.readers import tree_jsonl
 from commentree.tasks.trees.assembly import assemble
 from commentree.tasks.trees.comment_tree import CommentTree, Fates
@@ -257,7 +257,9 @@ class Model:
     if record.get("comments") is None:
       record = {**record, "comments": []}
     rows = list(tree_jsonl.record_rows(record, self.fates))
-    found = assemble(rows, self.fates, self.run.builder.trees) if rows else None
+    found = (
+      assemble(rows, self.fates, self.run.builder.preprocessing.trees) if rows else None
+    )
     if found is None:
       raise UserError(
         f"tree {record.get('id')!r}: no comment is left of it; give 'id', 'title' or"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
-from typing import Any
 
 from commentree.launch.settings import model_sizes
 from commentree.launch.settings.configurables import RunConfig
 from commentree.models.config import ModelConfig
 from commentree.tasks.config import mixture_config
+from commentree.tasks.config.preprocessing import PreprocessingConfig
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests import forest_layout
 from commentree.tasks.objectives import objectives
@@ -39,7 +38,12 @@ class RunFacts:
   def model_config(self) -> ModelConfig:
     """The model's settings, with the sizes that follow from the data."""
     config = self.config
-    return model_sizes.with_sizes(config.model, config.data, self.tokenizer.vocab_size)
+    return model_sizes.with_sizes(
+      config.model,
+      config.data.preprocessing,
+      self.tokenizer.vocab_size,
+      self.objectives[0],
+    )
 
   @property
   def objectives(self) -> tuple[str, ...]:
@@ -52,15 +56,9 @@ class RunFacts:
     if "clm" not in self.objectives:
       return None
     data = self.config.data
-    # Of all that settings of data are, it takes what tasks are built from.
-    asked: Any = types.SimpleNamespace(
-      objective=dataclasses.replace(data.objective, name="clm", languages=()),
-      markers=data.markers,
-      pieces=data.pieces,
-      masking=data.masking,
-      discourse=data.discourse,
-    )
-    built = objectives.build(asked, self.tokenizer)
+    objective = data.preprocessing.objective.named("clm")
+    preprocessing = dataclasses.replace(data.preprocessing, objective=objective)
+    built = objectives.build(preprocessing, self.tokenizer)
     assert isinstance(built, CausalObjective)
     return built
 
@@ -85,13 +83,14 @@ def of_run(config: RunConfig) -> RunFacts:
   """
   data = config.data
   tokenizer = _tokenizer(data)
-  builder = PieceBuilder(
-    tokenizer,
-    dataclasses.replace(data.trees, target_post=True),
-    data.cleaning,
-    data.markers,
-    data.pieces,
+  asked = data.preprocessing
+  preprocessing = PreprocessingConfig(
+    trees=dataclasses.replace(asked.trees, target_post=True),
+    cleaning=asked.cleaning,
+    markers=asked.markers,
+    pieces=asked.pieces,
   )
+  builder = PieceBuilder(tokenizer, preprocessing)
   return RunFacts(config, tokenizer, builder)
 
 
@@ -103,7 +102,7 @@ def _tokenizer(data: DataConfig) -> Tokenizer:
     sentinels = generated.SENTINELS if with_spans else 0
     return Tokenizer(
       lambda: generated.vocabulary(
-        data.generated, data.markers, data.cache_dir, sentinels
+        data.generated, data.preprocessing.markers, data.cache_dir, sentinels
       )
     )
   own = not data.members() and name not in (
@@ -111,7 +110,7 @@ def _tokenizer(data: DataConfig) -> Tokenizer:
     mixture_config.FILES,
   )
   if not own:
-    return Tokenizer(lambda: vocabulary, all_markers(data.markers))
+    return Tokenizer(lambda: vocabulary, all_markers(data.preprocessing.markers))
   # Somebody's own task; to know its markers takes SeqIO.
   from commentree.tasks.seqio_tasks import registry
 

@@ -15,12 +15,13 @@ from commentree.tasks.config.preprocessing import (
   DiscourseMarkersConfig,
   LabelsConfig,
   MarkersConfig,
+  MaskingConfig,
+  PiecesConfig,
+  PreprocessingConfig,
   TreeConfig,
 )
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
-from commentree.tasks.objectives.masking import MaskingConfig
-from commentree.tasks.subtrees.subtree_builder import PiecesConfig
 from commentree.training.config import (
   CheckpointConfig,
   EvalConfig,
@@ -49,6 +50,7 @@ def register() -> tuple[type, ...]:
     ModelConfig,
     DataConfig,
     ForestLayout,
+    PreprocessingConfig,
     PiecesConfig,
     MaskingConfig,
     ObjectiveConfig,

@@ -75,8 +75,8 @@ def check_data(config: DataConfig) -> None:
   if config.vocabulary is not None:
     with _named("VOCABULARY"):
       vocabulary_files.check_there(config.vocabulary)
-  if config.discourse.file is not None:
-    discourse.read_phrases(config.discourse.file)
+  if config.preprocessing.discourse.file is not None:
+    discourse.read_phrases(config.preprocessing.discourse.file)
 
 
 def _registered() -> set[str]:
@@ -121,7 +121,10 @@ def check_training(run: RunConfig) -> None:
   config = run.train
   schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
   optimizers.make_optimizer(config.optimizer, schedule)
-  f1.check_best_metric(config.checkpoint, label_objectives.label_names(run.data))
+  f1.check_best_metric(
+    config.checkpoint,
+    label_objectives.label_names(run.data.preprocessing, run.data.objective_names[0]),
+  )
   matching_statistics.check_best_metric(config.checkpoint, run.model)
   model_dir = storage.as_path(config.model_dir)
   if not storage.is_remote(model_dir) and any(model_dir.glob("checkpoint_*")):

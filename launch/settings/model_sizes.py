@@ -6,9 +6,9 @@ import dataclasses
 
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
+from commentree.tasks.config.preprocessing import PreprocessingConfig
 from commentree.tasks.forests import forest_layout
 from commentree.tasks.objectives import label_objectives
-from commentree.tasks.objectives.label_objectives import LabelSettings
 
 # A multiple that tiles well on TPUs and divides over model-parallel devices.
 _VOCAB_MULTIPLE = 128
@@ -31,7 +31,10 @@ def check_head(config: ModelConfig, objective: str) -> None:
 
 
 def with_sizes(
-  config: ModelConfig, settings: LabelSettings, vocab_size: int
+  config: ModelConfig,
+  preprocessing: PreprocessingConfig,
+  vocab_size: int,
+  objective: str | None = None,
 ) -> ModelConfig:
   """The settings of a model, with the sizes that its data needs.
 
@@ -39,21 +42,22 @@ def with_sizes(
 
   Args:
     config: the settings.
-    settings: of the data: the objective and the labels.
+    preprocessing: the settings of the labels and languages.
     vocab_size: tokens in the vocabulary.
+    objective: what is predicted; None for the objective of `preprocessing`.
 
   Raises:
     UserError: if the objective needs another head, or the data has another number of
       labels, or more languages.
   """
-  check_head(config, settings.objective.name)
-  names = label_objectives.label_names(settings)
+  check_head(config, objective or preprocessing.objective.name)
+  names = label_objectives.label_names(preprocessing, objective)
   if config.num_labels and names and config.num_labels != len(names):
     raise UserError(
       f"ModelConfig.num_labels = {config.num_labels}: the data has {len(names)} labels,"
       f" {', '.join(names)}; leave it out"
     )
-  languages = settings.objective.languages
+  languages = preprocessing.objective.languages
   if 0 < config.num_languages < len(languages):
     raise UserError(
       f"ModelConfig.num_languages = {config.num_languages}: the data has"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from commentree.models.config import check_range
+from commentree.setting_checks import check_range
 from commentree.tasks.config import mixture_config
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests import forest_layout
@@ -60,12 +60,14 @@ def _predicted(data: DataConfig, row: int) -> tuple[float, int, tuple[str, ...]]
   members = data.members()
   rates = {member.name: member.rate for member in members}
   parts = mixture_config.shares("MIXTURE", rates) if members else [Fraction(1)]
-  names = [member.objective for member in members] or [data.objective.name]
+  names = [member.objective for member in members] or [
+    data.preprocessing.objective.name
+  ]
   share, most = 0.0, 0
   extras: dict[str, None] = {}
   for name, part in zip(names, parts):
-    objective = data.objective.named(name)
-    predicted, in_one = objective.shares(data.masking.rate, row)
+    objective = data.preprocessing.objective.named(name)
+    predicted, in_one = objective.shares(data.preprocessing.masking.rate, row)
     share += float(part) * predicted
     most = max(most, in_one)
     extras |= dict.fromkeys(objective.extras)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from commentree.errors import UserError
-from commentree.models.config import check_range
+from commentree.setting_checks import check_range
 from commentree.tasks.config.preprocessing import HELD_OUT_SHARE, TreeConfig
 
 SPLITS = ("train", "validation", "test")

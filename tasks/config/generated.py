@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from commentree.errors import UserError
-from commentree.models.config import check_range
+from commentree.setting_checks import check_range
 
 # Two-syllable stems that `generated` can spell.
 NUM_STEMS = 4900

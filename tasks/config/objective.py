@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal, cast
 
 from commentree.errors import UserError
-from commentree.models.config import check_choice, check_range
+from commentree.setting_checks import check_choice, check_range
 
 ObjectiveName = Literal["mlm", "clm", "tlm", "span_corruption", "classify", "tag"]
 

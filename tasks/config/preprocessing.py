@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from commentree.errors import UserError
-from commentree.models.config import check_choice, check_range
+from commentree.setting_checks import check_choice, check_range, check_switches
+from commentree.tasks.config.objective import ObjectiveConfig
 
 Deleted = Literal["splice", "keep"]
 Orphans = Literal["attach", "drop"]
 BareTrees = Literal["outside", "left_out"]
+LongComments = Literal["truncate", "chunk"]
 LabelSource = Literal["none", "label", "subreddit", "deleted_next"]
 
 HELD_OUT_SHARE = 0.1
@@ -20,15 +22,8 @@ same of files that a run reads and of datasets that are built, so that both hold
 same trees. So many that a corpus of some dozens of trees has some; of large ones, less
 does."""
 
-
-def check_switches(config: object) -> None:
-  """Raises UserError for a field annotated `bool` that holds anything else."""
-  for field in dataclasses.fields(config):  # type: ignore[arg-type]
-    value = getattr(config, field.name)
-    if field.type == "bool" and not isinstance(value, bool):
-      raise UserError(
-        f"{type(config).__name__}.{field.name} = {value!r}: must be True or False"
-      )
+SEQUENCE_ENDS = 2
+"""Tokens that `PiecesConfig.sequence_ends` puts around the words of a comment."""
 
 
 def _check_names(owner: str, names: str | Sequence[str]) -> tuple[str, ...]:
@@ -200,3 +195,103 @@ class DiscourseMarkersConfig:
         f"DiscourseMarkersConfig.file = {self.file!r}: must be a file's name or"
         " 'english', in quotes"
       )
+
+
+def most_context(max_ancestors: int) -> int:
+  """Returns how many nodes a target's context may take: what it sees, and the post."""
+  return max(max_ancestors, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class PiecesConfig:
+  """How trees become pieces.
+
+  Attributes:
+    max_tree_size: most nodes in a piece, context included.
+    max_ancestors: most ancestors a comment can see; those nearest, and the post. If 1,
+      its parent.
+    max_comment_tokens: tokens after which a comment is cut.
+    long_comments: 'truncate' drops what is beyond; 'chunk' makes further nodes of it,
+      each seeing the comment's earlier chunks at distance 0.
+    sequence_ends: whether each comment stands between the vocabulary's beginning and
+      end of a sequence, as RoBERTa and BERT were trained: see `sequence_ends`. They
+      count as two of its tokens.
+  """
+
+  max_tree_size: int = 64
+  max_ancestors: int = 16
+  max_comment_tokens: int = 128
+  long_comments: LongComments = "truncate"
+  sequence_ends: bool = False
+
+  def __post_init__(self):
+    check_switches(self)
+    check_range("PiecesConfig", "max_ancestors", self.max_ancestors, 1, whole=True)
+    check_range("PiecesConfig", "max_tree_size", self.max_tree_size, 2, whole=True)
+    check_range(
+      "PiecesConfig", "max_comment_tokens", self.max_comment_tokens, 4, whole=True
+    )
+    check_choice("PiecesConfig", "long_comments", self.long_comments, LongComments)
+    context = most_context(self.max_ancestors)
+    if self.max_tree_size <= context:
+      raise UserError(
+        f"PiecesConfig.max_tree_size = {self.max_tree_size}: must exceed the {context}"
+        " comments of a deep comment's context (PiecesConfig.max_ancestors ="
+        f" {self.max_ancestors}), which leave no room for the comment"
+      )
+
+  @property
+  def room(self) -> int:
+    """Most tokens of a node but for the ends of a sequence."""
+    return self.max_comment_tokens - SEQUENCE_ENDS * self.sequence_ends
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+  """Which share of a comment's tokens to predict, and what stands in their place.
+
+  Attributes:
+    rate: share of a comment's maskable tokens, rounded, at least one token.
+    mask_share: share of the chosen tokens replaced by `<mask>`.
+    random_share: share replaced by a random token; the rest stays as it is.
+    whole_words: whether all tokens of a word are chosen together. Never more tokens
+      than `rate` allows, and fewer where no further word fits; a comment of which no
+      word does has single tokens chosen.
+  """
+
+  rate: float = 0.15
+  mask_share: float = 0.8
+  random_share: float = 0.1
+  whole_words: bool = False
+
+  def __post_init__(self):
+    check_switches(self)
+    for field in ("rate", "mask_share", "random_share"):
+      check_range("MaskingConfig", field, getattr(self, field), 0, 1)
+    if self.rate == 0:
+      raise UserError("MaskingConfig.rate = 0: nothing would be predicted; try 0.15")
+    if self.mask_share + self.random_share > 1 + 1e-9:
+      raise UserError(
+        "MaskingConfig.mask_share + MaskingConfig.random_share ="
+        f" {self.mask_share + self.random_share:g}: must not exceed 1"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessingConfig:
+  """How a task turns trees into masked pieces."""
+
+  trees: TreeConfig = TreeConfig()
+  cleaning: CleaningConfig = CleaningConfig()
+  markers: MarkersConfig = MarkersConfig()
+  pieces: PiecesConfig = PiecesConfig()
+  masking: MaskingConfig = MaskingConfig()
+  labels: LabelsConfig = LabelsConfig()
+  discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
+  comment_labels: CommentLabelsConfig = CommentLabelsConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
+
+  @property
+  def objective_names(self) -> tuple[str, ...]:
+    """The objective's name, alone."""
+    return (self.objective.name,)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from commentree.errors import UserError
-from commentree.models.config import check_range
+from commentree.setting_checks import check_range
 
 # Masked tokens per row beyond rate * length: short comments round up to one.
 _MASK_HEADROOM = 1.15

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from commentree.tasks.config.objective import LANGUAGE_FEATURES, PREFIXES
+from commentree.tasks.config.preprocessing import SEQUENCE_ENDS
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.forests.packing import Fill, Forest
 from commentree.tasks.inspection.views import (
@@ -21,7 +22,6 @@ from commentree.tasks.inspection.views import (
   TokenView,
 )
 from commentree.tasks.objectives import label_objectives
-from commentree.tasks.vocabulary.sequence_ends import ADDED
 
 if TYPE_CHECKING:
   from commentree.tasks.seqio_tasks.registry import CommentTreeTask
@@ -167,7 +167,7 @@ class ForestReader:
     name = self._objective.name
     if name == "clm":
       words = len(read) - int(answers[-1] == self._tokenizer.end_id)
-      return words + ADDED * self._has_ends
+      return words + SEQUENCE_ENDS * self._has_ends
     if name == "span_corruption":
       sentinels = self._tokenizer.sentinels
       seen = np.append(read[answers < 0], answers[answers >= 0])

@@ -284,14 +284,18 @@ def _tree_view(
   tree, depths = one.tree, one.tree.depths()
   children = tree.children()
   last = {siblings[-1] for siblings in children if siblings} | {0}
-  author_markers = markers.author_markers(tree, builder.markers)
-  limit = min(builder.pieces.max_comment_tokens, config.lengths["encoder"])
-  every = copied_quotations.clean_tree(tree, builder.cleaning)
+  author_markers = markers.author_markers(tree, builder.preprocessing.markers)
+  limit = min(
+    builder.preprocessing.pieces.max_comment_tokens, config.lengths["encoder"]
+  )
+  every = copied_quotations.clean_tree(tree, builder.preprocessing.cleaning)
   comments = []
   for index, encoded in zip(one.order, one.encoded):
     comment = tree.comments[index]
     parts = reader.parts(number, index)
-    cleaning.clean_text(comment.text, builder.cleaning, cleaned)  # for its counts
+    cleaning.clean_text(
+      comment.text, builder.preprocessing.cleaning, cleaned
+    )  # for its counts
     cleaned[copied_quotations.COPIED] += len(every[index].cuts)
     clean = every[index].text
     context = encoded[: 0 if parts else limit]

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from commentree.models.config import check_range
+from commentree.setting_checks import check_range
 from commentree.tasks.forests import forest_layout
 from commentree.tasks.forests.forest_layout import ForestLayout, ForestShape
 from commentree.tasks.forests.packing import Fill

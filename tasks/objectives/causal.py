@@ -18,8 +18,8 @@ import dataclasses
 import numpy as np
 
 from commentree.tasks.config.objective import PREFIXES
+from commentree.tasks.config.preprocessing import SEQUENCE_ENDS
 from commentree.tasks.subtrees.subtree_builder import Piece, ranges
-from commentree.tasks.vocabulary.sequence_ends import ADDED
 
 CAUSAL_FEATURES = (
   "input_tokens",
@@ -79,7 +79,7 @@ class CausalObjective(ReadInOrder):
     has_end = (lengths > 0) & (lengths < self.max_comment_tokens)
     if self.has_ends:
       # Start and end are put in below, as for comments that have none.
-      lengths, starts = np.maximum(lengths - ADDED, 0), starts + 1
+      lengths, starts = np.maximum(lengths - SEQUENCE_ENDS, 0), starts + 1
     in_decoder = np.minimum(lengths + has_end, max_length).astype(np.int32)
 
     # A token more than the comments have, where a comment's end stands in for it.

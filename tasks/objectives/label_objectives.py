@@ -15,11 +15,12 @@ nothing is labelled. `classify` takes comments that have a label; others are con
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
 
 import numpy as np
 
 from commentree.errors import UserError
+from commentree.tasks.config.preprocessing import PreprocessingConfig
 from commentree.tasks.subtrees.subtree_builder import (
   COMMENT_LABELS,
   LABELS,
@@ -28,59 +29,40 @@ from commentree.tasks.subtrees.subtree_builder import (
   target_lengths,
 )
 
-if TYPE_CHECKING:
-  from commentree.tasks.config.objective import ObjectiveConfig
-  from commentree.tasks.config.preprocessing import CommentLabelsConfig, LabelsConfig
-
 # What they add to a piece.
 LABEL_FEATURES = ("input_tokens", "is_masked", "target_tokens")
 OUTSIDE = "O"
 
 
-class LabelSettings(Protocol):
-  """Settings that labels follow from: `DataConfig`'s, `registry.Preprocessing`'s."""
-
-  @property
-  def objective_names(self) -> tuple[str, ...]:
-    """What is predicted: objectives of which, for labels, there is but one."""
-
-  @property
-  def objective(self) -> ObjectiveConfig:
-    """Settings of what is predicted."""
-
-  @property
-  def labels(self) -> LabelsConfig:
-    """Labels of parts of comments."""
-
-  @property
-  def comment_labels(self) -> CommentLabelsConfig:
-    """Labels of whole comments."""
-
-
-def label_names(settings: LabelSettings) -> tuple[str, ...]:
+def label_names(
+  preprocessing: PreprocessingConfig, objective: str | None = None
+) -> tuple[str, ...]:
   """Names of the labels that a model predicts, by number.
 
   That is `('O', 'B-claim', 'I-claim', …)` for `tag`, the names of
   `CommentLabelsConfig` for `classify`, and nothing for objectives that predict tokens.
+
+  Args:
+    preprocessing: settings of the labels.
+    objective: what is predicted; None for the objective of `preprocessing`.
   """
-  (name, *_) = settings.objective_names
-  if name == "tag":
-    inside = [f"{part}-{name}" for name in settings.labels.names for part in "BI"]
+  objective = objective or preprocessing.objective.name
+  if objective == "tag":
+    inside = [f"{part}-{name}" for name in preprocessing.labels.names for part in "BI"]
     return (OUTSIDE, *inside)
-  if name == "classify":
-    return settings.comment_labels.names
+  if objective == "classify":
+    return preprocessing.comment_labels.names
   return ()
 
 
-def check(settings: LabelSettings) -> None:
-  """Raises UserError if an objective's labels are not named."""
-  names = settings.objective_names
-  if "tag" in names and not settings.labels.names:
+def check(preprocessing: PreprocessingConfig, objectives: Sequence[str]) -> None:
+  """Raises UserError if the labels of one of these objectives are not named."""
+  if "tag" in objectives and not preprocessing.labels.names:
     raise UserError(
       "LabelsConfig.names is missing: the objective 'tag' needs the labels of spans,"
       " such as ('claim', 'premise')"
     )
-  if "classify" in names and not settings.comment_labels.names:
+  if "classify" in objectives and not preprocessing.comment_labels.names:
     raise UserError(
       "CommentLabelsConfig.source is missing: the objective 'classify' needs a label of"
       " each comment: 'label', 'subreddit' or 'deleted_next'"

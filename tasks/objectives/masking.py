@@ -17,9 +17,7 @@ import functools
 
 import numpy as np
 
-from commentree.errors import UserError
-from commentree.models.config import check_range
-from commentree.tasks.config.preprocessing import check_switches
+from commentree.tasks.config.preprocessing import MaskingConfig
 from commentree.tasks.subtrees.subtree_builder import (
   LANGUAGES,
   PHRASES,
@@ -28,37 +26,6 @@ from commentree.tasks.subtrees.subtree_builder import (
 )
 
 MASKING_FEATURES = ("input_tokens", "is_masked")
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskingConfig:
-  """Which share of a comment's tokens to predict, and what stands in their place.
-
-  Attributes:
-    rate: share of a comment's maskable tokens, rounded, at least one token.
-    mask_share: share of the chosen tokens replaced by `<mask>`.
-    random_share: share replaced by a random token; the rest stays as it is.
-    whole_words: whether all tokens of a word are chosen together. Never more tokens
-      than `rate` allows, and fewer where no further word fits; a comment of which no
-      word does has single tokens chosen.
-  """
-
-  rate: float = 0.15
-  mask_share: float = 0.8
-  random_share: float = 0.1
-  whole_words: bool = False
-
-  def __post_init__(self):
-    check_switches(self)
-    for field in ("rate", "mask_share", "random_share"):
-      check_range("MaskingConfig", field, getattr(self, field), 0, 1)
-    if self.rate == 0:
-      raise UserError("MaskingConfig.rate = 0: nothing would be predicted; try 0.15")
-    if self.mask_share + self.random_share > 1 + 1e-9:
-      raise UserError(
-        "MaskingConfig.mask_share + MaskingConfig.random_share ="
-        f" {self.mask_share + self.random_share:g}: must not exceed 1"
-      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ from commentree.tasks.subtrees.subtree_builder import LANGUAGES, Piece
 from commentree.tasks.vocabulary import markers
 
 if TYPE_CHECKING:
-  from commentree.tasks.seqio_tasks.registry import Preprocessing
+  from commentree.tasks.config.preprocessing import PreprocessingConfig
   from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 TARGET_TOKENS = "target_tokens"
@@ -77,7 +77,7 @@ class Objective(Protocol):
     """
 
 
-def build(preprocessing: Preprocessing, tokenizer: Tokenizer) -> Objective:
+def build(preprocessing: PreprocessingConfig, tokenizer: Tokenizer) -> Objective:
   """Returns the objective that settings ask for.
 
   Raises:
@@ -108,7 +108,7 @@ def build(preprocessing: Preprocessing, tokenizer: Tokenizer) -> Objective:
       preprocessing.pieces.sequence_ends,
     )
   if not predicts_tokens(config):
-    label_objectives.check(preprocessing)
+    label_objectives.check(preprocessing, (config.name,))
     return label_objectives.LabelObjective(config.name == "tag", config.extras)
   return SpanCorruption(
     config,

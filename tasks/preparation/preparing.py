@@ -37,25 +37,19 @@ _BYTES_PER_WORKER = 64 * 2**20
 def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
   """All that shapes a split's pieces, JSON-able."""
   builder = task.piece_builder()
-  # Only where asked for, so that what was prepared before there were any is found.
-  later: dict[str, Any] = {}
-  if builder.comment_labels.source != "none":
-    later["comment_labels"] = records.jsonable(builder.comment_labels)
-  if builder.labels.bare_trees != "outside":
-    later["bare_trees"] = builder.labels.bare_trees
-  if builder.objective.languages:
-    later["languages"] = list(builder.objective.languages)
-    later["translations"] = builder.objective.name == "tlm"
+  config = builder.preprocessing
   return {
     "source": task.tree_source.signature(split),
     "vocabulary": task.tokenizer.fingerprint,
-    "cleaning": records.jsonable(builder.cleaning),
-    "markers": records.jsonable(builder.markers),
-    "pieces": records.jsonable(builder.pieces),
-    "target_post": builder.trees.target_post,
-    "labels": list(builder.labels.names),
+    "cleaning": records.jsonable(config.cleaning),
+    "markers": records.jsonable(config.markers),
+    "pieces": records.jsonable(config.pieces),
+    "target_post": config.trees.target_post,
+    "labels": records.jsonable(config.labels),
+    "comment_labels": records.jsonable(config.comment_labels),
     "phrases": discourse.fingerprint(builder.phrases),
-    **later,
+    "languages": list(config.objective.languages),
+    "translations": bool(config.objective.languages) and config.objective.name == "tlm",
   }
 
 

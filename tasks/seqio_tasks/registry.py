@@ -21,19 +21,14 @@ import seqio
 from commentree.errors import UserError, suggestion
 from commentree.tasks.config import mixture_config
 from commentree.tasks.config.generated import GeneratedTreesConfig
-from commentree.tasks.config.objective import ObjectiveConfig
 from commentree.tasks.config.preprocessing import (
   HELD_OUT_SHARE,
-  CleaningConfig,
   CommentLabelsConfig,
-  DiscourseMarkersConfig,
-  LabelsConfig,
-  MarkersConfig,
-  TreeConfig,
+  MaskingConfig,
+  PreprocessingConfig,
 )
 from commentree.tasks.dataset_files import built_dataset
 from commentree.tasks.objectives import label_objectives, objectives
-from commentree.tasks.objectives.masking import MaskingConfig
 from commentree.tasks.seqio_tasks import preprocessors
 from commentree.tasks.sources import generated
 from commentree.tasks.sources.tree_sources import (
@@ -42,31 +37,11 @@ from commentree.tasks.sources.tree_sources import (
   TreeFilesSource,
   TreeSource,
 )
-from commentree.tasks.subtrees.subtree_builder import PieceBuilder, PiecesConfig
+from commentree.tasks.subtrees.subtree_builder import PieceBuilder
 from commentree.tasks.vocabulary import vocabularies
 from commentree.tasks.vocabulary.markers import all_markers
 
 GENERATED, FILES = mixture_config.GENERATED, mixture_config.FILES
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-  """How a task turns trees into masked pieces."""
-
-  trees: TreeConfig = TreeConfig()
-  cleaning: CleaningConfig = CleaningConfig()
-  markers: MarkersConfig = MarkersConfig()
-  pieces: PiecesConfig = PiecesConfig()
-  masking: MaskingConfig = MaskingConfig()
-  labels: LabelsConfig = LabelsConfig()
-  discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
-  comment_labels: CommentLabelsConfig = CommentLabelsConfig()
-  objective: ObjectiveConfig = ObjectiveConfig()
-
-  @property
-  def objective_names(self) -> tuple[str, ...]:
-    """The objective's name, alone."""
-    return (self.objective.name,)
 
 
 class CommentTreeTask(seqio.Task):
@@ -84,7 +59,7 @@ class CommentTreeTask(seqio.Task):
     name: str,
     tree_source: TreeSource,
     tokenizer: vocabularies.Tokenizer,
-    preprocessing: Preprocessing,
+    preprocessing: PreprocessingConfig,
     features: Sequence[str] = (),
   ):
     """Builds the pipeline; nothing is read or trained yet.
@@ -125,18 +100,7 @@ class CommentTreeTask(seqio.Task):
 
   def piece_builder(self) -> PieceBuilder:
     """A fresh builder, its counts at zero."""
-    config = self.preprocessing
-    return PieceBuilder(
-      self.tokenizer,
-      config.trees,
-      config.cleaning,
-      config.markers,
-      config.pieces,
-      labels=config.labels,
-      discourse=config.discourse,
-      comment_labels=config.comment_labels,
-      objective=config.objective,
-    )
+    return PieceBuilder(self.tokenizer, self.preprocessing)
 
   def objective(self) -> objectives.Objective:
     """What is predicted of this task's comments.
@@ -159,7 +123,7 @@ class CommentTreeTask(seqio.Task):
 def add_generated_task(
   name: str = GENERATED,
   config: GeneratedTreesConfig = GeneratedTreesConfig(),
-  preprocessing: Preprocessing | None = None,
+  preprocessing: PreprocessingConfig | None = None,
   cache_dir: str | None = None,
   with_sentinels: bool = False,
 ) -> CommentTreeTask:
@@ -176,7 +140,7 @@ def add_generated_task(
     with_sentinels: whether the vocabulary has sentinels for spans that are taken out,
       as a mixture with such a task needs of all.
   """
-  preprocessing = preprocessing or Preprocessing(
+  preprocessing = preprocessing or PreprocessingConfig(
     masking=MaskingConfig(mask_share=1.0, random_share=0.0)
   )
   with_spans = preprocessing.objective.name == "span_corruption"
@@ -194,7 +158,7 @@ def add_files_task(
   files: str | Sequence[str],
   vocabulary: str,
   held_out_share: float = HELD_OUT_SHARE,
-  preprocessing: Preprocessing = Preprocessing(),
+  preprocessing: PreprocessingConfig = PreprocessingConfig(),
   files_format: str | None = None,
 ) -> CommentTreeTask:
   """Registers (or replaces) a task of trees in files.

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from commentree.errors import UserError
+from commentree.tasks.config.preprocessing import most_context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +121,6 @@ def split_nodes(
   else:
     group = _group_nodes(parents, is_target, max_tree_size, max_ancestors)[targets]
   return _with_context(parents, targets, group, max_ancestors)
-
-
-def most_context(max_ancestors: int) -> int:
-  """Returns how many nodes a target's context may take: what it sees, and the post."""
-  return max(max_ancestors, 2)
 
 
 def count_copies(pieces: Sequence[SplitPiece]) -> int:

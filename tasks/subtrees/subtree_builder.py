@@ -13,21 +13,12 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from commentree.errors import UserError
-from commentree.models.config import check_choice, check_range
-from commentree.tasks.config.objective import ObjectiveConfig
 from commentree.tasks.config.preprocessing import (
-  CleaningConfig,
-  CommentLabelsConfig,
-  DiscourseMarkersConfig,
-  LabelsConfig,
-  MarkersConfig,
-  TreeConfig,
-  check_switches,
+  PreprocessingConfig,
 )
 from commentree.tasks.subtrees import spans, splitting, translations
 from commentree.tasks.subtrees.discourse import PhraseFinder, read_phrases
@@ -39,8 +30,6 @@ if TYPE_CHECKING:
   from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
   from commentree.tasks.trees.copied_quotations import CleanText
   from commentree.tasks.vocabulary.vocabularies import Tokenizer
-
-LongComments = Literal["truncate", "chunk"]
 
 # Features of a piece, all int32 and of rank 1.
 NODE_FEATURES = ("lengths", "parents", "depths", "is_target", "node_ids")
@@ -65,79 +54,28 @@ Piece = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class PiecesConfig:
-  """How trees become pieces.
-
-  Attributes:
-    max_tree_size: most nodes in a piece, context included.
-    max_ancestors: most ancestors a comment can see; those nearest, and the post. If 1,
-      its parent.
-    max_comment_tokens: tokens after which a comment is cut.
-    long_comments: 'truncate' drops what is beyond; 'chunk' makes further nodes of it,
-      each seeing the comment's earlier chunks at distance 0.
-    sequence_ends: whether each comment stands between the vocabulary's beginning and
-      end of a sequence, as RoBERTa and BERT were trained: see `sequence_ends`. They
-      count as two of its tokens.
-  """
-
-  max_tree_size: int = 64
-  max_ancestors: int = 16
-  max_comment_tokens: int = 128
-  long_comments: LongComments = "truncate"
-  sequence_ends: bool = False
-
-  def __post_init__(self):
-    check_switches(self)
-    check_range("PiecesConfig", "max_ancestors", self.max_ancestors, 1, whole=True)
-    check_range("PiecesConfig", "max_tree_size", self.max_tree_size, 2, whole=True)
-    check_range(
-      "PiecesConfig", "max_comment_tokens", self.max_comment_tokens, 4, whole=True
-    )
-    check_choice("PiecesConfig", "long_comments", self.long_comments, LongComments)
-    context = splitting.most_context(self.max_ancestors)
-    if self.max_tree_size <= context:
-      raise UserError(
-        f"PiecesConfig.max_tree_size = {self.max_tree_size}: must exceed the {context}"
-        " comments of a deep comment's context (PiecesConfig.max_ancestors ="
-        f" {self.max_ancestors}), which leave no room for the comment"
-      )
-
-  @property
-  def room(self) -> int:
-    """Most tokens of a node but for the ends of a sequence."""
-    return self.max_comment_tokens - sequence_ends.ADDED * self.sequence_ends
-
-
-@dataclasses.dataclass(frozen=True)
 class PieceBuilder:
   """Turns trees into pieces; the one place where text becomes token ids."""
 
   tokenizer: Tokenizer
-  trees: TreeConfig = TreeConfig()
-  cleaning: CleaningConfig = CleaningConfig()
-  markers: MarkersConfig = MarkersConfig()
-  pieces: PiecesConfig = PiecesConfig()
+  preprocessing: PreprocessingConfig = PreprocessingConfig()
   counts: PieceCounts = dataclasses.field(default_factory=PieceCounts)
-  labels: LabelsConfig = LabelsConfig()
-  discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
-  comment_labels: CommentLabelsConfig = CommentLabelsConfig()
-  objective: ObjectiveConfig = ObjectiveConfig()
 
   @property
   def annotations(self) -> tuple[str, ...]:
     """Those of `ANNOTATIONS` that the pieces have."""
     asked = (
-      bool(self.labels.names),
-      self.discourse.file is not None,
-      self.comment_labels.source != "none",
-      bool(self.objective.languages),
+      bool(self.preprocessing.labels.names),
+      self.preprocessing.discourse.file is not None,
+      self.preprocessing.comment_labels.source != "none",
+      bool(self.preprocessing.objective.languages),
     )
     return tuple(name for name, there in zip(ANNOTATIONS, asked) if there)
 
   @functools.cached_property
   def phrases(self) -> tuple[str, ...]:
     """The discourse markers sought; none if they are switched off."""
-    file = self.discourse.file
+    file = self.preprocessing.discourse.file
     return () if file is None else read_phrases(file)
 
   @functools.cached_property
@@ -146,7 +84,7 @@ class PieceBuilder:
 
   @functools.cached_property
   def _ends(self) -> sequence_ends.SequenceEnds | None:
-    return sequence_ends.of_vocabulary(self.pieces, self.tokenizer)
+    return sequence_ends.of_vocabulary(self.preprocessing.pieces, self.tokenizer)
 
   def texts(
     self, tree: CommentTree, clean: Sequence[CleanText] | None = None
@@ -157,7 +95,7 @@ class PieceBuilder:
       tree: the tree.
       clean: `self.clean(tree)`, by whoever has it.
     """
-    authors = markers.author_markers(tree, self.markers)
+    authors = markers.author_markers(tree, self.preprocessing.markers)
     clean = self.clean(tree) if clean is None else clean
     return [
       f"{author} {text}".strip() if text or index else ""
@@ -167,7 +105,7 @@ class PieceBuilder:
   def clean(self, tree: CommentTree) -> list[CleanText]:
     """The text of each comment, cleaned."""
     found: collections.Counter[str] = collections.Counter()
-    clean = copied_quotations.clean_tree(tree, self.cleaning, found)
+    clean = copied_quotations.clean_tree(tree, self.preprocessing.cleaning, found)
     self.counts.words += found[copied_quotations.WORDS]
     self.counts.words_copied += found[copied_quotations.COPIED_WORDS]
     return clean
@@ -178,7 +116,7 @@ class PieceBuilder:
     whole = self.nodes(tree, encoded)
     per_token = ["tokens", *annotations]
     per_node = ["lengths", "depths", "node_ids"]
-    if self.comment_labels.source != "none":
+    if self.preprocessing.comment_labels.source != "none":
       whole[COMMENT_LABELS] = self._label_nodes(tree, whole["node_ids"])
       per_node.append(COMMENT_LABELS)
     whole |= {name: self._flat(values) for name, values in annotations.items()}
@@ -189,8 +127,8 @@ class PieceBuilder:
     splits = splitting.split_nodes(
       whole["parents"],
       whole["is_target"],
-      max_tree_size=self.pieces.max_tree_size,
-      max_ancestors=self.pieces.max_ancestors,
+      max_tree_size=self.preprocessing.pieces.max_tree_size,
+      max_ancestors=self.preprocessing.pieces.max_ancestors,
     )
     self.counts.pieces += len(splits)
     self.counts.nodes += sum(len(split.nodes) for split in splits)
@@ -215,10 +153,10 @@ class PieceBuilder:
     """
     parents = np.fromiter((c.parent for c in tree.comments), np.int32, len(encoded))
     depths = np.asarray(tree.depths(), np.int32)
-    limit = self.pieces.max_comment_tokens
+    limit = self.preprocessing.pieces.max_comment_tokens
     full = np.fromiter(map(len, encoded), np.int32, len(encoded))
     self.counts.tokens += int(full.sum())
-    if self.pieces.long_comments == "truncate":
+    if self.preprocessing.pieces.long_comments == "truncate":
       self.counts.tokens_cut += int(np.maximum(full - limit, 0).sum())
       chunks = np.ones_like(full)
     else:
@@ -230,7 +168,7 @@ class PieceBuilder:
     parent_node = np.where(parents >= 0, last_node[parents], -1)[node_ids]
     lengths = np.minimum(full[node_ids] - chunk * limit, limit).astype(np.int32)
     is_target = (lengths > 0).astype(np.int32)
-    if not self.trees.target_post:
+    if not self.preprocessing.trees.target_post:
       is_target[node_ids == 0] = 0
     return {
       "tokens": self._flat(encoded),
@@ -250,7 +188,10 @@ class PieceBuilder:
     return np.where(is_first, labels[node_ids], NO_LABEL).astype(np.int32)
 
   def _class_of(self, tree: CommentTree, comment: Comment) -> int:
-    source, names = self.comment_labels.source, self.comment_labels.names
+    source, names = (
+      self.preprocessing.comment_labels.source,
+      self.preprocessing.comment_labels.names,
+    )
     if source == "deleted_next":
       label: str | None = names[comment.reply_deleted]
     else:
@@ -265,8 +206,8 @@ class PieceBuilder:
 
   def _flat(self, comments: Sequence[np.ndarray]) -> np.ndarray:
     """One value a token, of the tokens of each comment that there is room for."""
-    if self.pieces.long_comments == "truncate":
-      limit = self.pieces.max_comment_tokens
+    if self.preprocessing.pieces.long_comments == "truncate":
+      limit = self.preprocessing.pieces.max_comment_tokens
       comments = [values[:limit] for values in comments]
     return np.concatenate([np.empty(0, np.int32), *comments], dtype=np.int32)
 
@@ -305,7 +246,7 @@ class PieceBuilder:
   ) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
     """All tokens of each comment, and annotations of those by feature."""
     encoded, annotations = self._encode_comments(tree)
-    if self.objective.languages:
+    if self.preprocessing.objective.languages:
       self._add_languages(tree, encoded, annotations)
     if self._ends is None:
       return encoded, annotations
@@ -328,27 +269,30 @@ class PieceBuilder:
     annotations: dict[str, list[np.ndarray]],
   ) -> None:
     """Adds languages of tokens and, for `tlm`, the tokens of translations."""
-    names = self.objective.languages
+    names = self.preprocessing.objective.languages
     annotations[LANGUAGES] = [
       np.full(len(ids), translations.language_of(comment.language, names), np.int32)
       for comment, ids in zip(tree.comments, encoded)
     ]
-    if self.objective.name != "tlm":
+    if self.preprocessing.objective.name != "tlm":
       return
     found = {
       index: translation
       for index, comment in enumerate(tree.comments)
       if (translation := translations.translation_of(comment, names))
     }
-    clean = [cleaning.clean_text(text, self.cleaning) for text, _ in found.values()]
+    clean = [
+      cleaning.clean_text(text, self.preprocessing.cleaning)
+      for text, _ in found.values()
+    ]
     for (index, (_, language)), ids in zip(
       found.items(), self.tokenizer.encode_batch(clean)
     ):
       kept, more = len(encoded[index]), len(ids)
       if not (kept and more):
         continue
-      if self.pieces.long_comments == "truncate":
-        kept, more = translations.share(kept, more, self.pieces.room)
+      if self.preprocessing.pieces.long_comments == "truncate":
+        kept, more = translations.share(kept, more, self.preprocessing.pieces.room)
         cut = len(encoded[index]) + len(ids) - kept - more
         self.counts.tokens += cut
         self.counts.tokens_cut += cut
@@ -366,7 +310,9 @@ class PieceBuilder:
     per_token = [name for name in self.annotations if name in (LABELS, PHRASES)]
     if not per_token:
       return self.tokenizer.encode_batch(texts), {}
-    labelled = self._labelled_spans(tree, clean) if self.labels.names else {}
+    labelled = (
+      self._labelled_spans(tree, clean) if self.preprocessing.labels.names else {}
+    )
     phrases = {}
     if self.phrases:
       found = ((i, self._find_phrases(text)) for i, (text, *_) in enumerate(clean))
@@ -381,7 +327,7 @@ class PieceBuilder:
     }
     encoded = [tokens[i] for i in range(len(texts))]
     nothing = dict.fromkeys(per_token, 0)
-    if self.labels.bare_trees == "left_out" and not labelled:
+    if self.preprocessing.labels.bare_trees == "left_out" and not labelled:
       nothing[LABELS] = NO_LABEL
     annotations = {
       name: [np.full(len(ids), nothing[name], np.int32) for ids in encoded]
@@ -394,7 +340,7 @@ class PieceBuilder:
       offsets = offsets - (len(texts[comment]) - len(own.strip()) - left_out)
       if comment in labelled:
         annotations[LABELS][comment] = spans.label_tokens(
-          offsets, labelled[comment], self.labels.names
+          offsets, labelled[comment], self.preprocessing.labels.names
         )
       if comment in phrases:
         annotations[PHRASES][comment] = self._number_phrases(offsets, phrases[comment])
@@ -406,12 +352,14 @@ class PieceBuilder:
     """Labelled spans of the cleaned texts that have any, by comment."""
     labelled = {}
     for index, comment in enumerate(tree.comments):
-      wanted = [span for span in comment.spans if span.label in self.labels.names]
+      wanted = [
+        span for span in comment.spans if span.label in self.preprocessing.labels.names
+      ]
       if not wanted:
         continue
       own = clean[index]
       found = spans.through_cleaning(
-        comment.text, own.whole, wanted, self.cleaning, own.cuts
+        comment.text, own.whole, wanted, self.preprocessing.cleaning, own.cuts
       )
       self.counts.spans += len(wanted)
       self.counts.spans_lost += len(wanted) - len(found)
@@ -424,7 +372,7 @@ class PieceBuilder:
   ) -> np.ndarray:
     """Numbers of the phrases that tokens are in, of those that no node cuts."""
     numbers = spans.owners(offsets, places) + 1
-    limit = self.pieces.room
+    limit = self.preprocessing.pieces.room
     for cut in range(limit, len(numbers), limit):
       if numbers[cut] and numbers[cut] == numbers[cut - 1]:
         numbers[numbers == numbers[cut]] = 0

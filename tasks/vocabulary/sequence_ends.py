@@ -16,11 +16,8 @@ import numpy as np
 from commentree.errors import UserError
 
 if TYPE_CHECKING:
-  from commentree.tasks.subtrees.subtree_builder import PiecesConfig
+  from commentree.tasks.config.preprocessing import PiecesConfig
   from commentree.tasks.vocabulary.vocabularies import Tokenizer
-
-ADDED = 2
-"""Tokens that stand around the words of a comment."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import sentencepiece
 import tokenizers
 
 from commentree.errors import UserError
-from commentree.models.config import check_choice, check_range
+from commentree.setting_checks import check_choice, check_range
 from commentree.tasks.vocabulary import (
   backend_kinds,
   hugging_face_backend,

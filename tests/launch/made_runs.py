@@ -53,7 +53,9 @@ def make(folder: pathlib.Path, objective: str = "mlm", **settings) -> pathlib.Pa
   files = ["runs/demo.gin", f"objectives/{objective}.gin"]
   run = gin_cli.load(files, overrides)
   facts = run_facts.of_run(run)
-  config = model_sizes.with_sizes(run.model, run.data, facts.tokenizer.vocab_size)
+  config = model_sizes.with_sizes(
+    run.model, run.data.preprocessing, facts.tokenizer.vocab_size
+  )
   shapes = {name: values.shape for name, values in smallest().items()}
   model = CommentTreeModel(config)
   variables = jax.eval_shape(

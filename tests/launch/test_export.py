@@ -87,7 +87,9 @@ def make_run(tmp_path_factory):
     tokenizer = run_facts.of_run(run).tokenizer
     made_runs.write_settings(folder, tokenizer)
     size = tokenizer.vocab_size
-    model = CommentTreeModel(model_sizes.with_sizes(run.model, run.data, size))
+    model = CommentTreeModel(
+      model_sizes.with_sizes(run.model, run.data.preprocessing, size)
+    )
     shapes = {name: x.shape for name, x in smallest().items()}
     params = draw(
       jax.eval_shape(

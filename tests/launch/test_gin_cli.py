@@ -133,7 +133,7 @@ def test_every_size_of_the_family_of_roberta_loads(size):
   run = load(files=["runs/pretrain.gin", f"models/{size}.gin"])
   model = run.model
   # As what they start from was trained; the small one starts from nothing.
-  assert run.data.pieces.sequence_ends == (size != "roberta_tiny")
+  assert run.data.preprocessing.pieces.sequence_ends == (size != "roberta_tiny")
   assert model.family == "roberta"
   assert model.num_heads * model.head_dim == model.emb_dim
   assert model.mlp_dim == 4 * model.emb_dim
@@ -170,7 +170,7 @@ def test_a_mistake_is_told_in_three_seconds_and_before_jax_is_imported(tmp_path)
     ("import a_module_that_fails", "ZeroDivisionError: division by zero (/"),
     ("FILES = 5\nVOCABULARY = 'v'", "DataConfig.files = 5: Expected `str |"),
     ("CACHE_DIR = 5", "DataConfig.cache_dir = 5: Expected `str | null`, got `int`"),
-    ("DataConfig.cleaning = @ModelConfig()", "must be @CleaningConfig()"),
+    ("PreprocessingConfig.cleaning = @ModelConfig()", "must be @CleaningConfig()"),
     ("WARM_START_RULES = 3", "settings: TrainConfig: 'int' object is not iterable"),
   ],
 )

@@ -28,8 +28,8 @@ from commentree.launch.settings import gin_cli
 from commentree.models import layers
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.config.generated import GeneratedTreesConfig
+from commentree.tasks.config.preprocessing import MaskingConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
-from commentree.tasks.objectives.masking import MaskingConfig
 from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
@@ -387,7 +387,7 @@ def test_a_comment_with_more_masks_than_a_row_has_room_for_is_told():
   task = registry.add_generated_task(
     "heavily_masked",
     GeneratedTreesConfig(max_filler_words=40),
-    registry.Preprocessing(masking=masking),
+    registry.PreprocessingConfig(masking=masking),
   )
   lengths = {"encoder": 32, "decoder": 32}
   pieces = task.get_dataset(

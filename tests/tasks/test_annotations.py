@@ -15,6 +15,8 @@ from commentree.tasks.config.preprocessing import (
   DiscourseMarkersConfig,
   LabelsConfig,
   MarkersConfig,
+  PiecesConfig,
+  PreprocessingConfig,
 )
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
@@ -23,9 +25,9 @@ from commentree.tasks.seqio_tasks import registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
-from commentree.tasks.seqio_tasks.registry import CommentTreeTask, Preprocessing
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import TreeSource
-from commentree.tasks.subtrees.subtree_builder import PieceBuilder, PiecesConfig
+from commentree.tasks.subtrees.subtree_builder import PieceBuilder
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
 from commentree.tasks.vocabulary import vocabularies
 from commentree.tasks.vocabulary.markers import all_markers
@@ -103,7 +105,7 @@ def comment(builder, name, number=1):
 @pytest.mark.parametrize("authors", [True, False])
 def test_labelled_words_are_those_labelled_in_the_text(tokenizer, authors):
   markers = MarkersConfig(authors=authors)
-  builder = PieceBuilder(tokenizer, markers=markers, labels=LABELS)
+  builder = PieceBuilder(tokenizer, PreprocessingConfig(markers=markers, labels=LABELS))
   spelled = comment(builder, "token_labels")
   assert "".join((spelled[1], spelled[2])) == "debi(see"
   assert "".join((spelled[3], spelled[4])) == "gomabut"
@@ -128,9 +130,11 @@ def test_labels_and_phrases_stay_at_their_words_where_others_are_taken_out(
   said = "see bako debi goma bako but on the other hand debi"
   builder = PieceBuilder(
     tokenizer,
-    cleaning=CleaningConfig(quotes=False, copied_quotations=4),
-    labels=LABELS,
-    discourse=phrases,
+    PreprocessingConfig(
+      cleaning=CleaningConfig(quotes=False, copied_quotations=4),
+      labels=LABELS,
+      discourse=phrases,
+    ),
   )
   start = said.index("hand")
   span = Span(start, start + len("hand debi"), LABELS.names[0])
@@ -144,7 +148,9 @@ def test_labels_and_phrases_stay_at_their_words_where_others_are_taken_out(
 @pytest.mark.parametrize("authors", [True, False])
 def test_phrases_are_numbered_in_each_comment(tokenizer, phrases, authors):
   markers = MarkersConfig(authors=authors)
-  builder = PieceBuilder(tokenizer, markers=markers, discourse=phrases)
+  builder = PieceBuilder(
+    tokenizer, PreprocessingConfig(markers=markers, discourse=phrases)
+  )
   spelled = comment(builder, "phrases")
   assert {n: spelled[n] for n in (1, 2)} == {1: "ontheotherhand", 2: "but"}
   assert comment(builder, "phrases", 2)[1] == "but"
@@ -164,9 +170,9 @@ def test_cleaning_that_leaves_white_space_shifts_nothing(tokenizer):
     for authors in (True, False):
       builder = PieceBuilder(
         tokenizer,
-        cleaning=cleaning,
-        markers=MarkersConfig(authors=authors),
-        labels=LABELS,
+        PreprocessingConfig(
+          cleaning=cleaning, markers=MarkersConfig(authors=authors), labels=LABELS
+        ),
       )
       (piece,) = builder(spaced)
       labelled = piece["tokens"][piece["token_labels"] > 0].tolist()
@@ -184,14 +190,14 @@ def test_without_settings_pieces_have_no_annotations(tokenizer):
 def test_annotations_are_cut_with_their_tokens_and_no_node_has_half_a_phrase(
   tokenizer, phrases
 ):
-  whole = PieceBuilder(tokenizer, labels=LABELS, discourse=phrases)
+  whole = PieceBuilder(tokenizer, PreprocessingConfig(labels=LABELS, discourse=phrases))
   (expected,) = whole(tree())
   for long_comments in ("truncate", "chunk"):
     for limit in range(4, 24):
       cut = PiecesConfig(max_comment_tokens=limit, long_comments=long_comments)
-      (piece,) = PieceBuilder(tokenizer, pieces=cut, labels=LABELS, discourse=phrases)(
-        tree()
-      )
+      (piece,) = PieceBuilder(
+        tokenizer, PreprocessingConfig(pieces=cut, labels=LABELS, discourse=phrases)
+      )(tree())
       ends = np.cumsum(expected["lengths"])
       for node in range(3):
         tokens = slice(ends[node] - expected["lengths"][node], ends[node])
@@ -209,7 +215,9 @@ def test_annotations_are_cut_with_their_tokens_and_no_node_has_half_a_phrase(
 
 
 def test_annotations_come_back_from_disk(tokenizer, phrases):
-  (piece,) = PieceBuilder(tokenizer, labels=LABELS, discourse=phrases)(tree())
+  (piece,) = PieceBuilder(
+    tokenizer, PreprocessingConfig(labels=LABELS, discourse=phrases)
+  )(tree())
   again = records.decode(records.encode(piece))
   assert set(again) == set(piece)
   for name in ("token_labels", "phrases"):
@@ -219,7 +227,7 @@ def test_annotations_come_back_from_disk(tokenizer, phrases):
 def test_seqio_examples_hold_annotations_and_prefer_phrases(byte_level, phrases):
   def examples(share, labels=LABELS):
     config = DiscourseMarkersConfig(phrases.file, share)
-    preprocessing = Preprocessing(labels=labels, discourse=config)
+    preprocessing = PreprocessingConfig(labels=labels, discourse=config)
     task = CommentTreeTask("annotated", TwentyTrees(), byte_level, preprocessing)
     seqio.TaskRegistry.reset()
     seqio.TaskRegistry.add_provider("annotated", task)
@@ -270,7 +278,9 @@ def test_another_list_or_other_labels_prepare_anew_but_another_share_does_not(
   files = files_config(tmp_path, tokenizer)
 
   def key(**settings):
-    data.register_tasks(dataclasses.replace(files, **settings))
+    data.register_tasks(
+      dataclasses.replace(files, preprocessing=PreprocessingConfig(**settings))
+    )
     task = registry.get_task("commentree_files")
     return records.fingerprint(preparing.settings(task, "train"))
 
@@ -287,7 +297,11 @@ def test_another_list_or_other_labels_prepare_anew_but_another_share_does_not(
 def test_a_list_that_is_not_there_is_said_before_anything_is_read(tmp_path, tokenizer):
   discourse = DiscourseMarkersConfig(str(tmp_path / "none"))
   with pytest.raises(UserError, match=r"DiscourseMarkersConfig\.file"):
-    data.open_data(files_config(tmp_path, tokenizer, discourse=discourse))
+    data.open_data(
+      files_config(
+        tmp_path, tokenizer, preprocessing=PreprocessingConfig(discourse=discourse)
+      )
+    )
 
 
 def test_prepared_pieces_and_batches_hold_what_settings_ask_for(
@@ -306,7 +320,8 @@ def test_labels_that_cannot_be_are_refused(names):
 
 
 def test_masks_without_any_of_this_are_those_of_before():
-  from commentree.tasks.objectives.masking import Masker, MaskingConfig
+  from commentree.tasks.config.preprocessing import MaskingConfig
+  from commentree.tasks.objectives.masking import Masker
 
   from .pieces_fixture import MASK_ID, maskable, random_pieces
 

@@ -12,15 +12,19 @@ from commentree.console import Console
 from commentree.errors import UserError
 from commentree.tasks import data
 from commentree.tasks.config.generated import GeneratedTreesConfig
-from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.config.preprocessing import (
+  MarkersConfig,
+  MaskingConfig,
+  PiecesConfig,
+  PreprocessingConfig,
+)
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.dataset_files import tfrecord
 from commentree.tasks.forests.forest_layout import ForestLayout
-from commentree.tasks.objectives.masking import MaskingConfig
 from commentree.tasks.preparation import cache_job, cached_subtrees
 from commentree.tasks.seqio_tasks import registry
 from commentree.tasks.sources import generated
-from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES, PiecesConfig
+from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES
 
 from . import built_fixture
 
@@ -311,12 +315,22 @@ def test_pieces_that_are_there_twice_are_told(folder, cached_config, tmp_path):
 
 def test_a_cache_of_other_settings_is_refused_and_the_setting_named(cached_config):
   other = dataclasses.replace(
-    cached_config, pieces=PiecesConfig(max_tree_size=9, max_ancestors=4)
+    cached_config,
+    preprocessing=PreprocessingConfig(
+      pieces=PiecesConfig(max_tree_size=9, max_ancestors=4)
+    ),
   )
   with pytest.raises(UserError, match=r"pieces.max_tree_size was 8, is 9;"):
     data.open_data(other)
   # What comes after the cache may change.
-  data.open_data(dataclasses.replace(cached_config, masking=MaskingConfig(rate=0.3)))
+  data.open_data(
+    dataclasses.replace(
+      cached_config,
+      preprocessing=dataclasses.replace(
+        cached_config.preprocessing, masking=MaskingConfig(rate=0.3)
+      ),
+    )
+  )
 
 
 def test_a_task_that_is_not_cached_is_told_with_the_mend(built_config, tmp_path):

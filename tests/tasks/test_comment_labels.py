@@ -15,6 +15,8 @@ from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import (
   CommentLabelsConfig,
   MarkersConfig,
+  PiecesConfig,
+  PreprocessingConfig,
   TreeConfig,
 )
 from commentree.tasks.data_config import DataConfig
@@ -22,8 +24,7 @@ from commentree.tasks.dataset_files import tfrecord, tree_record
 from commentree.tasks.inspection import views
 from commentree.tasks.preparation import preparing, records
 from commentree.tasks.seqio_tasks import registry as registry_lib
-from commentree.tasks.seqio_tasks.registry import Preprocessing
-from commentree.tasks.subtrees.subtree_builder import PieceBuilder, PiecesConfig
+from commentree.tasks.subtrees.subtree_builder import PieceBuilder
 from commentree.tasks.trees import assembly
 from commentree.tasks.trees.columns import OPTIONAL_COLUMNS, from_columns, to_columns
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Fates
@@ -128,7 +129,7 @@ def test_datasets_built_before_there_were_labels_are_read_but_for_what_they_lack
       "old",
       str(folder),
       "none.model",
-      preprocessing=Preprocessing(comment_labels=labels),
+      preprocessing=PreprocessingConfig(comment_labels=labels),
     )
 
   for labels in (CommentLabelsConfig(), CommentLabelsConfig("subreddit", ("a", "b"))):
@@ -166,9 +167,9 @@ def test_a_comments_class_is_at_the_node_that_it_begins_in(config, classes):
   )
   builder = PieceBuilder(
     Characters(),
-    markers=MarkersConfig(authors=False),
-    comment_labels=config,
-    pieces=settings,
+    PreprocessingConfig(
+      markers=MarkersConfig(authors=False), comment_labels=config, pieces=settings
+    ),
   )
   found = {}
   pieces = list(builder(tree()))
@@ -188,28 +189,30 @@ def test_a_comments_class_is_at_the_node_that_it_begins_in(config, classes):
 
 
 def test_pieces_come_back_from_disk_with_classes_and_have_none_unasked():
-  (piece,) = PieceBuilder(Characters(), comment_labels=STANCES)(tree())
+  (piece,) = PieceBuilder(Characters(), PreprocessingConfig(comment_labels=STANCES))(
+    tree()
+  )
   again = records.decode(records.encode(piece))
   np.testing.assert_array_equal(again["comment_labels"], piece["comment_labels"])
   (bare,) = PieceBuilder(Characters())(tree())
   assert "comment_labels" not in bare
 
 
-def test_labels_prepare_anew_and_without_any_nothing_is_prepared_again():
+def test_labels_prepare_anew():
   generated = DataConfig("commentree_generated", {"encoder": 8, "decoder": 8})
 
   def settings(labels):
-    config = dataclasses.replace(generated, comment_labels=labels)
+    config = dataclasses.replace(
+      generated, preprocessing=PreprocessingConfig(comment_labels=labels)
+    )
     data.register_tasks(config)
     task = registry_lib.get_task("commentree_generated")
-    facts = data.pieces_facts(task.preprocessing)
+    facts = records.jsonable(task.preprocessing)
     return preparing.settings(task, "train"), facts
 
   none, one, other = map(
     settings, (CommentLabelsConfig(), STANCES, CommentLabelsConfig("deleted_next"))
   )
-  # By these, caches and MODEL_DIRs made by earlier versions are known.
-  assert all("comment_labels" not in known for known in none)
   for a, b in ((none, one), (one, other)):
     assert a[0] != b[0]
     assert a[1] != b[1]

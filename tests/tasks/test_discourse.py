@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks.config.preprocessing import DiscourseMarkersConfig
-from commentree.tasks.objectives.masking import Masker, MaskingConfig, masked_counts
+from commentree.tasks.config.preprocessing import DiscourseMarkersConfig, MaskingConfig
+from commentree.tasks.objectives.masking import Masker, masked_counts
 from commentree.tasks.subtrees import discourse
 
 from .pieces_fixture import FIRST_WORD, MASK_ID, maskable, random_pieces

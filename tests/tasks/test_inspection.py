@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.tasks.config.preprocessing import CleaningConfig, MarkersConfig
+from commentree.tasks.config.preprocessing import (
+  CleaningConfig,
+  MarkersConfig,
+  PiecesConfig,
+  PreprocessingConfig,
+)
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.inspection import (
   html_page,
@@ -24,9 +29,8 @@ from commentree.tasks.inspection import (
   terminal,
 )
 from commentree.tasks.inspection.views import InspectionConfig
-from commentree.tasks.seqio_tasks.registry import CommentTreeTask, Preprocessing
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import TreeSource
-from commentree.tasks.subtrees.subtree_builder import PiecesConfig
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
 from commentree.tasks.vocabulary import markers, sentencepiece_backend, vocabularies
 
@@ -68,7 +72,7 @@ def tokenizer(tmp_path_factory):
 def make_task(tokenizer):
   def make(trees, cleaning=CleaningConfig(), **pieces):
     settings = {"max_tree_size": 12, "max_ancestors": 3, "max_comment_tokens": 32}
-    preprocessing = Preprocessing(
+    preprocessing = PreprocessingConfig(
       cleaning=cleaning,
       pieces=PiecesConfig(**{**settings, **pieces}),
       markers=MarkersConfig(max_users=8),

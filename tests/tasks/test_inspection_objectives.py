@@ -11,13 +11,14 @@ from commentree.tasks.config.preprocessing import (
   CommentLabelsConfig,
   LabelsConfig,
   MarkersConfig,
+  PiecesConfig,
+  PreprocessingConfig,
 )
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.inspection import html_page, inspecting, terminal
 from commentree.tasks.inspection.views import InspectionConfig
-from commentree.tasks.seqio_tasks.registry import CommentTreeTask, Preprocessing
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import TreeSource
-from commentree.tasks.subtrees.subtree_builder import PiecesConfig
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span, Translation
 from commentree.tasks.vocabulary import markers, sentencepiece_backend, vocabularies
 
@@ -56,7 +57,7 @@ def inspect(tmp_path_factory):
   tokenizer = vocabularies.Tokenizer(lambda: path)
 
   def inspect(*, length=32, max_comment_tokens=32, **settings):
-    preprocessing = Preprocessing(
+    preprocessing = PreprocessingConfig(
       pieces=PiecesConfig(max_comment_tokens=max_comment_tokens),
       markers=markers_config,
       **settings,

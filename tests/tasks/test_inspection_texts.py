@@ -8,11 +8,15 @@ import pytest
 
 from commentree.console import Console
 from commentree.tasks.config.objective import ObjectiveConfig
-from commentree.tasks.config.preprocessing import LabelsConfig, MarkersConfig
+from commentree.tasks.config.preprocessing import (
+  LabelsConfig,
+  MarkersConfig,
+  PreprocessingConfig,
+)
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.inspection import html_page, inspecting, terminal
 from commentree.tasks.inspection.views import InspectionConfig
-from commentree.tasks.seqio_tasks.registry import CommentTreeTask, Preprocessing
+from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import TreeSource
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
 from commentree.tasks.vocabulary import markers, vocabularies
@@ -56,7 +60,7 @@ def inspect(request, tmp_path_factory):
   trees.odd = ODD.get(request.param, SENTENCE)
 
   def inspect(**settings):
-    preprocessing = Preprocessing(markers=config, **settings)
+    preprocessing = PreprocessingConfig(markers=config, **settings)
     task = CommentTreeTask("shown", trees, tokenizer, preprocessing)
     layout = ForestLayout(decoder_rows=8)
     view = inspecting.inspect_trees(task, InspectionConfig(count=1, layout=layout))

@@ -9,14 +9,16 @@ import pytest
 from commentree.errors import UserError
 from commentree.launch import assemble_run
 from commentree.models.config import ModelConfig
-from commentree.tasks import data
 from commentree.tasks.config.objective import ObjectiveConfig
-from commentree.tasks.config.preprocessing import CommentLabelsConfig, LabelsConfig
+from commentree.tasks.config.preprocessing import (
+  CommentLabelsConfig,
+  LabelsConfig,
+  PreprocessingConfig,
+)
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests import forest_layout, pack_items, packing
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.objectives import label_objectives, objectives
-from commentree.tasks.seqio_tasks.registry import Preprocessing
 from commentree.tasks.subtrees.subtree_builder import PieceBuilder
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
 
@@ -29,7 +31,7 @@ LENGTHS = {"encoder": 24, "decoder": 24}
 
 
 def settings(name):
-  return Preprocessing(
+  return PreprocessingConfig(
     labels=SPANS, comment_labels=STANCES, objective=ObjectiveConfig(name)
   )
 
@@ -137,7 +139,8 @@ def test_trees_without_labels_are_trained_on_unless_left_out():
   counted = {}
   for choice in ("outside", "left_out"):
     builder = PieceBuilder(
-      Characters(), labels=dataclasses.replace(SPANS, bare_trees=choice)
+      Characters(),
+      PreprocessingConfig(labels=dataclasses.replace(SPANS, bare_trees=choice)),
     )
     for spans in ((Span(0, 7, "claim"),), ()):
       builder = dataclasses.replace(builder, tokenizer=WithOffsets())
@@ -201,17 +204,8 @@ def test_a_head_that_the_objective_does_not_train_is_refused():
 def test_objectives_whose_labels_are_not_named_are_refused():
   for name in ("tag", "classify"):
     with pytest.raises(UserError, match=f"is missing: the objective '{name}' needs"):
-      DataConfig("commentree_generated", LENGTHS, objective=ObjectiveConfig(name))
-
-
-def test_settings_that_came_later_are_no_facts_of_a_run_without_them():
-  facts = data.pieces_facts(Preprocessing())
-  assert facts["labels"] == {"names": ()}
-  assert not {"objective", "comment_labels"} & facts.keys()
-  facts = data.pieces_facts(settings("tag"))
-  assert facts["objective"]["name"] == "tag"
-  left_out = dataclasses.replace(SPANS, bare_trees="left_out")
-  assert data.pieces_facts(Preprocessing(labels=left_out))["labels"] == {
-    "names": SPANS.names,
-    "bare_trees": "left_out",
-  }
+      DataConfig(
+        "commentree_generated",
+        LENGTHS,
+        preprocessing=PreprocessingConfig(objective=ObjectiveConfig(name)),
+      )

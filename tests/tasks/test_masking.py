@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks.objectives.masking import Masker, MaskingConfig, masked_counts
+from commentree.tasks.config.preprocessing import MaskingConfig
+from commentree.tasks.objectives.masking import Masker, masked_counts
 
 from .pieces_fixture import FIRST_WORD, MASK_ID, maskable, random_pieces
 

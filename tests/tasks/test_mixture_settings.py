@@ -16,14 +16,17 @@ from commentree.tasks import data
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.mixture_config import members
 from commentree.tasks.config.objective import ObjectiveConfig
-from commentree.tasks.config.preprocessing import CommentLabelsConfig, MarkersConfig
+from commentree.tasks.config.preprocessing import (
+  CommentLabelsConfig,
+  MarkersConfig,
+  PreprocessingConfig,
+)
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.seqio_tasks import registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
-from commentree.tasks.seqio_tasks.registry import Preprocessing
 from commentree.tasks.sources import generated
 from commentree.training.config import TrainConfig
 
@@ -215,7 +218,7 @@ def test_a_task_with_nothing_to_predict_is_told(tmp_path, config, vocabulary):
     mixture={"labelled:classify": 1, "bare:classify": 1},
     corpora=files,
     vocabulary=vocabulary,
-    comment_labels=labels,
+    preprocessing=PreprocessingConfig(comment_labels=labels),
     held_out_share=0.3,
   )
   assert config.objective_names == ("classify",)
@@ -253,7 +256,9 @@ def test_seqio_mixes_tasks_with_languages_and_without(tmp_path, config, vocabula
     mixture={"tlm": 1, "clm": 1},
     files=forum(tmp_path / "forum", "t", 20, **translated),
     vocabulary=vocabulary,
-    objective=ObjectiveConfig("mlm", languages=("en", "de")),
+    preprocessing=PreprocessingConfig(
+      objective=ObjectiveConfig("mlm", languages=("en", "de"))
+    ),
     held_out_share=0.3,
   )
   data.register_tasks(config)
@@ -280,7 +285,10 @@ def test_seqio_mixes_tasks_with_languages_and_without(tmp_path, config, vocabula
 
 def add(name, vocabulary, folder, **preprocessing):
   return registry.add_files_task(
-    name, forum(folder, name), vocabulary, preprocessing=Preprocessing(**preprocessing)
+    name,
+    forum(folder, name),
+    vocabulary,
+    preprocessing=PreprocessingConfig(**preprocessing),
   )
 
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from commentree.errors import UserError
 from commentree.tasks.config.mixture_config import shares
+from commentree.tasks.config.preprocessing import MaskingConfig
 from commentree.tasks.forests import forest_streams, mixing
 from commentree.tasks.forests.forest_layout import ForestShape, PieceTotals
 from commentree.tasks.forests.mixing import MixedOrder
 from commentree.tasks.forests.shuffling import EndlessOrder
 from commentree.tasks.objectives.causal import CausalObjective
-from commentree.tasks.objectives.masking import Masker, MaskingConfig
+from commentree.tasks.objectives.masking import Masker
 
 from .pieces_fixture import MASK_ID, VOCAB_SIZE, maskable, random_pieces
 

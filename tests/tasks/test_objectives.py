@@ -6,13 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import data
 from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import MaskingConfig
 from commentree.tasks.forests import pack_items, packing
 from commentree.tasks.objectives.causal import CausalObjective
-from commentree.tasks.objectives.masking import Masker, MaskingConfig
+from commentree.tasks.objectives.masking import Masker
 from commentree.tasks.objectives.span_corruption import SpanCorruption
-from commentree.tasks.seqio_tasks.registry import Preprocessing
 
 from .forest_reading import SHAPE, pack_and_read
 from .pieces_fixture import MASK_ID, VOCAB_SIZE, maskable, random_pieces
@@ -124,17 +123,6 @@ def test_forests_without_the_features_of_an_objective_are_refused():
   with pytest.raises(UserError, match="target_prefix_lengths"):
     list(packing.pack(apply(CLM, random_pieces(1)), bare, 1))
   assert list(packing.pack(apply(MLM, random_pieces(1)), bare, 1))
-
-
-def test_a_run_begun_before_there_were_objectives_is_still_the_same_run():
-  facts = data.pieces_facts(Preprocessing())
-  assert "objective" not in facts
-  assert set(facts["masking"]) == {"rate", "mask_share", "random_share"}
-  other = data.pieces_facts(Preprocessing(objective=ObjectiveConfig("clm")))
-  assert other["objective"]["name"] == "clm"
-  bare = dataclasses.replace(SHAPE, extras=())
-  assert "extras" not in data.shape_facts(bare)
-  assert data.shape_facts(SHAPE)["extras"] == SHAPE.extras
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,12 @@ import pytest
 
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.objective import PREFIXES, ObjectiveConfig
+from commentree.tasks.config.preprocessing import PiecesConfig, PreprocessingConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.seqio_tasks import registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
-from commentree.tasks.seqio_tasks.registry import Preprocessing
-from commentree.tasks.subtrees.subtree_builder import PiecesConfig
 
 LENGTHS = {"encoder": 32, "decoder": 32}
 CONFIG = GeneratedTreesConfig(num_train_trees=30, max_tree_size=12)
@@ -25,7 +24,7 @@ def task(request, tmp_path_factory):
   return registry.add_generated_task(
     f"in_seqio_{request.param}",
     CONFIG,
-    Preprocessing(
+    PreprocessingConfig(
       objective=ObjectiveConfig(request.param, languages=languages),
       pieces=PiecesConfig(max_tree_size=8, max_ancestors=4),
     ),

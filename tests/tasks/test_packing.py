@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
+from commentree.tasks.config.preprocessing import MaskingConfig
 from commentree.tasks.forests import forest_layout, pack_items, packing
 from commentree.tasks.forests.forest_layout import ForestLayout, ForestShape
-from commentree.tasks.objectives.masking import Masker, MaskingConfig
+from commentree.tasks.objectives.masking import Masker
 from commentree.tasks.seqio_tasks import feature_converters
 
 from .pieces_fixture import MASK_ID, maskable, random_piece, random_pieces

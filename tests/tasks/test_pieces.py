@@ -2,9 +2,13 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.config.preprocessing import (
+  PiecesConfig,
+  PreprocessingConfig,
+  TreeConfig,
+)
 from commentree.tasks.subtrees import splitting
-from commentree.tasks.subtrees.subtree_builder import PieceBuilder, PiecesConfig
+from commentree.tasks.subtrees.subtree_builder import PieceBuilder
 from commentree.tasks.trees.comment_tree import Comment, CommentTree
 
 
@@ -39,7 +43,9 @@ def tree(parents, lengths):
 
 
 def build(parents, lengths, trees=TreeConfig(), **settings):
-  builder = PieceBuilder(WordTokenizer(), trees=trees, pieces=PiecesConfig(**settings))
+  builder = PieceBuilder(
+    WordTokenizer(), PreprocessingConfig(trees=trees, pieces=PiecesConfig(**settings))
+  )
   return list(builder(tree(parents, lengths))), builder
 
 

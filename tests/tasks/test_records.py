@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
+from commentree.tasks.config.preprocessing import MaskingConfig
 from commentree.tasks.forests import forest_streams
 from commentree.tasks.forests.forest_layout import ForestShape
-from commentree.tasks.objectives.masking import Masker, MaskingConfig
+from commentree.tasks.objectives.masking import Masker
 from commentree.tasks.preparation import records
 from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES
 

@@ -116,7 +116,7 @@ def files_config(tmp_path, **settings):
 
 def test_trees_are_held_out_by_their_ids_alone(tmp_path):
   config = files_config(tmp_path, vocabulary="none.model", held_out_share=0.3)
-  source = tree_sources.TreeFilesSource(config.files, 0.3, config.trees)
+  source = tree_sources.TreeFilesSource(config.files, 0.3, config.preprocessing.trees)
   train, held_out = (
     [t.id for t in source.trees(split)] for split in ("train", "validation")
   )

@@ -12,20 +12,16 @@ from commentree.tasks.config.objective import ObjectiveConfig
 from commentree.tasks.config.preprocessing import (
   LabelsConfig,
   MarkersConfig,
+  MaskingConfig,
+  PiecesConfig,
+  PreprocessingConfig,
   TreeConfig,
 )
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests import packing
 from commentree.tasks.forests.forest_layout import ForestShape
-from commentree.tasks.objectives.masking import MaskingConfig
 from commentree.tasks.objectives.objectives import build
-from commentree.tasks.seqio_tasks.registry import Preprocessing
-from commentree.tasks.subtrees.subtree_builder import (
-  LABELS,
-  LANGUAGES,
-  PieceBuilder,
-  PiecesConfig,
-)
+from commentree.tasks.subtrees.subtree_builder import LABELS, LANGUAGES, PieceBuilder
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span, Translation
 from commentree.tasks.vocabulary import markers, vocabularies
 from commentree.tasks.vocabulary.vocabularies import Tokenizer
@@ -78,7 +74,9 @@ def test_comments_are_what_the_library_s_own_processor_makes_of_them(paths, kind
     library.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
   texts = [text.rsplit(" ", n)[0] for n, text in enumerate(some_texts(6))]
   tokenizer = Tokenizer(lambda: ours, MARKERS)
-  builder = PieceBuilder(tokenizer, markers=NO_AUTHORS, pieces=ENDS)
+  builder = PieceBuilder(
+    tokenizer, PreprocessingConfig(markers=NO_AUTHORS, pieces=ENDS)
+  )
   (piece,) = builder(tree(texts))
   expected = [library.encode(text).ids for text in texts]
   assert {len(ids) for ids in expected} >= {LIMIT}
@@ -91,7 +89,9 @@ def test_comments_are_what_the_library_s_own_processor_makes_of_them(paths, kind
 def test_each_chunk_has_its_own_ends_and_no_word_is_lost(tokenizer):
   chunked = dataclasses.replace(ENDS, long_comments="chunk", max_tree_size=200)
   text = " ".join(some_texts(3))
-  builder = PieceBuilder(tokenizer, markers=NO_AUTHORS, pieces=chunked)
+  builder = PieceBuilder(
+    tokenizer, PreprocessingConfig(markers=NO_AUTHORS, pieces=chunked)
+  )
   (piece,) = builder(tree(["post", text]))
   begin, end = tokenizer.bos_id, tokenizer.eos_id
   nodes = nodes_of(piece)
@@ -105,12 +105,12 @@ def test_each_chunk_has_its_own_ends_and_no_word_is_lost(tokenizer):
 
 
 def test_ends_are_never_masked_and_never_put_in(tokenizer):
-  preprocessing = Preprocessing(
+  preprocessing = PreprocessingConfig(
     pieces=ENDS, masking=MaskingConfig(rate=1.0, mask_share=0.2, random_share=0.8)
   )
-  (piece,) = PieceBuilder(tokenizer, TreeConfig(target_post=True), pieces=ENDS)(
-    tree(some_texts(6))
-  )
+  (piece,) = PieceBuilder(
+    tokenizer, PreprocessingConfig(TreeConfig(target_post=True), pieces=ENDS)
+  )(tree(some_texts(6)))
   masked = build(preprocessing, tokenizer)(piece, LIMIT, 0, 0, 0)
   ends = np.isin(piece["tokens"], (tokenizer.bos_id, tokenizer.eos_id))
   assert ends.sum() == 12
@@ -126,14 +126,16 @@ def test_ends_have_no_label_and_words_keep_theirs(tokenizer):
   spans = (Span(5, 9, "claim"), Span(10, 14, "claim"))
   given = tree(["post", text], spans=spans)
   labels = LabelsConfig(("claim",))
-  plain = PieceBuilder(tokenizer, pieces=PiecesConfig(8, 4, 40), labels=labels)
+  plain = PieceBuilder(
+    tokenizer, PreprocessingConfig(pieces=PiecesConfig(8, 4, 40), labels=labels)
+  )
   pieces = dataclasses.replace(ENDS, max_comment_tokens=40)
-  with_ends = PieceBuilder(tokenizer, pieces=pieces, labels=labels)
+  with_ends = PieceBuilder(tokenizer, PreprocessingConfig(pieces=pieces, labels=labels))
   expected = plain.encode(given)[1][LABELS]
   assert set(expected[1].tolist()) >= {0, 1}
   for before, after in zip(expected, with_ends.encode(given)[1][LABELS]):
     assert after.tolist() == [-1, *before.tolist(), -1]
-  preprocessing = Preprocessing(
+  preprocessing = PreprocessingConfig(
     pieces=pieces, labels=labels, objective=ObjectiveConfig("tag")
   )
   (piece,) = with_ends(given)
@@ -143,7 +145,7 @@ def test_ends_have_no_label_and_words_keep_theirs(tokenizer):
 
 
 def test_offsets_of_words_are_those_without_ends(tokenizer):
-  builder = PieceBuilder(tokenizer, pieces=ENDS)
+  builder = PieceBuilder(tokenizer, PreprocessingConfig(pieces=ENDS))
   texts = some_texts(3)
   plain = tokenizer.encode_batch_with_offsets(texts)
   found = builder.encode_texts_with_offsets(texts)
@@ -162,8 +164,8 @@ def test_clm_reads_and_predicts_the_same_with_ends_as_without(tokenizer):
     # Room for the same words.
     pieces = PiecesConfig(8, 4, LIMIT + 2 * ends, sequence_ends=ends)
     objective = ObjectiveConfig("clm")
-    preprocessing = Preprocessing(pieces=pieces, objective=objective)
-    (piece,) = PieceBuilder(tokenizer, pieces=pieces)(given)
+    preprocessing = PreprocessingConfig(pieces=pieces, objective=objective)
+    (piece,) = PieceBuilder(tokenizer, PreprocessingConfig(pieces=pieces))(given)
     read = build(preprocessing, tokenizer)(piece, 64, 0, 0, 0)
     targets.append(sorted((t.read, t.predicted) for t in pack_and_read([read])))
   assert targets[0] == targets[1]
@@ -178,7 +180,9 @@ def test_a_comment_and_its_translation_stand_between_the_same_ends(tokenizer):
     translation=Translation("de", some_texts(2)[1]),
   )
   objective = ObjectiveConfig("tlm", languages=("en", "de"))
-  builder = PieceBuilder(tokenizer, pieces=ENDS, objective=objective)
+  builder = PieceBuilder(
+    tokenizer, PreprocessingConfig(pieces=ENDS, objective=objective)
+  )
   (piece,) = builder(given)
   node = nodes_of(piece)[1]
   assert len(node) == LIMIT
@@ -189,8 +193,10 @@ def test_a_comment_and_its_translation_stand_between_the_same_ends(tokenizer):
 
 
 def test_positions_begin_with_the_beginning_in_every_comment_of_a_row(tokenizer):
-  preprocessing = Preprocessing(pieces=ENDS)
-  (piece,) = PieceBuilder(tokenizer, pieces=ENDS)(tree(some_texts(6)))
+  preprocessing = PreprocessingConfig(pieces=ENDS)
+  (piece,) = PieceBuilder(tokenizer, PreprocessingConfig(pieces=ENDS))(
+    tree(some_texts(6))
+  )
   masked = build(preprocessing, tokenizer)(piece, 32, 0, 0, 0)
   shape = ForestShape(32, 32, 3, 3, 8, 8, 4, 32)
   (forest,) = packing.pack(iter([masked]), shape, lookahead=4)
@@ -203,7 +209,7 @@ def test_positions_begin_with_the_beginning_in_every_comment_of_a_row(tokenizer)
 
 def test_a_vocabulary_without_a_beginning_is_refused_in_a_line(paths):
   tokenizer = Tokenizer(lambda: paths["t5"][1], MARKERS)
-  builder = PieceBuilder(tokenizer, pieces=ENDS)
+  builder = PieceBuilder(tokenizer, PreprocessingConfig(pieces=ENDS))
   with pytest.raises(UserError, match=r"sequence_ends = True: .* for the beginning"):
     builder.encode_texts(["bako"])
 
@@ -214,9 +220,20 @@ def test_rows_that_would_cut_ends_off_are_refused_in_a_line():
     "mixture_or_task_name": "commentree_generated",
     "task_feature_lengths": lengths,
   }
-  DataConfig(**settings, pieces=PiecesConfig(max_comment_tokens=32, sequence_ends=True))
-  DataConfig(**settings, pieces=PiecesConfig(max_comment_tokens=33))
+  DataConfig(
+    **settings,
+    preprocessing=PreprocessingConfig(
+      pieces=PiecesConfig(max_comment_tokens=32, sequence_ends=True)
+    ),
+  )
+  DataConfig(
+    **settings,
+    preprocessing=PreprocessingConfig(pieces=PiecesConfig(max_comment_tokens=33)),
+  )
   with pytest.raises(UserError, match="max_comment_tokens = 33: rows of 32 tokens"):
     DataConfig(
-      **settings, pieces=PiecesConfig(max_comment_tokens=33, sequence_ends=True)
+      **settings,
+      preprocessing=PreprocessingConfig(
+        pieces=PiecesConfig(max_comment_tokens=33, sequence_ends=True)
+      ),
     )

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from commentree.errors import UserError
 from commentree.tasks.config.objective import ObjectiveConfig
+from commentree.tasks.config.preprocessing import PreprocessingConfig
 from commentree.tasks.objectives.masking import Masker
 from commentree.tasks.objectives.span_corruption import SpanCorruption
 from commentree.tasks.seqio_tasks import registry
-from commentree.tasks.seqio_tasks.registry import Preprocessing
 
 from .forest_reading import SHAPE, pack_and_read
 from .pieces_fixture import VOCAB_SIZE, maskable, random_pieces
@@ -161,7 +161,7 @@ def test_too_few_sentinels_are_told_with_the_command_that_adds_them():
 
 
 def test_generated_trees_have_sentinels_where_spans_are_predicted(tmp_path):
-  with_spans = Preprocessing(objective=ObjectiveConfig("span_corruption"))
+  with_spans = PreprocessingConfig(objective=ObjectiveConfig("span_corruption"))
   task = registry.add_generated_task(
     "spans", preprocessing=with_spans, cache_dir=tmp_path
   )

@@ -14,21 +14,19 @@ from commentree.tasks.config.objective import ObjectiveConfig
 from commentree.tasks.config.preprocessing import (
   CleaningConfig,
   MarkersConfig,
+  MaskingConfig,
+  PiecesConfig,
+  PreprocessingConfig,
   TreeConfig,
 )
 from commentree.tasks.dataset_files import tree_record
 from commentree.tasks.objectives.label_objectives import LabelObjective
-from commentree.tasks.objectives.masking import Masker, MaskingConfig
+from commentree.tasks.objectives.masking import Masker
 from commentree.tasks.preparation import preparing
 from commentree.tasks.seqio_tasks import registry
-from commentree.tasks.seqio_tasks.registry import Preprocessing
 from commentree.tasks.sources import vocabulary_training_text
 from commentree.tasks.subtrees import translations
-from commentree.tasks.subtrees.subtree_builder import (
-  LANGUAGES,
-  PieceBuilder,
-  PiecesConfig,
-)
+from commentree.tasks.subtrees.subtree_builder import LANGUAGES, PieceBuilder
 from commentree.tasks.trees.columns import OPTIONAL_COLUMNS, from_columns, to_columns
 from commentree.tasks.trees.comment_tree import MENDED_TRANSLATION, Fates, Translation
 
@@ -60,9 +58,11 @@ def read(path):
 def pieces_of(trees, objective=TLM, **pieces):
   builder = PieceBuilder(
     Characters(),
-    markers=MarkersConfig(authors=False),
-    pieces=PiecesConfig(**pieces),
-    objective=objective,
+    PreprocessingConfig(
+      markers=MarkersConfig(authors=False),
+      pieces=PiecesConfig(**pieces),
+      objective=objective,
+    ),
   )
   return [piece for tree in trees for piece in builder(tree)], builder
 
@@ -123,13 +123,15 @@ def test_datasets_built_before_there_were_languages_are_refused(
   path, tmp_path, monkeypatch
 ):
   building_fixture.build([path], tmp_path / "forum", BuildConfig())
-  with_languages = Preprocessing(objective=TLM)
+  with_languages = PreprocessingConfig(objective=TLM)
   registry.add_files_task("new", str(tmp_path / "forum"), "v", 0.1, with_languages)
   without = frozenset({"tree_id"})
   monkeypatch.setattr(
     registry.built_dataset.BuiltDataset, "_check_features", lambda self: without
   )
-  registry.add_files_task("old", str(tmp_path / "forum"), "v", 0.1, Preprocessing())
+  registry.add_files_task(
+    "old", str(tmp_path / "forum"), "v", 0.1, PreprocessingConfig()
+  )
   with pytest.raises(UserError, match="build it again"):
     registry.add_files_task("old", str(tmp_path / "forum"), "v", 0.1, with_languages)
 
@@ -270,7 +272,7 @@ def test_pieces_with_translations_are_told_from_those_without(path, tmp_path):
     TLM,
     ObjectiveConfig("mlm", languages=TLM.languages),
   ):
-    preprocessing = Preprocessing(objective=objective)
+    preprocessing = PreprocessingConfig(objective=objective)
     task = registry.add_generated_task(
       "keys", preprocessing=preprocessing, cache_dir=tmp_path
     )

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks.objectives.masking import Masker, MaskingConfig, masked_counts
+from commentree.tasks.config.preprocessing import MaskingConfig
+from commentree.tasks.objectives.masking import Masker, masked_counts
 from commentree.tasks.vocabulary import vocabularies, word_starts
 from commentree.tasks.vocabulary.vocabularies import Tokenizer
 

@@ -41,7 +41,9 @@ class Classify(Mode[ClassifiedDocument]):
   def __init__(self, run: RunFacts, ancestors: Condition = "true"):
     """Sets up."""
     super().__init__(run, ancestors)
-    self._names = label_objectives.label_names(run.config.data)
+    self._names = label_objectives.label_names(
+      run.config.data.preprocessing, run.config.data.objective_names[0]
+    )
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold: a label a comment."""
@@ -55,7 +57,7 @@ class Classify(Mode[ClassifiedDocument]):
     """Yields every comment once; of one in chunks the first, as in training."""
     nodes = document.piece()
     asked = (nodes["lengths"] > 0) & (document.firsts == 0)
-    for piece in forests.cut(nodes, asked, self.run.builder.pieces):
+    for piece in forests.cut(nodes, asked, self.run.builder.preprocessing.pieces):
       piece["input_tokens"] = piece["tokens"]
       piece["is_masked"] = (forests.columns(piece["lengths"]) == 0).astype(np.int32)
       yield from forests.items_of(piece, self.shape)

@@ -84,7 +84,7 @@ class Embed(Mode[EmbeddedDocument]):
       return
     lengths = nodes["lengths"]
     nodes["node_ids"] = nodes["node_ids"] + len(lengths)
-    for piece in forests.cut(nodes, lengths > 0, self.run.builder.pieces):
+    for piece in forests.cut(nodes, lengths > 0, self.run.builder.preprocessing.pieces):
       if (causal := self.run.reads_in_order) is not None:
         piece = causal(piece, self.run.decoder_length, 0, 0, 0)
       else:

@@ -156,7 +156,7 @@ class Fill(Mode[MaskedDocument]):
       for piece in forests.cut(
         nodes,
         in_node > lot * self._lot,
-        self.run.builder.pieces,
+        self.run.builder.preprocessing.pieces,
         per_token=("tokens", "lots"),
       ):
         piece["input_tokens"] = piece["tokens"]

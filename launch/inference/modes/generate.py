@@ -167,7 +167,7 @@ class Generate(Mode[AnsweredDocument]):
     author = self._author or _somebody_new(tree)
     reply = Comment("", 0, author, "", None)
     more = dataclasses.replace(tree, comments=[*comments, reply])
-    marker = markers.author_markers(more, builder.markers)[-1]
+    marker = markers.author_markers(more, builder.preprocessing.markers)[-1]
     first = tokenizer.piece_to_id(marker) if marker else None
     encoded = builder.encode_texts(builder.texts(more)[:-1])
     # A reply is a comment of one token that nobody reads, below what it answers.
@@ -188,7 +188,7 @@ class Generate(Mode[AnsweredDocument]):
     nodes = document.piece()
     count = len(document.tree.comments) - len(document.asked)
     is_reply = document.nodes["node_ids"] >= count
-    for piece in forests.cut(nodes, is_reply, self.run.builder.pieces):
+    for piece in forests.cut(nodes, is_reply, self.run.builder.preprocessing.pieces):
       piece["input_tokens"] = piece["tokens"]
       piece["is_masked"] = np.repeat(piece["is_target"], piece["lengths"])
       yield from forests.items_of(piece, self.shape)

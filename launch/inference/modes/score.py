@@ -118,7 +118,7 @@ class PseudoLikelihood(Score):
   def items(self, document: ScoredDocument) -> Iterator[PackItem]:
     """Yields every comment as often as it has tokens."""
     nodes = document.piece()
-    max_ancestors = self.run.builder.pieces.max_ancestors
+    max_ancestors = self.run.builder.preprocessing.pieces.max_ancestors
     visible = splitting.visible_ancestors(nodes["parents"], max_ancestors)
     starts = np.cumsum(nodes["lengths"]) - nodes["lengths"]
     for node in range(len(starts)):
@@ -179,6 +179,8 @@ class Likelihood(Score):
     """Yields every comment once."""
     nodes = document.piece()
     assert self.run.causal is not None
-    for piece in forests.cut(nodes, nodes["lengths"] > 0, self.run.builder.pieces):
+    for piece in forests.cut(
+      nodes, nodes["lengths"] > 0, self.run.builder.preprocessing.pieces
+    ):
       read = self.run.causal(piece, self.run.decoder_length, 0, 0, 0)
       yield from forests.items_of(read, self.shape)

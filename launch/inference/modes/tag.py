@@ -52,7 +52,9 @@ class Tag(Mode[TaggedDocument]):
   def __init__(self, run: RunFacts, ancestors: Condition = "true"):
     """Sets up."""
     super().__init__(run, ancestors)
-    self._names = label_objectives.label_names(run.config.data)
+    self._names = label_objectives.label_names(
+      run.config.data.preprocessing, run.config.data.objective_names[0]
+    )
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold: every token has a label."""
@@ -88,7 +90,7 @@ class Tag(Mode[TaggedDocument]):
   def items(self, document: TaggedDocument) -> Iterator[PackItem]:
     """Yields every comment once."""
     builder, nodes = self.run.builder, document.piece()
-    for piece in forests.cut(nodes, nodes["lengths"] > 0, builder.pieces):
+    for piece in forests.cut(nodes, nodes["lengths"] > 0, builder.preprocessing.pieces):
       shown = forests.columns(piece["lengths"]) < self.run.decoder_length
       shown &= ~builder.is_end(piece["tokens"])
       piece["input_tokens"] = piece["tokens"]
@@ -153,7 +155,7 @@ class Tag(Mode[TaggedDocument]):
     if not chunks:
       return []
     words = spans.words_through_cleaning(
-      text, clean.whole, self.run.builder.cleaning, clean.cuts
+      text, clean.whole, self.run.builder.preprocessing.cleaning, clean.cuts
     )
     found: list[Answer] = []
     for first, behind, label in chunks:
