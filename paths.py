@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
 from etils import epath
 
@@ -42,3 +43,11 @@ def open_path(path: str | os.PathLike[str], what: str = "") -> epath.Path:
   """Returns a path to read from; raises as `check_scheme` does."""
   check_scheme(path, what)
   return epath.Path(path)
+
+
+def cache_root(cache_dir: str | None) -> pathlib.Path:
+  """The setting, or commentree's part of the user's cache folder."""
+  if cache_dir:
+    return pathlib.Path(cache_dir).expanduser()
+  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(home).expanduser() / "commentree"

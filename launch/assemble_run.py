@@ -20,7 +20,7 @@ from commentree.tasks import data as data_lib
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.data import RunData
 from commentree.tasks.objectives import label_objectives
-from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
@@ -28,10 +28,11 @@ from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources import generated
 from commentree.tasks.sources.tree_sources import BuiltTreesSource, GeneratedTreesSource
 from commentree.tasks.vocabulary import vocabulary_files
-from commentree.training import evaluation, partitioning, runtime
+from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
+from commentree.training import evaluation, initial_state, partitioning, runtime
 from commentree.training import state as state_lib
 from commentree.training import train as trainer
-from commentree.training.checkpointing import initial_state, run_record, storage
+from commentree.training.checkpointing import run_record, storage
 from commentree.training.checkpointing.run_record import RunRecord
 from commentree.training.cluster.distributed import Joined
 from commentree.training.data_input import EvalData, TrainData
@@ -59,7 +60,7 @@ def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int
   console = joined.console
   clock.watch = lambda what: joined.watchdog.at(0, what)
   with clock.on("data"):
-    data_lib.register_tasks(run.data)
+    registration.register_tasks(run.data)
     model = build_model(run, registry.get_parts(run.data.mixture_or_task_name)[0].task)
     check_model(run, model)
     data = data_lib.open_data(run.data, console)
@@ -237,7 +238,7 @@ def check_held_out(run: RunConfig, data: RunData) -> None:
 
 def describe(run: RunConfig) -> int:
   """Prints the parameters and how they would lie on the devices here."""
-  data_lib.register_tasks(run.data)
+  registration.register_tasks(run.data)
   task = registry.get_parts(run.data.mixture_or_task_name)[0].task
   console = Console()
   parameter_table.describe(run.train, build_model(run, task), console)
@@ -261,7 +262,7 @@ def advise_sequence_ends(run: RunConfig, console: Console) -> None:
 
 def build_model(run: RunConfig, task: CommentTreeTask) -> CommentTreeModel:
   """The model, its embedding table as large as the task's vocabulary needs."""
-  vocabulary = task.tokenizer.vocabulary
+  vocabulary = LazyVocabulary(task.tokenizer)
   # Of a mixture, whose first task may know no languages.
   languages = run.model.num_languages or len(run.data.preprocessing.objective.languages)
   return CommentTreeModel(

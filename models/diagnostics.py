@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
@@ -21,22 +20,9 @@ from flax.traverse_util import flatten_dict
 from commentree.models.layers import Array
 
 if TYPE_CHECKING:
-  from commentree.models.transformer.attention import AncestorContext
+  from commentree.models.ancestor_context import AncestorContext
 
 COLLECTION = "diagnostics"
-
-
-@flax.struct.dataclass
-class Watched:
-  """What has to be known of the vectors that are attended to.
-
-  Attributes:
-    is_token_BN: which tokens are no padding.
-    is_parent_BNS: which vectors are of the parent of a token's comment.
-  """
-
-  is_token_BN: Array
-  is_parent_BNS: Array
 
 
 def wanted(module: nn.Module) -> bool:

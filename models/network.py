@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from commentree.models.ancestor_context import AncestorContext
 from commentree.models.batch import places
 from commentree.models.config import ModelConfig
 from commentree.models.context.ancestors import Ancestors, by_slot
@@ -27,7 +28,6 @@ from commentree.models.heads.matching import (
 from commentree.models.heads.pointer import AncestorPointer, Copies, PointerScores
 from commentree.models.heads.vectors_to_logits import VectorsToLogits
 from commentree.models.layers import Array, parameter, small_normal
-from commentree.models.transformer.attention import AncestorContext
 from commentree.models.transformer.stacks import (
   DecoderStack,
   EncoderStack,

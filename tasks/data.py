@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from commentree import fingerprints
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.tasks.config.objective import ObjectiveConfig
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.dataset_files import built_dataset
 from commentree.tasks.forests import forest_layout, forest_streams, mixing, packing
@@ -20,6 +20,7 @@ from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.objectives import label_objectives
 from commentree.tasks.preparation import cached_subtrees, preparing, records
 from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks.registration import register_tasks
 from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 
 Pieces = records.PieceRecords | cached_subtrees.CachedPieces
@@ -44,7 +45,7 @@ class TaskData:
   def facts(self) -> dict[str, Any]:
     """What of it decides a run's results."""
     return {
-      "pieces": records.jsonable(self.task.preprocessing),
+      "pieces": fingerprints.jsonable(self.task.preprocessing),
       **{
         f"{name}_pieces": f"{len(split):,}, of digest {split.totals.digest:016x}"
         for name, split in self.splits.items()
@@ -169,57 +170,6 @@ class RunData:
     for part in self.parts:
       facts |= {f"{part.task.name}.{name}": v for name, v in part.facts().items()}
     return facts
-
-
-def register_tasks(config: DataConfig) -> None:
-  """Makes the settings' own tasks known to SeqIO, beside those already registered."""
-  add = _Adder(config)
-  add(registry.GENERATED, registry.GENERATED, config.preprocessing.objective)
-  if config.files and config.vocabulary:
-    add(registry.FILES, registry.FILES, config.preprocessing.objective)
-  members = config.members()
-  for member in members:
-    objective = config.preprocessing.objective.named(member.objective)
-    add(member.name, member.source, objective)
-  if members:
-    rates = {member.name: member.rate for member in members}
-    registry.add_mixture(config.mixture_or_task_name, rates)
-
-
-class _Adder:
-  """Registers tasks as settings say."""
-
-  def __init__(self, config: DataConfig):
-    self._config = config
-    self._preprocessing = config.preprocessing
-    self._files = {**(config.corpora or {}), registry.FILES: config.files}
-
-  def __call__(self, name: str, source: str, objective: ObjectiveConfig) -> None:
-    config = self._config
-    preprocessing = dataclasses.replace(self._preprocessing, objective=objective)
-    if source == registry.GENERATED:
-      masking = dataclasses.replace(
-        preprocessing.masking, mask_share=1.0, random_share=0.0
-      )
-      registry.add_generated_task(
-        name,
-        config.generated,
-        dataclasses.replace(preprocessing, masking=masking),
-        config.cache_dir,
-        with_sentinels="span_corruption" in config.objective_names,
-      )
-      return
-    files, vocabulary = self._files[source], config.vocabulary
-    assert files is not None  # `DataConfig` sees to both
-    assert vocabulary is not None
-    registry.add_files_task(
-      name,
-      files,
-      vocabulary,
-      config.held_out_share,
-      preprocessing,
-      config.files_format,
-    )
 
 
 def open_data(

@@ -12,9 +12,7 @@ from commentree.tasks import readers
 from commentree.tasks.config import mixture_config
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.mixture_config import Member
-from commentree.tasks.config.preprocessing import (
-  HELD_OUT_SHARE,
-)
+from commentree.tasks.config.preprocessing import HELD_OUT_SHARE
 from commentree.tasks.forests.forest_layout import ForestLayout, row_lengths
 from commentree.tasks.objectives import label_objectives
 

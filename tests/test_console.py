@@ -12,7 +12,7 @@ from commentree import console as console_lib
 from commentree.console import Console
 from commentree.errors import UserError, printable
 from commentree.launch import main
-from commentree.training.cluster import host_log
+from commentree.training.cluster.coordination import host_log
 
 ROOT = pathlib.Path(console_lib.__file__).parent
 ODD = "a/m[/red] [bold]x[/bold] [v2] :cat: 12 'b' " + "long/" * 40

@@ -14,12 +14,11 @@ from etils import epath
 from commentree.console import Console
 from commentree.errors import UserError
 from commentree.models.interface import Model
-from commentree.training import data_input, partitioning, runtime
+from commentree.training import data_input, initial_state, partitioning, runtime
 from commentree.training import state as state_lib
 from commentree.training.checkpointing import (
   checkpoint_choice,
   checkpoints,
-  initial_state,
   model_dir_lock,
   run_record,
   storage,
@@ -27,8 +26,8 @@ from commentree.training.checkpointing import (
 from commentree.training.checkpointing.run_record import RunRecord
 from commentree.training.cluster import hosts
 from commentree.training.cluster.agreement import Agreement, DelayedAgreement
+from commentree.training.cluster.coordination.host_log import HostConsole
 from commentree.training.cluster.coordination.watchdog import Watchdog
-from commentree.training.cluster.host_log import HostConsole
 from commentree.training.cluster.signals import StopRequest
 from commentree.training.config import TrainConfig
 from commentree.training.data_input import EvalData, Prefetcher, TrainData

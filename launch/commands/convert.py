@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from commentree.errors import UserError
 from commentree.launch.settings import gin_cli, library_noise
 from commentree.launch.settings.configurables import RunConfig
+from commentree.tasks.seqio_tasks import registration
+from commentree.training.warm_starts.formats import array_source
 
 _EPILOG = """\
 examples:
@@ -121,11 +123,10 @@ def _say(line: str) -> None:
 def _copy(arguments: argparse.Namespace) -> int:
   """Copies every array as it is."""
   from commentree.training.checkpointing import storage
-  from commentree.training.warm_starts import sources, writing
-  from commentree.training.warm_starts.formats import safetensors_writing
+  from commentree.training.warm_starts import safetensors_writing, sources, writing
 
   path = storage.as_path(arguments.target)
-  source: sources.ArraySource = sources.open_source(arguments.source)
+  source: array_source.ArraySource = sources.open_source(arguments.source)
   if arguments.to == "safetensors":
     safetensors_writing.refuse_existing(path)
     source = safetensors_writing.parameters_of(source)
@@ -149,7 +150,8 @@ def _copy(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace, run: RunConfig, text: str) -> int:
   """Makes the first checkpoint of a run."""
-  from commentree.training.checkpointing import initial_state, run_record, storage
+  from commentree.training import initial_state
+  from commentree.training.checkpointing import run_record, storage
   from commentree.training.warm_starts import writing
 
   path = storage.as_path(arguments.target)
@@ -177,18 +179,16 @@ def _started(run: RunConfig, say: Callable[[str], None]):
 
   from commentree.launch import assemble_run
   from commentree.models.batch import smallest
-  from commentree.tasks import data as data_lib
   from commentree.tasks.seqio_tasks import registry
   from commentree.tasks.vocabulary import vocabulary_files
-  from commentree.training import partitioning, runtime
+  from commentree.training import initial_state, partitioning, runtime
   from commentree.training import state as state_lib
-  from commentree.training.checkpointing import initial_state
   from commentree.training.optim import optimizers, schedules
 
   config = run.train
   assert config.initial_checkpoint_path is not None
   runtime.set_flags(config.compile_cache_dir)
-  data_lib.register_tasks(run.data)
+  registration.register_tasks(run.data)
   (part, *_) = registry.get_parts(run.data.mixture_or_task_name)
   model = assemble_run.build_model(run, part.task)
   mesh = partitioning.make_mesh(config.partitioning)

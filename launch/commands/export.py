@@ -84,8 +84,7 @@ def _export(arguments: argparse.Namespace, run: Any, options: dict[str, Any]) ->
     run_record,
     storage,
   )
-  from commentree.training.warm_starts import sources
-  from commentree.training.warm_starts.formats import safetensors_writing
+  from commentree.training.warm_starts import safetensors_writing, sources
 
   folder = storage.as_path(arguments.to)
   safetensors_writing.refuse_existing(folder)

@@ -24,6 +24,7 @@ from commentree.tasks.config.preprocessing import (
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.inspection.views import InspectionConfig
+from commentree.tasks.seqio_tasks import registration
 
 _GENERATED, _FILES = "commentree_generated", "commentree_files"
 _MAX_COMMENTS_ON_TERMINAL = 12
@@ -213,11 +214,10 @@ def main(argv: Sequence[str]) -> int:
 
   # TensorFlow loads here, once the settings are sound.
   library_noise.load_tensorflow()
-  from commentree.tasks import data
   from commentree.tasks.inspection import inspecting
   from commentree.tasks.seqio_tasks import registry
 
-  data.register_tasks(data_config)
+  registration.register_tasks(data_config)
   task = registry.get_task(data_config.mixture_or_task_name)
   inspected = inspecting.inspect_trees(task, view_config)
   for remark in task.tree_source.fates.remarks():

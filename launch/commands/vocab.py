@@ -155,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
   if not 0 <= arguments.sentinels <= 1000:
     raise UserError(f"--sentinels={arguments.sentinels}: must be from 0 to 1000")
 
-  from commentree.tasks.vocabulary import markers
+  from commentree.tasks.trees import markers
 
   marker_tokens = markers.all_markers(MarkersConfig(max_users=arguments.max_users))
   console = Console(stderr=True)

@@ -21,9 +21,8 @@ from commentree.models.model import CommentTreeModel
 from commentree.tasks.objectives import label_objectives
 from commentree.tasks.vocabulary import vocabulary_files
 from commentree.training.checkpointing import storage
-from commentree.training.warm_starts import writing
-from commentree.training.warm_starts.formats import safetensors_writing
-from commentree.training.warm_starts.sources import ArraySource
+from commentree.training.warm_starts import safetensors_writing, writing
+from commentree.training.warm_starts.formats.array_source import ArraySource
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 RUNNER_FILE = "run.py"

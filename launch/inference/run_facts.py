@@ -16,7 +16,7 @@ from commentree.tasks.objectives import objectives
 from commentree.tasks.objectives.causal import CausalObjective
 from commentree.tasks.sources import generated
 from commentree.tasks.subtrees.subtree_builder import PieceBuilder
-from commentree.tasks.vocabulary.markers import all_markers
+from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 

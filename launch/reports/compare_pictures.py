@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from commentree.errors import UserError
 
 if TYPE_CHECKING:
-  from commentree.launch.commands.compare import Row, Value
+  from commentree.launch.reports.comparison import Row, Value
 
 _INCHES = (9.0, 3.6)
 # Told apart without colour too (Okabe and Ito's colours).

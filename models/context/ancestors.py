@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from commentree.models import diagnostics
+from commentree.models.ancestor_context import AncestorContext, Watched
 from commentree.models.config import ModelConfig
 from commentree.models.context.encoded import Encoded
 from commentree.models.layers import Array, parameter
-from commentree.models.transformer.attention import AncestorContext
 
 Batch = Mapping[str, Array]
 
@@ -120,7 +120,7 @@ class Ancestors(nn.Module):
       is_parent_BUS = jnp.pad(
         jnp.repeat(is_parent_BUE, per_comment, axis=-1), ((0, 0), (0, 0), (1, 0))
       )
-      watched = diagnostics.Watched(
+      watched = Watched(
         segment_ids_BN > 0,
         _of_tokens(is_parent_BUS & visible_BUS, segment_ids_BN),
       )

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from commentree.models import diagnostics
+from commentree.models.ancestor_context import AncestorContext, Watched
 from commentree.models.context.ancestors import Ancestors
 from commentree.models.context.encoded import Encoded
 from commentree.models.layers import Array
-from commentree.models.transformer.attention import AncestorContext
 from commentree.models.transformer.query_groups import QueryGroups
 
 Batch = Mapping[str, Array]
@@ -228,7 +228,7 @@ class ThreadAncestors(Ancestors):
     if diagnostics.wanted(self):
       of_parent_XC = used_XC & (distances_BTC == 1).reshape(-1, length)
       of_parent_XS = jnp.pad(of_parent_XC, ((0, 0), (1, 0)))
-      watched = diagnostics.Watched(is_token_XL, visible_XLS & of_parent_XS[:, None])
+      watched = Watched(is_token_XL, visible_XLS & of_parent_XS[:, None])
     bias_XH1S = None
     if cfg.ancestor_positions == "relative_bias":
       bias_XHC = jnp.einsum(

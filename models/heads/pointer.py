@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from commentree.models import diagnostics
+from commentree.models.ancestor_context import AncestorTokens
 from commentree.models.config import ModelConfig
 from commentree.models.layers import (
   Array,
@@ -33,27 +34,6 @@ _FIRST_DISTANCE_BIAS = -0.3
 # Copies of less weight count for nothing: the gradient has the weight's inverse in it,
 # which is infinite where float32 ends, unless the device rounds such weights to 0.
 _LEAST_WEIGHT = 2.0**-120
-
-
-@flax.struct.dataclass
-class AncestorTokens:
-  """What a pointer points to.
-
-  Attributes:
-    keys_BNK: key of each encoder token.
-    salience_BN: added to the scores of each, float32.
-    ids_BN: their token ids.
-    bias_BUN: by target id and token, added to the scores, float32.
-    visible_BUN: which tokens are of a target's ancestors.
-    targets_BQ: target id of each query.
-  """
-
-  keys_BNK: Array
-  salience_BN: Array
-  ids_BN: Array
-  bias_BUN: Array
-  visible_BUN: Array
-  targets_BQ: Array
 
 
 @flax.struct.dataclass

@@ -14,16 +14,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from commentree.models import diagnostics
+from commentree.models.ancestor_context import AncestorContext
 from commentree.models.layers import Array, Dense, Initializer, constrain, fan_in_normal
-from commentree.models.transformer.query_groups import QueryGroups
 
 if TYPE_CHECKING:
-  from commentree.models.heads.pointer import AncestorTokens
+  pass
 
 # Keys and values `[R, L, H, K]` of rows that are read token by token.
 CACHED_TOKENS = ("cached_key", "cached_value")
@@ -31,49 +30,6 @@ CACHED_TOKENS = ("cached_key", "cached_value")
 # Its exponential is exactly 0 in float32 next to any score, so what a mask hides
 # has no influence at all; finite, so that fully masked rows stay defined.
 MASKED_SCORE = -1e9
-
-
-@flax.struct.dataclass
-class AncestorContext:
-  """What the decoder's cross-attention attends to.
-
-  Where each target has keys of its own (`threads`), B stands for B * T, and N for the
-  columns of a target.
-
-  Attributes:
-    vectors_BSD: the null vector, then J vectors for each encoder slot.
-    visible_BNS: which of them each token may attend to; at least one.
-    bias_BHNS: added to the scores, or None.
-    distance_vectors_PD: vector added to a key by its distance, or None.
-    distances_BNS: row of `distance_vectors_PD`, -1 adds nothing; None without them.
-    watched: what diagnostics need; None where there are none.
-    groups: tokens by their targets, where each target has keys of its own; else None.
-    tokens: what a pointer points to; None without one.
-    logit_changes_BQD: what is added to the states that logits come from, at masked
-      positions, or None.
-  """
-
-  vectors_BSD: Array
-  visible_BNS: Array
-  bias_BHNS: Array | None = None
-  distance_vectors_PD: Array | None = None
-  distances_BNS: Array | None = None
-  watched: diagnostics.Watched | None = None
-  groups: QueryGroups | None = None
-  tokens: AncestorTokens | None = None
-  logit_changes_BQD: Array | None = None
-
-  def queries(self, x: Array) -> Array:
-    """Returns values of the decoder's tokens `[R, L, ...]` as `[B, N, ...]`."""
-    if self.groups is not None:
-      return self.groups.by_target(x)
-    return x.reshape(len(self.vectors_BSD), -1, *x.shape[2:])
-
-  def rows(self, x: Array, rows: tuple[int, ...]) -> Array:
-    """Returns values `[B, N, ...]` as the decoder has them, of so many `rows`."""
-    if self.groups is not None:
-      return self.groups.by_row(x, rows)
-    return x.reshape(*rows, *x.shape[2:])
 
 
 class Heads(nn.Module):

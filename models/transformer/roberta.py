@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from commentree.errors import UserError
 from commentree.models import diagnostics
+from commentree.models.ancestor_context import AncestorContext
 from commentree.models.config import ModelConfig
 from commentree.models.layers import (
   ACTIVATIONS,
@@ -27,11 +28,7 @@ from commentree.models.layers import (
   project,
   small_normal,
 )
-from commentree.models.transformer.attention import (
-  AncestorAttention,
-  AncestorContext,
-  SelfAttention,
-)
+from commentree.models.transformer.attention import AncestorAttention, SelfAttention
 from commentree.models.transformer.blocks import Block
 from commentree.models.transformer.stacks import Family
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax.linen import partitioning
 
 from commentree.models import diagnostics
+from commentree.models.ancestor_context import AncestorContext
 from commentree.models.config import ModelConfig
 from commentree.models.layers import Array, dropout
-from commentree.models.transformer.attention import AncestorContext
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from commentree.models import diagnostics
+from commentree.models.ancestor_context import AncestorContext
 from commentree.models.config import ModelConfig
 from commentree.models.layers import (
   Array,
@@ -19,11 +20,7 @@ from commentree.models.layers import (
   parameter,
   project,
 )
-from commentree.models.transformer.attention import (
-  AncestorAttention,
-  AncestorContext,
-  SelfAttention,
-)
+from commentree.models.transformer.attention import AncestorAttention, SelfAttention
 from commentree.models.transformer.blocks import Block
 from commentree.models.transformer.stacks import Family
 

@@ -31,9 +31,9 @@ from commentree.tasks.building.order import shard_of, shuffle_key
 from commentree.tasks.building.parts import Bundle, Source
 from commentree.tasks.building.tree_builder import TreeBuilder
 from commentree.tasks.dataset_files import folder_commit, tree_record
-from commentree.tasks.readers.rows import Row
 from commentree.tasks.trees import assembly
 from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.row import Row
 
 # Of a row: is it a comment, its file, its place there; then the row, without its spans'
 # types. Rows of a tree are in the order of `grouping.ORDER` when sorted by the first.

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.building.order import id_fraction
-from commentree.tasks.readers.rows import Row
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.row import Row
 
 DROPPED_SUBREDDIT = "filtered: subreddit"
 DROPPED_IN_LARGE_TREE = "filtered: in a tree of more than max_tree_comments"

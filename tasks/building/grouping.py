@@ -21,8 +21,8 @@ import pyarrow as pa
 from commentree.errors import StorageError
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.building.parts import COLUMNS, ROW_BYTES, Part, decode_spans
-from commentree.tasks.readers.rows import Row
 from commentree.tasks.trees.comment_tree import Span
+from commentree.tasks.trees.row import Row
 
 # Whoever puts rows into trees in another way must keep to this order.
 ORDER = ("key", "tree_id", "is_post DESC", "file", "place")

@@ -34,8 +34,8 @@ from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.building.order import shuffle_key
 from commentree.tasks.dataset_files import folder_commit
 from commentree.tasks.readers.parsing import compression
-from commentree.tasks.readers.rows import Row
 from commentree.tasks.trees.comment_tree import Fates, Span
+from commentree.tasks.trees.row import Row
 
 # Columns of `Row`, in its order, and of them those that hold no text.
 _KINDS = {"is_post": pa.bool_(), "created_utc": pa.int64(), "score": pa.int32()}

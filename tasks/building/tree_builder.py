@@ -5,9 +5,9 @@ from __future__ import annotations
 from commentree.tasks.building import filters
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.building.grouping import Rows, TooLarge
-from commentree.tasks.readers.rows import Row
 from commentree.tasks.trees import assembly, comment_tree
 from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.row import Row
 
 
 class TreeBuilder:

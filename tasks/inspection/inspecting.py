@@ -32,8 +32,7 @@ from commentree.tasks.inspection.views import (
   TreeView,
 )
 from commentree.tasks.subtrees.subtree_builder import Piece, target_lengths
-from commentree.tasks.trees import cleaning, copied_quotations
-from commentree.tasks.vocabulary import markers
+from commentree.tasks.trees import cleaning, copied_quotations, markers
 
 if TYPE_CHECKING:
   from commentree.tasks.seqio_tasks.registry import CommentTreeTask

@@ -33,7 +33,7 @@ from commentree.tasks.objectives import label_objectives, masking
 from commentree.tasks.objectives.causal import CAUSAL_FEATURES, CausalObjective
 from commentree.tasks.objectives.span_corruption import SpanCorruption
 from commentree.tasks.subtrees.subtree_builder import LANGUAGES, Piece
-from commentree.tasks.vocabulary import markers
+from commentree.tasks.trees import markers
 
 if TYPE_CHECKING:
   from commentree.tasks.config.preprocessing import PreprocessingConfig

@@ -18,12 +18,11 @@ from seqio import beam_utils
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.tasks import data
+from commentree.paths import cache_root
 from commentree.tasks.building import beam_pipeline
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.preparation import cached_subtrees, preparing
-from commentree.tasks.preparation.cache_root import cache_root
-from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 
 _COMPLETED = "COMPLETED"
@@ -57,7 +56,7 @@ def run(job: CacheJob, console: Console) -> list[epath.Path]:
   Raises:
     UserError: if one is cached already, or the runner or the storage refuses.
   """
-  data.register_tasks(job.config)
+  registration.register_tasks(job.config)
   tasks = [part.task for part in registry.get_parts(job.config.mixture_or_task_name)]
   _check_not_cached(job, tasks)
   return [_cache(job, task, console) for task in tasks]
@@ -133,7 +132,7 @@ def _add_split(
   """SeqIO's steps for a split."""
   path, label = os.fspath(folder), f"{task.name}_{split}"
   preprocess = _Preprocess(
-    task, split, setup_fn=functools.partial(data.register_tasks, job.config)
+    task, split, setup_fn=functools.partial(registration.register_tasks, job.config)
   )
   num_shards = max(len(preprocess.shards), job.min_shards)
   examples = (

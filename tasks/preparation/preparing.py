@@ -15,12 +15,13 @@ from typing import Any
 import seqio
 from etils import epath
 
+from commentree import fingerprints
 from commentree.console import Console
 from commentree.errors import UserError
+from commentree.paths import cache_root
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.preparation import cached_subtrees, records
-from commentree.tasks.preparation.cache_root import cache_root
-from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import BuiltTreesSource, TreeFilesSource
 from commentree.tasks.subtrees import discourse
@@ -41,12 +42,12 @@ def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
   return {
     "source": task.tree_source.signature(split),
     "vocabulary": task.tokenizer.fingerprint,
-    "cleaning": records.jsonable(config.cleaning),
-    "markers": records.jsonable(config.markers),
-    "pieces": records.jsonable(config.pieces),
+    "cleaning": fingerprints.jsonable(config.cleaning),
+    "markers": fingerprints.jsonable(config.markers),
+    "pieces": fingerprints.jsonable(config.pieces),
     "target_post": config.trees.target_post,
-    "labels": records.jsonable(config.labels),
-    "comment_labels": records.jsonable(config.comment_labels),
+    "labels": fingerprints.jsonable(config.labels),
+    "comment_labels": fingerprints.jsonable(config.comment_labels),
     "phrases": discourse.fingerprint(builder.phrases),
     "languages": list(config.objective.languages),
     "translations": bool(config.objective.languages) and config.objective.name == "tlm",
@@ -196,9 +197,7 @@ def _write_part_apart(
   config: DataConfig, name: str, split: str, shard: int, draft: str
 ) -> _Part:
   """`_write_part` in a process of its own, which makes the task from its settings."""
-  from commentree.tasks import data  # which imports this module
-
-  data.register_tasks(config)
+  registration.register_tasks(config)
   task = registry.get_task(name)
   return _write_part(task, split, shard, pathlib.Path(draft), Console(quiet=True))
 

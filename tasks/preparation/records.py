@@ -276,14 +276,3 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     with contextlib.suppress(OSError):
       fcntl.flock(file, fcntl.LOCK_EX)
     yield
-
-
-def file_signature(paths: Sequence[str]) -> list[tuple[str, int, int]]:
-  """Name, bytes and modification time (ns) of each file: what a fingerprint takes."""
-  stats = [(path, os.stat(path)) for path in paths]
-  return [(os.path.abspath(p), s.st_size, s.st_mtime_ns) for p, s in stats]
-
-
-def jsonable(config: Any) -> dict[str, Any]:
-  """A settings dataclass as JSON-able data."""
-  return dataclasses.asdict(config)

@@ -22,9 +22,10 @@ from commentree.tasks.readers import (
   tree_jsonl,
 )
 from commentree.tasks.readers.parsing import files, json_records
-from commentree.tasks.readers.rows import Format, Row, memory_bytes
+from commentree.tasks.readers.rows import Format, memory_bytes
 from commentree.tasks.trees import assembly
 from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.row import Row
 
 # The first that a file looks like reads it; the last if it looks like none.
 FORMATS = (

@@ -32,11 +32,11 @@ from commentree.tasks.readers.rows import (
   COMMENT_PREFIX,
   POST_PREFIX,
   Format,
-  Row,
   identifier,
 )
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import Fates, Span
+from commentree.tasks.trees.row import Row
 
 NO_THREAD = "skipped: no thread in the file"
 MENDED_NOT_CLOSED = "elements without an end tag closed"

@@ -33,7 +33,6 @@ from commentree.tasks.readers.parsing.index_on_disk import Index
 from commentree.tasks.readers.rows import (
   POST_PREFIX,
   Format,
-  Row,
   identifier,
   parent,
   seconds,
@@ -42,6 +41,7 @@ from commentree.tasks.readers.rows import (
 )
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.row import Row
 
 TITLES_UNREADABLE = "not read: conversations.json, titles"
 MENDED_TITLE_LEFT_OUT = "titles of conversations that are too long left out"

@@ -26,13 +26,13 @@ from commentree.tasks.readers.rows import (
   COMMENT_PREFIX,
   POST_PREFIX,
   Format,
-  Row,
   seconds,
   text,
   votes,
 )
 from commentree.tasks.trees import character_references, comment_tree
 from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.row import Row
 
 DROPPED_POLL_OPTION = "dropped: an option of a poll"
 

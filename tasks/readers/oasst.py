@@ -17,9 +17,10 @@ from typing import Any
 
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import json_lines, json_records
-from commentree.tasks.readers.rows import Format, Row, identifier, parent, seconds, text
+from commentree.tasks.readers.rows import Format, identifier, parent, seconds, text
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.row import Row
 
 _DELETED = "[deleted]"
 

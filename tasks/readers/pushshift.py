@@ -26,7 +26,6 @@ from commentree.tasks.readers.rows import (
   COMMENT_PREFIX,
   POST_PREFIX,
   Format,
-  Row,
   identifier,
   parent,
   seconds,
@@ -35,6 +34,7 @@ from commentree.tasks.readers.rows import (
 )
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.row import Row
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAX_ID = 2**63 - 1

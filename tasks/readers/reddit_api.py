@@ -23,7 +23,6 @@ from commentree.tasks.readers.rows import (
   COMMENT_PREFIX,
   POST_PREFIX,
   Format,
-  Row,
   identifier,
   parent,
   seconds,
@@ -32,6 +31,7 @@ from commentree.tasks.readers.rows import (
 )
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import Fates, Stub
+from commentree.tasks.trees.row import Row
 
 NO_LISTING = "skipped: no listing of posts or comments"
 REPLIES_PASSED_OVER = "replies that are no listing passed over"

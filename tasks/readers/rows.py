@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import files, unread
@@ -22,11 +22,11 @@ from commentree.tasks.trees.comment_tree import (
   MENDED_SURROGATES,
   TREE_NO_ID,
   Fates,
-  Span,
   Stub,
   count_stub,
   post_text,
 )
+from commentree.tasks.trees.row import Row
 
 POST_PREFIX, COMMENT_PREFIX = "t3_", "t1_"
 
@@ -37,54 +37,6 @@ _MAX_NAME_CHARS = 1_000  # of an id, an author, a subreddit, a label, a language
 
 _MAX_INT64 = 2**63 - 1
 _MAX_INT32 = 2**31 - 1
-
-
-class Row(NamedTuple):
-  """A post or a comment, as its source has it.
-
-  Texts are valid Unicode without NUL. Ids are as the source names them; those of
-  Reddit may have their prefix or not (see `assembling.assemble`).
-
-  Attributes:
-    tree_id: id of the post, always without `t3_`: rows of equal `tree_id` are a tree.
-    is_post: whether this is the post.
-    id: its own; None for a comment that has none, or none that is an id.
-    parent_id: of what a comment answers; None if the source names nothing, and then it
-      answers the post; empty if what the source names is no id.
-    author: None if unknown; may still say `[deleted]`.
-    text: a comment's body, None if there is none; a post's title.
-    selftext: a post's text below the title.
-    created_utc: seconds since 1970, or None.
-    score: votes, or None.
-    subreddit: the community it was written in, or None.
-    label: what the source says of the whole comment, such as its stance, or None.
-    language: of the text, as the source calls it, or None.
-    translation: the text (a post's title and text) in another language, or None.
-    translation_language: which; None if there is no translation.
-    stub: if the row is no comment but stands for some that the source left out, what
-      is known of them: see `trees.Stub`. Its id, and what it answers, tell copies of
-      it from others.
-    spans: labelled parts of a comment's `text`, or of what `trees.post_text` makes of
-      a post.
-  """
-
-  tree_id: str
-  is_post: bool
-  id: str | None
-  parent_id: str | None = None
-  author: str | None = None
-  text: str | None = None
-  selftext: str | None = None
-  created_utc: int | None = None
-  score: int | None = None
-  subreddit: str | None = None
-  label: str | None = None
-  language: str | None = None
-  translation: str | None = None
-  translation_language: str | None = None
-  stub: str | None = None
-  spans: tuple[Span, ...] = ()
-
 
 _NAMES = (
   "id",

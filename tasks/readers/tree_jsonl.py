@@ -24,7 +24,6 @@ from commentree.tasks.readers.parsing import json_lines, json_records
 from commentree.tasks.readers.rows import (
   POST_PREFIX,
   Format,
-  Row,
   identifier,
   label,
   parent,
@@ -34,6 +33,7 @@ from commentree.tasks.readers.rows import (
 )
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.row import Row
 
 REPLIES_PASSED_OVER = "replies that are no list passed over"
 

@@ -38,8 +38,9 @@ from commentree.tasks.sources.tree_sources import (
   TreeSource,
 )
 from commentree.tasks.subtrees.subtree_builder import PieceBuilder
+from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary import vocabularies
-from commentree.tasks.vocabulary.markers import all_markers
+from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
 
 GENERATED, FILES = mixture_config.GENERATED, mixture_config.FILES
 
@@ -91,7 +92,7 @@ class CommentTreeTask(seqio.Task):
         self._apply_objective,
       ],
       output_features=preprocessors.output_features(
-        tokenizer.vocabulary,
+        LazyVocabulary(tokenizer),
         self.features,
         annotations,
         objectives.predicts_tokens(preprocessing.objective),

@@ -52,11 +52,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from commentree.paths import cache_root
 from commentree.tasks.config.generated import NUM_STEMS, GeneratedTreesConfig
 from commentree.tasks.config.preprocessing import MarkersConfig
-from commentree.tasks.preparation import cache_root
+from commentree.tasks.trees import markers
 from commentree.tasks.trees.comment_tree import Comment, CommentTree
-from commentree.tasks.vocabulary import markers, sentencepiece_backend
+from commentree.tasks.vocabulary import sentencepiece_backend
 from commentree.tasks.vocabulary.backend import WORD_START
 
 if TYPE_CHECKING:
@@ -378,7 +379,7 @@ def vocabulary(
   contents = [sentencepiece_backend.FORMAT_VERSION, every_word, every_marker]
   text = json.dumps(contents + [sentinels] * (sentinels > 0))
   key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-  folder = cache_root.cache_root(cache_dir) / "vocabularies"
+  folder = cache_root(cache_dir) / "vocabularies"
   path = folder / f"generated-{key}.model"
   if not path.exists():
     sentencepiece_backend.write_word_vocabulary(

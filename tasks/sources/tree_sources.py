@@ -10,12 +10,12 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from commentree import fingerprints
 from commentree.tasks import readers
 from commentree.tasks.building.order import id_fraction
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.dataset_files.built_dataset import BuiltDataset
-from commentree.tasks.preparation import records
 from commentree.tasks.sources import generated
 from commentree.tasks.trees.columns import COLUMNS, TREE_INDEX, to_columns
 from commentree.tasks.trees.comment_tree import CommentTree, Fates
@@ -107,7 +107,7 @@ class GeneratedTreesSource(TreeSource):
 
   def signature(self, split: str) -> dict[str, Any]:
     """The generator's settings."""
-    return {"generated": records.jsonable(self.config), "split": split}
+    return {"generated": fingerprints.jsonable(self.config), "split": split}
 
 
 class TreeFilesSource(TreeSource):
@@ -146,10 +146,12 @@ class TreeFilesSource(TreeSource):
   def signature(self, split: str) -> dict[str, Any]:
     """The files' names, sizes and times, and the settings."""
     return {
-      "files": records.file_signature(readers.inputs(self.files, self.format_name)),
+      "files": fingerprints.file_signature(
+        readers.inputs(self.files, self.format_name)
+      ),
       "format": self.format_name,
       "held_out_share": self.held_out_share,
-      "trees": records.jsonable(self.config),
+      "trees": fingerprints.jsonable(self.config),
       "split": split,
     }
 

@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from commentree.tasks.config.preprocessing import (
-  PreprocessingConfig,
-)
+from commentree.tasks.config.preprocessing import PreprocessingConfig
 from commentree.tasks.subtrees import spans, splitting, translations
 from commentree.tasks.subtrees.discourse import PhraseFinder, read_phrases
 from commentree.tasks.subtrees.subtree_counts import PieceCounts
-from commentree.tasks.trees import cleaning, copied_quotations
-from commentree.tasks.vocabulary import markers, sequence_ends
+from commentree.tasks.trees import cleaning, copied_quotations, markers
+from commentree.tasks.vocabulary import sequence_ends
 
 if TYPE_CHECKING:
   from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span

@@ -42,7 +42,7 @@ from commentree.tasks.trees.comment_tree import (
 )
 
 if TYPE_CHECKING:
-  from commentree.tasks.readers.rows import Row
+  from commentree.tasks.trees.row import Row
 
 
 def assemble(

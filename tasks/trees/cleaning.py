@@ -24,7 +24,7 @@ import re
 from commentree.tasks.config.preprocessing import CleaningConfig
 from commentree.tasks.trees import character_references
 from commentree.tasks.trees.comment_tree import is_deleted
-from commentree.tasks.vocabulary.markers import DELETED, QUOTE_END, QUOTE_START, URL
+from commentree.tasks.trees.markers import DELETED, QUOTE_END, QUOTE_START, URL
 
 # Behind `<`, and what Unicode's compatibility forms (hence SentencePiece) turn into it,
 # unless what follows cannot begin a marker. An invisible character is no safe follower:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 from commentree.tasks.config.preprocessing import CleaningConfig
 from commentree.tasks.trees import cleaning
 from commentree.tasks.trees.comment_tree import CommentTree, Span
-from commentree.tasks.vocabulary.markers import DELETED, QUOTE_END, QUOTE_START, URL
+from commentree.tasks.trees.markers import DELETED, QUOTE_END, QUOTE_START, URL
 
 # What `clean_tree` counts.
 WORDS, COPIED_WORDS, COPIED = "words", "copied words", "copied quotations"

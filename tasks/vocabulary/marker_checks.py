@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from commentree.errors import UserError
+from commentree.tasks.trees.markers import MASK
 from commentree.tasks.vocabulary.backend import Encoder
 from commentree.tasks.vocabulary.encoded_texts import drop_spaces, split
-from commentree.tasks.vocabulary.markers import MASK
 
 
 def check_unchanged(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-if TYPE_CHECKING:
-  from commentree.tasks.vocabulary.vocabularies import Tokenizer
+from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 
 class LazyVocabulary(seqio.Vocabulary):
@@ -91,3 +91,14 @@ class LazyVocabulary(seqio.Vocabulary):
 
   def __str__(self) -> str:
     return f"LazyVocabulary({self._tokenizer})"
+
+
+def load_vocabulary(path: str | os.PathLike[str]) -> LazyVocabulary:
+  """Opens a vocabulary as SeqIO knows them.
+
+  Raises:
+    UserError: if there is no such file, or it is not a vocabulary of ours.
+  """
+  tokenizer = Tokenizer(lambda: path)
+  tokenizer.check()
+  return LazyVocabulary(tokenizer)

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import sentencepiece
@@ -20,6 +20,7 @@ import tokenizers
 
 from commentree.errors import UserError
 from commentree.setting_checks import check_choice, check_range
+from commentree.tasks.trees.markers import MASK
 from commentree.tasks.vocabulary import (
   backend_kinds,
   hugging_face_backend,
@@ -29,11 +30,7 @@ from commentree.tasks.vocabulary import (
 )
 from commentree.tasks.vocabulary.backend import Encoder
 from commentree.tasks.vocabulary.encoded_texts import drop_spaces, split, without_spaces
-from commentree.tasks.vocabulary.markers import MASK
 from commentree.tasks.vocabulary.token_texts import TokenTexts
-
-if TYPE_CHECKING:
-  from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
 
 ModelType = Literal["unigram", "bpe", "byte_bpe", "wordpiece"]
 
@@ -225,17 +222,6 @@ def add_markers(
   return added
 
 
-def load_vocabulary(path: str | os.PathLike[str]) -> LazyVocabulary:
-  """Opens a vocabulary as SeqIO knows them.
-
-  Raises:
-    UserError: if there is no such file, or it is not a vocabulary of ours.
-  """
-  tokenizer = Tokenizer(lambda: path)
-  tokenizer.check()
-  return tokenizer.vocabulary
-
-
 class Tokenizer:
   """From text to token ids; the vocabulary is read, or made, at first use.
 
@@ -282,13 +268,6 @@ class Tokenizer:
       UserError: if there is none, it is of no kind that we know, or it lacks markers.
     """
     _ = self._encoder
-
-  @functools.cached_property
-  def vocabulary(self) -> LazyVocabulary:
-    """The vocabulary as SeqIO knows them; reading it is put off until it is used."""
-    from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
-
-    return LazyVocabulary(self)
 
   @property
   def backend(self) -> Any:

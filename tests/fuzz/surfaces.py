@@ -31,8 +31,8 @@ from commentree.tasks.dataset_files import built_dataset, tfrecord
 from commentree.tasks.readers.parsing import files
 from commentree.tasks.trees import cleaning
 from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary import vocabularies
-from commentree.tasks.vocabulary.markers import all_markers
 from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
 from commentree.training.cluster.coordination import host_messages
 from commentree.training.warm_starts.formats import flax_msgpack, safetensors

@@ -7,7 +7,7 @@ import pytest
 
 from commentree.launch import main
 from commentree.tasks.config.preprocessing import MarkersConfig
-from commentree.tasks.vocabulary.markers import all_markers
+from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary.sentencepiece_backend import write_word_vocabulary
 
 COLOURS = ("red", "blue")

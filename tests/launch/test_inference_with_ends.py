@@ -7,7 +7,8 @@ import pytest
 
 import commentree
 from commentree.tasks.config.preprocessing import MarkersConfig
-from commentree.tasks.vocabulary import markers, vocabularies
+from commentree.tasks.trees import markers
+from commentree.tasks.vocabulary import vocabularies
 
 from ..tasks.vocabulary_fixture import MAKERS, some_texts
 from . import made_runs

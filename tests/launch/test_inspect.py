@@ -9,7 +9,8 @@ import pytest
 
 from commentree.launch.main import main
 from commentree.tasks.config.preprocessing import MarkersConfig
-from commentree.tasks.vocabulary import markers, sentencepiece_backend
+from commentree.tasks.trees import markers
+from commentree.tasks.vocabulary import sentencepiece_backend
 
 from ..tasks import written_threads
 

@@ -10,8 +10,8 @@ import commentree
 from commentree.errors import UserError
 from commentree.launch import main
 from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary import vocabulary_files
-from commentree.tasks.vocabulary.markers import all_markers
 from commentree.tasks.vocabulary.sentencepiece_backend import write_word_vocabulary
 from commentree.training.checkpointing import run_record
 from commentree.training.checkpointing.storage import as_path

@@ -10,7 +10,7 @@ import pytest
 from commentree.launch import assemble_run, main
 from commentree.launch.settings import gin_cli, typical_forests
 from commentree.tasks import data as data_lib
-from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks import registration, registry
 
 GIN = gin_cli.GIN_ROOT / "objectives"
 
@@ -85,7 +85,7 @@ def test_the_model_takes_the_batches_of_every_objective(objective, family, tmp_p
 def test_the_shape_of_forests_that_nobody_packed_has_what_it_takes(objective, tmp_path):
   run = load(objective, tmp_path)
   shape, _ = typical_forests.typical_shape(run.data, 16)
-  data_lib.register_tasks(run.data)
+  registration.register_tasks(run.data)
   found = registry.get_task(run.data.mixture_or_task_name).objective()
   assert shape.extras == found.extras
   assert found.most_masked(32) <= shape.masked_per_row <= 32

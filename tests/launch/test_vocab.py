@@ -13,6 +13,7 @@ from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.preprocessing import CleaningConfig, TreeConfig
 from commentree.tasks.sources import generated, vocabulary_training_text
 from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
 from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 
@@ -60,7 +61,7 @@ def test_a_vocabulary_is_trained_from_a_folder(folder, tmp_path, capsys):
   tokenizer = Tokenizer(lambda: tmp_path / "v.model", [f"<user_{i}>" for i in range(7)])
   tokenizer.check()
   assert len(tokenizer.maskable) == 300
-  assert tokenizer.vocabulary.tokenizer.piece_to_id("<user_7>") == 2
+  assert LazyVocabulary(tokenizer).tokenizer.piece_to_id("<user_7>") == 2
 
 
 def test_the_output_may_be_given_with_or_without_its_ending(folder, tmp_path):

@@ -34,6 +34,7 @@ from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
+from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
 from commentree.training.config import DEFAULT_AXIS_RULES, OptimizerConfig
 from commentree.training.optim import optimizers
 from commentree.training.optim.t5x_optimizer import OptaxOptimizer
@@ -286,7 +287,7 @@ def test_the_model_of_the_gin_files_has_the_tasks_vocabulary_and_layout():
   optimizer = OptaxOptimizer()
   model = t5x_model.comment_tree_model(TASK, conftest.CONFIG, optimizer, layout)
   task = registry.get_task(TASK)
-  assert model.input_vocabulary is task.tokenizer.vocabulary
+  assert model.input_vocabulary is LazyVocabulary(task.tokenizer)
   assert model.optimizer_def is optimizer
   converter = model.FEATURE_CONVERTER_CLS(pack=False)
   assert isinstance(converter, CommentForestFeatureConverter)

@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 from commentree.errors import UserError
 from commentree.launch.main import main
 from commentree.tasks.config.preprocessing import CleaningConfig, MarkersConfig
-from commentree.tasks.trees import cleaning
-from commentree.tasks.vocabulary import (
-  backend_kinds,
-  markers,
-  vocabularies,
-  vocabulary_files,
-)
+from commentree.tasks.trees import cleaning, markers
+from commentree.tasks.vocabulary import backend_kinds, vocabularies, vocabulary_files
 from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 from .vocabulary_fixture import MAKERS, plain_ids, some_texts

@@ -21,7 +21,7 @@ from commentree.tasks.config.preprocessing import (
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.preparation import preparing, records
-from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
@@ -29,8 +29,8 @@ from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import TreeSource
 from commentree.tasks.subtrees.subtree_builder import PieceBuilder
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
+from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary import vocabularies
-from commentree.tasks.vocabulary.markers import all_markers
 from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
 
 from .vocabulary_fixture import some_texts
@@ -278,7 +278,7 @@ def test_another_list_or_other_labels_prepare_anew_but_another_share_does_not(
   files = files_config(tmp_path, tokenizer)
 
   def key(**settings):
-    data.register_tasks(
+    registration.register_tasks(
       dataclasses.replace(files, preprocessing=PreprocessingConfig(**settings))
     )
     task = registry.get_task("commentree_files")

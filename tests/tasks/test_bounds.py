@@ -17,9 +17,9 @@ from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers import rows
 from commentree.tasks.readers.parsing import files
-from commentree.tasks.readers.rows import Row
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import Fates, Span, Stub
+from commentree.tasks.trees.row import Row
 
 from . import building_fixture
 from .building_fixture import comment, record, write_trees

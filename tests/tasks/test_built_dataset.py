@@ -16,10 +16,11 @@ from commentree.tasks.config.preprocessing import (
 )
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.dataset_files import built_dataset
-from commentree.tasks.seqio_tasks import preprocessors, registry
+from commentree.tasks.seqio_tasks import preprocessors, registration, registry
 from commentree.tasks.sources import generated, tree_sources, vocabulary_training_text
 from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES
 from commentree.tasks.trees import columns, comment_tree
+from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
 
 from . import built_fixture
 
@@ -109,7 +110,7 @@ def test_tfds_loads_the_same_trees(built):
 
 
 def test_a_task_over_tfds_source_gives_the_same_pieces(built, vocabulary):
-  data.register_tasks(config(built, vocabulary))
+  registration.register_tasks(config(built, vocabulary))
   ours = registry.get_task(registry.FILES)
   name = "commentree_of_tfds"
   theirs = seqio.Task(
@@ -121,7 +122,7 @@ def test_a_task_over_tfds_source_gives_the_same_pieces(built, vocabulary):
       lambda ds: preprocessors.trees_to_pieces(ds, ours.piece_builder()),
       seqio.CacheDatasetPlaceholder(),
     ],
-    output_features=preprocessors.output_features(ours.tokenizer.vocabulary),
+    output_features=preprocessors.output_features(LazyVocabulary(ours.tokenizer)),
   )
 
   def pieces(task):

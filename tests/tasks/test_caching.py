@@ -22,7 +22,7 @@ from commentree.tasks.data_config import DataConfig
 from commentree.tasks.dataset_files import tfrecord
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.preparation import cache_job, cached_subtrees
-from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.sources import generated
 from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES
 
@@ -166,7 +166,7 @@ def test_resuming_from_the_cache_gives_what_would_have_come(cached_config):
 
 
 def test_seqio_reads_the_cache_and_draws_masks_anew_each_epoch(folder, cached_config):
-  data.register_tasks(cached_config)
+  registration.register_tasks(cached_config)
   seqio.add_global_cache_dirs([str(folder / "cached")])
   task = seqio.get_mixture_or_task(registry.FILES)
 
@@ -365,7 +365,7 @@ def test_the_cache_of_seqios_own_command_trains_the_same(tmp_path):
       "-m",
       "seqio.scripts.cache_tasks_main",
       "--tasks=commentree_generated",
-      "--module_import=commentree.tasks.seqio_tasks.registration",
+      "--module_import=commentree.tasks.seqio_tasks.registered",
       f"--output_cache_dir={tmp_path / 'cached'}",
       "--min_shards=3",
     ],

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from commentree.errors import UserError
 from commentree.tasks.config.preprocessing import CleaningConfig, MarkersConfig
-from commentree.tasks.trees import cleaning
-from commentree.tasks.vocabulary import markers
+from commentree.tasks.trees import cleaning, markers
 
 ALL = CleaningConfig()
 NONE = CleaningConfig(

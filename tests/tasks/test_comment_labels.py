@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commentree import fingerprints
 from commentree.errors import UserError
-from commentree.tasks import data, readers
+from commentree.tasks import readers
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import (
   CommentLabelsConfig,
@@ -23,11 +24,13 @@ from commentree.tasks.data_config import DataConfig
 from commentree.tasks.dataset_files import tfrecord, tree_record
 from commentree.tasks.inspection import views
 from commentree.tasks.preparation import preparing, records
+from commentree.tasks.seqio_tasks import registration
 from commentree.tasks.seqio_tasks import registry as registry_lib
 from commentree.tasks.subtrees.subtree_builder import PieceBuilder
 from commentree.tasks.trees import assembly
 from commentree.tasks.trees.columns import OPTIONAL_COLUMNS, from_columns, to_columns
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Fates
+from commentree.tasks.trees.row import Row
 
 from . import building_fixture, built_fixture
 from .building_fixture import comment, record, write_trees
@@ -83,8 +86,8 @@ def test_a_comment_has_lost_a_reply_whether_deleted_ones_stay_or_go(drawn):
   ids = string.ascii_lowercase[:size]
   parents = [drawn.draw(st.sampled_from(["p", *ids[:i], "gone"])) for i in range(size)]
   deleted = [drawn.draw(st.booleans()) for _ in ids]
-  rows = [readers.rows.Row("p", True, "p", text="title")] + [
-    readers.rows.Row("p", False, i, parent, text="[removed]" if gone else "text")
+  rows = [Row("p", True, "p", text="title")] + [
+    Row("p", False, i, parent, text="[removed]" if gone else "text")
     for i, parent, gone in zip(ids, parents, deleted)
   ]
   wanted = {parent for parent, gone in zip(parents, deleted) if gone} - {"gone"}
@@ -205,9 +208,9 @@ def test_labels_prepare_anew():
     config = dataclasses.replace(
       generated, preprocessing=PreprocessingConfig(comment_labels=labels)
     )
-    data.register_tasks(config)
+    registration.register_tasks(config)
     task = registry_lib.get_task("commentree_generated")
-    facts = records.jsonable(task.preprocessing)
+    facts = fingerprints.jsonable(task.preprocessing)
     return preparing.settings(task, "train"), facts
 
   none, one, other = map(

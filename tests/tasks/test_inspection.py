@@ -31,8 +31,9 @@ from commentree.tasks.inspection import (
 from commentree.tasks.inspection.views import InspectionConfig
 from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import TreeSource
+from commentree.tasks.trees import markers
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
-from commentree.tasks.vocabulary import markers, sentencepiece_backend, vocabularies
+from commentree.tasks.vocabulary import sentencepiece_backend, vocabularies
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrs"]
 LENGTHS = {"encoder": 32, "decoder": 32}

@@ -19,8 +19,9 @@ from commentree.tasks.inspection import html_page, inspecting, terminal
 from commentree.tasks.inspection.views import InspectionConfig
 from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import TreeSource
+from commentree.tasks.trees import markers
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span, Translation
-from commentree.tasks.vocabulary import markers, sentencepiece_backend, vocabularies
+from commentree.tasks.vocabulary import sentencepiece_backend, vocabularies
 
 TEXTS = ["so it is", "one two three four five six seven", "no", "it is"]
 

@@ -18,8 +18,9 @@ from commentree.tasks.inspection import html_page, inspecting, terminal
 from commentree.tasks.inspection.views import InspectionConfig
 from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import TreeSource
+from commentree.tasks.trees import markers
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
-from commentree.tasks.vocabulary import markers, vocabularies
+from commentree.tasks.vocabulary import vocabularies
 
 from .vocabulary_fixture import ALL_KINDS, some_texts
 

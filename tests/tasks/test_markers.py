@@ -2,8 +2,8 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.trees import markers
 from commentree.tasks.trees.comment_tree import Comment, CommentTree
-from commentree.tasks.vocabulary import markers
 
 
 def tree_of(*authors):

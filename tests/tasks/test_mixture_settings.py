@@ -23,7 +23,7 @@ from commentree.tasks.config.preprocessing import (
 )
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
-from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
@@ -163,7 +163,7 @@ def test_a_mixture_of_objectives_shares_pieces_vocabulary_and_forests(opened, co
 def test_a_mixtures_vocabulary_is_found_by_its_settings(config, other):
   mixture = {"commentree_generated:mlm": 1, f"commentree_generated:{other}": 1}
   config = dataclasses.replace(config, mixture=mixture)
-  data.register_tasks(config)
+  registration.register_tasks(config)
   run = RunConfig(ModelConfig(), config, TrainConfig("none", 1, 1))
   tokenizer = run_facts.of_run(run).tokenizer
   for part in registry.get_parts("commentree_mixture"):
@@ -227,7 +227,7 @@ def test_a_task_with_nothing_to_predict_is_told(tmp_path, config, vocabulary):
 
 
 def test_seqio_mixes_tasks_of_several_objectives(config):
-  data.register_tasks(config)
+  registration.register_tasks(config)
   mixture = seqio.get_mixture_or_task("commentree_mixture")
   assert isinstance(mixture, seqio.Mixture)
   ds = mixture.get_dataset(LENGTHS, split="train", shuffle=False, seed=1)
@@ -261,7 +261,7 @@ def test_seqio_mixes_tasks_with_languages_and_without(tmp_path, config, vocabula
     ),
     held_out_share=0.3,
   )
-  data.register_tasks(config)
+  registration.register_tasks(config)
   mixture = seqio.get_mixture_or_task("commentree_mixture")
   ds = mixture.get_dataset(LENGTHS, split="train", shuffle=False, seed=1).take(12)
   forests = CommentForestFeatureConverter(layout=LAYOUT)(ds, LENGTHS)

@@ -6,7 +6,8 @@ import pytest
 from commentree.errors import UserError
 from commentree.launch.main import main
 from commentree.tasks.config.preprocessing import MarkersConfig
-from commentree.tasks.vocabulary import backend_kinds, markers, vocabularies
+from commentree.tasks.trees import markers
+from commentree.tasks.vocabulary import backend_kinds, vocabularies
 from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
 
 from .vocabulary_fixture import MAKERS, some_texts

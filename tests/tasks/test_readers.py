@@ -301,7 +301,7 @@ def test_real_trees_are_read_and_every_comment_accounted_for(tmp_path):
 def test_settings_are_imported_without_anything_heavy():
   code = (
     "import sys, commentree.tasks.config.preprocessing, commentree.tasks.readers,"
-    " commentree.tasks.trees.cleaning, commentree.tasks.vocabulary.markers;"
+    " commentree.tasks.trees.cleaning, commentree.tasks.trees.markers;"
     " print([m for m in ('numpy', 'jax', 'tensorflow', 'seqio', 'rich', 'zstandard')"
     " if m in sys.modules])"
   )

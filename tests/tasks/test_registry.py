@@ -175,7 +175,7 @@ def test_seqios_own_inspection_runs_on_our_task():
       "-m",
       "seqio.scripts.inspect_tasks_main",
       "--tasks=commentree_generated",
-      "--module_import=commentree.tasks.seqio_tasks.registration",
+      "--module_import=commentree.tasks.seqio_tasks.registered",
       "--decode_features",
       "--sequence_length={'encoder': 64, 'decoder': 64}",
     ],

@@ -22,8 +22,9 @@ from commentree.tasks.forests import packing
 from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.objectives.objectives import build
 from commentree.tasks.subtrees.subtree_builder import LABELS, LANGUAGES, PieceBuilder
+from commentree.tasks.trees import markers
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span, Translation
-from commentree.tasks.vocabulary import markers, vocabularies
+from commentree.tasks.vocabulary import vocabularies
 from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 from .forest_reading import pack_and_read

@@ -14,7 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks.vocabulary import sentencepiece_backend, vocabularies
+from commentree.tasks.vocabulary import (
+  sentencepiece_backend,
+  seqio_vocabulary,
+  vocabularies,
+)
+from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
 from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
 
 from .vocabulary_fixture import some_texts
@@ -38,14 +43,14 @@ def tokenizer(model):
 
 
 def test_special_ids_are_those_of_t5(tokenizer):
-  vocabulary = tokenizer.vocabulary
+  vocabulary = LazyVocabulary(tokenizer)
   assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2)
   assert vocabulary.bos_id is None
   assert vocabulary.vocab_size == SMALL.size == len(tokenizer.maskable)
 
 
 def test_padding_end_unknown_and_markers_are_unmaskable_and_nothing_else(tokenizer):
-  processor = tokenizer.vocabulary.tokenizer
+  processor = LazyVocabulary(tokenizer).tokenizer
   special = {0, 1, 2, *map(processor.piece_to_id, MARKERS)}
   assert len(special) == 3 + len(MARKERS)
   assert set(np.flatnonzero(~tokenizer.maskable).tolist()) == special
@@ -72,7 +77,7 @@ def test_unigram_and_bpe_cut_differently(model, tmp_path):
 
 def test_every_ascii_character_is_known(tokenizer):
   text = " ".join(string.ascii_letters + string.digits + string.punctuation)
-  assert tokenizer.vocabulary.unk_id not in tokenizer.encode_batch([text])[0]
+  assert LazyVocabulary(tokenizer).unk_id not in tokenizer.encode_batch([text])[0]
 
 
 def test_byte_fallback_leaves_nothing_unknown(tokenizer, tmp_path):
@@ -192,7 +197,7 @@ def test_a_setting_out_of_range_is_named(settings, name):
 
 def test_a_batch_is_encoded_as_its_texts_one_by_one(tokenizer):
   texts = ["", *some_texts(20, seed=3), "", ""]
-  processor = tokenizer.vocabulary.tokenizer
+  processor = LazyVocabulary(tokenizer).tokenizer
   encoded = tokenizer.encode_batch(texts)
   assert [ids.tolist() for ids in encoded] == [processor.encode(t) for t in texts]
   assert all(ids.dtype == np.int32 for ids in encoded)
@@ -200,7 +205,7 @@ def test_a_batch_is_encoded_as_its_texts_one_by_one(tokenizer):
 
 
 def test_a_marker_is_one_token_without_one_for_the_space_before_it(tokenizer):
-  processor = tokenizer.vocabulary.tokenizer
+  processor = LazyVocabulary(tokenizer).tokenizer
   texts = ["<user_0> ba ko <url> de", "<url><mask>ba <user_1> <unu>", "ba", "<mask>"]
   pieces = [
     [processor.id_to_piece(i) for i in ids.tolist()]
@@ -216,7 +221,7 @@ def test_a_marker_is_one_token_without_one_for_the_space_before_it(tokenizer):
 
 
 def test_a_space_before_anything_but_a_marker_stays(tokenizer):
-  processor = tokenizer.vocabulary.tokenizer
+  processor = LazyVocabulary(tokenizer).tokenizer
   expected = processor.encode("ba \u6f22")
   assert processor.piece_to_id("▁") in expected
   encoded = tokenizer.encode_batch(["ba \u6f22", "<mask>"])
@@ -226,7 +231,7 @@ def test_a_space_before_anything_but_a_marker_stays(tokenizer):
 def test_decoding_gives_the_text_back(tokenizer):
   (text,) = some_texts(1, seed=9)
   (ids,) = tokenizer.encode_batch([text])
-  assert tokenizer.vocabulary.decode(ids.tolist()) == text
+  assert LazyVocabulary(tokenizer).decode(ids.tolist()) == text
 
 
 # Opening.
@@ -237,7 +242,7 @@ def test_nothing_is_sought_before_it_is_needed():
     raise AssertionError("sought")
 
   tokenizer = Tokenizer(find)
-  assert tokenizer.vocabulary is tokenizer.vocabulary
+  assert LazyVocabulary(tokenizer) is LazyVocabulary(tokenizer)
   with pytest.raises(AssertionError, match="sought"):
     _ = tokenizer.mask_id
 
@@ -261,7 +266,7 @@ def test_a_missing_vocabulary_is_one_line_that_says_how_to_make_it(tmp_path):
   with pytest.raises(
     UserError, match=r"no such vocabulary; .* make one for a new"
   ) as error:
-    vocabularies.load_vocabulary(tmp_path / "none.model")
+    seqio_vocabulary.load_vocabulary(tmp_path / "none.model")
   assert "\n" not in str(error.value)
 
 
@@ -269,7 +274,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
   path = tmp_path / "notes.model"
   path.write_text("these are my notes")
   with pytest.raises(UserError, match=r"notes\.model: is not a SentencePiece model or"):
-    vocabularies.load_vocabulary(path)
+    seqio_vocabulary.load_vocabulary(path)
 
 
 def test_special_ids_are_found_out_where_the_vocabulary_is_not_ours(tmp_path):
@@ -291,7 +296,7 @@ def test_a_vocabulary_that_lacks_markers_is_refused(model, tmp_path):
     Tokenizer(lambda: model, markers=["<user_0>", "<user_7>", "<user_8>"]).check()
   bare = vocabularies.train_vocabulary(some_texts(), tmp_path / "v.model", SMALL, [])
   with pytest.raises(UserError, match="lacks 1 marker tokens, the first <mask>"):
-    vocabularies.load_vocabulary(bare)
+    seqio_vocabulary.load_vocabulary(bare)
 
 
 def test_making_a_vocabulary_needs_no_tensorflow():

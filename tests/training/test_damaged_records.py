@@ -6,11 +6,8 @@ import json
 import pytest
 
 from commentree.errors import UserError
-from commentree.training.checkpointing import (
-  checkpoint_choice,
-  initial_state,
-  run_record,
-)
+from commentree.training import initial_state
+from commentree.training.checkpointing import checkpoint_choice, run_record
 from commentree.training.warm_starts import rules
 
 from ..fuzz import engine

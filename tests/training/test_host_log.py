@@ -9,8 +9,8 @@ from rich.table import Table
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.training.cluster import host_log
-from commentree.training.cluster.host_log import HostConsole
+from commentree.training.cluster.coordination import host_log
+from commentree.training.cluster.coordination.host_log import HostConsole
 
 
 def keep(folder, index: int = 0):

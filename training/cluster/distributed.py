@@ -22,15 +22,15 @@ from jax._src.lib import _jax
 
 from commentree.console import Console
 from commentree.errors import HostLostError, UserError
-from commentree.training.cluster import host_log, tpu_lock
-from commentree.training.cluster.coordination import host_link, host_secret
+from commentree.training.cluster import tpu_lock
+from commentree.training.cluster.coordination import host_link, host_log, host_secret
 from commentree.training.cluster.coordination.coordination_service_proxy import (
   PatientProxy,
   PrivateSocket,
 )
 from commentree.training.cluster.coordination.coordinator import Coordinator
+from commentree.training.cluster.coordination.host_log import HostConsole
 from commentree.training.cluster.coordination.watchdog import Watchdog
-from commentree.training.cluster.host_log import HostConsole
 from commentree.training.cluster.host_settings import HostSettings, split_address
 from commentree.training.config import HealthConfig
 

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from commentree.training import partitioning
-from commentree.training.warm_starts.rules import Line, Piece, Plan
-from commentree.training.warm_starts.sources import (
+from commentree.training.warm_starts.formats.array_source import (
   ArraySource,
   ArraySpec,
   Index,
   concrete,
   extent,
 )
+from commentree.training.warm_starts.rules import Line, Piece, Plan
 
 PyTree = Any
 Draw = Callable[[Sequence[str]], Mapping[str, jax.Array]]

@@ -11,6 +11,11 @@ from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.training.warm_starts import hugging_face
 from commentree.training.warm_starts.formats import safetensors
+from commentree.training.warm_starts.formats.array_source import (
+  ArraySource,
+  ArraySpec,
+  Unstacked,
+)
 from commentree.training.warm_starts.rules import (
   COLUMNS,
   OPTIMIZER_PREFIX,
@@ -20,12 +25,7 @@ from commentree.training.warm_starts.rules import (
   Rule,
   plan,
 )
-from commentree.training.warm_starts.sources import (
-  ArraySource,
-  ArraySpec,
-  Unstacked,
-  open_source,
-)
+from commentree.training.warm_starts.sources import open_source
 
 Mapped = tuple[ArraySource, Assignment]
 

@@ -17,8 +17,8 @@ from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.training.checkpointing import storage
 from commentree.training.warm_starts import hugging_face_rules
+from commentree.training.warm_starts.formats.array_source import ArraySource
 from commentree.training.warm_starts.rules import Assignment, Rule
-from commentree.training.warm_starts.sources import ArraySource
 
 CONFIG_FILE = "config.json"
 

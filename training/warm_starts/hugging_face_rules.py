@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
+from commentree.training.warm_starts.formats.array_source import ArraySource
 from commentree.training.warm_starts.rules import COLUMNS, ROWS, Assignment, Rule
-from commentree.training.warm_starts.sources import ArraySource
 
 Kind = Literal["bert", "t5"]
 

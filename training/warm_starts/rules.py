@@ -18,7 +18,7 @@ import msgspec
 
 from commentree.errors import UserError
 from commentree.training.warm_starts import transforms
-from commentree.training.warm_starts.sources import ArraySource, ArraySpec
+from commentree.training.warm_starts.formats.array_source import ArraySource, ArraySpec
 from commentree.training.warm_starts.transforms import Chain
 
 Fate = Literal["loaded", "grown", "fresh", "zero"]

@@ -35,7 +35,7 @@ from commentree.models.layers import (
   NUM_BUCKETS,
   relative_position_buckets,
 )
-from commentree.training.warm_starts.sources import Index, extent, whole
+from commentree.training.warm_starts.formats.array_source import Index, extent, whole
 
 _FLAGS = ("grow", "cut", "zeros")
 

@@ -25,8 +25,13 @@ from etils import epath
 from commentree.errors import StorageError, UserError
 from commentree.training.checkpointing import orbax_noise, saving, storage
 from commentree.training.warm_starts.formats import flax_msgpack, t5x_native
+from commentree.training.warm_starts.formats.array_source import (
+  ArraySource,
+  ArraySpec,
+  Index,
+  whole,
+)
 from commentree.training.warm_starts.formats.zarr_arrays import kvstore
-from commentree.training.warm_starts.sources import ArraySource, ArraySpec, Index, whole
 
 PyTree = Any
 Form = Literal["orbax", "t5x_native"]

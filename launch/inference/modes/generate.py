@@ -27,8 +27,8 @@ from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.forests.packing import Forest
+from commentree.tasks.trees import markers
 from commentree.tasks.trees.comment_tree import Comment, CommentTree
-from commentree.tasks.vocabulary import markers
 
 ReplyTo = Literal["leaves", "post", "all", "marked"]
 MARK = "<reply>"

@@ -13,7 +13,7 @@ from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
 from commentree.training.partitioning import flatten_names
 from commentree.training.warm_starts import assignments, rules
-from commentree.training.warm_starts.sources import ArraySpec
+from commentree.training.warm_starts.formats.array_source import ArraySpec
 
 FAMILIES = {
   "t5": ModelConfig(vocab_size=29),

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.training.warm_starts import apply, rules, sources, transforms
+from commentree.training.warm_starts import apply, rules, transforms
+from commentree.training.warm_starts.formats import array_source
+from commentree.training.warm_starts.formats.array_source import ArraySpec
 from commentree.training.warm_starts.rules import Rule
-from commentree.training.warm_starts.sources import ArraySpec
 
 F32 = np.dtype(np.float32)
 
@@ -50,7 +51,7 @@ def loaded(target, arrays, assignment, own=()):
   source = InMemory(arrays)
   plan = rules.plan(target, source, assignment, own)
   return plan, {
-    line.parameter: apply.read_part(line, source, sources.whole(line.spec.shape))
+    line.parameter: apply.read_part(line, source, array_source.whole(line.spec.shape))
     for line in plan.of("loaded", "grown")
   }
 
@@ -104,7 +105,7 @@ def test_reshaping_reads_few_rows_more_than_those_that_are_wanted(data):
   index = (slice(start, stop), slice(1, 3), slice(0, 6))
   part = chain.read(read, index, (16, 12))
   np.testing.assert_array_equal(part, counted(8, 4, 6)[index])
-  assert sources.extent(asked[0])[0] <= 2 * (stop - start)
+  assert array_source.extent(asked[0])[0] <= 2 * (stop - start)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_stacked_layers_come_layer_by_layer_in_order():
 def test_a_stack_in_the_file_comes_apart_along_either_axis():
   for axis in (0, 1):
     stack = counted(4, 4, 4)
-    source = sources.Unstacked(
+    source = array_source.Unstacked(
       InMemory({"s.w": stack, "s.b": counted(4)}),
       lambda name: (f"s_{{}}.{name[2:]}", axis) if name == "s.w" else None,  # noqa: B023
     )

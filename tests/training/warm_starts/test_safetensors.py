@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from commentree.errors import UserError
 from commentree.training.warm_starts import sources
-from commentree.training.warm_starts.formats import safetensors
+from commentree.training.warm_starts.formats import array_source, safetensors
 
 from . import written_by_hugging_face as written
 
@@ -66,7 +66,7 @@ def test_arrays_are_what_was_written(file):
   for name, array in ARRAYS.items():
     spec = source.arrays[name]
     assert (spec.shape, spec.dtype) == (array.shape, array.dtype)
-    read = source.read(name, sources.whole(array.shape))
+    read = source.read(name, array_source.whole(array.shape))
     assert read.dtype == array.dtype
     np.testing.assert_array_equal(read, array)
 
@@ -113,7 +113,9 @@ def test_a_model_in_parts_is_one_source(tmp_path):
   source = opened(written.write_in_parts(tmp_path / "m", arrays, written.BERT))
   assert set(source.arrays) == set(arrays)
   for name, array in arrays.items():
-    np.testing.assert_array_equal(source.read(name, sources.whole(array.shape)), array)
+    np.testing.assert_array_equal(
+      source.read(name, array_source.whole(array.shape)), array
+    )
 
 
 def test_every_file_cut_short_is_refused(tmp_path, file):
@@ -277,7 +279,7 @@ def test_no_bytes_raise_anything_but_one_line(tmp_path_factory, data):
   try:
     source = opened(path)
     for name, spec in source.arrays.items():
-      source.read(name, sources.whole(spec.shape))
+      source.read(name, array_source.whole(spec.shape))
   except UserError as error:
     message = str(error)
   else:

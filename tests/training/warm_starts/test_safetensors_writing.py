@@ -12,8 +12,13 @@ from etils import epath
 from commentree.errors import UserError
 from commentree.launch import main
 from commentree.training.checkpointing import storage
-from commentree.training.warm_starts import assignments, sources, writing
-from commentree.training.warm_starts.formats import safetensors, safetensors_writing
+from commentree.training.warm_starts import (
+  assignments,
+  safetensors_writing,
+  sources,
+  writing,
+)
+from commentree.training.warm_starts.formats import array_source, safetensors
 
 RNG = np.random.default_rng(5)
 ARRAYS = {
@@ -47,7 +52,7 @@ def checkpoint():
   source = writing.TreeArrays({})
   source._leaves = {**tree, "state.step": np.int64(3)}
   source.arrays = {
-    name: sources.ArraySpec(values.shape, values.dtype)
+    name: array_source.ArraySpec(values.shape, values.dtype)
     for name, values in source._leaves.items()
   }
   return source
@@ -84,7 +89,9 @@ def test_parameters_are_written_bit_by_bit_in_files_of_a_size(
 
   again = sources.open_source(folder)
   for name, values in ARRAYS.items():
-    np.testing.assert_array_equal(again.read(name, sources.whole(values.shape)), values)
+    np.testing.assert_array_equal(
+      again.read(name, array_source.whole(values.shape)), values
+    )
   names = json.loads((folder / "parameters.json").read_text())["parameters"]
   assert {name: tuple(p["shape"]) for name, p in names.items()} == {
     name: values.shape for name, values in ARRAYS.items()

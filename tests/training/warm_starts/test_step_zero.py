@@ -12,6 +12,7 @@ import pytest
 from etils import epath
 
 from commentree.models.batch import smallest
+from commentree.training.warm_starts.formats import array_source
 
 from . import started
 from . import written_by_hugging_face as written
@@ -202,7 +203,7 @@ def test_the_real_minilm_has_its_states_with_ancestors_and_without():
   )
   source = started.sources.open_source(folder)
   arrays = {
-    name: source.read(name, started.sources.whole(spec.shape))
+    name: source.read(name, array_source.whole(spec.shape))
     for name, spec in source.arrays.items()
   }
   _, config = started.hugging_face.read_config(folder)

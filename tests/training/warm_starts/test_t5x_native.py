@@ -18,7 +18,11 @@ from hypothesis import strategies as st
 from commentree.errors import UserError
 from commentree.training.checkpointing import storage
 from commentree.training.warm_starts import sources
-from commentree.training.warm_starts.formats import flax_msgpack, t5x_native
+from commentree.training.warm_starts.formats import (
+  array_source,
+  flax_msgpack,
+  t5x_native,
+)
 
 from . import written_by_t5x
 
@@ -60,7 +64,7 @@ def test_every_array_is_there_with_its_shape_type_and_values(checkpoint):
   for name, array in written.items():
     spec = source.arrays[name]
     assert (spec.shape, spec.dtype) == (array.shape, array.dtype)
-    read = source.read(name, sources.whole(array.shape))
+    read = source.read(name, array_source.whole(array.shape))
     assert read.dtype == array.dtype
     np.testing.assert_array_equal(read, array)
   assert source.check() == []
@@ -122,7 +126,9 @@ def test_arrays_are_found_however_t5x_noted_where(tmp_path, change):
   folder = written_by_t5x.write(tmp_path / "c", written, INSIDE, change=change)
   source = sources.open_source(folder)
   for name, array in written.items():
-    np.testing.assert_array_equal(source.read(name, sources.whole(array.shape)), array)
+    np.testing.assert_array_equal(
+      source.read(name, array_source.whole(array.shape)), array
+    )
 
 
 def noted(**changes):
@@ -176,7 +182,7 @@ def test_what_an_array_may_not_ask_for_is_refused_by_name(tmp_path, change, mess
   before = sorted(tmp_path.rglob("*"))
 
   def read():
-    return sources.open_source(folder).read(KERNEL, sources.whole((37, 22)))
+    return sources.open_source(folder).read(KERNEL, array_source.whole((37, 22)))
 
   with pytest.raises(UserError, match=message) as raised:
     read()

@@ -18,9 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
-from commentree.training import partitioning
+from commentree.training import initial_state, partitioning
 from commentree.training import train as trainer
-from commentree.training.checkpointing import initial_state, run_record
+from commentree.training.checkpointing import run_record
 from commentree.training.config import OptimizerConfig, ScheduleConfig
 from commentree.training.warm_starts import apply, assignments
 

@@ -15,6 +15,7 @@ from commentree.training import train as trainer
 from commentree.training.checkpointing import checkpoints, storage
 from commentree.training.config import CheckpointConfig
 from commentree.training.warm_starts import sources, writing
+from commentree.training.warm_starts.formats import array_source
 
 from .. import stub
 from . import written_by_t5x
@@ -126,7 +127,7 @@ class Breaking:
 
   def __init__(self, error):
     self.arrays = {
-      f"target.{name}": sources.ArraySpec((4, 4), np.dtype("f4")) for name in "abc"
+      f"target.{name}": array_source.ArraySpec((4, 4), np.dtype("f4")) for name in "abc"
     }
     self._error = error
 
@@ -157,7 +158,7 @@ def test_broken_off_it_leaves_nothing(tmp_path, form, error, expected):
 @pytest.mark.parametrize("form", writing.FORMS)
 def test_arrays_without_a_place_are_not_written(tmp_path, form):
   source = Breaking(AssertionError())
-  source.arrays = {"bert.w": sources.ArraySpec((1,), np.dtype("f4"))}
+  source.arrays = {"bert.w": array_source.ArraySpec((1,), np.dtype("f4"))}
   with pytest.raises(UserError, match="no arrays under 'target': give --gin_file"):
     writing.write(source, epath.Path(tmp_path / "checkpoint_1"), form)
 
@@ -192,7 +193,7 @@ def test_large_arrays_go_by_parts(tmp_path, monkeypatch):
   ],
 )
 def test_chunks_are_rows_of_some_megabytes(shape, chunks):
-  assert writing.chunk_shape(sources.ArraySpec(shape, np.dtype("f4"))) == chunks
+  assert writing.chunk_shape(array_source.ArraySpec(shape, np.dtype("f4"))) == chunks
 
 
 def test_zeros_are_written_so_that_lost_files_are_noticed(tmp_path):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from commentree.errors import HostLostError, UserError
-from commentree.training.cluster import host_log
+from commentree.training.cluster.coordination import host_log
 from commentree.training.cluster.coordination.coordinator import TICK_SECONDS
 from commentree.training.cluster.coordination.host_link import Closed, HostLink
 from commentree.training.cluster.coordination.host_messages import (

@@ -13,12 +13,12 @@ from etils import epath
 
 from commentree.errors import UserError
 from commentree.training.checkpointing import checksums, orbax_noise, storage
+from commentree.training.warm_starts.formats.array_source import ArraySpec, Index
 from commentree.training.warm_starts.formats.zarr_arrays import (
   ZarrArrays,
   check_place,
   kvstore,
 )
-from commentree.training.warm_starts.sources import ArraySpec, Index
 
 KIND = "Orbax checkpoint"
 

@@ -25,7 +25,11 @@ from etils import epath
 
 from commentree.errors import UserError
 from commentree.training.checkpointing import storage
-from commentree.training.warm_starts.sources import ArraySpec, Index, extent
+from commentree.training.warm_starts.formats.array_source import (
+  ArraySpec,
+  Index,
+  extent,
+)
 
 KIND = "safetensors"
 MODEL_FILE = "model.safetensors"

@@ -18,12 +18,12 @@ from etils import epath
 from commentree.errors import UserError
 from commentree.training.checkpointing import storage
 from commentree.training.warm_starts.formats import flax_msgpack
+from commentree.training.warm_starts.formats.array_source import ArraySpec, Index
 from commentree.training.warm_starts.formats.zarr_arrays import (
   ZarrArrays,
   check_place,
   kvstore,
 )
-from commentree.training.warm_starts.sources import ArraySpec, Index
 
 FILE = "checkpoint"
 KIND = "T5X native checkpoint"

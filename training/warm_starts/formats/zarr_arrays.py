@@ -18,7 +18,7 @@ from etils import epath
 
 from commentree.errors import UserError
 from commentree.training.checkpointing import s3, storage
-from commentree.training.warm_starts.sources import ArraySpec, Index
+from commentree.training.warm_starts.formats.array_source import ArraySpec, Index
 
 _LARGEST_CHUNK_BYTES = 2**33
 _MOST_DIMENSIONS = 32

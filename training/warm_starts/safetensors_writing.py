@@ -12,6 +12,7 @@ from etils import epath
 
 from commentree.errors import StorageError, UserError
 from commentree.training.checkpointing import storage
+from commentree.training.warm_starts.formats.array_source import ArraySource, Renamed
 from commentree.training.warm_starts.formats.safetensors import (
   DTYPES,
   INDEX_FILE,
@@ -19,7 +20,6 @@ from commentree.training.warm_starts.formats.safetensors import (
   METADATA,
   MODEL_FILE,
 )
-from commentree.training.warm_starts.sources import ArraySource, Renamed
 from commentree.training.warm_starts.writing import (
   PARAMETERS,
   chunk_shape,

@@ -22,8 +22,8 @@ from commentree.training.config import OptimizerConfig, TrainConfig
 from commentree.training.optim import learning_rates
 from commentree.training.state import PyTree, TrainState
 from commentree.training.warm_starts import apply, assignments
+from commentree.training.warm_starts.formats.array_source import ArraySource
 from commentree.training.warm_starts.rules import Plan, fresh_of
-from commentree.training.warm_starts.sources import ArraySource
 
 Opened = tuple[ArraySource, Plan]
 Say = Callable[[str], None]
