@@ -408,7 +408,7 @@ class TrainConfig:
     warm_start_rules: triples (regular expression over a parameter's name, name of the
       array it comes from or None for a fresh one, what is done to that), which come
       before those that the kind of checkpoint has; see `warm_starts.rules.Rule`.
-    tensorboard: whether to write TensorBoard files (needs TensorFlow).
+    tensorboard: whether to write TensorBoard files.
     wandb_project: Weights & Biases project to report to as well; None for none.
     compile_cache_dir: folder of compiled programs, shared by runs; the user's cache
       folder if None.
