@@ -76,6 +76,8 @@ EXTRAS = {
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "ruff>=0.15,<0.18",
+    # Reads what we write of this format, and writes what we read.
+    "safetensors>=0.8,<0.9",
   ],
 }
 

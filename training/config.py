@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from commentree.errors import UserError
 from commentree.models.config import Condition
-from commentree.setting_checks import check_choice, check_range
+from commentree.setting_checks import check_choice, check_range, check_switches
 
 Schedule = Literal["constant", "rsqrt", "linear", "cosine", "wsd"]
 
@@ -315,10 +315,7 @@ class EvalConfig:
       rises = all(a < b for a, b in itertools.pairwise(edges))
       if not edges or edges[0] != 0 or not rises:
         raise UserError(f"EvalConfig.{field} = {edges}: must rise from 0")
-    for field in ("bags_of_words", "reply_matching"):
-      value = getattr(self, field)
-      if not isinstance(value, bool):
-        raise UserError(f"EvalConfig.{field} = {value!r}: must be True or False")
+    check_switches(self)
 
   def check_metric(self, owner: str, name: str) -> None:
     """Raises UserError unless there is such a metric, by its path in the results."""
@@ -409,7 +406,7 @@ class TrainConfig:
     warm_start_rules: triples (regular expression over a parameter's name, name of the
       array it comes from or None for a fresh one, what is done to that), which come
       before those that the kind of checkpoint has; see `warm_starts.rules.Rule`.
-    tensorboard: whether to write TensorBoard files (needs TensorFlow).
+    tensorboard: whether to write TensorBoard files.
     wandb_project: Weights & Biases project to report to as well; None for none.
     compile_cache_dir: folder of compiled programs, shared by runs; the user's cache
       folder if None.

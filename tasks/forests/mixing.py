@@ -4,6 +4,9 @@ Positions are dealt in blocks. Of the first n positions, n a multiple of the blo
 task has its rate's share to within one example; within a block the tasks are shuffled.
 All of this is found from the position alone, so that streams seek, and hosts agree. Of
 each task's examples, the first, second, third… are those of a run of that task alone.
+
+Grain's `MapDataset.mix` is not used: it deals the tasks in one fixed pattern, and
+rounds their rates.
 """
 
 from __future__ import annotations

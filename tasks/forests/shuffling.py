@@ -1,4 +1,8 @@
-"""Endless orders without memory: what stands at any position is found at once."""
+"""Endless orders without memory: what stands at any position is found at once.
+
+Grain's `MapDataset` is not used: with the next seed it reads an epoch in the order that
+the next epoch has with this one.
+"""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ DONE = [["exit", 0]]
 # A supervisor in a process of its own, for what a signal does to it.
 RUN = """
 import sys
-from commentree.launch import local
-from commentree.launch.supervisor import Settings
+from commentree.launch.supervision import local
+from commentree.launch.supervision.supervisor import Settings
 folder, hosts, grace = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 sys.exit(local.run(
   [sys.executable, sys.argv[4], folder], hosts, log_dir=folder + "/logs",
@@ -406,7 +406,8 @@ def test_a_users_mistake_is_one_line(argv, said, capsys):
 
 def test_launching_imports_nothing_heavy_and_starts_at_once():
   code = (
-    "import sys; from commentree.launch import local, main, supervise;"
+    "import sys; from commentree.launch.supervision import local, supervise;"
+    " from commentree.launch import main;"
     "main.main(['launch', 'local', '--dry_run', '--', 'train']);"
     "sys.exit(bool({'jax', 'tensorflow', 'numpy', 'gin'} & set(sys.modules)))"
   )

@@ -61,7 +61,8 @@ def test_jax_says_nothing_on_a_machine_with_libtpu_and_no_tpu():
     [
       sys.executable,
       "-c",
-      "from commentree.launch import quiet; quiet.keep_out_tpu_library();"
+      "from commentree.launch.settings import library_noise;"
+      " library_noise.keep_out_tpu_library();"
       "import jax; jax.devices()",
     ],
     env=environment,

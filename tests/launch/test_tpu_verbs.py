@@ -95,7 +95,7 @@ def test_setup_copies_the_source_and_installs_it_with_the_tpu_extra(cloud, capfd
   for home in cloud.homes():
     folder = home / worker_scripts.FOLDER
     assert (folder / "pip.txt").read_text().split() == ["--upgrade", "./source[tpu]"]
-    assert (folder / "source" / "launch" / "tpu.py").is_file()
+    assert (folder / "source" / "launch" / "cloud" / "tpu.py").is_file()
     assert (folder / "source" / "gin" / "runs" / "demo.gin").is_file()
     assert (folder / "source" / "setup.py").is_file()
     assert not (folder / "source" / "tests").exists()

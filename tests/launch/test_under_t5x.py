@@ -40,8 +40,8 @@ import few_trees
 include 't5x/infer.gin'
 """
 FEW_TREES = """
-from commentree.tasks import registry
-from commentree.tasks.generated_config import GeneratedTreesConfig
+from commentree.tasks.seqio_tasks import registry
+from commentree.tasks.config.generated import GeneratedTreesConfig
 registry.add_generated_task(
   "few_trees", GeneratedTreesConfig(num_train_trees=40, num_validation_trees=8)
 )

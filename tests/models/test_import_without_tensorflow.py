@@ -22,8 +22,8 @@ sys.meta_path.insert(0, Blocked())
 
 import importlib, pkgutil
 import commentree.models
-for module in pkgutil.iter_modules(commentree.models.__path__):
-  importlib.import_module(f"commentree.models.{module.name}")
+for module in pkgutil.walk_packages(commentree.models.__path__, "commentree.models."):
+  importlib.import_module(module.name)
 
 import jax, jax.numpy as jnp
 from commentree.models import batch

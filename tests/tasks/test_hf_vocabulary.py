@@ -46,7 +46,7 @@ def test_special_ids_are_those_of_t5_and_markers_follow(kind, tokenizers):
 
 _TRAIN_ELSEWHERE = """
 import pathlib, sys
-from commentree.tasks import vocabularies
+from commentree.tasks.vocabulary import vocabularies
 texts, path, kind, size, markers = (
   pathlib.Path(sys.argv[1]).read_text().split("\\n"), *sys.argv[2:5], sys.argv[5:])
 config = vocabularies.VocabularyConfig(int(size), kind)

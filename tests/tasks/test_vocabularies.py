@@ -301,8 +301,9 @@ def test_a_vocabulary_that_lacks_markers_is_refused(model, tmp_path):
 
 def test_making_a_vocabulary_needs_no_tensorflow():
   code = (
-    "import sys; from commentree.launch import vocab;"
-    " from commentree.tasks import corpus, generated, vocabularies;"
+    "import sys; from commentree.launch.commands import vocab;"
+    " from commentree.tasks.sources import generated, vocabulary_training_text;"
+    " from commentree.tasks.vocabulary import vocabularies;"
     " assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", code], check=True)

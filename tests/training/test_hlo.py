@@ -261,7 +261,7 @@ StackFrames
   traced = 'metadata={op_name="jit(f)/reduce_sum" stack_frame_id=1}'
   text = f"%a = f32[8]{{0}} copy(%x), {traced}, {estimate(5)}"
   (operation,) = costs(module(text, tables)).operations
-  assert operation.place == "models/heads/losses.py:86"
+  assert operation.place == "models/losses.py:86"
 
 
 def test_text_that_is_no_module_is_refused():

@@ -191,24 +191,6 @@ def test_the_times_add_up_to_the_whole():
   assert split["step"] >= 0.05
 
 
-def test_tensorboard_files_hold_the_scalars(make_config, tmp_path):
-  (writer,) = writers.open_writers(make_config(tensorboard=True), tmp_path, {})
-  writer.write(3, {"train/loss": 1.5})
-  for condition in ("true", "none"):
-    writer.write(3, {"eval/held_out/loss": 2.5}, condition)
-  writer.close()
-  from tensorboard.backend.event_processing import event_multiplexer
-
-  runs = event_multiplexer.EventMultiplexer()
-  runs.AddRunsFromDirectory(str(tmp_path / "tensorboard")).Reload()
-  # TensorBoard draws what has one name in several runs in one chart.
-  assert {run: found["tensors"] for run, found in runs.Runs().items()} == {
-    ".": ["train/loss"],
-    "true": ["eval/held_out/loss"],
-    "none": ["eval/held_out/loss"],
-  }
-
-
 def test_wandb_continues_the_same_run_after_a_restart(
   make_config, tmp_path, monkeypatch
 ):
@@ -231,23 +213,12 @@ def test_wandb_continues_the_same_run_after_a_restart(
   assert started[0]["id"] == started[1]["id"]
 
 
-@pytest.mark.parametrize(
-  ("module", "settings", "named"),
-  [
-    ("wandb", {"wandb_project": "trees"}, "wandb_project"),
-    ("clu.metric_writers", {"tensorboard": True}, "TrainConfig.tensorboard"),
-  ],
-)
-def test_what_is_asked_for_and_not_installed_is_named(
-  make_config, tmp_path, monkeypatch, module, settings, named
+def test_wandb_that_is_asked_for_and_not_installed_is_named(
+  make_config, tmp_path, monkeypatch
 ):
-  monkeypatch.setitem(sys.modules, module, None)
-  if module.startswith("clu"):
-    import clu
-
-    monkeypatch.delattr(clu, "metric_writers", raising=False)
-  with pytest.raises(UserError, match=named):
-    writers.open_writers(make_config(**settings), tmp_path, {})
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(UserError, match="wandb_project"):
+    writers.open_writers(make_config(wandb_project="trees"), tmp_path, {})
 
 
 def test_a_run_without_replies_to_match_is_told_so_once(make_report, console):

@@ -12,7 +12,7 @@ from commentree.training.cluster import signals
 
 _PROGRAM = """
 import os, signal, time
-from commentree.training import signals
+from commentree.training.cluster import signals
 with signals.StopRequest() as stop:
   for _ in range(2):
     os.kill(os.getpid(), signal.{name})

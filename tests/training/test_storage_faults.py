@@ -439,8 +439,8 @@ def test_metrics_that_cannot_be_written_for_a_moment_are_written_once(
 
 def test_training_goes_on_without_tensorboard(tmp_path, lines, monkeypatch):
   writer = writers.TensorBoardWriter(storage.as_path(tmp_path / "tb"), lines.append)
-  opened = writer._writers[""]
-  monkeypatch.setattr(opened, "write_scalars", Failing(opened.write_scalars, full(), 9))
+  opened = writer._files[""]
+  monkeypatch.setattr(opened, "write", Failing(opened.write, full(), 9))
   for step in range(3):
     writer.write(step, {"loss": 1.0})
   writer.close()

@@ -12,6 +12,7 @@ from etils import epath
 from commentree.errors import UserError
 from commentree.training.checkpointing import storage
 from commentree.training.config import TrainConfig
+from commentree.training.reports import event_file
 
 Say = Callable[[str], None]
 
@@ -43,65 +44,43 @@ class TensorBoardWriter:
   """
 
   def __init__(self, folder: epath.Path, say: Say = storage.print_line):
-    """Opens the files.
+    """Opens the first file.
 
     Args:
       folder: where they go.
       say: tells the user a line.
-
-    Raises:
-      UserError: if TensorFlow is not there.
     """
-    try:
-      from clu import metric_writers
-    except ImportError as error:
-      raise UserError(
-        f"TrainConfig.tensorboard = True needs TensorFlow ({error}): install it, or"
-        " set it to False"
-      ) from error
     self._folder = folder
     self._say = say
-    self._writers: dict[str, Any] | None = None
-    if str(folder).startswith("s3://"):
-      self._say(f"no TensorBoard files: TensorFlow cannot write to {folder}")
-    else:
-      self._writers = {}
-      self._metric_writers = metric_writers
-      self._try(lambda: self._open(""))
+    self._files: dict[str, event_file.EventFile] | None = {}
+    self._try(lambda: self._open(""))
 
   def write(
     self, step: int, scalars: Mapping[str, float], condition: str | None = None
   ) -> None:
     """Takes the scalars of a step."""
-
-    def write() -> None:
-      writer = self._open(condition or "")
-      writer.write_scalars(step, scalars)
-      writer.flush()
-
-    self._try(write)
+    self._try(lambda: self._open(condition or "").write(step, scalars))
 
   def close(self) -> None:
     """Writes what is left."""
-    for writer in (self._writers or {}).values():
-      self._try(writer.close)
+    for file in (self._files or {}).values():
+      self._try(file.close)
 
-  def _open(self, condition: str) -> Any:
-    assert self._writers is not None
-    if condition not in self._writers:
-      folder = str(self._folder / condition)
-      self._writers[condition] = self._metric_writers.SummaryWriter(folder)
-    return self._writers[condition]
+  def _open(self, condition: str) -> event_file.EventFile:
+    assert self._files is not None
+    if condition not in self._files:
+      self._files[condition] = event_file.EventFile(self._folder / condition)
+    return self._files[condition]
 
   def _try(self, act: Callable[[], Any]) -> None:
-    if self._writers is None:
+    if self._files is None:
       return
     try:
       act()
     except Exception as error:
       if not storage.refused(error):
         raise
-      self._writers = None
+      self._files = None
       self._say(
         f"TensorBoard files cannot be written to {self._folder}"
         f" ({storage.reason(error)}): training goes on without them"

@@ -5,6 +5,9 @@ XLA prints a module as computations of one instruction a line:
     %name (parameters) -> type {
       %result = type opcode(%operand, …), attribute=value, …, backend_config={…}
     }
+
+The module's protocol buffer is not read: its schema in Python comes only in a private
+module of TensorFlow, which is older than the compiler.
 """
 
 from __future__ import annotations

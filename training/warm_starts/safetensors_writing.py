@@ -1,4 +1,8 @@
-"""Arrays written as safetensors, in files of a size, a part of an array at a time."""
+"""Arrays written as safetensors, in files of a size, a part of an array at a time.
+
+The library of that name is not used: it needs all arrays of a file in memory and writes
+to no bucket.
+"""
 
 from __future__ import annotations
 

@@ -129,3 +129,41 @@ def test_the_command_writes_what_a_run_of_ours_starts_from(tmp_path, capsys):
   assert "is there already" in capsys.readouterr().err
   assert main.main(["convert", "--to=safetensors", target, target + "2"]) == 2
   assert "no arrays under 'target'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("max_file_bytes", [10**9, 1])
+def test_the_library_of_the_format_reads_what_is_written(tmp_path, max_file_bytes):
+  library = pytest.importorskip("safetensors", reason="the extra `test` brings it")
+  folder = epath.Path(tmp_path / "out")
+  parameters = safetensors_writing.parameters_of(checkpoint())
+  safetensors_writing.write_parameters(parameters, folder, max_file_bytes)
+  found = {}
+  for file in folder.glob("*.safetensors"):
+    with library.safe_open(file, "np") as opened:
+      assert opened.metadata() == {"format": "commentree"}
+      found.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+  assert set(found) == set(ARRAYS)
+  for name, values in ARRAYS.items():
+    assert found[name].dtype == values.dtype
+    np.testing.assert_array_equal(found[name], values)
+
+
+def test_what_the_library_of_the_format_writes_is_read(tmp_path):
+  pytest.importorskip("safetensors", reason="the extra `test` brings it")
+  from safetensors.numpy import save_file
+
+  arrays = {
+    **{name: np.asarray(values) for name, values in ARRAYS.items()},
+    **{
+      str(dtype): np.arange(6).astype(dtype).reshape(2, 3)
+      for dtype in safetensors.DTYPES.values()
+    },
+  }
+  file = tmp_path / "model.safetensors"
+  save_file(arrays, file, {"format": "np"})
+  source = sources.open_source(file)
+  assert set(source.arrays) == set(arrays)
+  for name, values in arrays.items():
+    read = source.read(name, sources.whole(values.shape))
+    assert read.dtype == values.dtype
+    np.testing.assert_array_equal(read, values)

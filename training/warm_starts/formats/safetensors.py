@@ -6,8 +6,10 @@
     data          the arrays in C order, from `begin` to `end` of this part
 
 A model is `model.safetensors`, or several files that `model.safetensors.index.json`
-tells the arrays of. The library of that name reads neither bfloat16 without PyTorch nor
-buckets; a header is little to read, and nothing in it is trusted.
+tells the arrays of.
+
+The library of that name is not used: it reads no buckets, takes the memory of a whole
+array for a part of it, and accepts a header that names an array twice.
 """
 
 from __future__ import annotations
