@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from commentree.errors import UserError
 from commentree.setting_checks import check_range
@@ -12,12 +11,9 @@ from commentree.tasks import readers
 from commentree.tasks.config import mixture_config
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.mixture_config import Member
-from commentree.tasks.config.preprocessing import HELD_OUT_SHARE
+from commentree.tasks.config.preprocessing import HELD_OUT_SHARE, PreprocessingConfig
 from commentree.tasks.forests.forest_layout import ForestLayout, row_lengths
 from commentree.tasks.objectives import label_objectives
-
-if TYPE_CHECKING:
-  from commentree.tasks.config.preprocessing import PreprocessingConfig
 
 
 @dataclasses.dataclass(frozen=True)

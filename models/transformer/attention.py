@@ -11,7 +11,7 @@ of the ancestors, which are computed once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,9 +20,6 @@ import jax.numpy as jnp
 from commentree.models import diagnostics
 from commentree.models.ancestor_context import AncestorContext
 from commentree.models.layers import Array, Dense, Initializer, constrain, fan_in_normal
-
-if TYPE_CHECKING:
-  pass
 
 # Keys and values `[R, L, H, K]` of rows that are read token by token.
 CACHED_TOKENS = ("cached_key", "cached_value")

@@ -307,7 +307,11 @@ def test_a_list_that_is_not_there_is_said_before_anything_is_read(tmp_path, toke
 def test_prepared_pieces_and_batches_hold_what_settings_ask_for(
   tmp_path, byte_level, phrases
 ):
-  opened = data.open_data(files_config(tmp_path, byte_level, discourse=phrases))
+  opened = data.open_data(
+    files_config(
+      tmp_path, byte_level, preprocessing=PreprocessingConfig(discourse=phrases)
+    )
+  )
   assert opened.splits["train"][0]["phrases"].any()
   batch = next(iter(opened.train_batches(2, seed=0)))
   assert batch["decoder_loss_weights"].sum() > 0

@@ -34,7 +34,9 @@ COMMON = {
   "task_feature_lengths": LENGTHS,
   "layout": ForestLayout(decoder_rows=16, max_ancestors=4, lookahead=8),
   # Small, so that some trees are of several pieces.
-  "pieces": PiecesConfig(max_tree_size=8, max_ancestors=4),
+  "preprocessing": PreprocessingConfig(
+    pieces=PiecesConfig(max_tree_size=8, max_ancestors=4)
+  ),
 }
 
 
