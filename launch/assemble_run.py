@@ -28,13 +28,13 @@ from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources import generated
 from commentree.tasks.sources.tree_sources import BuiltTreesSource, GeneratedTreesSource
 from commentree.tasks.vocabulary import vocabulary_files
-from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
+from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 from commentree.training import evaluation, initial_state, partitioning, runtime
 from commentree.training import state as state_lib
 from commentree.training import train as trainer
 from commentree.training.checkpointing import run_record, storage
 from commentree.training.checkpointing.run_record import RunRecord
-from commentree.training.cluster.distributed import Joined
+from commentree.training.cluster.distributed import Cluster
 from commentree.training.data_input import EvalData, TrainData
 from commentree.training.metrics import attention_statistics, evaluation_sums
 from commentree.training.metrics.unigram import UNIGRAM
@@ -55,7 +55,7 @@ _LATER_SETTINGS = (
 )
 
 
-def train(run: RunConfig, config_text: str, joined: Joined, clock: Clock) -> int:
+def train(run: RunConfig, config_text: str, joined: Cluster, clock: Clock) -> int:
   """Trains with the hosts joined, evaluates and reports; returns the exit code."""
   console = joined.console
   clock.watch = lambda what: joined.watchdog.at(0, what)
@@ -113,7 +113,7 @@ def check_model(run: RunConfig, model: CommentTreeModel) -> None:
 
 def evaluate(
   run: RunConfig,
-  joined: Joined,
+  joined: Cluster,
   step: int | Literal["best"] | None,
   batches: int | None,
 ) -> dict[str, Any]:
@@ -252,17 +252,17 @@ def advise_sequence_ends(run: RunConfig, console: Console) -> None:
   if (
     warm
     and run.model.family == "roberta"
-    and not run.data.preprocessing.pieces.sequence_ends
+    and not run.data.preprocessing.subtrees.sequence_ends
   ):
     console.print(
       "RoBERTa and BERT were trained on texts between <s> and </s>, [CLS] and [SEP];"
-      " PiecesConfig.sequence_ends = True puts them around comments",
+      " SubtreeConfig.sequence_ends = True puts them around comments",
     )
 
 
 def build_model(run: RunConfig, task: CommentTreeTask) -> CommentTreeModel:
   """The model, its embedding table as large as the task's vocabulary needs."""
-  vocabulary = LazyVocabulary(task.tokenizer)
+  vocabulary = TokenizerVocabulary(task.tokenizer)
   # Of a mixture, whose first task may know no languages.
   languages = run.model.num_languages or len(run.data.preprocessing.objective.languages)
   return CommentTreeModel(

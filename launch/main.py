@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       stream.reconfigure(errors="backslashreplace")
   if not arguments or arguments[0] in ("-h", "--help", "help"):
     return run_verb(_print_usage, arguments)
-  library_noise.keep_out_tpu_library()
+  library_noise.disable_libtpu_without_tpu()
   verb, *rest = arguments
   if verb not in VERBS:
     print(

@@ -23,7 +23,7 @@ from commentree.tasks.seqio_tasks import registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
-from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
+from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 from commentree.training import partitioning
 from commentree.training.config import DEFAULT_AXIS_RULES, MeshAxes
 
@@ -60,7 +60,7 @@ def comment_tree_model(
   task = registry.get_parts(mixture_or_task_name)[0].task
   model = CommentTreeModel(
     assemble_run.with_sizes(config, task),
-    input_vocabulary=LazyVocabulary(task.tokenizer),
+    input_vocabulary=TokenizerVocabulary(task.tokenizer),
     optimizer_def=optimizer_def,
     feature_converter_cls=functools.partial(
       CommentForestFeatureConverter, layout=layout

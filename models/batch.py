@@ -31,7 +31,7 @@ FEATURE_AXES: dict[str, str] = {
   "ancestor_slots": "BTA",
   "ancestor_distances": "BTA",
   "target_depths": "BT",
-  # Number of the tree that a target is of, the same in all pieces of a tree; 0 where
+  # Number of the tree that a target is of, the same in all subtrees of a tree; 0 where
   # that is not known. Evaluations compare targets and add up losses by it.
   "target_trees": "BT",
 }
@@ -47,7 +47,7 @@ OPTIONAL_FEATURE_AXES: dict[str, str] = {
 }
 
 
-def places(batch: Mapping[str, Array], side: str) -> Array:
+def positions_in_comment(batch: Mapping[str, Array], side: str) -> Array:
   """Returns how many tokens of its comment stand before each token, `[B, R, L]`.
 
   Its position, but where a translation follows, in which positions begin anew.

@@ -207,7 +207,9 @@ class CommentTreeModel:
       sums[f"{side}_tokens"] = jnp.sum(present_BRL, dtype=jnp.float32)
       sums[f"{side}_positions"] = jnp.float32(present_BRL.size)
       if side == "decoder":
-        begins_BRL = present_BRL & (batch_lib.places(batch, "decoder") == 0)
+        begins_BRL = present_BRL & (
+          batch_lib.positions_in_comment(batch, "decoder") == 0
+        )
         sums["comments"] = jnp.sum(begins_BRL, dtype=jnp.float32)
     loss = jnp.sum(losses.loss * weights_BRM)
     if of_replies is not None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from commentree.models.ancestor_context import AncestorContext
-from commentree.models.batch import places
+from commentree.models.batch import positions_in_comment
 from commentree.models.config import ModelConfig
 from commentree.models.context.ancestors import Ancestors, by_slot
 from commentree.models.context.encoded import Encoded
@@ -151,7 +151,7 @@ class CommentTreeTransformer(nn.Module):
     vectors_BEJD, used_BEJ = self.pooling(
       x_RLD.reshape(*slots_BRL.shape, -1),
       slots_BRL,
-      places(batch, "encoder"),
+      positions_in_comment(batch, "encoder"),
       batch["encoder_slot_depths"].shape[-1],
     )
     if cfg.normalize_pooled_vectors:

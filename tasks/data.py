@@ -23,7 +23,7 @@ from commentree.tasks.seqio_tasks import registry
 from commentree.tasks.seqio_tasks.registration import register_tasks
 from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 
-Pieces = records.PieceRecords | cached_subtrees.CachedPieces
+Subtrees = records.SubtreeRecords | cached_subtrees.CachedSubtrees
 
 _DEFAULT_SHARE = DataConfig.held_out_share
 
@@ -34,20 +34,20 @@ class TaskData:
 
   Attributes:
     task: the SeqIO task.
-    share: of all pieces that are read in training; 1 for a task alone.
-    splits: pieces of 'train' and 'validation', prepared or cached.
+    share: of all subtrees that are read in training; 1 for a task alone.
+    splits: subtrees of 'train' and 'validation', prepared or cached.
   """
 
   task: CommentTreeTask
   share: Fraction
-  splits: Mapping[str, Pieces]
+  splits: Mapping[str, Subtrees]
 
   def facts(self) -> dict[str, Any]:
     """What of it decides a run's results."""
     return {
-      "pieces": fingerprints.jsonable(self.task.preprocessing),
+      "subtrees": fingerprints.jsonable(self.task.preprocessing),
       **{
-        f"{name}_pieces": f"{len(split):,}, of digest {split.totals.digest:016x}"
+        f"{name}_subtrees": f"{len(split):,}, of digest {split.totals.digest:016x}"
         for name, split in self.splits.items()
       },
     }
@@ -75,19 +75,21 @@ class RunData:
     return self.parts[0].task
 
   @property
-  def splits(self) -> Mapping[str, Pieces]:
-    """That task's pieces."""
+  def splits(self) -> Mapping[str, Subtrees]:
+    """That task's subtrees."""
     return self.parts[0].splits
 
   def train_batches(
     self, batch_size: int, seed: int, host: int = 0, num_hosts: int = 1
-  ) -> forest_streams.TrainBatches:
+  ) -> forest_streams.TrainForests:
     """This host's rows of the global training batches, endless and resumable."""
     sources = [
-      forest_streams.Source(part.splits["train"], part.task.objective(), part.share)
+      forest_streams.SubtreeSource(
+        part.splits["train"], part.task.objective(), part.share
+      )
       for part in self.parts
     ]
-    return forest_streams.TrainBatches(
+    return forest_streams.TrainForests(
       sources,
       self.shape,
       batch_size=batch_size,
@@ -125,15 +127,15 @@ class RunData:
       limit: batches that the pass is cut to; None for all.
       part: which task's.
     """
-    pieces = self.parts[part].splits["validation"]
+    subtrees = self.parts[part].splits["validation"]
     rank = forest_streams.first_target(
-      pieces,
+      subtrees,
       self.parts[part].task.objective(),
       self.shape.decoder_length,
       self.config.eval_seed,
     )
-    # The oldest piece that waits goes into the next forest, so that at least one piece
-    # of each forest's stream is used up by it.
+    # The oldest subtree that waits goes into the next forest, so that at least one
+    # subtree of each forest's stream is used up by it.
     if rank is None or limit is None or rank < batch_size * limit:
       return rank is not None
     batches = itertools.islice(self.eval_batches(batch_size, part=part), limit)
@@ -142,7 +144,7 @@ class RunData:
   def count_targets(self, part: int = 0) -> np.ndarray:
     """How often each id is to be predicted in a task's training data, int64 [ids].
 
-    Counted in all pieces, or in a sample of many.
+    Counted in all subtrees, or in a sample of many.
     """
     task = self.parts[part].task
     labels = label_objectives.label_names(task.preprocessing)
@@ -219,20 +221,20 @@ def open_data(
 def _resolve(
   config: DataConfig, parts: Sequence[TaskData], split: str
 ) -> forest_layout.ForestShape:
-  """The forest's shape, from what the pieces of all tasks take in their proportions."""
+  """The forest's shape, from the sizes of all tasks' subtrees in their proportions."""
   lengths = forest_layout.row_lengths(config.task_feature_lengths)
-  extras: dict[str, None] = {}
+  optional_features: dict[str, None] = {}
   for part in parts:
-    objective, pieces = part.task.objective(), part.splits[split]
-    if not forest_streams.has_target(pieces, objective, lengths[1]):
+    objective, subtrees = part.task.objective(), part.splits[split]
+    if not forest_streams.has_target(subtrees, objective, lengths[1]):
       alone = ": give others, or another objective"
       raise UserError(
         f"{part.task.name}: no comment of the split {split!r} has anything to predict"
         + (alone if len(parts) == 1 else "; leave it out of the mixture")
       )
-    extras |= dict.fromkeys(objective.extras)
+    optional_features |= dict.fromkeys(objective.optional_features)
 
-  def totals(shape: forest_layout.ForestShape | None) -> forest_layout.PieceTotals:
+  def totals(shape: forest_layout.ForestShape | None) -> forest_layout.SubtreeTotals:
     each = [
       forest_streams.sample_totals(
         part.splits[split],
@@ -245,9 +247,9 @@ def _resolve(
     ]
     return mixing.mix_totals(each, [part.share for part in parts])
 
-  def choose(found: forest_layout.PieceTotals) -> forest_layout.ForestShape:
+  def choose(found: forest_layout.SubtreeTotals) -> forest_layout.ForestShape:
     return forest_layout.resolve(
-      config.layout, config.task_feature_lengths, found, tuple(extras)
+      config.layout, config.task_feature_lengths, found, tuple(optional_features)
     )
 
   return forest_layout.fit(choose, totals(None), totals)

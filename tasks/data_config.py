@@ -33,7 +33,7 @@ class DataConfig:
       that holds out and evaluates nothing, whatever its data; else a dataset
       made by `commentree build` has splits of its own.
     cache_dir: where prepared data lies; None for the user's cache folder.
-    use_cached: whether to read pieces from a SeqIO cache instead of preparing them.
+    use_cached: whether to read subtrees from a SeqIO cache instead of preparing them.
     seqio_additional_cache_dirs: folders that SeqIO seeks cached tasks in.
     prepare_processes: processes that prepare a built dataset; None for as many as pay.
     eval_seed: seed of the masks in evaluation.
@@ -63,13 +63,13 @@ class DataConfig:
   generated: GeneratedTreesConfig = GeneratedTreesConfig()
 
   def __post_init__(self):
-    pieces = self.preprocessing.pieces
+    subtrees = self.preprocessing.subtrees
     shortest = min(row_lengths(self.task_feature_lengths))
-    if pieces.sequence_ends and pieces.max_comment_tokens > shortest:
+    if subtrees.sequence_ends and subtrees.max_comment_tokens > shortest:
       raise UserError(
-        f"PiecesConfig.max_comment_tokens = {pieces.max_comment_tokens}: rows of"
+        f"SubtreeConfig.max_comment_tokens = {subtrees.max_comment_tokens}: rows of"
         f" {shortest} tokens (TASK_FEATURE_LENGTHS) would cut off the ends of comments"
-        f" that PiecesConfig.sequence_ends asks for; set it to {shortest} or less"
+        f" that SubtreeConfig.sequence_ends asks for; set it to {shortest} or less"
       )
     check_range("DataConfig", "held_out_share", self.held_out_share, 0, 1)
     check_range("DataConfig", "eval_seed", self.eval_seed, 0, whole=True)

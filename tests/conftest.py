@@ -7,7 +7,7 @@ import hypothesis
 
 from commentree.launch.settings import library_noise
 
-library_noise.keep_out_tpu_library()
+library_noise.disable_libtpu_without_tpu()
 
 # Programs of tests run for moments: what takes time is XLA's compiling them. With these
 # flags a small model's gradients compile in 0.6 s instead of 6, its initialization in 3

@@ -12,7 +12,7 @@ from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers import cmv_modes, convokit, hacker_news, oasst, reddit_api
 from commentree.tasks.readers.parsing import files, json_lines, json_records
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "data.md"
 EXAMPLES = re.findall(
@@ -56,7 +56,7 @@ def test_an_example_gives_what_the_page_shows(
 
 def test_every_fate_is_explained():
   page = PAGE.read_text()
-  fates = {
+  read_counts = {
     value
     for module in (
       comment_tree,
@@ -73,8 +73,8 @@ def test_every_fate_is_explained():
     if name.isupper() and not name.startswith(("_", "MENDED", "MORE", "REPLIES"))
     if isinstance(value, str) and name not in ("POST_PREFIX", "COMMENT_PREFIX")
   }
-  assert len(fates) > 30
-  assert [fate for fate in sorted(fates) if f"| `{fate}` |" not in page] == []
+  assert len(read_counts) > 30
+  assert [fate for fate in sorted(read_counts) if f"| `{fate}` |" not in page] == []
 
 
 def test_the_format_made_up_on_the_page_reads(tmp_path, monkeypatch):
@@ -89,7 +89,10 @@ def test_the_format_made_up_on_the_page_reads(tmp_path, monkeypatch):
     "1\ta\t\tann\tWhy is it so slow?\n"
     "1\tc\n"
   )
-  fates = Fates()
-  (tree,) = readers.iter_trees(str(tmp_path), TreeConfig(), fates)
+  read_counts = ReadCounts()
+  (tree,) = readers.iter_trees(str(tmp_path), TreeConfig(), read_counts)
   assert [(c.id, c.parent) for c in tree.comments] == [("1", -1), ("a", 0), ("b", 1)]
-  assert fates.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NOT_OBJECT: 1}
+  assert read_counts.comments == {
+    comment_tree.KEPT: 2,
+    comment_tree.DROPPED_NOT_OBJECT: 1,
+  }

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from commentree.errors import UserError
 from commentree.training import partitioning
-from commentree.training.cluster.agreement import Agreement
-from commentree.training.partitioning import Share
+from commentree.training.cluster.agreement import HostMax
+from commentree.training.partitioning import ProcessShard
 
 HostBatch = Mapping[str, np.ndarray]
-EvalData = Callable[[Share], Iterator[HostBatch]]
+EvalData = Callable[[ProcessShard], Iterator[HostBatch]]
 """Starts the same finite pass over a share of held-out data each time it is called; at
 least one batch, if of padding alone."""
 
@@ -38,7 +38,7 @@ class TrainBatches(Protocol):
     """Goes back to where `get_state` was called."""
 
 
-TrainData = Callable[[Share], TrainBatches]
+TrainData = Callable[[ProcessShard], TrainBatches]
 """Opens a share of the training batches, at their beginning."""
 
 
@@ -86,7 +86,7 @@ def num_rows(batch: Mapping[str, Any]) -> int:
   return len(next(iter(batch.values())))
 
 
-class Placer:
+class ToGlobalBatch:
   """Puts this process's rows on its devices, as part of a global batch."""
 
   def __init__(self, mesh: Mesh):
@@ -127,7 +127,7 @@ def global_batches(
   Raises:
     Stopped: if any process's `stop` says so.
   """
-  place, agreement = Placer(mesh), Agreement(mesh)
+  place, agreement = ToGlobalBatch(mesh), HostMax(mesh)
   padding: HostBatch = {}
   for batch in itertools.chain(
     itertools.islice(batches, limit), itertools.repeat(None)
@@ -154,7 +154,7 @@ class Prefetcher:
       depth: batches buffered.
     """
     self._batches = batches
-    self._place = Placer(mesh)
+    self._place = ToGlobalBatch(mesh)
     self._ready: queue.Queue[Any] = queue.Queue(depth)
     self._closed = threading.Event()
     self._thread = threading.Thread(

@@ -135,7 +135,7 @@ class Evaluator:
     if key not in self._compiled:
       with partitioning.in_mesh(self._mesh, self._partitioning):
         self._compiled[key] = self.sums.lower(params, batch, baseline).compile()
-      hosts.meet("evaluation compiled")
+      hosts.barrier("evaluation compiled")
     return self._compiled[key]
 
   def _names(self, baseline: Placed | None) -> list[str]:

@@ -23,9 +23,9 @@ from commentree.training.optim import learning_rates
 from commentree.training.state import PyTree, TrainState
 from commentree.training.warm_starts import apply, assignments
 from commentree.training.warm_starts.formats.array_source import ArraySource
-from commentree.training.warm_starts.rules import Plan, fresh_of
+from commentree.training.warm_starts.rules import WarmStartPlan, fresh_of
 
-Opened = tuple[ArraySource, Plan]
+Opened = tuple[ArraySource, WarmStartPlan]
 Say = Callable[[str], None]
 
 WARM_START_FILE = "warm_start.json"
@@ -35,7 +35,7 @@ _NOTE = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class InitialState:
   """What a run starts from.
 
   Attributes:
@@ -100,7 +100,7 @@ def find_fresh(config: TrainConfig, model: Model, params: PyTree, say: Say) -> F
 
   opened, noted = None, None
   fresh: list[str] = []
-  notes = hosts.chief_decides("notes of the warm start", read_notes)
+  notes = hosts.run_on_host0("notes of the warm start", read_notes)
   if notes is not None:
     recorded, noted = notes
     fresh = fresh_of(recorded or {})
@@ -130,7 +130,7 @@ def _check_note(file: epath.Path, read: Callable[[], Any]) -> Any:
   return noted
 
 
-def first_state(
+def restore_or_initialize(
   saved: Checkpoints,
   config: TrainConfig,
   model: Model,
@@ -141,7 +141,7 @@ def first_state(
   record: RunRecord,
   say: Say,
   opened: Opened | None = None,
-) -> Start:
+) -> InitialState:
   """Restores or draws the state, by the first rule that applies.
 
   Args:
@@ -168,14 +168,14 @@ def first_state(
       f"restored step {step:,} from {restored.path}"
       " (rule 1: the newest checkpoint in MODEL_DIR)"
     )
-    return Start(restored.state, restored.data_state or None, step)
+    return InitialState(restored.state, restored.data_state or None, step)
 
   # 2. INITIAL_CHECKPOINT_PATH: parameters as its plan says; a new optimizer, step 0,
   #    data from its beginning.
   source = config.initial_checkpoint_path
   if source is not None:
     path = storage.as_path(source)
-    hosts.chief_decides(
+    hosts.run_on_host0(
       "vocabulary",
       lambda: run_record.check_vocabulary(path, record.facts, say, record.grown_from),
     )
@@ -190,14 +190,16 @@ def first_state(
       f" holds no checkpoint); {plan.summary()}"
     )
     state = state_lib.initial_state(model, optimizer, example, like, key, params)
-    return Start(state, None, 0, plan.to_json())
+    return InitialState(state, None, 0, plan.to_json())
 
   # 3. Parameters drawn from the seed.
   say(
     f"drew parameters from seed {config.random_seed} (rule 3: MODEL_DIR holds no"
     " checkpoint)"
   )
-  return Start(state_lib.initial_state(model, optimizer, example, like, key), None, 0)
+  return InitialState(
+    state_lib.initial_state(model, optimizer, example, like, key), None, 0
+  )
 
 
 def open_plan(
@@ -231,7 +233,7 @@ def open_plan(
     )
 
   # Host 0 first, so that what does not fit is told once.
-  hosts.chief_decides("plan of the warm start", open_and_plan)
+  hosts.run_on_host0("plan of the warm start", open_and_plan)
   if not opened:
     open_and_plan()
   return opened[0]
@@ -239,7 +241,7 @@ def open_plan(
 
 def warm_start(
   opened: Opened, like: PyTree, draw: apply.Draw, say: Say
-) -> tuple[PyTree, Plan]:
+) -> tuple[PyTree, WarmStartPlan]:
   """Takes parameters from files as planned; reports on each.
 
   Args:
@@ -261,7 +263,7 @@ def warm_start(
   def read() -> tuple[dict[str, jax.Array], list[str]]:
     return apply.load(plan, source, like), source.check()
 
-  loaded, odd = hosts.all_or_none("read the warm start", read)
+  loaded, odd = hosts.run_on_all_hosts("read the warm start", read)
   for line in odd:
     say(line)
   return apply.complete(plan, loaded, like, draw), plan

@@ -129,7 +129,7 @@ def batch_parallel(mesh: Mesh) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class ProcessShard:
   """Which part of every global batch a process reads.
 
   Attributes:
@@ -142,7 +142,7 @@ class Share:
   count: int
 
 
-def data_share(mesh: Mesh, process: int | None = None) -> Share:
+def data_share(mesh: Mesh, process: int | None = None) -> ProcessShard:
   """Returns a process's share of every global batch.
 
   Args:
@@ -166,7 +166,7 @@ def data_share(mesh: Mesh, process: int | None = None) -> Share:
       f" {dict(mesh.shape)}: let model_parallel divide the devices of a host, or be a"
       " multiple of them"
     )
-  return Share(parts.index(tuple(sorted(groups[process]))), len(parts))
+  return ProcessShard(parts.index(tuple(sorted(groups[process]))), len(parts))
 
 
 def flatten_names(tree: PyTree) -> dict[str, Any]:
@@ -302,7 +302,9 @@ def devices_per_copy(sharding: NamedSharding) -> int:
   return _size(tuple(_mesh_axes(sharding.spec)), sharding.mesh)
 
 
-def left_whole(params: PyTree, mesh: Mesh, config: PartitioningConfig) -> list[str]:
+def report_unsharded(
+  params: PyTree, mesh: Mesh, config: PartitioningConfig
+) -> list[str]:
   """Returns a line for each large parameter that every device holds whole.
 
   Nothing where that is what was asked for: a mesh of `data` and `slice` alone.

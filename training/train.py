@@ -25,7 +25,7 @@ from commentree.training.checkpointing import (
 )
 from commentree.training.checkpointing.run_record import RunRecord
 from commentree.training.cluster import hosts
-from commentree.training.cluster.agreement import Agreement, DelayedAgreement
+from commentree.training.cluster.agreement import AsyncHostMax, HostMax
 from commentree.training.cluster.coordination.host_log import HostConsole
 from commentree.training.cluster.coordination.watchdog import Watchdog
 from commentree.training.cluster.signals import StopRequest
@@ -106,10 +106,10 @@ def train(
   with contextlib.ExitStack() as stack, watchdog.ends_on_error():
     stop = stack.enter_context(StopRequest())
     storage.check_shared(model_dir)
-    hosts.chief_decides(
-      "lock", lambda: stack.enter_context(model_dir_lock.held(model_dir))
+    hosts.run_on_host0(
+      "lock", lambda: stack.enter_context(model_dir_lock.exclusive(model_dir))
     )
-    hosts.chief_decides("settings", lambda: run_record.check(model_dir, facts, say))
+    hosts.run_on_host0("settings", lambda: run_record.check(model_dir, facts, say))
 
     # ---- Mesh and data ----------------------------------------------------------
     mesh = partitioning.make_mesh(config.partitioning)
@@ -134,7 +134,7 @@ def train(
       f" {state_lib.count_parameters(params):,} parameters"
       f"{learning_rates.how_many_trained(config.optimizer, params)}"
     )
-    for line in partitioning.left_whole(params, mesh, config.partitioning):
+    for line in partitioning.report_unsharded(params, mesh, config.partitioning):
       say(line)
 
     # ---- Restore ----------------------------------------------------------------
@@ -142,7 +142,7 @@ def train(
     saved = checkpoints.Checkpoints(model_dir, config.checkpoint, say)
     stack.callback(saved.close)
     with clock.on("restore"):
-      start = initial_state.first_state(
+      start = initial_state.restore_or_initialize(
         saved,
         config,
         model,
@@ -231,7 +231,7 @@ def train(
       )
       say(f"nothing to train: {done}")
       results = evaluate()
-      return _summary(step, report, results, Agreement(mesh)(stop.number))
+      return _summary(step, report, results, HostMax(mesh)(stop.number))
 
     # ---- Compile ----------------------------------------------------------------
     batches = stack.enter_context(Prefetcher(train_batches, mesh))
@@ -240,10 +240,10 @@ def train(
       batch, data_state = next(batches)
     with clock.on("compile"), partitioning.in_mesh(mesh, config.partitioning):
       compiled_step = train_step.lower(state, batch, step_key).compile()
-      hosts.meet("train step compiled", config.health.allowance("compile"))
+      hosts.barrier("train step compiled", config.health.allowance("compile"))
 
     # ---- Loop -------------------------------------------------------------------
-    agreement = DelayedAgreement(mesh, 2)
+    agreement = AsyncHostMax(mesh, 2)
     last_timed_save = step
 
     def save(metrics: checkpoint_choice.Metrics | None) -> None:
@@ -305,7 +305,7 @@ def train(
     with clock.on("checkpoint"):
       path = saved.wait()
     say(f"step {step:,} saved as {path}")
-    return _summary(step, report, results, Agreement(mesh)(stop.number))
+    return _summary(step, report, results, HostMax(mesh)(stop.number))
 
 
 @contextlib.contextmanager

@@ -92,8 +92,8 @@ class PaddedBuilder(ForestBuilder):
 
   @staticmethod
   def encode_all(item: PackItem) -> PackItem:
-    """The piece with every comment that has tokens in its encoder set."""
-    lengths = item.piece["lengths"]
+    """The subtree with every comment that has tokens in its encoder set."""
+    lengths = item.subtree["lengths"]
     encoded = np.flatnonzero(lengths)
     return dataclasses.replace(
       item,
@@ -128,7 +128,7 @@ def padded_contender(config: ModelConfig, items: list[PackItem], count: int):
   batches = []
   builder, targets = PaddedBuilder(shape), 0
   for item in itertools.cycle(map(PaddedBuilder.encode_all, items)):
-    if len(item.piece["lengths"]) > rows:
+    if len(item.subtree["lengths"]) > rows:
       continue
     if builder.add(item):
       targets += len(item.targets)
@@ -203,18 +203,20 @@ def thread_contender(config: ModelConfig, items: list[PackItem], count: int):
 def _threads(items: Sequence[PackItem]) -> list[Batch]:
   examples = []
   for item in items:
-    piece = item.piece
-    ends = np.cumsum(piece["lengths"])
-    starts = ends - piece["lengths"]
+    subtree = item.subtree
+    ends = np.cumsum(subtree["lengths"])
+    starts = ends - subtree["lengths"]
     for target, ancestors in zip(item.targets, item.ancestors):
       span = slice(starts[target], ends[target])
       context = [
-        piece["tokens"][starts[a] : ends[a]] for a in ancestors[::-1] if a >= 0
+        subtree["tokens"][starts[a] : ends[a]] for a in ancestors[::-1] if a >= 0
       ]
-      own = piece["input_tokens"][span][:COMMENT_LENGTH]
+      own = subtree["input_tokens"][span][:COMMENT_LENGTH]
       above = np.concatenate([np.empty(0, np.int32), *context])
       above = above[max(0, len(above) - (THREAD_LENGTH - len(own))) :]
-      masked = np.flatnonzero(piece["is_masked"][span][: len(own)])[:_MASKED_PER_THREAD]
+      masked = np.flatnonzero(subtree["is_masked"][span][: len(own)])[
+        :_MASKED_PER_THREAD
+      ]
 
       def padded(values, size, dtype=np.int32):
         return np.pad(np.asarray(values, dtype), (0, size - len(values)))
@@ -223,7 +225,7 @@ def _threads(items: Sequence[PackItem]) -> list[Batch]:
         {
           "tokens": padded(np.concatenate([above, own]), THREAD_LENGTH),
           "positions": padded(masked + len(above), _MASKED_PER_THREAD),
-          "targets": padded(piece["tokens"][span][masked], _MASKED_PER_THREAD),
+          "targets": padded(subtree["tokens"][span][masked], _MASKED_PER_THREAD),
           "weights": padded(np.ones(len(masked)), _MASKED_PER_THREAD, np.float32),
         }
       )

@@ -3,9 +3,10 @@
 Two stages, each timed in seconds of CPU time over all threads, which is what one core
 does in a second, whatever else the machine does:
 
-  batches   prepared pieces, as a run reads them at every step: read, masked, packed
+  batches   prepared subtrees, as a run reads them at every step: read, masked, packed
             into forests, stacked to batches
-  pieces    trees, as a run reads them once: read, cleaned, tokenised, cut into pieces
+  subtrees    trees, as a run reads them once: read, cleaned, tokenised, cut into
+    subtrees
   both      the two one after the other for every forest, as if nothing was prepared
 
 The chip takes as many forests a second as `docs/aot.jsonl` says of a model's train step
@@ -72,7 +73,7 @@ def chip_rate(size: str, topology: str) -> Chip | None:
 
 
 def time_batches(opened: Any, seed: int, seconds: float) -> Rate:
-  """Times a run's batches; prepared pieces are in the system's cache after the first.
+  """Times a run's batches; prepared subtrees are in the system's cache after the first.
 
   Args:
     opened: what `data.open_data` returns.
@@ -94,17 +95,17 @@ def time_batches(opened: Any, seed: int, seconds: float) -> Rate:
   return Rate(count / spent, fill.comments / spent, fill.decoder_tokens / spent)
 
 
-def time_pieces(opened: Any, seconds: float) -> tuple[float, float]:
-  """Times the making of pieces; returns (comments, target tokens) a CPU second."""
-  builder = opened.task.piece_builder()
+def time_subtrees(opened: Any, seconds: float) -> tuple[float, float]:
+  """Times the making of subtrees; returns (comments, target tokens) a CPU second."""
+  builder = opened.task.subtree_builder()
   tokens = comments = 0
   started = time.process_time()
   for tree in itertools.chain.from_iterable(
     opened.task.tree_source.trees("train") for _ in itertools.count()
   ):
-    for piece in builder(tree):
-      tokens += int((piece["lengths"] * piece["is_target"]).sum())
-      comments += int(piece["is_target"].sum())
+    for subtree in builder(tree):
+      tokens += int((subtree["lengths"] * subtree["is_target"]).sum())
+      comments += int(subtree["is_target"].sum())
     if time.process_time() - started > seconds:
       break
   spent = time.process_time() - started
@@ -113,15 +114,15 @@ def time_pieces(opened: Any, seconds: float) -> tuple[float, float]:
 
 def measure(opened: Any, rounds: int, seconds: float) -> dict[str, Rate]:
   """Times both stages in turn; medians over the rounds."""
-  batches, pieces = [], []
+  batches, subtrees = [], []
   for seed in range(rounds):
     batches.append(time_batches(opened, seed, seconds))
-    pieces.append(time_pieces(opened, seconds))
+    subtrees.append(time_subtrees(opened, seconds))
   median: Callable[[Sequence[float]], float] = statistics.median
   packed = Rate(
     *(median([getattr(b, f.name) for b in batches]) for f in dataclasses.fields(Rate))
   )
-  comments, tokens = (median([p[i] for p in pieces]) for i in range(2))
+  comments, tokens = (median([p[i] for p in subtrees]) for i in range(2))
   tokens_of_forest = packed.tokens / packed.forests
   made = Rate(tokens / tokens_of_forest, comments, tokens)
 
@@ -133,7 +134,7 @@ def measure(opened: Any, rounds: int, seconds: float) -> dict[str, Rate]:
     in_turn(packed.comments, made.comments),
     in_turn(packed.tokens, made.tokens),
   )
-  return {"batches": packed, "pieces": made, "both": both}
+  return {"batches": packed, "subtrees": made, "both": both}
 
 
 def main(argv: Sequence[str]) -> int:

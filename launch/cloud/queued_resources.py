@@ -30,7 +30,7 @@ GONE = "not there"
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class SlicePlace:
   """Which slices: the name of their queued resource, and where it is.
 
   Attributes:
@@ -74,7 +74,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class SliceRequest:
   """What to ask for; see `gcloud compute tpus queued-resources create`.
 
   Attributes:
@@ -173,7 +173,7 @@ def taken_away(absent: Mapping[str, str]) -> bool:
 class Slices:
   """The slices of one queued resource."""
 
-  def __init__(self, place: Place, shell: Shell, patience_s: float = PATIENCE_S):
+  def __init__(self, place: SlicePlace, shell: Shell, patience_s: float = PATIENCE_S):
     """Makes commands for the slices.
 
     Args:
@@ -185,7 +185,7 @@ class Slices:
     self._shell = shell
     self._patience_s = patience_s
 
-  def create(self, request: Request) -> None:
+  def create(self, request: SliceRequest) -> None:
     """Asks for the slices; returns once the request is in the queue."""
     place = self.place
     if place.num_slices == 1:

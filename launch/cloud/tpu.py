@@ -13,13 +13,13 @@ from commentree.errors import UserError
 from commentree.launch.cloud import tpu_flags, tpu_watch, worker_scripts
 from commentree.launch.cloud.queued_resources import (
   PATIENCE_S,
-  Place,
   QueueState,
-  Request,
+  SlicePlace,
+  SliceRequest,
   Slices,
 )
 from commentree.launch.cloud.shell import CommandError, Shell, write_private
-from commentree.launch.cloud.tpu_watch import Next, Verdict
+from commentree.launch.cloud.tpu_watch import Next, NextAction
 from commentree.launch.cloud.worker_install import Package
 from commentree.launch.supervision import progress, supervisor
 from commentree.launch.supervision.supervisor import say
@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     arguments, command = supervisor.parse(parser, argv)
   else:
     arguments, command = parser.parse_args(argv), []
-  place = Place(arguments.name, arguments.zone, arguments.project, arguments.num_slices)
+  place = SlicePlace(
+    arguments.name, arguments.zone, arguments.project, arguments.num_slices
+  )
   job = _Job(place, Shell(arguments.dry_run), arguments, command)
   return getattr(job, arguments.verb)()
 
@@ -47,7 +49,7 @@ class _Job:
 
   def __init__(
     self,
-    place: Place,
+    place: SlicePlace,
     shell: Shell,
     arguments: argparse.Namespace,
     command: Sequence[str],
@@ -256,7 +258,7 @@ class _Job:
     workers = worker_scripts.parse_status(self._slices.ask(worker_scripts.status()))
     return any(worker.state == "running" for worker in workers)
 
-  def _watch(self) -> Verdict:
+  def _watch(self) -> NextAction:
     """Watches slices and run until it is over or needs new slices."""
     last_line = ""
     while True:
@@ -281,18 +283,18 @@ class _Job:
         last_line = workers[0].last_line
         say(f"{self._name}: {len(workers)} workers; {last_line}")
 
-  def _explain(self, error: CommandError) -> Verdict:
+  def _explain(self, error: CommandError) -> NextAction:
     """Says why slices do not answer: they may have been taken away this moment."""
     try:
       verdict = tpu_watch.judge_queue(self._slices.state())
       if verdict is None and (reason := self._gone_for_good()):
-        verdict = Verdict(Next.RECREATE, reason)
+        verdict = NextAction(Next.RECREATE, reason)
     except CommandError as another:
       verdict, error = None, another
     if verdict is not None:
       return verdict
     self._say_again(error)
-    return Verdict(Next.WAIT, str(error))
+    return NextAction(Next.WAIT, str(error))
 
   def _gone_for_good(self) -> str:
     """Looks at the VMs of an active request: why to ask for new ones; empty if not to.
@@ -342,8 +344,8 @@ def _check_copied(paths: Sequence[str]) -> None:
       raise UserError(f"--copy={path}: scp takes a name with a colon for a host's")
 
 
-def _request(arguments: argparse.Namespace) -> Request:
-  return Request(
+def _request(arguments: argparse.Namespace) -> SliceRequest:
+  return SliceRequest(
     accelerator_type=arguments.accelerator_type,
     tpu_type=arguments.type,
     topology=arguments.topology,

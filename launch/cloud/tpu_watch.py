@@ -25,7 +25,7 @@ class Next(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class NextAction:
   """What to do, and why.
 
   Attributes:
@@ -87,7 +87,7 @@ class Absence:
     return ""
 
 
-def judge_queue(state: QueueState) -> Verdict | None:
+def judge_queue(state: QueueState) -> NextAction | None:
   """Judges slices that were there before; None if they still are.
 
   What a user deletes stays deleted; what the cloud takes away is asked for anew.
@@ -95,13 +95,13 @@ def judge_queue(state: QueueState) -> Verdict | None:
   if state.ready:
     return None
   if state.deleted:
-    return Verdict(Next.END, "a user deleted the slices", restart_policy.PREEMPTED)
+    return NextAction(Next.END, "a user deleted the slices", restart_policy.PREEMPTED)
   if state.hopeful:
-    return Verdict(Next.WAIT, f"the slices are {state.name}")
-  return Verdict(Next.RECREATE, f"the slices are {state.name}")
+    return NextAction(Next.WAIT, f"the slices are {state.name}")
+  return NextAction(Next.RECREATE, f"the slices are {state.name}")
 
 
-def judge_workers(workers: Sequence[WorkerStatus]) -> Verdict:
+def judge_workers(workers: Sequence[WorkerStatus]) -> NextAction:
   """Judges a run by what all its workers say.
 
   A worker that was preempted (143) without a `stop`, or that lost its supervisor, as
@@ -109,25 +109,25 @@ def judge_workers(workers: Sequence[WorkerStatus]) -> Verdict:
   supervisor gave up, the others will too: they are waited for.
   """
   if not workers:
-    return Verdict(Next.WAIT, "no worker answers")
+    return NextAction(Next.WAIT, "no worker answers")
   stopped = [w for w in workers if w.state == "stopped"]
   if len(stopped) == len(workers):
-    return Verdict(Next.END, "stopped", max(w.code or 0 for w in stopped))
+    return NextAction(Next.END, "stopped", max(w.code or 0 for w in stopped))
   ended = {w.code or 0: w for w in workers if w.state == "ended"}
   if worker := ended.get(restart_policy.USER_ERROR):
-    return Verdict(
+    return NextAction(
       Next.END, f"{worker.host}: {worker.last_line}", restart_policy.USER_ERROR
     )
   absent = [w.host for w in workers if w.state in ("lost", "none") or _vanished(w)]
   if absent:
-    return Verdict(Next.START, f"the run is gone from {', '.join(sorted(absent))}")
+    return NextAction(Next.START, f"the run is gone from {', '.join(sorted(absent))}")
   if any(w.state == "running" for w in workers):
-    return Verdict(Next.WAIT, "running")
+    return NextAction(Next.WAIT, "running")
   code = max(ended, default=0)
   if code == 0:
-    return Verdict(Next.END, "done")
+    return NextAction(Next.END, "done")
   worker = ended[code]
-  return Verdict(
+  return NextAction(
     Next.END, f"{worker.host} {restart_policy.describe(code)}: {worker.last_line}", code
   )
 

@@ -1,4 +1,4 @@
-"""`commentree cache`: a run's pieces, tokenised once by SeqIO's job on Beam."""
+"""`commentree cache`: a run's subtrees, tokenised once by SeqIO's job on Beam."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ named. The cache is SeqIO's, as `seqio_cache_tasks` writes it: T5X's tools read 
 --seqio_additional_cache_dirs, runs of commentree with USE_CACHED_TASKS.
 
 examples:
-  the pieces of a run, on this machine:
+  the subtrees of a run, on this machine:
     commentree cache --output_cache_dir=cached --gin_file=runs/pretrain.gin \\
       --gin.MODEL_DIR='"runs/mine"' --gin.MIXTURE_OR_TASK_NAME='"commentree_files"' \\
       --gin.FILES='"built/reddit"' --gin.VOCABULARY='"trees.model"' \\

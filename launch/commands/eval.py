@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
   from commentree.training import runtime
   from commentree.training.cluster import distributed
 
-  with distributed.joined(
+  with distributed.join_cluster(
     settings, run.train.health, arguments.log_dir, arguments.model_dir
   ) as hosts:
     results = assemble_run.evaluate(run, hosts, arguments.step, arguments.batches)

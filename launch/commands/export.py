@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _export(arguments: argparse.Namespace, run: Any, options: dict[str, Any]) -> int:
   from commentree.launch.exporting import artifact, functions
-  from commentree.launch.inference import run_facts
+  from commentree.launch.inference import run_context
   from commentree.launch.settings import model_sizes
   from commentree.models.model import CommentTreeModel
   from commentree.training.checkpointing import (
@@ -88,7 +88,7 @@ def _export(arguments: argparse.Namespace, run: Any, options: dict[str, Any]) ->
 
   folder = storage.as_path(arguments.to)
   safetensors_writing.refuse_existing(folder)
-  facts = run_facts.of_run(run)
+  facts = run_context.of_run(run)
   model_dir = storage.as_path(run.train.model_dir)
   step = checkpoint_choice.choose(
     model_dir, arguments.step, run.train.checkpoint.best_metric

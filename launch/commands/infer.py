@@ -71,9 +71,9 @@ def main(argv: Sequence[str]) -> int:
   _check(arguments)
 
   # The settings are sound: now what is heavy.
-  from commentree.launch.inference import run_facts, trees
+  from commentree.launch.inference import run_context, trees
 
-  facts = run_facts.of_run(run)
+  facts = run_context.of_run(run)
   found = trees.find(
     arguments.input,
     facts.builder.preprocessing.trees,
@@ -137,7 +137,7 @@ def _infer(
   from commentree.training.cluster import distributed
 
   whole = mode_table.with_defaults(arguments.mode, facts, options)
-  job = run_lib.Job(
+  job = run_lib.InferenceJob(
     run=facts,
     step=arguments.step,
     mode=mode_table.make(arguments.mode, facts, arguments.ancestors, options),
@@ -152,7 +152,7 @@ def _infer(
     chunk=ChunkSize(trees=arguments.chunk_trees),
     batch_size=arguments.batch_size,
   )
-  with distributed.joined(
+  with distributed.join_cluster(
     settings, run.train.health, arguments.log_dir, arguments.model_dir
   ) as hosts:
     run_lib.infer(job, hosts)

@@ -18,8 +18,8 @@ from commentree.tasks.config.preprocessing import (
   LabelsConfig,
   LongComments,
   MaskingConfig,
-  PiecesConfig,
   PreprocessingConfig,
+  SubtreeConfig,
 )
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
@@ -51,7 +51,7 @@ examples:
   what a run that writes replies reads and predicts:
     commentree inspect --objective=clm
 
-  short rows and small pieces, in colour through a pager:
+  short rows and small subtrees, in colour through a pager:
     FORCE_COLOR=1 commentree inspect --decoder_length=64 --encoder_length=64 \\
       --max_tree_size=16 --max_ancestors=4 | less -R
 
@@ -68,7 +68,7 @@ class _PipedConsole(Console):
 
 
 def _parser() -> argparse.ArgumentParser:
-  pieces, layout, view = PiecesConfig(), ForestLayout(), InspectionConfig()
+  subtrees, layout, view = SubtreeConfig(), ForestLayout(), InspectionConfig()
   parser = argparse.ArgumentParser(
     prog="commentree inspect",
     description="Show a few trees as the model sees them: drawn, cleaned, tokenised,"
@@ -121,17 +121,17 @@ def _parser() -> argparse.ArgumentParser:
     _number(how, f"--{side}_length", 128, f"tokens in {side} rows")
   _number(how, "--decoder_rows", layout.decoder_rows, "decoder rows of a forest")
   _number(how, "--max_ancestors", layout.max_ancestors, "most ancestors seen")
-  _number(how, "--max_tree_size", pieces.max_tree_size, "most comments in a piece")
+  _number(how, "--max_tree_size", subtrees.max_tree_size, "most comments in a subtree")
   _number(
     how,
     "--max_comment_tokens",
-    pieces.max_comment_tokens,
+    subtrees.max_comment_tokens,
     "tokens after which a comment is cut",
   )
   how.add_argument(
     "--long_comments",
     choices=get_args(LongComments),
-    default=pieces.long_comments,
+    default=subtrees.long_comments,
     help="what is done with longer ones (default %(default)s)",
   )
 
@@ -220,7 +220,7 @@ def main(argv: Sequence[str]) -> int:
   registration.register_tasks(data_config)
   task = registry.get_task(data_config.mixture_or_task_name)
   inspected = inspecting.inspect_trees(task, view_config)
-  for remark in task.tree_source.fates.remarks():
+  for remark in task.tree_source.read_counts.remarks():
     print(f"warning: {remark}", file=sys.stderr)
   if arguments.html:
     from commentree.tasks.inspection import html_page
@@ -267,7 +267,7 @@ def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfi
     cache_dir=arguments.cache_dir,
     layout=layout,
     preprocessing=PreprocessingConfig(
-      pieces=PiecesConfig(
+      subtrees=SubtreeConfig(
         max_tree_size=arguments.max_tree_size,
         max_ancestors=arguments.max_ancestors,
         max_comment_tokens=arguments.max_comment_tokens,

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
   with contextlib.ExitStack() as stack:
     with clock.on("hosts"):
       hosts = stack.enter_context(
-        distributed.joined(
+        distributed.join_cluster(
           settings, run.train.health, parsed.arguments.log_dir, run.train.model_dir
         )
       )

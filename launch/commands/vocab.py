@@ -197,7 +197,7 @@ def _train(
 ) -> pathlib.Path:
   """Trains a vocabulary; returns its path."""
   from commentree.tasks.sources import vocabulary_training_text
-  from commentree.tasks.trees.comment_tree import Fates
+  from commentree.tasks.trees.comment_tree import ReadCounts
   from commentree.tasks.vocabulary import vocabularies, vocabulary_files
 
   config = vocabularies.VocabularyConfig(
@@ -220,9 +220,9 @@ def _train(
     vocabulary_files.check_same_settings(path, {**settings, **details})
 
   started = time.perf_counter()
-  fates = Fates()
+  read_counts = ReadCounts()
   stream = vocabulary_training_text.iter_texts(
-    arguments.input, TreeConfig(), CleaningConfig(), fates, arguments.format
+    arguments.input, TreeConfig(), CleaningConfig(), read_counts, arguments.format
   )
   texts, seen = vocabulary_training_text.sample(
     _with_progress(stream, console), arguments.max_comments, arguments.seed
@@ -232,7 +232,7 @@ def _train(
     f"read {seen:,} comments with text in {read - started:.1f} s;"
     f" training {config.size:,} {config.model_type} pieces on {len(texts):,} of them",
   )
-  fates.tell(console)
+  read_counts.tell(console)
   with console.status("training: some 10 s for each million words"):
     vocabularies.train_vocabulary(
       texts,

@@ -16,7 +16,7 @@ from commentree.launch.settings import typical_forests
 from commentree.launch.settings.configurables import RunConfig
 from commentree.models.model import CommentTreeModel
 from commentree.training.tpu_compile import ahead_of_time, compiled_report, topologies
-from commentree.training.tpu_compile.ahead_of_time import PROGRAMS, Plan
+from commentree.training.tpu_compile.ahead_of_time import PROGRAMS, CompilePlan
 
 _VERSIONS = ("jax", "libtpu", "flax", "optax")
 
@@ -27,7 +27,7 @@ def make_plan(
   *,
   vocab_size: int = 32128,
   comment_tokens: float = typical_forests.COMMENT_TOKENS,
-) -> Plan:
+) -> CompilePlan:
   """Returns what to compile for a run; a batch of 1 becomes a forest a device.
 
   Args:
@@ -44,7 +44,7 @@ def make_plan(
   config = run.model
   if not config.vocab_size:
     config = dataclasses.replace(config, vocab_size=vocab_size)
-  return Plan(
+  return CompilePlan(
     model=CommentTreeModel(config),
     config=train,
     feature_shapes=shape.feature_shapes(),

@@ -14,7 +14,7 @@ from commentree.models.config import RematPolicy
 from commentree.training.config import PRESETS
 from commentree.training.tpu_compile import ahead_of_time, compiled_report, topologies
 from commentree.training.tpu_compile import search as search_lib
-from commentree.training.tpu_compile.ahead_of_time import Plan
+from commentree.training.tpu_compile.ahead_of_time import CompilePlan
 from commentree.training.tpu_compile.search import Candidate
 
 
@@ -24,7 +24,7 @@ def search(run: RunConfig, arguments: argparse.Namespace) -> int:
   ahead_of_time.set_flags()
   topology = topologies.open_topology(arguments.topology, arguments.num_slices)
 
-  def plan_for(candidate: Candidate) -> Plan:
+  def plan_for(candidate: Candidate) -> CompilePlan:
     return compile_job.make_plan(
       with_candidate(run, candidate, len(topology.devices)),
       topology,

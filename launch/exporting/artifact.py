@@ -16,7 +16,7 @@ from commentree import __version__
 from commentree.errors import StorageError, UserError
 from commentree.launch.exporting import runner
 from commentree.launch.exporting.functions import Function
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.objectives import label_objectives
 from commentree.tasks.vocabulary import vocabulary_files
@@ -34,7 +34,7 @@ _FORMAT = 1
 def write(
   folder: epath.Path,
   functions: Sequence[Function],
-  run: RunFacts,
+  run: RunContext,
   model: CommentTreeModel,
   checkpoint: ArraySource,
   say: Callable[[str], None],
@@ -162,7 +162,7 @@ def _write_function(
   }
 
 
-def _write_vocabulary(draft: epath.Path, run: RunFacts) -> dict[str, Any]:
+def _write_vocabulary(draft: epath.Path, run: RunContext) -> dict[str, Any]:
   """Copies the vocabulary; returns what is said of it."""
   content = run.tokenizer.content
   is_json = vocabulary_files.is_json(content)

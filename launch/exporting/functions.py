@@ -13,7 +13,7 @@ from commentree.launch.inference import mode_table
 from commentree.launch.inference.modes.base import Mode
 from commentree.launch.inference.modes.generate import Generate
 from commentree.launch.inference.modes.score import Likelihood
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.decoding import decoding
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.forest_layout import ForestShape
@@ -93,7 +93,7 @@ class Function:
 
 def make(
   mode: str,
-  run: RunFacts,
+  run: RunContext,
   model: CommentTreeModel,
   batch_size: int,
   options: Mapping[str, Any],
@@ -133,7 +133,7 @@ class _Forest:
     }
     # What a model was trained without it has no parameters for.
     self.languages = bool(model.config.num_languages)
-    self._extras = shape.extras
+    self._optional_features = shape.optional_features
 
   def inputs(self, *names: str) -> dict[str, Input]:
     """Returns features as inputs, and the optional ones that belong to them."""
@@ -141,7 +141,9 @@ class _Forest:
     if self.languages:
       names += tuple(f"{side}_languages" for side in sides)
     if "decoder" in sides:
-      names += tuple(name for name in self._extras if "languages" not in name)
+      names += tuple(
+        name for name in self._optional_features if "languages" not in name
+      )
     sizes = {**self.shapes}
     for side in sides:
       sizes[f"{side}_languages"] = sizes[f"{side}_positions"]
@@ -151,7 +153,7 @@ class _Forest:
 def _fill(
   mode: Mode,
   forest: _Forest,
-  run: RunFacts,
+  run: RunContext,
   model: CommentTreeModel,
   options: Mapping[str, Any],
 ) -> Function:
@@ -178,7 +180,7 @@ def _fill(
 def _embed(
   mode: Mode,
   forest: _Forest,
-  run: RunFacts,
+  run: RunContext,
   model: CommentTreeModel,
   options: Mapping[str, Any],
 ) -> Function:
@@ -205,7 +207,7 @@ def _embed(
 def _score(
   mode: Mode,
   forest: _Forest,
-  run: RunFacts,
+  run: RunContext,
   model: CommentTreeModel,
   options: Mapping[str, Any],
 ) -> Function:
@@ -236,7 +238,7 @@ def _score(
 def _labels(
   mode: Mode,
   forest: _Forest,
-  run: RunFacts,
+  run: RunContext,
   model: CommentTreeModel,
   options: Mapping[str, Any],
 ) -> Function:

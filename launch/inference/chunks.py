@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from commentree.launch.inference.trees import Unit
-from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,12 @@ class Chunk:
 
 
 def cut(
-  unit: Unit, which: int, size: ChunkSize, fates: Fates, number: int = 0, start: int = 0
+  unit: Unit,
+  which: int,
+  size: ChunkSize,
+  read_counts: ReadCounts,
+  number: int = 0,
+  start: int = 0,
 ) -> Iterator[Chunk]:
   """Yields a unit's chunks from one on; there is at least one.
 
@@ -52,13 +57,13 @@ def cut(
     unit: the unit.
     which: its place in the input.
     size: when a chunk is full.
-    fates: counts what became of what is read.
+    read_counts: counts what became of what is read.
     number: the first chunk.
     start: the position where that begins.
   """
   trees: list[CommentTree] = []
   comments, end = 0, start
-  for tree, behind in unit.read(start, fates):
+  for tree, behind in unit.read(start, read_counts):
     # Only with the next tree in hand is it known that the chunk is not the last.
     if len(trees) == size.trees or comments >= size.comments:
       yield Chunk(which, number, trees, end)
@@ -79,7 +84,7 @@ def missing(
   done: Done,
   host: int,
   num_hosts: int,
-  fates: Fates,
+  read_counts: ReadCounts,
 ) -> Iterator[Chunk]:
   """Yields the chunks that a host has yet to do.
 
@@ -92,7 +97,7 @@ def missing(
     done: what is done.
     host: this host.
     num_hosts: how many share the work.
-    fates: counts what became of what is read.
+    read_counts: counts what became of what is read.
   """
   by_unit = len(units) >= num_hosts
   for which, unit in enumerate(units):
@@ -107,7 +112,7 @@ def missing(
       number, start = number + 1, end
     if number in known:
       continue
-    for chunk in cut(unit, which, size, fates, number, start):
+    for chunk in cut(unit, which, size, read_counts, number, start):
       mine = by_unit or (which + chunk.number) % num_hosts == host
       if mine and chunk.number not in known:
         yield chunk

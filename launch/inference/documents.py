@@ -9,31 +9,35 @@ from typing import Self
 import numpy as np
 
 from commentree.launch.inference.forests import DOCUMENT
-from commentree.tasks.subtrees.subtree_builder import Piece, PieceBuilder
+from commentree.tasks.subtrees.subtree_builder import Subtree, SubtreeBuilder
 from commentree.tasks.trees.comment_tree import CommentTree
 
 EMPTY = "no text that the model could read"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Document:
+class TokenizedTree:
   """A tree that is being answered for.
 
   Attributes:
     tree: as it was read.
-    nodes: all of it as one piece; see `PieceBuilder.nodes`.
+    nodes: all of it as one subtree; see `SubtreeBuilder.nodes`.
     firsts: tokens of its comment that stand before each node. [N]
     tokens_cut: tokens of each comment that there was no room for. [comments]
   """
 
   tree: CommentTree
-  nodes: Piece
+  nodes: Subtree
   firsts: np.ndarray
   tokens_cut: np.ndarray
 
   @classmethod
   def of(
-    cls, tree: CommentTree, encoded: Sequence[np.ndarray], builder: PieceBuilder, **more
+    cls,
+    tree: CommentTree,
+    encoded: Sequence[np.ndarray],
+    builder: SubtreeBuilder,
+    **more,
   ) -> Self:
     """Makes the document of a tree.
 
@@ -53,12 +57,12 @@ class Document:
     return cls(tree, nodes, firsts, full - kept, **more)
 
   @classmethod
-  def read(cls, tree: CommentTree, builder: PieceBuilder, **more) -> Self:
+  def read(cls, tree: CommentTree, builder: SubtreeBuilder, **more) -> Self:
     """Makes the document of a tree as training read it: cleaned, with its authors."""
     texts = builder.texts(tree)
     return cls.of(tree, builder.encode_texts(texts), builder, **more)
 
-  def piece(self) -> Piece:
+  def subtree(self) -> Subtree:
     """All nodes, numbered in the place of `node_ids`, for `forests` to lay out."""
     numbers = np.arange(len(self.firsts), dtype=np.int32)
     return {**self.nodes, "node_ids": numbers, DOCUMENT: self}

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar
 
 from commentree.launch.inference import forests
 from commentree.launch.inference.devices import Devices, Program
-from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.modes.base import Answer, Mode
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.packing import Forest, empty_forest
 from commentree.tasks.trees.comment_tree import CommentTree
@@ -36,7 +36,7 @@ class Engine:
     devices: where the parameters are.
   """
 
-  def __init__(self, run: RunFacts, step: int | Literal["best"] | None = None):
+  def __init__(self, run: RunContext, step: int | Literal["best"] | None = None):
     """Reads a checkpoint; all hosts do it together.
 
     Args:
@@ -126,7 +126,7 @@ class Engine:
 
   def _lay_out(
     self, mode: Mode, chunks: Iterable[tuple[Sequence[CommentTree], T]]
-  ) -> Iterator[tuple[Forest | None, tuple[Filled | None, list[Any], T]]]:
+  ) -> Iterator[tuple[Forest | None, tuple[PackedForest | None, list[Any], T]]]:
     """Yields forests, and after the last of each chunk its documents."""
     for trees, beside in chunks:
       documents = [mode.read(tree) for tree in trees]

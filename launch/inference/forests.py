@@ -12,31 +12,31 @@ from typing import Any
 
 import numpy as np
 
-from commentree.tasks.config.preprocessing import PiecesConfig
+from commentree.tasks.config.preprocessing import SubtreeConfig
 from commentree.tasks.forests import forest_layout, packing
 from commentree.tasks.forests.forest_layout import (
   ForestLayout,
   ForestShape,
-  PieceTotals,
+  SubtreeTotals,
 )
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.forests.packing import Forest, ForestBuilder
 from commentree.tasks.subtrees import splitting
-from commentree.tasks.subtrees.subtree_builder import Piece, ranges
+from commentree.tasks.subtrees.subtree_builder import Subtree, ranges
 
 # Tokens of a comment that rows and slots are made for; where comments are shorter a
 # forest is full of them before its rows are.
 _TARGET_TOKENS, _ENCODED_TOKENS = 16, 12
 
 DOCUMENT = "document"
-"""What a piece is part of; comes along with all that becomes of the piece."""
+"""What a subtree is part of; comes along with all that becomes of the subtree."""
 
 
 def shape_for(
   layout: ForestLayout,
   task_feature_lengths: Mapping[str, int],
   predicted_per_row: int,
-  extras: tuple[str, ...] = (),
+  optional_features: tuple[str, ...] = (),
   encoded_share: float = 0.6,
 ) -> ForestShape:
   """Returns what a forest holds: as in training, by settings and not by the data.
@@ -45,23 +45,23 @@ def shape_for(
     layout: the run's.
     task_feature_lengths: the run's.
     predicted_per_row: most tokens to predict in a row.
-    extras: optional features of the batch.
+    optional_features: optional features of the batch.
     encoded_share: tokens to encode for each that the decoder reads.
   """
   layout = dataclasses.replace(layout, masked_per_row=predicted_per_row)
-  totals = PieceTotals(
-    pieces=1,
+  totals = SubtreeTotals(
+    subtrees=1,
     targets=100,
     target_tokens=100 * _TARGET_TOKENS,
     masked_tokens=100,
     encoded=round(100 * _TARGET_TOKENS * encoded_share / _ENCODED_TOKENS),
     encoded_tokens=round(100 * _TARGET_TOKENS * encoded_share),
   )
-  return forest_layout.resolve(layout, task_feature_lengths, totals, extras)
+  return forest_layout.resolve(layout, task_feature_lengths, totals, optional_features)
 
 
 @dataclasses.dataclass(frozen=True)
-class Filled:
+class PackedForest:
   """A forest, and whose each of its targets and encoder slots is.
 
   Attributes:
@@ -89,7 +89,7 @@ class Filled:
     return list(zip(*(values.tolist() for values in found)))
 
 
-def fill(items: Iterable[PackItem], shape: ForestShape) -> Iterator[Filled]:
+def fill(items: Iterable[PackItem], shape: ForestShape) -> Iterator[PackedForest]:
   """Lays items out in forests, one after the other."""
   builder, held = ForestBuilder(shape), list[PackItem]()
   for item in items:
@@ -103,31 +103,31 @@ def fill(items: Iterable[PackItem], shape: ForestShape) -> Iterator[Filled]:
     yield _filled(builder, held)
 
 
-def _filled(builder: ForestBuilder, items: Sequence[PackItem]) -> Filled:
+def _filled(builder: ForestBuilder, items: Sequence[PackItem]) -> PackedForest:
   def owners(item: PackItem, nodes: np.ndarray) -> list[tuple[Any, int]]:
-    document = item.piece[DOCUMENT]
-    return [(document, node) for node in item.piece["node_ids"][nodes].tolist()]
+    document = item.subtree[DOCUMENT]
+    return [(document, node) for node in item.subtree["node_ids"][nodes].tolist()]
 
-  return Filled(
+  return PackedForest(
     builder.build(),
     [owner for item in items for owner in owners(item, item.targets)],
     [owner for item in items for owner in owners(item, item.encoded)],
   )
 
 
-def items_of(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
-  """Yields what of a piece is to be predicted, in parts that fit a forest."""
-  return packing.fitting_items(piece, shape)
+def items_of(subtree: Subtree, shape: ForestShape) -> Iterator[PackItem]:
+  """Yields what of a subtree is to be predicted, in parts that fit a forest."""
+  return packing.fitting_items(subtree, shape)
 
 
-def encoded_alone(nodes: Piece, shape: ForestShape) -> Iterator[PackItem]:
+def encoded_alone(nodes: Subtree, shape: ForestShape) -> Iterator[PackItem]:
   """Yields each node with tokens as something to encode, with nothing to predict."""
   lengths = nodes["lengths"]
   starts = np.cumsum(lengths) - lengths
   for node in np.flatnonzero(lengths).tolist():
     one = slice(node, node + 1)
     tokens = nodes["tokens"][starts[node] : starts[node] + lengths[node]]
-    piece = {
+    subtree = {
       **nodes,
       "tokens": tokens,
       "lengths": lengths[one],
@@ -137,7 +137,7 @@ def encoded_alone(nodes: Piece, shape: ForestShape) -> Iterator[PackItem]:
       "is_masked": np.zeros(len(tokens), np.int32),
     }
     yield PackItem(
-      piece=piece,
+      subtree=subtree,
       targets=np.empty(0, np.int64),
       target_lengths=np.empty(0, np.int64),
       masked=np.empty(0, np.int64),
@@ -148,17 +148,17 @@ def encoded_alone(nodes: Piece, shape: ForestShape) -> Iterator[PackItem]:
 
 
 def cut(
-  nodes: Piece,
+  nodes: Subtree,
   is_target: np.ndarray,
-  config: PiecesConfig,
+  config: SubtreeConfig,
   per_token: Sequence[str] = ("tokens",),
-) -> Iterator[Piece]:
-  """Yields pieces of a tree in which each of the targets is one once.
+) -> Iterator[Subtree]:
+  """Yields subtrees of a tree in which each of the targets is one once.
 
   Args:
-    nodes: all nodes of the tree, as `PieceBuilder.nodes` returns them.
+    nodes: all nodes of the tree, as `SubtreeBuilder.nodes` returns them.
     is_target: which are to be answered for. [N]
-    config: how large pieces are, and what a node sees.
+    config: how large subtrees are, and what a node sees.
     per_token: features of which each token has one.
   """
   lengths = nodes["lengths"]

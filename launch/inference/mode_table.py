@@ -11,7 +11,7 @@ from commentree.errors import UserError
 
 if TYPE_CHECKING:
   from commentree.launch.inference.modes.base import Mode
-  from commentree.launch.inference.run_facts import RunFacts
+  from commentree.launch.inference.run_context import RunContext
   from commentree.launch.settings.configurables import RunConfig
 
 _ALL = ("mlm", "tlm", "clm", "span_corruption", "classify", "tag")
@@ -106,7 +106,7 @@ def check(mode: str, run: RunConfig, options: Mapping[str, Any]) -> None:
 
 
 def make(
-  mode: str, run: RunFacts, ancestors: str = "true", options: Mapping[str, Any] = {}
+  mode: str, run: RunContext, ancestors: str = "true", options: Mapping[str, Any] = {}
 ) -> Mode:
   """Makes a mode that `check` has let pass.
 
@@ -123,7 +123,7 @@ def make(
 
 
 def with_defaults(
-  mode: str, run: RunFacts, options: Mapping[str, Any]
+  mode: str, run: RunContext, options: Mapping[str, Any]
 ) -> dict[str, Any]:
   """A mode's own options, those that were not given too."""
   parameters = inspect.signature(_kind(mode, run)).parameters
@@ -131,7 +131,7 @@ def with_defaults(
   return {**defaults, **options}
 
 
-def _kind(mode: str, run: RunFacts) -> type[Any]:
+def _kind(mode: str, run: RunContext) -> type[Any]:
   from commentree.launch.inference.modes import (
     classify,
     embed,
@@ -154,7 +154,7 @@ def _kind(mode: str, run: RunFacts) -> type[Any]:
   return kinds[mode]
 
 
-def _is_causal(run: RunFacts) -> bool:
+def _is_causal(run: RunContext) -> bool:
   """Whether comments are scored in order: of a mixture, the first objective decides."""
   able = MODES["score"].objectives
   return next((n for n in run.objectives if n in able), None) == "clm"

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from commentree.errors import UserError
-from commentree.launch.inference import mode_table, run_facts
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference import mode_table, run_context
+from commentree.launch.inference.run_context import RunContext
 from commentree.launch.settings import library_noise, run_folder
 from commentree.setting_checks import check_choice
 from commentree.tasks.readers import tree_jsonl
 from commentree.tasks.trees.assembly import assemble
-from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 
 if TYPE_CHECKING:
   from commentree.launch.inference.devices import Program
@@ -39,28 +39,28 @@ Answers = list[Any]
 _LONGEST_SHOWN = 60
 
 
-class Model:
+class LoadedModel:
   """A trained model that answers for comments.
 
   Every method takes a tree or several, and `ancestors`: which of the comments above it
   a comment sees, `'true'` (all), `'parent_only'` or `'none'`. A text is a tree of one
   post. Answers come in the order of the tree's comments, posts first, and name them by
   `tree` and `comment`; what became of comments of dictionaries that are odd is in
-  `fates`.
+  `read_counts`.
 
   Attributes:
     run: what is known of the run.
     step: of the checkpoint.
     path: of the checkpoint.
-    fates: what became of what was read from dictionaries.
+    read_counts: what became of what was read from dictionaries.
   """
 
-  def __init__(self, run: RunFacts, step: int | Literal["best"] | None):
+  def __init__(self, run: RunContext, step: int | Literal["best"] | None):
     """Reads the parameters onto this process's devices; see `load`."""
     from commentree.launch.inference.engine import Engine
 
     self.run = run
-    self.fates = Fates()
+    self.read_counts = ReadCounts()
     self._engine = Engine(run, step)
     self._modes: dict[Any, Mode] = {}
     self._programs: dict[Any, Program] = {}
@@ -132,8 +132,8 @@ class Model:
     Returns:
       Of each comment `replies`, the best first, with `tree`, `comment`, `score` and
       `rank` of each; `true_replies`, those that it has among the candidates; and how
-      many `candidates` of other trees there are. Texts that are candidates have the ids
-      "text 0", "text 1" and so on.
+      many `candidates` of other trees there are. SamplerState that are candidates have
+      the ids "text 0", "text 1" and so on.
     """
     options = {"top_k": top_k}
     mode_table.check("rank", self.run.config, options)
@@ -256,9 +256,11 @@ class Model:
     # A post without a list of comments is one that nobody answered.
     if record.get("comments") is None:
       record = {**record, "comments": []}
-    rows = list(tree_jsonl.record_rows(record, self.fates))
+    rows = list(tree_jsonl.record_rows(record, self.read_counts))
     found = (
-      assemble(rows, self.fates, self.run.builder.preprocessing.trees) if rows else None
+      assemble(rows, self.read_counts, self.run.builder.preprocessing.trees)
+      if rows
+      else None
     )
     if found is None:
       raise UserError(
@@ -281,7 +283,7 @@ def load(
   *,
   trust_config: bool = False,
   **settings: Any,
-) -> Model:
+) -> LoadedModel:
   """Loads a trained model.
 
   Args:
@@ -297,10 +299,10 @@ def load(
   if not isinstance(model_dir, (str, os.PathLike)):
     raise UserError(f"load({model_dir!r}): give the folder of a run, its MODEL_DIR")
   if "jax" not in sys.modules:
-    library_noise.keep_out_tpu_library()
+    library_noise.disable_libtpu_without_tpu()
   overrides = [
     f"{name} = {(os.fspath(v) if isinstance(v, os.PathLike) else v)!r}"
     for name, v in settings.items()
   ]
   run = run_folder.load(os.fspath(model_dir), overrides, trust_config)
-  return Model(run_facts.of_run(run), step)
+  return LoadedModel(run_context.of_run(run), step)

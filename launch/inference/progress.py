@@ -12,7 +12,7 @@ from commentree.launch.inference.trees import Unit
 _SECONDS = 5.0
 
 
-class Progress:
+class InferenceProgress:
   """Counts what is done; tells of it."""
 
   def __init__(self, units: Sequence[Unit], say: Callable[[str], None]):

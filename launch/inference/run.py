@@ -19,14 +19,14 @@ from commentree.launch.inference.chunks import Chunk, ChunkSize
 from commentree.launch.inference.engine import Engine
 from commentree.launch.inference.modes.base import Mode
 from commentree.launch.inference.parts import Parts
-from commentree.launch.inference.progress import Progress
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.progress import InferenceProgress
+from commentree.launch.inference.run_context import RunContext
 from commentree.launch.inference.trees import Input
-from commentree.tasks.trees.comment_tree import KEPT, Fates
+from commentree.tasks.trees.comment_tree import KEPT, ReadCounts
 from commentree.training import runtime
 from commentree.training.checkpointing import run_record, storage
 from commentree.training.cluster import hosts
-from commentree.training.cluster.distributed import Joined
+from commentree.training.cluster.distributed import Cluster
 from commentree.training.cluster.signals import StopRequest
 
 # Raise when lines, vectors or the dealing of chunks get another form.
@@ -36,7 +36,7 @@ _STDOUT = "-"
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class InferenceJob:
   """What is to be done.
 
   Attributes:
@@ -51,7 +51,7 @@ class Job:
       a group of devices.
   """
 
-  run: RunFacts
+  run: RunContext
   step: int | Literal["best"] | None
   mode: Mode
   options: Mapping[str, Any]
@@ -61,7 +61,7 @@ class Job:
   batch_size: int | None = None
 
 
-def infer(job: Job, joined: Joined) -> None:
+def infer(job: InferenceJob, joined: Cluster) -> None:
   """Answers for all comments of the input, and writes the output.
 
   Raises:
@@ -81,7 +81,7 @@ def infer(job: Job, joined: Joined) -> None:
     form = outputs.for_path(job.output, mode.name)
     parts = Parts(storage.as_path(job.output), form.part_ending, settings, joined.say)
     again = job.found.signature is not None
-    if hosts.chief_decides("parts", lambda: parts.begin(again)):
+    if hosts.run_on_host0("parts", lambda: parts.begin(again)):
       joined.say(f"nothing to do: {parts.output} is whole")
       return
     storage.check_shared(parts.folder, "--output's folder")
@@ -90,27 +90,32 @@ def infer(job: Job, joined: Joined) -> None:
       joined.say(mode.note)
     _fill_in(job, engine, mode, form, parts, joined, tick)
     joined.watchdog.at(0, "data")
-    hosts.await_all("parts written", tick)
-    hosts.chief_decides("join", lambda: _join(job, form, parts, joined))
+    hosts.wait_for_all("parts written", tick)
+    hosts.run_on_host0("join", lambda: _join(job, form, parts, joined))
 
 
 def _fill_in(
-  job: Job,
+  job: InferenceJob,
   engine: Engine,
   mode: Mode,
   form: outputs.Output,
   parts: Parts,
-  joined: Joined,
+  joined: Cluster,
   tick: Callable[[], None],
 ) -> None:
   """Writes the parts that are this host's to write and not there yet."""
-  fates = Fates()
+  read_counts = ReadCounts()
   done = parts.done()
   if done:
     joined.say(f"going on: {sum(map(len, done.values())):,} parts are there")
-  progress = Progress(job.found.units, joined.say)
+  progress = InferenceProgress(job.found.units, joined.say)
   missing = chunks.missing(
-    job.found.units, job.chunk, done, jax.process_index(), jax.process_count(), fates
+    job.found.units,
+    job.chunk,
+    done,
+    jax.process_index(),
+    jax.process_count(),
+    read_counts,
   )
   program = engine.program(mode)
   engine.prepare(mode, program, job.batch_size, tick)
@@ -121,17 +126,19 @@ def _fill_in(
     parts.write(chunk, form.encode(chunk.trees, answers))
     progress.add(chunk)
   progress.end()
-  _tell_fates(fates, joined)
+  _tell_fates(read_counts, joined)
 
 
-def _tell_fates(fates: Fates, joined: Joined) -> None:
+def _tell_fates(read_counts: ReadCounts, joined: Cluster) -> None:
   """Tells what became of what was read, if anything but well."""
-  became = [*fates.trees, *fates.comments]
-  if fates.mended or not all(fate == KEPT for fate in became):
-    fates.tell(joined.console)
+  became = [*read_counts.trees, *read_counts.comments]
+  if read_counts.mended or not all(fate == KEPT for fate in became):
+    read_counts.tell(joined.console)
 
 
-def _join(job: Job, form: outputs.Output, parts: Parts, joined: Joined) -> None:
+def _join(
+  job: InferenceJob, form: outputs.Output, parts: Parts, joined: Cluster
+) -> None:
   done = parts.done()
   if not chunks.is_whole(job.found.units, done):
     raise UserError(f"{parts.folder}: parts went missing; start the same command again")
@@ -144,12 +151,14 @@ def _join(job: Job, form: outputs.Output, parts: Parts, joined: Joined) -> None:
         joined.say(said)
 
 
-def _stream(job: Job, engine: Engine, mode: Mode, tick: Callable[[], None]) -> None:
+def _stream(
+  job: InferenceJob, engine: Engine, mode: Mode, tick: Callable[[], None]
+) -> None:
   """Writes answers to standard output as they come."""
 
   def read() -> Iterator[tuple[Any, Chunk]]:
     for which, unit in enumerate(job.found.units):
-      for chunk in chunks.cut(unit, which, job.chunk, Fates()):
+      for chunk in chunks.cut(unit, which, job.chunk, ReadCounts()):
         yield chunk.trees, chunk
 
   program = engine.program(mode)
@@ -160,12 +169,12 @@ def _stream(job: Job, engine: Engine, mode: Mode, tick: Callable[[], None]) -> N
     sys.stdout.flush()
 
 
-def _settings(job: Job, engine: Engine) -> dict[str, Any]:
+def _settings(job: InferenceJob, engine: Engine) -> dict[str, Any]:
   """What decides answers, by the names that the user knows."""
   config = job.run.config
   sums = engine.path / "checksums.json"
   data = dataclasses.asdict(config.data)
-  for name in _BESIDE_THE_POINT:
+  for name in _NOT_PART_OF_IDENTITY:
     data.pop(name, None)
   settings = {
     "format": _FORMAT_VERSION,
@@ -182,7 +191,7 @@ def _settings(job: Job, engine: Engine) -> dict[str, Any]:
 
 
 # Of the data's settings, those that no answer depends on.
-_BESIDE_THE_POINT = (
+_NOT_PART_OF_IDENTITY = (
   "files",
   "files_format",
   "vocabulary",
@@ -211,7 +220,7 @@ def _digest(text: str) -> str:
 class _Tick:
   """Called now and then: tells the watchdog, and ends all hosts after a signal."""
 
-  def __init__(self, stop: StopRequest, joined: Joined):
+  def __init__(self, stop: StopRequest, joined: Cluster):
     self._stop = stop
     self._joined = joined
     self._looked = time.monotonic()
@@ -220,7 +229,7 @@ class _Tick:
     self._joined.watchdog.at(0, "infer")
     number = self._stop.number
     if number:
-      hosts.raise_flag("stop", str(number))
+      hosts.set_flag("stop", str(number))
     elif time.monotonic() - self._looked > _LOOK_SECONDS:
       self._looked = time.monotonic()
       number = int(hosts.flag("stop") or 0)

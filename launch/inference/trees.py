@@ -26,7 +26,7 @@ from commentree.tasks.readers import tree_jsonl
 from commentree.tasks.readers.parsing import files, json_records, text_encodings, unread
 from commentree.tasks.readers.rows import Format, bounded
 from commentree.tasks.trees import assembly, comment_tree
-from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 
 STDIN = "-"
 
@@ -48,12 +48,14 @@ class Unit(abc.ABC):
     """Its bytes, as they lie on disk."""
 
   @abc.abstractmethod
-  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+  def read(
+    self, position: int, read_counts: ReadCounts
+  ) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees behind a position, each with the position behind it.
 
     Args:
       position: where to begin.
-      fates: counts what became of what is read.
+      read_counts: counts what became of what is read.
     """
 
   @abc.abstractmethod
@@ -73,7 +75,9 @@ class Lines(Unit):
     """Its bytes, as they lie on disk."""
     return os.path.getsize(self.name)
 
-  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+  def read(
+    self, position: int, read_counts: ReadCounts
+  ) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees, one a line; as `Unit.read`."""
     limit = self.config.max_line_bytes
     found = position > 0
@@ -82,15 +86,15 @@ class Lines(Unit):
       while line := file.readline(limit + 1):
         content = line.removesuffix(b"\n")
         if len(content) > limit or files.is_heavy(content):
-          fates.trees[files.LINE_TOO_LONG] += 1
+          read_counts.trees[files.LINE_TOO_LONG] += 1
           while line and not line.endswith(b"\n"):
             line = file.readline(_BLOCK_BYTES)
           continue
-        tree = tree_of_line(content, self.config, fates)
+        tree = tree_of_line(content, self.config, read_counts)
         if tree is not None:
           found = True
           yield tree, file.tell()
-    fates.files[files.READ if found else files.NOTHING_FOUND] += 1
+    read_counts.files[files.READ if found else files.NOTHING_FOUND] += 1
     if not found:
       unread.warn(self.name, tree_jsonl.FORMAT.name)
 
@@ -99,10 +103,12 @@ class Lines(Unit):
     return position / max(1, self.size)
 
 
-def tree_of_line(line: bytes, config: TreeConfig, fates: Fates) -> CommentTree | None:
+def tree_of_line(
+  line: bytes, config: TreeConfig, read_counts: ReadCounts
+) -> CommentTree | None:
   """Returns the tree on a line of tree JSONL, or None if none is left of it."""
-  rows = list(bounded(tree_jsonl.line_rows(line, fates), config, fates))
-  return assembly.assemble(rows, fates, config) if rows else None
+  rows = list(bounded(tree_jsonl.line_rows(line, read_counts), config, read_counts))
+  return assembly.assemble(rows, read_counts, config) if rows else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +124,11 @@ class File(Unit):
     """Its bytes, as they lie on disk."""
     return os.path.getsize(self.name)
 
-  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+  def read(
+    self, position: int, read_counts: ReadCounts
+  ) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees; as `Unit.read`."""
-    found = readers.trees_of_file(self.name, self.format, self.config, fates)
+    found = readers.trees_of_file(self.name, self.format, self.config, read_counts)
     return _numbered(found, position)
 
   def share(self, position: int) -> float | None:
@@ -142,9 +150,11 @@ class Scattered(Unit):
     """Its bytes, as they lie on disk."""
     return sum(map(os.path.getsize, self.paths))
 
-  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+  def read(
+    self, position: int, read_counts: ReadCounts
+  ) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees; as `Unit.read`."""
-    found = readers.iter_trees(self.paths, self.config, fates, self.format_name)
+    found = readers.iter_trees(self.paths, self.config, read_counts, self.format_name)
     return _numbered(found, position)
 
   def share(self, position: int) -> float | None:
@@ -171,7 +181,9 @@ class Shard(Unit):
     """Its bytes, as they lie on disk."""
     return int(self.file.stat().length)
 
-  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+  def read(
+    self, position: int, read_counts: ReadCounts
+  ) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees; as `Unit.read`.
 
     Raises:
@@ -182,8 +194,8 @@ class Shard(Unit):
         stream.seek(position)
         for record in tfrecord.read(stream):  # type: ignore[arg-type]
           tree = tree_record.decode(record)
-          fates.comments[comment_tree.KEPT] += len(tree.comments) - 1
-          fates.trees[comment_tree.KEPT] += 1
+          read_counts.comments[comment_tree.KEPT] += len(tree.comments) - 1
+          read_counts.trees[comment_tree.KEPT] += 1
           yield tree, stream.tell()
     except tfrecord.DamagedError as error:
       raise UserError(
@@ -207,15 +219,19 @@ class Stdin(Unit):
     """Its bytes, as they lie on disk."""
     return 0
 
-  def read(self, position: int, fates: Fates) -> Iterator[tuple[CommentTree, int]]:
+  def read(
+    self, position: int, read_counts: ReadCounts
+  ) -> Iterator[tuple[CommentTree, int]]:
     """Yields the trees; as `Unit.read`."""
     stdin = cast(io.BufferedReader, sys.stdin.buffer)
     blocks = iter(lambda: stdin.read1(_BLOCK_BYTES), b"")
-    records = json_records.of_blocks(text_encodings.to_utf8(blocks), self.config, fates)
+    records = json_records.of_blocks(
+      text_encodings.to_utf8(blocks), self.config, read_counts
+    )
     found = (
       tree
       for record, _ in records
-      if (tree := tree_of_line(record, self.config, fates)) is not None
+      if (tree := tree_of_line(record, self.config, read_counts)) is not None
     )
     return _numbered(found, position)
 
@@ -240,7 +256,7 @@ class Input:
   def trees(self) -> Iterator[CommentTree]:
     """Yields all trees, in order."""
     for unit in self.units:
-      for tree, _ in unit.read(0, Fates()):
+      for tree, _ in unit.read(0, ReadCounts()):
         yield tree
 
 

@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LINES = 5
 _MB = 2**20
 
 
-class Progress:
+class BuildProgress:
   """Tells how far a build is: a bar on a terminal, elsewhere a line now and then."""
 
   def __init__(self, console: Console, bar: rich.progress.Progress | None):
@@ -80,10 +80,10 @@ class Progress:
 
 
 @contextlib.contextmanager
-def progress(console: Console) -> Iterator[Progress]:
+def progress(console: Console) -> Iterator[BuildProgress]:
   """What tells how far a build is, while entered."""
   if not console.is_terminal:
-    yield Progress(console, None)
+    yield BuildProgress(console, None)
     return
   with rich.progress.Progress(
     rich.progress.TextColumn("{task.description}", markup=False),
@@ -93,7 +93,7 @@ def progress(console: Console) -> Iterator[Progress]:
     rich.progress.TimeRemainingColumn(),
     console=console,
   ) as bar:
-    yield Progress(console, bar)
+    yield BuildProgress(console, bar)
 
 
 def show(
@@ -107,10 +107,12 @@ def show(
     peak_bytes: of memory; 0 if not known.
     console: to print to.
   """
-  from commentree.tasks.trees.comment_tree import Fates
+  from commentree.tasks.trees.comment_tree import ReadCounts
 
-  fates = Fates(**{k: collections.Counter(v) for k, v in stats["fates"].items()})
-  fates.tell(console)
+  read_counts = ReadCounts(
+    **{k: collections.Counter(v) for k, v in stats["read_counts"].items()}
+  )
+  read_counts.tell(console)
   table = rich.table.Table("", box=None, pad_edge=False)
   columns = ("mean", "p50", "p90", "p99", "max")
   for column in columns:

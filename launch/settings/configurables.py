@@ -16,8 +16,8 @@ from commentree.tasks.config.preprocessing import (
   LabelsConfig,
   MarkersConfig,
   MaskingConfig,
-  PiecesConfig,
   PreprocessingConfig,
+  SubtreeConfig,
   TreeConfig,
 )
 from commentree.tasks.data_config import DataConfig
@@ -51,7 +51,7 @@ def register() -> tuple[type, ...]:
     DataConfig,
     ForestLayout,
     PreprocessingConfig,
-    PiecesConfig,
+    SubtreeConfig,
     MaskingConfig,
     ObjectiveConfig,
     TreeConfig,

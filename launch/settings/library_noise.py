@@ -19,7 +19,7 @@ _ACCELERATORS = (
 )
 
 
-def keep_out_tpu_library() -> None:
+def disable_libtpu_without_tpu() -> None:
   """Has JAX leave libtpu alone where there is no TPU; to be called before JAX loads.
 
   JAX would load it, to find no TPU: it complains on stderr, and takes a lock that

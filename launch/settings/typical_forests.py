@@ -9,7 +9,7 @@ from commentree.setting_checks import check_range
 from commentree.tasks.config import mixture_config
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests import forest_layout
-from commentree.tasks.forests.forest_layout import ForestShape, PieceTotals
+from commentree.tasks.forests.forest_layout import ForestShape, SubtreeTotals
 
 COMMENT_TOKENS = 48
 """Mean tokens of a comment, clipped to a row, where nothing else is said."""
@@ -36,12 +36,12 @@ def typical_shape(data: DataConfig, comment_tokens: float) -> tuple[ForestShape,
   _, row = forest_layout.row_lengths(data.task_feature_lengths)
   check_range("compile", "--comment_tokens", comment_tokens, 1, row)
   tokens = math.ceil(_SAMPLE * comment_tokens)
-  share, most_masked, extras = _predicted(data, row)
+  share, most_masked, optional_features = _predicted(data, row)
   shape = forest_layout.resolve(
     data.layout,
     data.task_feature_lengths,
-    PieceTotals(
-      pieces=1,
+    SubtreeTotals(
+      subtrees=1,
       targets=_SAMPLE,
       target_tokens=tokens,
       masked_tokens=math.ceil(share * tokens),
@@ -49,7 +49,7 @@ def typical_shape(data: DataConfig, comment_tokens: float) -> tuple[ForestShape,
       encoded=math.ceil(_ENCODED_SHARE * _SAMPLE),
       encoded_tokens=math.ceil(_ENCODED_SHARE * tokens),
     ),
-    extras,
+    optional_features,
   )
   held = _FILL * shape.decoder_rows * shape.decoder_length / comment_tokens
   return shape, min(held, shape.target_slots)
@@ -64,11 +64,11 @@ def _predicted(data: DataConfig, row: int) -> tuple[float, int, tuple[str, ...]]
     data.preprocessing.objective.name
   ]
   share, most = 0.0, 0
-  extras: dict[str, None] = {}
+  optional_features: dict[str, None] = {}
   for name, part in zip(names, parts):
     objective = data.preprocessing.objective.named(name)
     predicted, in_one = objective.shares(data.preprocessing.masking.rate, row)
     share += float(part) * predicted
     most = max(most, in_one)
-    extras |= dict.fromkeys(objective.extras)
-  return share, most, tuple(extras)
+    optional_features |= dict.fromkeys(objective.optional_features)
+  return share, most, tuple(optional_features)

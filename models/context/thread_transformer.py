@@ -7,8 +7,8 @@ replies are matched and comments embedded, stay what they are.
 
 Who is above whom is read from the targets: of a target's ancestors, nearest first, each
 is below all that follow. So a comment that a target answers sees what that target sees
-beyond it. A comment that no target answers (context of a piece, an earlier chunk) sees
-what targets further down are shown of the thread above it. In threads longer than
+beyond it. A comment that no target answers (context of a subtree, an earlier chunk)
+sees what targets further down are shown of the thread above it. In threads longer than
 `max_ancestors` that is less, at last the post alone. Conditions of evaluations change
 all lists, so that with parents alone no comment knows its thread; ancestor dropout
 changes those of some targets, whose parent may know it by another's.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from commentree.models.decoding import beam_search
 from commentree.models.decoding.beam_search import BeamSearch
 from commentree.models.decoding.decoding_config import DecodingConfig
-from commentree.models.decoding.sampling import OneByOne
+from commentree.models.decoding.sampling import TokenSampler
 from commentree.models.layers import Array
 from commentree.models.network import CommentTreeTransformer
 from commentree.models.transformer.attention import CACHED_TOKENS
@@ -100,11 +100,11 @@ def generate(
   settled_Q = jnp.zeros(batch_size * targets, bool)
   if wanted is not None:
     settled_Q = ~wanted.reshape(-1).astype(bool)
-  method: BeamSearch | OneByOne
+  method: BeamSearch | TokenSampler
   if config.method == "beam":
     method = BeamSearch(config)
   else:
-    method = OneByOne(config, _keys_of_texts(keys, config))
+    method = TokenSampler(config, _keys_of_texts(keys, config))
 
   def body(loop: _Loop) -> _Loop:
     logits_XV, cache = step(loop.cache, loop.last_X, loop.position)
@@ -117,7 +117,7 @@ def generate(
     return _Loop(loop.position + 1, last_X, cache, written)
 
   def more(loop: _Loop) -> Array:
-    return (loop.position < config.max_length) & ~method.settled(loop.written).all()
+    return (loop.position < config.max_length) & ~method.is_done(loop.written).all()
 
   start_X = jnp.full(num_texts, config.start_id, jnp.int32)
   begin = _Loop(jnp.int32(0), start_X, cache, method.begin(settled_Q))

@@ -31,8 +31,8 @@ class DecodingConfig:
   num_replies: int = 1
 
   # Of the method "sample". Scores are divided by the temperature; then the `top_k`
-  # likeliest tokens are kept (0: all); of these the fewest that make up a share `top_p`
-  # of their probability, the likeliest first (Holtzman et al. 2020).
+  # top_k_top_p tokens are kept (0: all); of these the fewest that make up a share
+  # `top_p` of their probability, the top_k_top_p first (Holtzman et al. 2020).
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0

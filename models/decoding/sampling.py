@@ -1,4 +1,4 @@
-"""Texts written one by one: always the likeliest token, or one drawn."""
+"""SamplerState written one by one: always the top_k_top_p token, or one drawn."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from commentree.models.decoding.decoding_config import DecodingConfig
 from commentree.models.layers import Array
 
 
-def likeliest(
+def top_k_top_p(
   log_probs_XV: Array, top_k: int, top_p: float
 ) -> tuple[Array, Array, Array]:
   """Finds the tokens among which one is drawn.
 
   Args:
     log_probs_XV: log probabilities, or what differs from them by a constant a row.
-    top_k: most tokens kept, the likeliest; 0 for all. Of equals, those of lower ids.
-    top_p: of these the fewest, likeliest first, whose share of their probability is at
-      least this; always one.
+    top_k: most tokens kept, the top_k_top_p; 0 for all. Of equals, those of lower ids.
+    top_p: of these the fewest, top_k_top_p first, whose share of their probability is
+      at least this; always one.
 
   Returns:
     Log probabilities sorted downwards `[X, C]`, their tokens `[X, C]`, and which are
@@ -47,13 +47,13 @@ def sample(keys_X: Array, log_probs_XV: Array, config: DecodingConfig) -> Array:
   log_probs_XV = log_probs_XV / config.temperature
   if config.top_k == 0 and config.top_p >= 1:
     return jax.vmap(jax.random.categorical)(keys_X, log_probs_XV).astype(jnp.int32)
-  values_XC, tokens_XC, kept_XC = likeliest(log_probs_XV, config.top_k, config.top_p)
+  values_XC, tokens_XC, kept_XC = top_k_top_p(log_probs_XV, config.top_k, config.top_p)
   values_XC = jnp.where(kept_XC, values_XC, -jnp.inf)
   drawn_X = jax.vmap(jax.random.categorical)(keys_X, values_XC)
   return jnp.take_along_axis(tokens_XC, drawn_X[:, None], axis=-1)[:, 0]
 
 
-class Texts(NamedTuple):
+class SamplerState(NamedTuple):
   """What has been written.
 
   Attributes:
@@ -68,7 +68,7 @@ class Texts(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class OneByOne:
+class TokenSampler:
   """The methods "greedy" and "sample"; see `beam_search.BeamSearch` for its methods.
 
   Attributes:
@@ -79,16 +79,16 @@ class OneByOne:
   config: DecodingConfig
   keys_X: Array | None
 
-  def begin(self, settled_Q: Array) -> Texts:
-    """Returns empty texts; those of settled replies have ended."""
+  def begin(self, settled_Q: Array) -> SamplerState:
+    """Returns empty texts; those of is_done replies have ended."""
     cfg = self.config
     ended_X = jnp.repeat(settled_Q, cfg.rows)
     empty_XL = jnp.full((len(ended_X), cfg.max_length), cfg.end_id, jnp.int32)
-    return Texts(empty_XL, jnp.zeros(len(ended_X)), ended_X)
+    return SamplerState(empty_XL, jnp.zeros(len(ended_X)), ended_X)
 
   def advance(
-    self, texts: Texts, log_probs_XV: Array, position: Array
-  ) -> tuple[Texts, Array, None]:
+    self, texts: SamplerState, log_probs_XV: Array, position: Array
+  ) -> tuple[SamplerState, Array, None]:
     """Adds a token to each text that has not ended."""
     if self.keys_X is None:
       chosen_X = log_probs_XV.argmax(-1).astype(jnp.int32)
@@ -97,18 +97,18 @@ class OneByOne:
       chosen_X = sample(keys_X, log_probs_XV, self.config)
     chosen_X = jnp.where(texts.ended_X, self.config.end_id, chosen_X)
     gained_X = jnp.take_along_axis(log_probs_XV, chosen_X[:, None], axis=-1)[:, 0]
-    after = Texts(
+    after = SamplerState(
       texts.tokens_XL.at[:, position].set(chosen_X),
       texts.log_probs_X + jnp.where(texts.ended_X, 0, gained_X),
       texts.ended_X | (chosen_X == self.config.end_id),
     )
     return after, chosen_X, None
 
-  def settled(self, texts: Texts) -> Array:
+  def is_done(self, texts: SamplerState) -> Array:
     """Returns which texts have ended."""
     return texts.ended_X
 
-  def replies(self, texts: Texts) -> tuple[Array, Array]:
+  def replies(self, texts: SamplerState) -> tuple[Array, Array]:
     """Returns tokens `[Q, K, L]` and log probabilities `[Q, K]`."""
     cfg = self.config
     return (

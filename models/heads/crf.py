@@ -51,7 +51,7 @@ def allowed_transitions(num_labels: int) -> tuple[np.ndarray, np.ndarray]:
   return ~inside | continues, ~inside
 
 
-def structured(transitions: Transitions) -> Transitions:
+def forbid_invalid_transitions(transitions: Transitions) -> Transitions:
   """Returns the transitions with those that no spans could have ruled out."""
   between_CC, first_C = allowed_transitions(transitions.first_C.shape[-1])
   return Transitions(
@@ -61,7 +61,7 @@ def structured(transitions: Transitions) -> Transitions:
   )
 
 
-def mended(labels: Array, segment_ids: Array) -> Array:
+def repair_iob2(labels: Array, segment_ids: Array) -> Array:
   """Returns labels `[..., L]` in which what is inside of nothing is a beginning.
 
   So that the labels of data are among those that a structured chain may have: a span

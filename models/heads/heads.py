@@ -116,7 +116,7 @@ class Tagger(nn.Module):
       parameter("start", zeros, (labels,), ("labels",)),
       parameter("end", zeros, (labels,), ("labels",)),
     )
-    return ChainScores(logits_BRMC, crf.structured(transitions))
+    return ChainScores(logits_BRMC, crf.forbid_invalid_transitions(transitions))
 
 
 class Gru(nn.Module):
@@ -218,12 +218,12 @@ def chains_of(batch: Batch) -> Array:
 def labels_of(config: ModelConfig, batch: Batch) -> Array:
   """Returns what is to be predicted, `[B, R, M]` int32.
 
-  Labels of tokens are `crf.mended`, whatever predicts them.
+  Labels of tokens are `crf.repair_iob2`, whatever predicts them.
   """
   labels_BRM = batch["decoder_target_tokens"]
   if config.head != "tagging":
     return labels_BRM
-  return crf.mended(labels_BRM, chains_of(batch))
+  return crf.repair_iob2(labels_BRM, chains_of(batch))
 
 
 def chain_losses(

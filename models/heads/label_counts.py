@@ -64,7 +64,7 @@ def _counts(there: Array, found: Array, same: Array) -> Array:
 
 def _spans(labels: Array, chains: Array) -> tuple[Array, Array, Array]:
   """Returns each token's kind from 1, its span's first column, whether it ends one."""
-  labels = crf.mended(jnp.where(chains > 0, labels, 0), chains)
+  labels = crf.repair_iob2(jnp.where(chains > 0, labels, 0), chains)
   kind = (labels + 1) // 2
   # A span follows at once, or nothing of this one does.
   begins = labels % 2 == 1

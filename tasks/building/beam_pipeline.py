@@ -28,11 +28,11 @@ from commentree.errors import UserError
 from commentree.tasks.building import building, filters, grouping, parts, shards
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.building.order import shard_of, shuffle_key
-from commentree.tasks.building.parts import Bundle, Source
+from commentree.tasks.building.parts import Bundle, SourceFile
 from commentree.tasks.building.tree_builder import TreeBuilder
 from commentree.tasks.dataset_files import folder_commit, tree_record
 from commentree.tasks.trees import assembly
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.row import Row
 
 # Of a row: is it a comment, its file, its place there; then the row, without its spans'
@@ -42,16 +42,16 @@ _Placed = tuple[tuple[bool, int, int], tuple[Any, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-  """What became of a tree's rows: a record and its split, or none; and the fates."""
+  """What became of a tree's rows: a record and its split, or none; and the counts."""
 
   tree_id: str
   split: str | None
   record: bytes | None
-  fates: dict[str, dict[str, int]]
+  read_counts: dict[str, dict[str, int]]
 
 
 def build(
-  sources: Sequence[Source],
+  sources: Sequence[SourceFile],
   out: pathlib.Path,
   config: BuildConfig,
   pipeline_options: Sequence[str],
@@ -103,7 +103,7 @@ def options_of(flags: Sequence[str]) -> PipelineOptions:
 
 def _assemble(
   pipeline: beam.Pipeline,
-  sources: Sequence[Source],
+  sources: Sequence[SourceFile],
   folder: pathlib.Path,
   config: BuildConfig,
   num_shards: int,
@@ -133,16 +133,16 @@ def _assemble(
 def _read(
   bundle: Bundle, folder: pathlib.Path, config: BuildConfig
 ) -> Iterator[tuple[str, _Placed]]:
-  """Yields the rows of files by tree; notes the fates of what is no row."""
-  fates = Fates()
+  """Yields the rows of files by tree; notes the read_counts of what is no row."""
+  read_counts = ReadCounts()
   digests: dict[int, str] = {}
   for source in bundle:
-    for place, row in enumerate(parts.wanted_rows(source, config, fates)):
+    for place, row in enumerate(parts.wanted_rows(source, config, read_counts)):
       *values, spans = row
       place_of_row = (not row.is_post, source.number, place)
       yield row.tree_id, (place_of_row, (*values, parts.encode_spans(spans)))
     digests[source.number] = parts.digest(source)
-  parts.write_facts(folder, bundle, fates, digests)
+  parts.write_facts(folder, bundle, read_counts, digests)
 
 
 def _make(tree: tuple[str, Iterable[_Placed]], config: BuildConfig) -> _Made:
@@ -162,11 +162,11 @@ def _make(tree: tuple[str, Iterable[_Placed]], config: BuildConfig) -> _Made:
   made, _ = builder.build(
     grouping.TooLarge(posts, comments) if too_large else iter(rows)
   )
-  fates = builder.take_fates().as_dict()
+  read_counts = builder.take_fates().as_dict()
   if made is None:
-    return _Made(tree_id, None, None, fates)
+    return _Made(tree_id, None, None, read_counts)
   split = filters.split_of(tree_id, made, config)
-  return _Made(tree_id, split, tree_record.encode(made), fates)
+  return _Made(tree_id, split, tree_record.encode(made), read_counts)
 
 
 def _by_shard(seed: int, num_shards: int, made: _Made) -> tuple[int, _Made]:
@@ -179,12 +179,14 @@ def _write(
   """Writes a shard, its records in order of the shuffle key."""
   number, found = shard
   writer = shards.ShardWriter(folder, number)
-  fates = Fates()
+  read_counts = ReadCounts()
   for made in sorted(
     (made for made in found if made is not None),
     key=lambda made: (shuffle_key(seed, made.tree_id), made.tree_id),
   ):
-    fates += Fates(**{k: collections.Counter(v) for k, v in made.fates.items()})
+    read_counts += ReadCounts(
+      **{k: collections.Counter(v) for k, v in made.read_counts.items()}
+    )
     if made.record is not None and made.split is not None:
       writer.write(made.split, tree_record.decode(made.record))
-  writer.finish(fates)
+  writer.finish(read_counts)

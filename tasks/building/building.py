@@ -28,7 +28,7 @@ from commentree.errors import UserError
 from commentree.tasks import readers
 from commentree.tasks.building import filters, parts, plans, shards
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.building.parts import Part, Source
+from commentree.tasks.building.parts import RowPart, SourceFile
 from commentree.tasks.building.statistics import Statistics
 from commentree.tasks.building.workers import WINDOW_SHARE, Division
 from commentree.tasks.dataset_files import folder_commit, manifest
@@ -65,7 +65,7 @@ class Pool(Protocol):
     """Has `work(*task, report=...)` done for each task, so many at once."""
 
 
-class Progress(Protocol):
+class ProgressReporter(Protocol):
   """What is told how far a build is."""
 
   def stage(self, name: str, unit: str, total: int, done: int) -> None:
@@ -87,7 +87,9 @@ class Built:
   already: bool
 
 
-def list_sources(patterns: str | Sequence[str], config: BuildConfig) -> list[Source]:
+def list_sources(
+  patterns: str | Sequence[str], config: BuildConfig
+) -> list[SourceFile]:
   """The files to read, numbered in their order.
 
   Raises:
@@ -96,18 +98,18 @@ def list_sources(patterns: str | Sequence[str], config: BuildConfig) -> list[Sou
   paths = {os.path.realpath(path): path for path in readers.expand(patterns)}
   ordered = sorted(paths.values(), key=lambda path: (os.path.basename(path), path))
   return [
-    Source(number, path, readers.format_of(path, config.format).name)
+    SourceFile(number, path, readers.format_of(path, config.format).name)
     for number, path in enumerate(ordered)
   ]
 
 
 def build(
-  sources: Sequence[Source],
+  sources: Sequence[SourceFile],
   out: pathlib.Path,
   config: BuildConfig,
   pool: Pool,
   division: Division,
-  progress: Progress,
+  progress: ProgressReporter,
 ) -> Built:
   """Makes a dataset, or goes on with making it.
 
@@ -142,7 +144,7 @@ def build(
 
 def build_with(
   make_shards: Callable[[pathlib.Path], tuple[pathlib.Path, int]],
-  sources: Sequence[Source],
+  sources: Sequence[SourceFile],
   out: pathlib.Path,
   config: BuildConfig,
 ) -> Built:
@@ -150,7 +152,8 @@ def build_with(
 
   Args:
     make_shards: given the folder to work in, returns the one, there or below, in whose
-      `parts` each file's fates are and in whose `shards` all shards, and their number.
+      `parts` each file's read_counts are and in whose `shards` all shards, and their
+      number.
     sources: what to read.
     out: the dataset's folder.
     config: what decides what it holds.
@@ -184,7 +187,7 @@ def build_with(
   return Built(version, stats, already=False)
 
 
-def room_needed(sources: Sequence[Source]) -> int:
+def room_needed(sources: Sequence[SourceFile]) -> int:
   """About how many bytes of disk a build takes at most."""
   needed = 0.0
   for source in sources:
@@ -229,12 +232,12 @@ def _forget(out: pathlib.Path) -> None:
 
 
 def _make_parts(
-  sources: Sequence[Source],
+  sources: Sequence[SourceFile],
   folder: pathlib.Path,
   config: BuildConfig,
   pool: Pool,
   division: Division,
-  progress: Progress,
+  progress: ProgressReporter,
 ) -> None:
   every = parts.bundles(sources)
   waiting = [bundle for bundle in every if not parts.is_done(folder, bundle)]
@@ -266,13 +269,13 @@ def shards_for(text_bytes: int, config: BuildConfig) -> int:
 
 
 def _make_shards(
-  found: Sequence[Part],
+  found: Sequence[RowPart],
   num_shards: int,
   folder: pathlib.Path,
   config: BuildConfig,
   pool: Pool,
   division: Division,
-  progress: Progress,
+  progress: ProgressReporter,
 ) -> None:
   rows = sum(part.end - part.first for part in found)
   waiting = [shard for shard in range(num_shards) if not shards.is_done(folder, shard)]
@@ -311,7 +314,7 @@ def _runs(numbers: Sequence[int], longest: int) -> list[range]:
 def _make_dataset(
   draft: pathlib.Path,
   name: str,
-  sources: Sequence[Source],
+  sources: Sequence[SourceFile],
   work: pathlib.Path,
   num_shards: int,
   config: BuildConfig,
@@ -321,13 +324,13 @@ def _make_dataset(
   with folder_commit.storage_errors(work):
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-  fates, digests = parts.read_facts(work / "parts")
+  read_counts, digests = parts.read_facts(work / "parts")
   statistics = Statistics()
   by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in config.splits()}
   nothing = {"records": 0, "record_bytes": 0, "bytes": 0}
   for shard in range(num_shards):
     facts = shards.read_facts(work / "shards", shard)
-    fates += facts["fates"]
+    read_counts += facts["read_counts"]
     statistics += facts["statistics"]
     for split, of_split in by_split.items():
       of_split.append(facts["splits"].get(split, nothing))
@@ -341,17 +344,19 @@ def _make_dataset(
       known.update(files)
   if not splits:
     raise _NoTreeLeftError(
-      f"no tree is left of {len(sources):,} files ({fates.told()}); see"
+      f"no tree is left of {len(sources):,} files ({read_counts.told()}); see"
       " that format and filters are right, or look with `commentree inspect`"
     )
   stats = {
     "made_from": plans.made_from(plan, digests),
     "splits": {split: _split_facts(splits.get(split)) for split in by_split},
-    "fates": {kind: dict(sorted(n.items())) for kind, n in fates.as_dict().items()},
-    "comments": fates.comments.total(),
-    "comments_kept": fates.kept,
-    "posts": fates.trees.total() - filters.posts_missing(fates),
-    "posts_missing": filters.posts_missing(fates),
+    "read_counts": {
+      kind: dict(sorted(n.items())) for kind, n in read_counts.as_dict().items()
+    },
+    "comments": read_counts.comments.total(),
+    "comments_kept": read_counts.kept,
+    "posts": read_counts.trees.total() - filters.posts_missing(read_counts),
+    "posts_missing": filters.posts_missing(read_counts),
     **statistics.summary(),
   }
   manifest.write_metadata(draft, name, splits)

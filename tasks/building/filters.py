@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.building.order import id_fraction
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 from commentree.tasks.trees.row import Row
 
 DROPPED_SUBREDDIT = "filtered: subreddit"
@@ -33,17 +33,17 @@ def without_post(fate: str) -> str:
   return fate + _POST_MISSING
 
 
-def posts_missing(fates: Fates) -> int:
+def posts_missing(read_counts: ReadCounts) -> int:
   """Trees that no post was read for, whatever became of them."""
   return sum(
     number
-    for fate, number in fates.trees.items()
+    for fate, number in read_counts.trees.items()
     if fate in comment_tree.NO_POST or fate.endswith(_POST_MISSING)
   )
 
 
 def of_wanted_subreddits(
-  rows: Iterable[Row], config: BuildConfig, fates: Fates
+  rows: Iterable[Row], config: BuildConfig, read_counts: ReadCounts
 ) -> Iterator[Row]:
   """Passes on the rows whose subreddit is wanted; counts the others."""
   only, never = frozenset(config.subreddits), frozenset(config.exclude_subreddits)
@@ -51,9 +51,9 @@ def of_wanted_subreddits(
     subreddit = (row.subreddit or "").lower()
     if subreddit in never or (only and subreddit not in only):
       if row.is_post:
-        fates.trees[TREE_SUBREDDIT] += 1
+        read_counts.trees[TREE_SUBREDDIT] += 1
       elif row.stub is None:
-        fates.comments[DROPPED_SUBREDDIT] += 1
+        read_counts.comments[DROPPED_SUBREDDIT] += 1
     else:
       yield row
 
@@ -117,13 +117,15 @@ def tree_fate(tree: CommentTree, config: BuildConfig) -> str | None:
   return None
 
 
-def leave_out(fates: Fates, fate: str) -> None:
-  """Turns the fates of one tree that was kept into those of one that was not."""
-  missing = comment_tree.KEPT_NO_POST in fates.trees
-  del fates.trees[comment_tree.KEPT_NO_POST if missing else comment_tree.KEPT]
-  fates.trees[without_post(fate) if missing else fate] += 1
-  for kept in [name for name in fates.comments if name.startswith(comment_tree.KEPT)]:
-    fates.comments[DROPPED_IN_TREE] += fates.comments.pop(kept)
+def leave_out(read_counts: ReadCounts, fate: str) -> None:
+  """Turns the read_counts of one tree that was kept into those of one that was not."""
+  missing = comment_tree.KEPT_NO_POST in read_counts.trees
+  del read_counts.trees[comment_tree.KEPT_NO_POST if missing else comment_tree.KEPT]
+  read_counts.trees[without_post(fate) if missing else fate] += 1
+  for kept in [
+    name for name in read_counts.comments if name.startswith(comment_tree.KEPT)
+  ]:
+    read_counts.comments[DROPPED_IN_TREE] += read_counts.comments.pop(kept)
 
 
 def split_of(tree_id: str, tree: CommentTree, config: BuildConfig) -> str:

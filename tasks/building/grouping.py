@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from commentree.errors import StorageError
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.building.parts import COLUMNS, ROW_BYTES, Part, decode_spans
+from commentree.tasks.building.parts import COLUMNS, ROW_BYTES, RowPart, decode_spans
 from commentree.tasks.trees.comment_tree import Span
 from commentree.tasks.trees.row import Row
 
@@ -63,18 +63,18 @@ class TooLarge:
   comments: int
 
 
-Rows = Iterator[Row] | TooLarge
+TreeRows = Iterator[Row] | TooLarge
 
 
 @contextlib.contextmanager
 def trees_of_rows(
-  parts: Sequence[Part],
+  parts: Sequence[RowPart],
   first_key: int,
   last_key: int,
   memory_mb: int,
   spill: pathlib.Path,
   limits: Limits | None,
-) -> Iterator[Iterator[tuple[int, str, Rows]]]:
+) -> Iterator[Iterator[tuple[int, str, TreeRows]]]:
   """Gives an iterator over trees: key, id and rows.
 
   Of each tree's rows, posts come first, and then earlier files and earlier places.

@@ -34,7 +34,7 @@ from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.building.order import shuffle_key
 from commentree.tasks.dataset_files import folder_commit
 from commentree.tasks.readers.parsing import compression
-from commentree.tasks.trees.comment_tree import Fates, Span
+from commentree.tasks.trees.comment_tree import ReadCounts, Span
 from commentree.tasks.trees.row import Row
 
 # Columns of `Row`, in its order, and of them those that hold no text.
@@ -64,11 +64,11 @@ _SECONDS_BETWEEN_REPORTS = 0.5
 _TEXT_BYTES = b"text_bytes"
 _ROW_OVERHEAD_BYTES = 48  # of a row in Arrow's columns, beside its texts
 
-Report = Callable[[int, int], None]
+ReportBytes = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceFile:
   """A file to read.
 
   Attributes:
@@ -86,11 +86,11 @@ class Source:
 
 
 # Files that are read as one, numbered as the first of them.
-Bundle = tuple[Source, ...]
+Bundle = tuple[SourceFile, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class RowPart:
   """A part on disk: rows `first` to `end` - 1 of the bundle of a number."""
 
   path: pathlib.Path
@@ -99,7 +99,7 @@ class Part:
   end: int
 
 
-def bundles(sources: Sequence[Source]) -> list[Bundle]:
+def bundles(sources: Sequence[SourceFile]) -> list[Bundle]:
   """Puts small files that follow each other together; depends on files alone."""
   found: list[Bundle] = []
   size = _BUNDLE_BYTES  # of the last bundle
@@ -116,8 +116,8 @@ def bundles(sources: Sequence[Source]) -> list[Bundle]:
 
 
 def with_prepared(
-  sources: Sequence[Source], folder: pathlib.Path
-) -> tuple[list[Source], list[tuple[pathlib.Path, str, list[str]]]]:
+  sources: Sequence[SourceFile], folder: pathlib.Path
+) -> tuple[list[SourceFile], list[tuple[pathlib.Path, str, list[str]]]]:
   """Says which formats must be made ready, since a file's rows depend on other files.
 
   Args:
@@ -128,7 +128,7 @@ def with_prepared(
     The sources, which know where their formats will be; and for each that is not there
     yet, the first arguments of `prepare_format`.
   """
-  ready: list[Source] = []
+  ready: list[SourceFile] = []
   tasks: list[tuple[pathlib.Path, str, list[str]]] = []
   for source in sources:
     if readers.format_of(source.path, source.format).prepare is None:
@@ -147,7 +147,7 @@ def prepare_format(
   name: str,
   files: Sequence[str],
   config: BuildConfig,
-  report: Report,
+  report: ReportBytes,
 ) -> None:
   """Writes what a format's `prepare` returns for files to `path`."""
   format_ = readers.format_of(files[0], name)
@@ -187,16 +187,16 @@ def row_bytes(row: Row) -> int:
   return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
 
-def list_parts(folder: pathlib.Path, bundle: int | None = None) -> list[Part]:
+def list_parts(folder: pathlib.Path, bundle: int | None = None) -> list[RowPart]:
   """The parts in a folder, of one bundle or all, in order."""
   found = []
   for path in folder.glob("*.parquet" if bundle is None else f"{bundle:06}-*.parquet"):
     number, first, end = map(int, path.stem.split("-"))
-    found.append(Part(path, number, first, end))
+    found.append(RowPart(path, number, first, end))
   return sorted(found, key=lambda part: (part.bundle, part.first))
 
 
-def text_bytes(part: Part) -> int:
+def text_bytes(part: RowPart) -> int:
   """Bytes of text in a part."""
   return int(pq.read_metadata(part.path).metadata[_TEXT_BYTES])
 
@@ -211,31 +211,33 @@ def is_begun(folder: pathlib.Path) -> bool:
   return any(folder.glob("*.parquet")) or any(folder.glob("*.json"))
 
 
-def read_facts(folder: pathlib.Path) -> tuple[Fates, dict[int, str]]:
+def read_facts(folder: pathlib.Path) -> tuple[ReadCounts, dict[int, str]]:
   """What is known of the files of finished bundles, in all.
 
   Returns:
     What became of that of them which made no row; and by number, the SHA-256 of each.
   """
-  fates, digests = Fates(), {}
+  read_counts, digests = ReadCounts(), {}
   for path in sorted(folder.glob("*.json")):
     facts = json.loads(path.read_text("utf-8"))
-    fates += Fates(**{k: collections.Counter(v) for k, v in facts["fates"].items()})
+    read_counts += ReadCounts(
+      **{k: collections.Counter(v) for k, v in facts["read_counts"].items()}
+    )
     digests.update({int(number): digest for number, digest in facts["sha256"].items()})
-  return fates, digests
+  return read_counts, digests
 
 
 def _done_path(folder: pathlib.Path, bundle: Bundle) -> pathlib.Path:
   return folder / f"{bundle[0].number:06}.json"
 
 
-def all_files(source: Source) -> list[str]:
+def all_files(source: SourceFile) -> list[str]:
   """A file, and what is read along with it."""
   format_ = readers.format_of(source.path, source.format)
   return [source.path, *format_.beside(source.path)]
 
 
-def digest(source: Source) -> str:
+def digest(source: SourceFile) -> str:
   """SHA-256 of all that is read for a file."""
   together = hashlib.sha256()
   for path in all_files(source):
@@ -250,7 +252,7 @@ def write_parts(
   config: BuildConfig,
   part_bytes: int,
   window_bytes: int,
-  report: Report,
+  report: ReportBytes,
 ) -> None:
   """Reads files and writes what is not in parts yet.
 
@@ -262,38 +264,43 @@ def write_parts(
     window_bytes: memory for what unpacking looks back at.
     report: gets the number of rows and of the files' bytes read since the last call.
   """
-  fates = Fates()
+  read_counts = ReadCounts()
   digests: dict[int, str] = {}
   writer = _PartsWriter(folder, bundle[0].number, config.seed, part_bytes)
   progress = _Progress(report)
   with compression.window_limit(window_bytes):
     for source in bundle:
-      rows = wanted_rows(source, config, fates)
+      rows = wanted_rows(source, config, read_counts)
       for place, row in enumerate(progress.count(rows, source.path)):
         writer.add(row, source.number, place)
       digests[source.number] = digest(source)
   writer.flush()
   progress.tell()
-  write_facts(folder, bundle, fates, digests)
+  write_facts(folder, bundle, read_counts, digests)
 
 
-def wanted_rows(source: Source, config: BuildConfig, fates: Fates) -> Iterator[Row]:
+def wanted_rows(
+  source: SourceFile, config: BuildConfig, read_counts: ReadCounts
+) -> Iterator[Row]:
   """The rows of a file, without those of subreddits that are not wanted."""
   if source.prepared is None:
     format_ = readers.format_of(source.path, source.format)
   else:
     format_ = _load_format(source.format, source.prepared)
-  rows = format_.read(source.path, config.trees, fates)
+  rows = format_.read(source.path, config.trees, read_counts)
   if config.subreddits or config.exclude_subreddits:
-    return filters.of_wanted_subreddits(rows, config, fates)
+    return filters.of_wanted_subreddits(rows, config, read_counts)
   return rows
 
 
 def write_facts(
-  folder: pathlib.Path, bundle: Bundle, fates: Fates, digests: Mapping[int, str]
+  folder: pathlib.Path,
+  bundle: Bundle,
+  read_counts: ReadCounts,
+  digests: Mapping[int, str],
 ) -> None:
   """Notes that a whole bundle was read; see `read_facts`."""
-  facts = {"fates": fates.as_dict(), "sha256": dict(digests)}
+  facts = {"read_counts": read_counts.as_dict(), "sha256": dict(digests)}
   folder_commit.write_json(_done_path(folder, bundle), facts)
 
 
@@ -346,7 +353,7 @@ class _PartsWriter:
       _write_part(batches, self._folder / name)
 
 
-def _rows_in_parts(finished: Sequence[Part]) -> int:
+def _rows_in_parts(finished: Sequence[RowPart]) -> int:
   """How many rows, from a bundle's first on, are in parts."""
   end = 0
   for part in finished:
@@ -410,7 +417,7 @@ def _write_part(batches: Sequence[pa.RecordBatch], path: pathlib.Path) -> None:
 class _Progress:
   """Tells now and then how far reading has come."""
 
-  def __init__(self, report: Report):
+  def __init__(self, report: ReportBytes):
     self._report = report
     self._rows = self._bytes = 0
     self._told = time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any
 from commentree.errors import StorageError, UserError
 from commentree.tasks.building import parts
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.building.parts import Source
+from commentree.tasks.building.parts import SourceFile
 from commentree.tasks.dataset_files import folder_commit, manifest
 
 SOURCES = ".sources.json"
@@ -25,10 +25,10 @@ SOURCES = ".sources.json"
 # refused, and not gone on with.
 FORMAT_VERSION = 4
 
-Plan = dict[str, Any]
+BuildPlan = dict[str, Any]
 
 
-def make_plan(sources: Sequence[Source], config: BuildConfig) -> Plan:
+def make_plan(sources: Sequence[SourceFile], config: BuildConfig) -> BuildPlan:
   """All that decides what comes out, for comparing; times tell a file that changed."""
   return {
     "building_format": FORMAT_VERSION,
@@ -45,7 +45,7 @@ def make_plan(sources: Sequence[Source], config: BuildConfig) -> Plan:
   }
 
 
-def difference(old: Plan, new: Plan) -> str | None:
+def difference(old: BuildPlan, new: BuildPlan) -> str | None:
   """What the first difference between two plans is, in words; None if there is none."""
   if old.get("building_format") != new["building_format"]:
     return "was made by another version of commentree"
@@ -74,7 +74,7 @@ def _changed(name: str) -> str:
 
 
 def stats_if_same(
-  version: pathlib.Path, sources: Sequence[Source], plan: Plan
+  version: pathlib.Path, sources: Sequence[SourceFile], plan: BuildPlan
 ) -> dict[str, Any]:
   """The statistics of a dataset that is there, if it is what is asked for."""
   try:
@@ -95,9 +95,9 @@ def stats_if_same(
 
 def _changed_contents(
   out: pathlib.Path,
-  sources: Sequence[Source],
-  old: Plan,
-  plan: Plan,
+  sources: Sequence[SourceFile],
+  old: BuildPlan,
+  plan: BuildPlan,
 ) -> str | None:
   """Whether a file is another than that a dataset was made from; if so, which.
 
@@ -117,7 +117,7 @@ def _changed_contents(
   return None
 
 
-def made_from(plan: Plan, digests: Mapping[int, str]) -> dict[str, Any]:
+def made_from(plan: BuildPlan, digests: Mapping[int, str]) -> dict[str, Any]:
   """What a dataset says that it was made from: contents of files, not their times."""
   files = [
     {"name": file["name"], "format": file["format"], "bytes": file["bytes"]}

@@ -21,12 +21,12 @@ from commentree.errors import UserError
 from commentree.tasks.building import filters, grouping
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.building.order import KEY_BITS, first_key, shard_of
-from commentree.tasks.building.parts import Part, Report, text_bytes
+from commentree.tasks.building.parts import ReportBytes, RowPart, text_bytes
 from commentree.tasks.building.statistics import Counting, Statistics
 from commentree.tasks.building.tree_builder import TreeBuilder
 from commentree.tasks.dataset_files import folder_commit, tfrecord, tree_record
 from commentree.tasks.trees.columns import to_columns
-from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 
 _WRITE_BYTES = 2**20
 _ROWS_BETWEEN_REPORTS = 5_000
@@ -38,7 +38,7 @@ _MORE_SLICES = 4
 # What gives trees by the lowest and the highest key.
 _Sort = Callable[
   [int, int],
-  contextlib.AbstractContextManager[Iterator[tuple[int, str, grouping.Rows]]],
+  contextlib.AbstractContextManager[Iterator[tuple[int, str, grouping.TreeRows]]],
 ]
 
 
@@ -51,12 +51,12 @@ def read_facts(folder: pathlib.Path, shard: int) -> dict[str, Any]:
   """What is known of a finished shard.
 
   Returns:
-    'fates' and 'statistics'; 'splits': of each split that has records, their number
-    'records' and 'record_bytes', and the file's 'bytes' and 'sha256'.
+    'read_counts' and 'statistics'; 'splits': of each split that has records, their
+    number 'records' and 'record_bytes', and the file's 'bytes' and 'sha256'.
   """
   facts = json.loads(_done_path(folder, shard).read_text("utf-8"))
-  facts["fates"] = Fates(
-    **{k: collections.Counter(v) for k, v in facts["fates"].items()}
+  facts["read_counts"] = ReadCounts(
+    **{k: collections.Counter(v) for k, v in facts["read_counts"].items()}
   )
   facts["statistics"] = Statistics.from_dict(facts["statistics"])
   return facts
@@ -74,12 +74,12 @@ def _done_path(folder: pathlib.Path, shard: int) -> pathlib.Path:
 def make_shards(
   shards: range,
   num_shards: int,
-  parts: Sequence[Part],
+  parts: Sequence[RowPart],
   folder: pathlib.Path,
   config: BuildConfig,
   memory_mb: int,
   slices: int,
-  report: Report,
+  report: ReportBytes,
 ) -> None:
   """Makes shards that follow each other, and are not made yet.
 
@@ -126,7 +126,7 @@ def _make_shards(
   config: BuildConfig,
   sort: _Sort,
   slices: int,
-  report: Report,
+  report: ReportBytes,
 ) -> None:
   keys = range(first_key(shards.start, num_shards), first_key(shards.stop, num_shards))
   grouped = itertools.chain.from_iterable(
@@ -159,7 +159,9 @@ def _cut(keys: range, number: int) -> Iterator[range]:
   return (range(start, stop) for start, stop in itertools.pairwise(bounds))
 
 
-def _sorted_trees(keys: range, sort: _Sort) -> Iterator[tuple[int, str, grouping.Rows]]:
+def _sorted_trees(
+  keys: range, sort: _Sort
+) -> Iterator[tuple[int, str, grouping.TreeRows]]:
   """Yields trees in order of the key; see `grouping.trees_of_rows`.
 
   Keys whose rows take too much memory to be sorted are cut into two halves.
@@ -197,10 +199,10 @@ class ShardWriter:
       self._files[split] = _RecordsFile(path)
     self._files[split].write(tree_record.encode_columns(columns))
 
-  def finish(self, fates: Fates) -> None:
+  def finish(self, read_counts: ReadCounts) -> None:
     """Makes the shard appear."""
     facts = {
-      "fates": fates.as_dict(),
+      "read_counts": read_counts.as_dict(),
       "statistics": self._counting.result().as_dict(),
       "splits": {split: file.finish() for split, file in self._files.items()},
     }

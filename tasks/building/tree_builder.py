@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from commentree.tasks.building import filters
 from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.building.grouping import Rows, TooLarge
+from commentree.tasks.building.grouping import TooLarge, TreeRows
 from commentree.tasks.trees import assembly, comment_tree
-from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 from commentree.tasks.trees.row import Row
 
 
@@ -16,7 +16,7 @@ class TreeBuilder:
   def __init__(self, config: BuildConfig):
     self._config = config
     self._judge = filters.comment_judge(config)
-    self._fates = Fates()
+    self._fates = ReadCounts()
     self._filters_trees = (
       config.after is not None
       or config.before is not None
@@ -24,12 +24,12 @@ class TreeBuilder:
       or config.max_comments is not None
     )
 
-  def take_fates(self) -> Fates:
-    """The fates since the last call."""
-    taken, self._fates = self._fates, Fates()
+  def take_fates(self) -> ReadCounts:
+    """The read_counts since the last call."""
+    taken, self._fates = self._fates, ReadCounts()
     return taken
 
-  def build(self, rows: Rows) -> tuple[CommentTree | None, int]:
+  def build(self, rows: TreeRows) -> tuple[CommentTree | None, int]:
     """Builds a tree.
 
     Args:
@@ -53,13 +53,13 @@ class TreeBuilder:
           post = row
     if repeated:
       self._fates.trees[comment_tree.TREE_DUPLICATE] += repeated
-    fates = Fates() if self._filters_trees else self._fates
-    tree = assembly.assemble(held, fates, self._config.trees, self._judge)
+    read_counts = ReadCounts() if self._filters_trees else self._fates
+    tree = assembly.assemble(held, read_counts, self._config.trees, self._judge)
     if self._filters_trees:
       if tree is not None and (fate := filters.tree_fate(tree, self._config)):
-        filters.leave_out(fates, fate)
+        filters.leave_out(read_counts, fate)
         tree = None
-      self._fates += fates
+      self._fates += read_counts
     return tree, len(held) + repeated
 
   def _leave_out(self, tree: TooLarge) -> None:

@@ -17,8 +17,8 @@ class GeneratedTreesConfig:
   """What the generated trees look like, and how much of them ancestors reveal.
 
   The closed-form entropies hold as long as a target can see every ancestor within
-  `max(hops)` whole: keep `PiecesConfig.max_ancestors` above `max(hops)` and
-  `PiecesConfig.max_comment_tokens` at `max_comment_tokens` or more.
+  `max(hops)` whole: keep `SubtreeConfig.max_ancestors` above `max(hops)` and
+  `SubtreeConfig.max_comment_tokens` at `max_comment_tokens` or more.
 
   Attributes:
     seed: seed of all trees.

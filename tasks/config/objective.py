@@ -81,7 +81,7 @@ class ObjectiveConfig:
     return dataclasses.replace(self, name=known, languages=languages)
 
   @property
-  def extras(self) -> tuple[str, ...]:
+  def optional_features(self) -> tuple[str, ...]:
     """Optional features that a batch of it has."""
     prefixes = (PREFIXES,) if self.name in CAUSAL else ()
     return prefixes + (LANGUAGE_FEATURES if self.languages else ())

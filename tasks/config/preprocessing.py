@@ -23,7 +23,7 @@ same trees. So many that a corpus of some dozens of trees has some; of large one
 does."""
 
 SEQUENCE_ENDS = 2
-"""Tokens that `PiecesConfig.sequence_ends` puts around the words of a comment."""
+"""Tokens that `SubtreeConfig.sequence_ends` puts around the words of a comment."""
 
 
 def _check_names(owner: str, names: str | Sequence[str]) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class MarkersConfig:
   Attributes:
     authors: whether comments begin with their author's marker.
     max_users: authors of a tree that have a marker of their own; all others share
-      one. The vocabulary holds a piece for each.
+      one. The vocabulary holds a subtree for each.
   """
 
   authors: bool = True
@@ -121,7 +121,7 @@ class LabelsConfig:
   Attributes:
     names: labels to keep, such as ('claim', 'premise'); of their k-th, the first token
       is labelled 2k + 1 and the others 2k + 2, and 0 is what is outside. None by
-      default, and then pieces have no labels.
+      default, and then subtrees have no labels.
     bare_trees: what the tokens of trees are in which nothing has such a label:
       'outside', like any others (the default, for a corpus that was annotated
       throughout); or 'left_out', labelled -1, on which nothing is trained.
@@ -203,11 +203,11 @@ def most_context(max_ancestors: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class PiecesConfig:
-  """How trees become pieces.
+class SubtreeConfig:
+  """How trees become subtrees.
 
   Attributes:
-    max_tree_size: most nodes in a piece, context included.
+    max_tree_size: most nodes in a subtree, context included.
     max_ancestors: most ancestors a comment can see; those nearest, and the post. If 1,
       its parent.
     max_comment_tokens: tokens after which a comment is cut.
@@ -226,17 +226,17 @@ class PiecesConfig:
 
   def __post_init__(self):
     check_switches(self)
-    check_range("PiecesConfig", "max_ancestors", self.max_ancestors, 1, whole=True)
-    check_range("PiecesConfig", "max_tree_size", self.max_tree_size, 2, whole=True)
+    check_range("SubtreeConfig", "max_ancestors", self.max_ancestors, 1, whole=True)
+    check_range("SubtreeConfig", "max_tree_size", self.max_tree_size, 2, whole=True)
     check_range(
-      "PiecesConfig", "max_comment_tokens", self.max_comment_tokens, 4, whole=True
+      "SubtreeConfig", "max_comment_tokens", self.max_comment_tokens, 4, whole=True
     )
-    check_choice("PiecesConfig", "long_comments", self.long_comments, LongComments)
+    check_choice("SubtreeConfig", "long_comments", self.long_comments, LongComments)
     context = most_context(self.max_ancestors)
     if self.max_tree_size <= context:
       raise UserError(
-        f"PiecesConfig.max_tree_size = {self.max_tree_size}: must exceed the {context}"
-        " comments of a deep comment's context (PiecesConfig.max_ancestors ="
+        f"SubtreeConfig.max_tree_size = {self.max_tree_size}: must exceed the {context}"
+        " comments of a deep comment's context (SubtreeConfig.max_ancestors ="
         f" {self.max_ancestors}), which leave no room for the comment"
       )
 
@@ -279,12 +279,12 @@ class MaskingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessingConfig:
-  """How a task turns trees into masked pieces."""
+  """How a task turns trees into masked subtrees."""
 
   trees: TreeConfig = TreeConfig()
   cleaning: CleaningConfig = CleaningConfig()
   markers: MarkersConfig = MarkersConfig()
-  pieces: PiecesConfig = PiecesConfig()
+  subtrees: SubtreeConfig = SubtreeConfig()
   masking: MaskingConfig = MaskingConfig()
   labels: LabelsConfig = LabelsConfig()
   discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()

@@ -9,7 +9,7 @@ from commentree.tasks.subtrees.subtree_builder import ranges
 Forest = dict[str, np.ndarray]
 
 
-def lay_out(
+def write_segments(
   forest: Forest,
   side: str,
   tokens: np.ndarray,
@@ -31,7 +31,7 @@ def lay_out(
   return source, cells
 
 
-def lay_out_languages(
+def write_languages(
   forest: Forest, side: str, languages: np.ndarray, cells: np.ndarray
 ) -> None:
   """Writes tokens' languages; where it changes in a comment, positions begin anew."""
@@ -43,7 +43,7 @@ def lay_out_languages(
   positions[cells] = in_comment - in_comment[last_begin]
 
 
-def lay_out_masked(forest: Forest, tokens: np.ndarray, cells: np.ndarray) -> None:
+def write_masked(forest: Forest, tokens: np.ndarray, cells: np.ndarray) -> None:
   """Writes targets at masked cells (row * length + column) into the row's first M."""
   rows, row_length = forest["decoder_input_tokens"].shape
   order = np.argsort(cells)

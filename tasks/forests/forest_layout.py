@@ -1,4 +1,4 @@
-"""The static shape of a forest, and how much of it a piece of a tree takes.
+"""The static shape of a forest, and how much of it a subtree of a tree takes.
 
 Light: no TensorFlow, so that settings can be checked before anything heavy loads.
 """
@@ -34,7 +34,7 @@ class ForestLayout:
     encoder_slots: most encoded comments in an example (`E`).
     max_ancestors: most ancestors a comment can see (`A`; `cl` in the original work).
     masked_per_row: most masked tokens in a decoder row (`M`).
-    lookahead: tree pieces held back from which the next example is composed.
+    lookahead: tree subtrees held back from which the next example is composed.
   """
 
   decoder_rows: int = 64
@@ -60,7 +60,7 @@ class ForestShape:
   Attributes:
     encoder_length: tokens in an encoder row (`Le`).
     decoder_length: tokens in a decoder row (`Ld`).
-    extras: those of `models.batch.OPTIONAL_FEATURE_AXES` that examples have.
+    optional_features: those of `models.batch.OPTIONAL_FEATURE_AXES` that examples have.
   """
 
   encoder_length: int
@@ -71,7 +71,7 @@ class ForestShape:
   target_slots: int
   max_ancestors: int
   masked_per_row: int
-  extras: tuple[str, ...] = ()
+  optional_features: tuple[str, ...] = ()
 
   def feature_shapes(self) -> dict[str, tuple[int, ...]]:
     """Shape per example of every feature of the batch, without the batch dimension."""
@@ -99,15 +99,15 @@ class ForestShape:
       "ancestor_distances": ancestors,
       "target_depths": (self.target_slots,),
       "target_trees": (self.target_slots,),
-      **{name: optional[name] for name in self.extras},
+      **{name: optional[name] for name in self.optional_features},
     }
 
 
 @dataclasses.dataclass
-class PieceTotals:
-  """What a sample of pieces holds, from which open settings of a layout follow."""
+class SubtreeTotals:
+  """What a sample of subtrees holds, from which open settings of a layout follow."""
 
-  pieces: int = 0
+  subtrees: int = 0
   targets: int = 0
   target_tokens: int = 0
   masked_tokens: int = 0
@@ -115,14 +115,14 @@ class PieceTotals:
   encoded: int = 0
   encoded_tokens: int = 0
 
-  def mean(self, other: PieceTotals) -> PieceTotals:
+  def mean(self, other: SubtreeTotals) -> SubtreeTotals:
     """Returns what lies in the middle of both, the higher `most_masked`."""
     middle = {
       field.name: (getattr(self, field.name) + getattr(other, field.name) + 1) // 2
       for field in dataclasses.fields(self)
     }
     middle["most_masked"] = max(self.most_masked, other.most_masked)
-    return PieceTotals(**middle)
+    return SubtreeTotals(**middle)
 
 
 def row_lengths(task_feature_lengths: Mapping[str, int]) -> tuple[int, int]:
@@ -147,8 +147,8 @@ def row_lengths(task_feature_lengths: Mapping[str, int]) -> tuple[int, int]:
 def resolve(
   layout: ForestLayout,
   task_feature_lengths: Mapping[str, int],
-  totals: PieceTotals | None = None,
-  extras: tuple[str, ...] = (),
+  totals: SubtreeTotals | None = None,
+  optional_features: tuple[str, ...] = (),
 ) -> ForestShape:
   """Closes what `layout` leaves open, from the totals of a sample of the data.
 
@@ -158,16 +158,16 @@ def resolve(
   Args:
     layout: rows and slots, `None` where the data is to decide.
     task_feature_lengths: tokens per row, {'encoder': Le, 'decoder': Ld}.
-    totals: sums over pieces of the data, clipped to the row lengths.
-    extras: optional features that examples are to have.
+    totals: sums over subtrees of the data, clipped to the row lengths.
+    optional_features: optional features that examples are to have.
 
   Raises:
     UserError: if the row lengths are not usable, or some comment might not fit.
   """
   encoder_length, decoder_length = row_lengths(task_feature_lengths)
   if totals is None or not totals.target_tokens:
-    totals = PieceTotals(
-      pieces=1,
+    totals = SubtreeTotals(
+      subtrees=1,
       targets=1,
       target_tokens=12,
       masked_tokens=2,
@@ -201,7 +201,7 @@ def resolve(
       totals.most_masked,
       min(decoder_length, round_up(_MASK_HEADROOM * masked_share * decoder_length, 4)),
     ),
-    extras=extras,
+    optional_features=optional_features,
   )
   for field, least in (
     ("encoder_rows", layout.max_ancestors),
@@ -218,20 +218,21 @@ def resolve(
 
 
 def fit(
-  choose: Callable[[PieceTotals], ForestShape],
-  totals: PieceTotals,
-  cut_totals: Callable[[ForestShape], PieceTotals],
+  choose: Callable[[SubtreeTotals], ForestShape],
+  totals: SubtreeTotals,
+  cut_totals: Callable[[ForestShape], SubtreeTotals],
 ) -> ForestShape:
-  """Chooses a shape for pieces that are cut where they do not fit it.
+  """Chooses a shape for subtrees that are cut where they do not fit it.
 
-  Each part of a cut piece brings its ancestors along, so there is more to encode than
-  in whole pieces, and how much more depends on the shape: it is chosen again, each time
+  Each part of a cut subtree brings its ancestors along, so there is more to encode than
+  in whole subtrees, and how much more depends on the shape: it is chosen again, each
+    time
   for what lies between what was expected and what was found.
 
   Args:
     choose: makes a shape for totals, see `resolve`.
-    totals: of whole pieces.
-    cut_totals: totals of the same pieces, cut to fit a shape.
+    totals: of whole subtrees.
+    cut_totals: totals of the same subtrees, cut to fit a shape.
 
   Raises:
     UserError: as `choose` and `cut_totals`.

@@ -20,15 +20,15 @@ import numpy as np
 
 from commentree.errors import UserError
 from commentree.tasks.forests import packing
-from commentree.tasks.forests.forest_layout import ForestShape, PieceTotals
-from commentree.tasks.forests.mixing import MixedOrder
+from commentree.tasks.forests.forest_layout import ForestShape, SubtreeTotals
+from commentree.tasks.forests.mixing import MixtureSampler
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.forests.packing import Forest, Packer, Waiting
-from commentree.tasks.forests.shuffling import EndlessOrder
+from commentree.tasks.forests.shuffling import EpochShuffle
 from commentree.tasks.forests.stream_shares import own_streams
 from commentree.tasks.objectives import objectives
 from commentree.tasks.objectives.objectives import Objective
-from commentree.tasks.subtrees.subtree_builder import Piece
+from commentree.tasks.subtrees.subtree_builder import Subtree
 
 Batch = dict[str, np.ndarray]
 
@@ -36,16 +36,16 @@ _POOLS_AN_EPOCH = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SubtreeSource:
   """A task's part of the training data.
 
   Attributes:
-    records: its pieces, by index.
+    records: its subtrees, by index.
     objective: says what is to be predicted of them.
-    share: its share of the pieces read; the shares of all sources add up to 1.
+    share: its share of the subtrees read; the shares of all sources add up to 1.
   """
 
-  records: Sequence[Piece]
+  records: Sequence[Subtree]
   objective: Objective
   share: Fraction = Fraction(1)
 
@@ -55,7 +55,7 @@ class ForestStream:
 
   def __init__(
     self,
-    sources: Sequence[Source],
+    sources: Sequence[SubtreeSource],
     shape: ForestShape,
     *,
     seed: int,
@@ -66,22 +66,22 @@ class ForestStream:
     """Starts at the beginning.
 
     Args:
-      sources: what is read, in turns; pieces of all may share a forest.
+      sources: what is read, in turns; subtrees of all may share a forest.
       shape: what a forest holds.
       seed: seed of the run, for order and masks.
       stream: which stream this is, from 0.
       num_streams: how many there are over all hosts.
-      lookahead: pieces in the pool.
+      lookahead: subtrees in the pool.
     """
     self._sources = sources
     self._shape = shape
     self._seed = seed
     self._stream = stream
     self._num_streams = num_streams
-    self._order = MixedOrder(
+    self._order = MixtureSampler(
       [len(source.records) for source in sources], [s.share for s in sources], seed
     )
-    # A pool of more than an epoch would show some pieces several times before others.
+    # A pool of more than an epoch would show some subtrees several times before others.
     epoch = sum(len(source.records) for source in sources) // num_streams
     self._packer = Packer(shape, lookahead, epoch // _POOLS_AN_EPOCH)
     self._next = 0
@@ -89,10 +89,10 @@ class ForestStream:
   def _items(self, position: int) -> list[PackItem]:
     number, epoch, index = self._order[position * self._num_streams + self._stream]
     source = self._sources[number]
-    piece = source.objective(
+    subtree = source.objective(
       source.records[index], self._shape.decoder_length, self._seed, epoch, index
     )
-    return list(packing.fitting_items(piece, self._shape))
+    return list(packing.fitting_items(subtree, self._shape))
 
   def __next__(self) -> Forest:
     barren = 0
@@ -125,12 +125,12 @@ class ForestStream:
     self._packer.pool = pool
 
 
-class TrainBatches:
+class TrainForests:
   """This host's rows of the global batches, endless and resumable."""
 
   def __init__(
     self,
-    sources: Sequence[Source],
+    sources: Sequence[SubtreeSource],
     shape: ForestShape,
     *,
     batch_size: int,
@@ -146,7 +146,7 @@ class TrainBatches:
       shape: what a forest holds.
       batch_size: forests in a global batch.
       seed: seed of the run.
-      lookahead: pieces in each stream's pool.
+      lookahead: subtrees in each stream's pool.
       host: this process.
       num_hosts: all processes.
 
@@ -167,7 +167,7 @@ class TrainBatches:
       for stream in own
     }
 
-  def __iter__(self) -> TrainBatches:
+  def __iter__(self) -> TrainForests:
     return self
 
   def __next__(self) -> Batch:
@@ -198,7 +198,7 @@ class TrainBatches:
 
 
 def eval_batches(
-  records: Sequence[Piece],
+  records: Sequence[Subtree],
   objective: Objective,
   shape: ForestShape,
   *,
@@ -208,19 +208,19 @@ def eval_batches(
   host: int = 0,
   num_hosts: int = 1,
 ) -> Iterator[Batch]:
-  """This host's rows of batches that hold every piece once, always alike.
+  """This host's rows of batches that hold every subtree once, always alike.
 
   Dealt over the same streams as training, whatever the number of hosts. Rows whose
   stream has ended are padding; a host's batches end with its last stream, and there is
   at least one.
 
   Args:
-    records: pieces of the held-out split.
+    records: subtrees of the held-out split.
     objective: says what is to be predicted.
     shape: what a forest holds.
     batch_size: forests in a global batch.
     seed: seed of the evaluation, not of the run: runs stay comparable.
-    lookahead: pieces that each stream holds back to choose from.
+    lookahead: subtrees that each stream holds back to choose from.
     host: this process.
     num_hosts: all processes.
 
@@ -229,7 +229,7 @@ def eval_batches(
   """
   own, num_streams = own_streams(batch_size, host, num_hosts)
   # Shuffled, so that a limit takes a fair sample rather than the head of a file.
-  order = EndlessOrder(len(records), seed)
+  order = EpochShuffle(len(records), seed)
 
   def forests(stream: int) -> Iterator[Forest]:
     places = map(order.__getitem__, range(stream, len(records), num_streams))
@@ -255,22 +255,22 @@ def stack(forests: Sequence[Forest]) -> Batch:
 
 
 def sample_totals(
-  records: Sequence[Piece],
+  records: Sequence[Subtree],
   objective: Objective,
   row_lengths: tuple[int, int],
   max_ancestors: int,
   shape: ForestShape | None = None,
   sample: int = 2000,
-) -> PieceTotals:
-  """Measures pieces spread evenly over the data, for `forest_layout.resolve`.
+) -> SubtreeTotals:
+  """Measures subtrees spread evenly over the data, for `forest_layout.resolve`.
 
   Args:
-    records: the pieces.
+    records: the subtrees.
     objective: what they are masked by.
     row_lengths: tokens of a row of the encoder and of the decoder.
     max_ancestors: most ancestors that a comment sees.
-    shape: of the forests that pieces are cut to fit; None for whole pieces.
-    sample: how many pieces are measured at most.
+    shape: of the forests that subtrees are cut to fit; None for whole subtrees.
+    sample: how many subtrees are measured at most.
   """
   chosen = np.unique(np.linspace(0, len(records) - 1, sample).astype(int)).tolist()
   length = row_lengths[1]
@@ -280,17 +280,17 @@ def sample_totals(
 
 
 def first_target(
-  records: Sequence[Piece], objective: Objective, length: int, seed: int
+  records: Sequence[Subtree], objective: Objective, length: int, seed: int
 ) -> int | None:
-  """Returns the place of the first piece with a target, in the order of `eval_batches`.
+  """Returns the place of the first subtree with a target, in `eval_batches`'s order.
 
   Args:
-    records: pieces of the held-out split.
+    records: subtrees of the held-out split.
     objective: says what is to be predicted.
     length: tokens of a decoder row.
     seed: seed of the evaluation.
   """
-  order = EndlessOrder(len(records), seed)
+  order = EpochShuffle(len(records), seed)
   for place in range(len(records)):
     epoch, index = order[place]
     masked = objective(records[index], length, seed, epoch, index)
@@ -300,7 +300,7 @@ def first_target(
 
 
 def count_targets(
-  records: Sequence[Piece],
+  records: Sequence[Subtree],
   objective: Objective,
   length: int,
   size: int,
@@ -309,24 +309,24 @@ def count_targets(
   """How often each id below `size` is to be predicted, int64 [size].
 
   Args:
-    records: pieces of the training split.
+    records: subtrees of the training split.
     objective: says what is to be predicted.
     length: tokens of a decoder row.
     size: how many ids there are.
-    sample: most pieces that are read, spread evenly over the data.
+    sample: most subtrees that are read, spread evenly over the data.
   """
   counts = np.zeros(size, np.int64)
   for index in np.unique(np.linspace(0, len(records) - 1, sample).astype(int)):
-    piece = objectives.complete(
+    subtree = objectives.complete(
       objective(records[int(index)], length, 0, 0, int(index))
     )
-    targets = piece[objectives.TARGET_TOKENS][piece["is_masked"] == 1]
+    targets = subtree[objectives.TARGET_TOKENS][subtree["is_masked"] == 1]
     counts += np.bincount(targets, minlength=size)
   return counts
 
 
-def has_target(records: Sequence[Piece], objective: Objective, length: int) -> bool:
-  """Whether any piece has something to predict; reads until one has."""
+def has_target(records: Sequence[Subtree], objective: Objective, length: int) -> bool:
+  """Whether any subtree has something to predict; reads until one has."""
   for index in range(len(records)):
     if objective(records[index], length, 0, 0, index)["is_masked"].any():
       return True

@@ -19,19 +19,21 @@ from fractions import Fraction
 
 import numpy as np
 
-from commentree.tasks.forests.forest_layout import PieceTotals
-from commentree.tasks.forests.shuffling import EndlessOrder, shuffle
+from commentree.tasks.forests.forest_layout import SubtreeTotals
+from commentree.tasks.forests.shuffling import EpochShuffle, shuffle
 
 # In a block this long or longer every task has its turn.
 _LEAST_BLOCK = 1024
-# Pieces that the totals of a mixture are of.
+# Subtrees that the totals of a mixture are of.
 _SAMPLE = 1_000_000
 # Tells the permutations of a block from those of a task's examples.
 _SALT = 0x6D697865
 
 
-def mix_totals(totals: Sequence[PieceTotals], parts: Sequence[Fraction]) -> PieceTotals:
-  """What a sample of a mixture's pieces holds, from samples of each of its tasks.
+def mix_totals(
+  totals: Sequence[SubtreeTotals], parts: Sequence[Fraction]
+) -> SubtreeTotals:
+  """What a sample of a mixture's subtrees holds, from samples of each of its tasks.
 
   Args:
     totals: of each task.
@@ -40,17 +42,17 @@ def mix_totals(totals: Sequence[PieceTotals], parts: Sequence[Fraction]) -> Piec
   if len(totals) == 1:
     return totals[0]
   mixed = {"most_masked": max(each.most_masked for each in totals)}
-  for field in dataclasses.fields(PieceTotals):
+  for field in dataclasses.fields(SubtreeTotals):
     if field.name not in mixed:
       mean = sum(
-        part * Fraction(getattr(each, field.name), max(1, each.pieces))
+        part * Fraction(getattr(each, field.name), max(1, each.subtrees))
         for each, part in zip(totals, parts)
       )
       mixed[field.name] = round(mean * _SAMPLE)
-  return PieceTotals(**mixed)
+  return SubtreeTotals(**mixed)
 
 
-class MixedOrder:
+class MixtureSampler:
   """Positions 0, 1, 2… to (task, epoch, index)."""
 
   def __init__(self, examples: Sequence[int], parts: Sequence[Fraction], seed: int):
@@ -64,7 +66,7 @@ class MixedOrder:
     self._ends = list(itertools.accumulate(parts))
     # Not below 1 / the least part, so that no task's count falls from block to block.
     self.block_size = max(_LEAST_BLOCK, 1 << math.ceil(1 / min(parts)).bit_length())
-    self._orders = [EndlessOrder(number, seed) for number in examples]
+    self._orders = [EpochShuffle(number, seed) for number in examples]
     self._seed = seed ^ _SALT
     self._dealt: tuple[int, np.ndarray, np.ndarray] | None = None
 

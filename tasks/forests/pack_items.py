@@ -1,4 +1,4 @@
-"""Pieces measured for packing: what each takes of a forest."""
+"""Subtrees measured for packing: what each takes of a forest."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from commentree.tasks.subtrees.subtree_builder import (
   LANGUAGES,
   NODE_FEATURES,
   PHRASES,
-  Piece,
+  Subtree,
   ranges,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class PackItem:
-  """A piece that an objective was at, measured: what it takes of a forest.
+  """A subtree that an objective was at, measured: what it takes of a forest.
 
   "Masked" are the tokens to predict, whatever the decoder reads in their places.
 
   Attributes:
-    piece: features, with those of `objectives`.
+    subtree: features, with those of `objectives`.
     targets: indices of nodes with a masked token, in node order.
     target_lengths: decoder tokens of each target, clipped to the row. [T]
     masked: masked tokens of each target. [T]
@@ -36,7 +36,7 @@ class PackItem:
     ancestors: nodes that each target sees, nearest first, -1 where none. [T, A]
   """
 
-  piece: Piece
+  subtree: Subtree
   targets: np.ndarray
   target_lengths: np.ndarray
   masked: np.ndarray
@@ -85,27 +85,27 @@ class PackItem:
 
 
 def measure(
-  piece: Piece, encoder_length: int, decoder_length: int, max_ancestors: int
+  subtree: Subtree, encoder_length: int, decoder_length: int, max_ancestors: int
 ) -> PackItem:
-  """Works out what a masked piece needs: its targets, its encoder set, who sees whom.
+  """Works out what a masked subtree needs: its targets, its encoder set, who sees whom.
 
   Nodes without a token to predict are no targets, nodes without tokens are not
   encoded, and nodes that no target sees are not either.
   """
-  lengths = piece["lengths"]
-  in_decoder = objectives.decoder_lengths(piece)
+  lengths = subtree["lengths"]
+  in_decoder = objectives.decoder_lengths(subtree)
   ends = np.cumsum(in_decoder)
-  masked_until = np.concatenate([[0], np.cumsum(piece["is_masked"])])
+  masked_until = np.concatenate([[0], np.cumsum(subtree["is_masked"])])
   masked = masked_until[ends] - masked_until[ends - in_decoder]
-  targets = np.flatnonzero((masked > 0) & (piece["is_target"] == 1))
-  ancestors = splitting.visible_ancestors(piece["parents"], max_ancestors)[targets]
+  targets = np.flatnonzero((masked > 0) & (subtree["is_target"] == 1))
+  ancestors = splitting.visible_ancestors(subtree["parents"], max_ancestors)[targets]
   if not lengths.all():
     ancestors = _drop_empty(ancestors, lengths)
   seen = np.zeros(len(lengths), bool)
   seen[ancestors[ancestors >= 0]] = True
   encoded = np.flatnonzero(seen)
   return PackItem(
-    piece=piece,
+    subtree=subtree,
     targets=targets,
     target_lengths=np.minimum(in_decoder[targets], decoder_length),
     masked=masked[targets],
@@ -123,7 +123,7 @@ def _drop_empty(ancestors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def part(item: PackItem, chosen: slice) -> PackItem:
-  """Returns some of a piece's targets and what those see, as a piece of its own.
+  """Returns some of a subtree's targets and what those see, as a subtree of its own.
 
   Who sees whom is taken over, not worked out again: a node without tokens, which no
   target sees, takes one of the places above a target, and is not in the part.
@@ -132,7 +132,7 @@ def part(item: PackItem, chosen: slice) -> PackItem:
   encoded = np.unique(ancestors[ancestors >= 0])
   nodes = np.union1d(targets, encoded)
   return PackItem(
-    piece=_with_nodes(item.piece, nodes),
+    subtree=_with_nodes(item.subtree, nodes),
     targets=np.searchsorted(nodes, targets),
     target_lengths=item.target_lengths[chosen],
     masked=item.masked[chosen],
@@ -142,17 +142,17 @@ def part(item: PackItem, chosen: slice) -> PackItem:
   )
 
 
-def _with_nodes(piece: Piece, nodes: np.ndarray) -> Piece:
+def _with_nodes(subtree: Subtree, nodes: np.ndarray) -> Subtree:
   """Returns the features of some nodes, but for the links between them."""
-  some = {name: values for name, values in piece.items() if name != "parents"}
+  some = {name: values for name, values in subtree.items() if name != "parents"}
   for name in (*NODE_FEATURES, *objectives.NODE_FEATURES, COMMENT_LABELS):
     if name in some:
-      some[name] = piece[name][nodes]
-  in_decoder = objectives.decoder_lengths(piece)
+      some[name] = subtree[name][nodes]
+  in_decoder = objectives.decoder_lengths(subtree)
   for names, lengths in (
-    (("tokens", LANGUAGES, LABELS, PHRASES), piece["lengths"]),
+    (("tokens", LANGUAGES, LABELS, PHRASES), subtree["lengths"]),
     (objectives.TOKEN_FEATURES, in_decoder),
   ):
     tokens = ranges((np.cumsum(lengths) - lengths)[nodes], lengths[nodes])
-    some |= {name: piece[name][tokens] for name in names if name in piece}
+    some |= {name: subtree[name][tokens] for name in names if name in subtree}
   return some

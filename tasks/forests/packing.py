@@ -1,12 +1,12 @@
-"""Packing pieces of trees into forests: rows of fixed length, static shapes.
+"""Packing subtrees of trees into forests: rows of fixed length, static shapes.
 
-Comments are short and ragged, so padding is the enemy. A forest takes pieces
+Comments are short and ragged, so padding is the enemy. A forest takes subtrees
 from commentree.training.warm_starts.formats.array_source import whole
 from a pool held back for the purpose, so that decoder rows, encoder rows, slots and
-masked positions all fill up together: vector bin packing, greedily taking the piece
+masked positions all fill up together: vector bin packing, greedily taking the subtree
 that leaves the least room (the norm-based greedy of Panigrahy et al., "Heuristics for
 Vector Bin Packing", 2011), with best-fit decreasing inside the rows. What room is left
-at the end is filled by the first comments of pieces that are cut for it.
+at the end is filled by the first comments of subtrees that are cut for it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from commentree.errors import UserError
 from commentree.tasks.config.objective import LANGUAGE_FEATURES, PREFIXES
 from commentree.tasks.forests.forest_arrays import (
   Forest,
-  lay_out,
-  lay_out_languages,
-  lay_out_masked,
+  write_languages,
+  write_masked,
+  write_segments,
 )
-from commentree.tasks.forests.forest_layout import ForestShape, PieceTotals
+from commentree.tasks.forests.forest_layout import ForestShape, SubtreeTotals
 from commentree.tasks.forests.pack_items import PackItem, measure, part
-from commentree.tasks.forests.rows import Placed, Rows
+from commentree.tasks.forests.rows import OpenRows, Placed
 from commentree.tasks.objectives import objectives
 from commentree.tasks.objectives.objectives import PREFIX_LENGTHS, TARGET_TOKENS
-from commentree.tasks.subtrees.subtree_builder import LANGUAGES, Piece, tree_number
+from commentree.tasks.subtrees.subtree_builder import LANGUAGES, Subtree, tree_number
 
-# A forest is closed once so many pieces in a row found no place in its rows.
+# A forest is closed once so many subtrees in a row found no place in its rows.
 _MAX_MISFITS = 30
 # Forests to choose from that a pool holds at least, where `lookahead` lets it.
 _FORESTS_HELD = 4
-# Where more than this share of its decoder tokens is free at the end, waiting pieces
+# Where more than this share of its decoder tokens is free at the end, waiting subtrees
 # are cut for it, so many at most; a part is as large as that share at least.
 _GAP = 0.03
 _MAX_CUTS = 8
@@ -45,33 +45,33 @@ _BALANCE = 4.0
 
 
 def total(
-  pieces: Iterable[Piece],
+  subtrees: Iterable[Subtree],
   row_lengths: tuple[int, int],
   max_ancestors: int,
   most_masked: int,
   shape: ForestShape | None = None,
-) -> PieceTotals:
-  """Adds up what masked pieces need; from such totals a layout is chosen.
+) -> SubtreeTotals:
+  """Adds up what masked subtrees need; from such totals a layout is chosen.
 
   Args:
-    pieces: features of pieces that an objective was at.
+    subtrees: features of subtrees that an objective was at.
     row_lengths: tokens of a row of the encoder and of the decoder.
     max_ancestors: most ancestors that a comment sees.
     most_masked: most masked tokens that a row may have, by the objective.
-    shape: of the forests that pieces are cut to fit; None for whole pieces.
+    shape: of the forests that subtrees are cut to fit; None for whole subtrees.
 
   Raises:
     UserError: as `fitting_items`.
   """
-  totals = PieceTotals(most_masked=most_masked)
-  for piece in pieces:
-    # Rates of a mixture are of pieces before they are cut.
-    totals.pieces += 1
+  totals = SubtreeTotals(most_masked=most_masked)
+  for subtree in subtrees:
+    # Rates of a mixture are of subtrees before they are cut.
+    totals.subtrees += 1
     items: Iterable[PackItem]
     if shape is None:
-      items = [measure(piece, *row_lengths, max_ancestors)]
+      items = [measure(subtree, *row_lengths, max_ancestors)]
     else:
-      items = fitting_items(piece, shape)
+      items = fitting_items(subtree, shape)
     for item in items:
       decoder_tokens, encoder_tokens, targets, encoded = item.sizes
       totals.targets += targets
@@ -87,8 +87,10 @@ class ForestBuilder:
 
   def __init__(self, shape: ForestShape):
     self._shape = shape
-    self._decoder = Rows(shape.decoder_rows, shape.decoder_length, shape.masked_per_row)
-    self._encoder = Rows(shape.encoder_rows, shape.encoder_length, 0)
+    self._decoder = OpenRows(
+      shape.decoder_rows, shape.decoder_length, shape.masked_per_row
+    )
+    self._encoder = OpenRows(shape.encoder_rows, shape.encoder_length, 0)
     self._items: list[PackItem] = []
     self._decoder_places: list[tuple[int, int]] = []
     self._encoder_places: list[tuple[int, int]] = []
@@ -102,7 +104,7 @@ class ForestBuilder:
     )
 
   def add(self, item: PackItem) -> bool:
-    """Takes the whole piece in, or leaves the forest as it was and returns False."""
+    """Takes the whole subtree in, or leaves the forest as it was and returns False."""
     sizes = item.sizes
     if (self.left < sizes).any():
       return False
@@ -122,12 +124,12 @@ class ForestBuilder:
     return np.append(self.left, (self._decoder.longest, self._encoder.longest))
 
   def count_fitting(self, item: PackItem, least: float) -> int:
-    """Returns how many of a piece's first targets fit, with what they see.
+    """Returns how many of a subtree's first targets fit, with what they see.
 
     It need not be the most.
 
     Args:
-      item: the piece.
+      item: the subtree.
       least: decoder tokens of the fewest that are worth it; 0 is returned for fewer.
     """
     count = int((item.needs <= self.room[:, None]).all(0).sum())
@@ -150,17 +152,17 @@ class ForestBuilder:
     return None if encoder is None else (decoder, encoder)
 
   def build(self) -> Forest:
-    """Lays the pieces taken in out as the features of one example."""
+    """Lays the subtrees taken in out as the features of one example."""
     shape = self._shape
     forest = empty_forest(shape)
     if not self._items:
       return forest
     items = self._items
-    nodes_before = np.cumsum([0] + [len(i.piece["lengths"]) for i in items])
-    lengths = np.concatenate([item.piece["lengths"] for item in items])
-    depths = np.concatenate([item.piece["depths"] for item in items])
+    nodes_before = np.cumsum([0] + [len(i.subtree["lengths"]) for i in items])
+    lengths = np.concatenate([item.subtree["lengths"] for item in items])
+    depths = np.concatenate([item.subtree["depths"] for item in items])
     starts = np.cumsum(lengths) - lengths
-    with_languages = LANGUAGE_FEATURES[0] in shape.extras
+    with_languages = LANGUAGE_FEATURES[0] in shape.optional_features
 
     encoded = np.concatenate(
       [item.encoded + before for item, before in zip(items, nodes_before)]
@@ -168,9 +170,9 @@ class ForestBuilder:
     slot_of_node = np.zeros(len(lengths) + 1, np.int32)  # the last stands for "none"
     slot_of_node[encoded] = np.arange(1, len(encoded) + 1)
     forest["encoder_slot_depths"][: len(encoded)] = depths[encoded]
-    tokens = np.concatenate([item.piece["tokens"] for item in items])
+    tokens = np.concatenate([item.subtree["tokens"] for item in items])
     encoded_lengths = np.concatenate([item.encoded_lengths for item in items])
-    source, cells = lay_out(
+    source, cells = write_segments(
       forest,
       "encoder",
       tokens,
@@ -180,17 +182,17 @@ class ForestBuilder:
       shape.encoder_length,
     )
     if with_languages:
-      languages = np.concatenate([_languages(item.piece) for item in items])
-      lay_out_languages(forest, "encoder", languages[source], cells)
+      languages = np.concatenate([_languages(item.subtree) for item in items])
+      write_languages(forest, "encoder", languages[source], cells)
 
     targets = np.concatenate(
       [item.targets + before for item, before in zip(items, nodes_before)]
     )
-    input_tokens = np.concatenate([item.piece["input_tokens"] for item in items])
-    in_decoder = np.concatenate([objectives.decoder_lengths(i.piece) for i in items])
+    input_tokens = np.concatenate([item.subtree["input_tokens"] for item in items])
+    in_decoder = np.concatenate([objectives.decoder_lengths(i.subtree) for i in items])
     target_lengths = np.concatenate([item.target_lengths for item in items])
     places = np.array(self._decoder_places, np.int64).reshape(-1, 2)
-    source, cells = lay_out(
+    source, cells = write_segments(
       forest,
       "decoder",
       input_tokens,
@@ -199,15 +201,15 @@ class ForestBuilder:
       places,
       shape.decoder_length,
     )
-    is_masked = np.concatenate([item.piece["is_masked"] for item in items])
+    is_masked = np.concatenate([item.subtree["is_masked"] for item in items])
     picked = is_masked[source] == 1
     answers = np.concatenate(
-      [item.piece.get(TARGET_TOKENS, item.piece["tokens"]) for item in items]
+      [item.subtree.get(TARGET_TOKENS, item.subtree["tokens"]) for item in items]
     )
-    lay_out_masked(forest, answers[source[picked]], cells[picked])
+    write_masked(forest, answers[source[picked]], cells[picked])
     if with_languages:
-      languages = np.concatenate([_decoder_languages(item.piece) for item in items])
-      lay_out_languages(forest, "decoder", languages[source], cells)
+      languages = np.concatenate([_decoder_languages(item.subtree) for item in items])
+      write_languages(forest, "decoder", languages[source], cells)
 
     ancestors = np.concatenate(
       [
@@ -217,9 +219,9 @@ class ForestBuilder:
     )
     count = len(targets)
     forest["target_depths"][:count] = depths[targets]
-    trees = [tree_number(item.piece) for item in items]
+    trees = [tree_number(item.subtree) for item in items]
     forest["target_trees"][:count] = np.repeat(trees, [len(i.targets) for i in items])
-    if PREFIXES in shape.extras:
+    if PREFIXES in shape.optional_features:
       prefixes = [_prefix_lengths(item) for item in items]
       forest[PREFIXES][:count] = np.concatenate(prefixes)
     forest["ancestor_slots"][:count] = slot_of_node[ancestors]
@@ -230,24 +232,24 @@ class ForestBuilder:
     return forest
 
 
-def _languages(piece: Piece) -> np.ndarray:
-  """Language of each of the piece's tokens."""
-  return piece.get(LANGUAGES, np.zeros(len(piece["tokens"]), np.int32))
+def _languages(subtree: Subtree) -> np.ndarray:
+  """Language of each of the subtree's tokens."""
+  return subtree.get(LANGUAGES, np.zeros(len(subtree["tokens"]), np.int32))
 
 
-def _decoder_languages(piece: Piece) -> np.ndarray:
-  """Language of each decoder token; none if those are not the piece's own tokens."""
-  in_decoder = objectives.decoder_lengths(piece)
-  if not np.array_equal(in_decoder, piece["lengths"]):
-    return np.zeros(len(piece["input_tokens"]), np.int32)
-  return _languages(piece)
+def _decoder_languages(subtree: Subtree) -> np.ndarray:
+  """Language of each decoder token; none if those are not the subtree's own tokens."""
+  in_decoder = objectives.decoder_lengths(subtree)
+  if not np.array_equal(in_decoder, subtree["lengths"]):
+    return np.zeros(len(subtree["input_tokens"]), np.int32)
+  return _languages(subtree)
 
 
 def _prefix_lengths(item: PackItem) -> np.ndarray:
   """How many leading tokens of each target are seen by all of its tokens, [T]."""
-  if PREFIX_LENGTHS not in item.piece:
+  if PREFIX_LENGTHS not in item.subtree:
     return item.target_lengths
-  return np.minimum(item.piece[PREFIX_LENGTHS][item.targets], item.target_lengths)
+  return np.minimum(item.subtree[PREFIX_LENGTHS][item.targets], item.target_lengths)
 
 
 def empty_forest(shape: ForestShape) -> Forest:
@@ -262,11 +264,11 @@ def empty_forest(shape: ForestShape) -> Forest:
 
 @dataclasses.dataclass(frozen=True)
 class Waiting:
-  """A piece in a pool.
+  """A subtree in a pool.
 
   Attributes:
     key: what the caller knows it by.
-    item: the piece, or what is left of it.
+    item: the subtree, or what is left of it.
     first: how many of its targets an earlier forest took.
   """
 
@@ -280,10 +282,10 @@ class Waiting:
 
 
 class Packer:
-  """Composes forests from a pool of pieces; the oldest piece always goes next.
+  """Composes forests from a pool of subtrees; the oldest subtree always goes next.
 
-  Where no whole piece fits into what is left of a forest, one is cut: its first
-  comments go, the others wait. Pieces are known by a key of the caller's, so that the
+  Where no whole subtree fits into what is left of a forest, one is cut: its first
+  comments go, the others wait. Subtrees are known by a key of the caller's, so that the
   pool can be written down as keys and numbers and built again (see `streams`).
   """
 
@@ -292,9 +294,9 @@ class Packer:
 
     Args:
       shape: what a forest holds.
-      lookahead: most pieces in the pool.
-      enough: pieces that the pool need not exceed once they would fill several forests;
-        None for `lookahead`.
+      lookahead: most subtrees in the pool.
+      enough: subtrees that the pool need not exceed once they would fill several
+        forests; None for `lookahead`.
     """
     self._shape = shape
     self._lookahead = lookahead
@@ -302,7 +304,7 @@ class Packer:
     self.pool: list[Waiting] = []
 
   def wants_more(self) -> bool:
-    """Whether the pool is to hold more pieces, so that the next forest fills up."""
+    """Whether the pool is to hold more subtrees, so that the next forest fills up."""
     if len(self.pool) < min(self._enough, self._lookahead):
       return True
     if len(self.pool) >= self._lookahead:
@@ -311,7 +313,7 @@ class Packer:
     return held < _FORESTS_HELD * self._shape.decoder_rows * self._shape.decoder_length
 
   def next_forest(self) -> Forest:
-    """Fills one forest from the pool and takes its pieces out of it."""
+    """Fills one forest from the pool and takes its subtrees out of it."""
     builder = ForestBuilder(self._shape)
     sizes = np.array([w.item.sizes for w in self.pool], np.int64).reshape(-1, 4)
     capacity = builder.left.astype(np.float64)
@@ -335,13 +337,14 @@ class Packer:
       score += _BALANCE * (room[:, 0] - room[:, 1]) ** 2
       candidate = options[np.argmin(score)]
     self.pool = [entry for entry, gone in zip(self.pool, taken) if not gone]
-    # What is left of a cut piece may not fit as a whole: some of it goes all the same,
+    # What is left of a cut subtree may not fit as a whole: some of it goes all the
+    #   same,
     # or it would wait for ever.
     self._fill_gap(builder, _GAP * capacity[0] if taken.any() else 1)
     return builder.build()
 
   def _fill_gap(self, builder: ForestBuilder, least: float) -> None:
-    """Cuts waiting pieces, oldest first, while there is room for decoder tokens.
+    """Cuts waiting subtrees, oldest first, while there is room for decoder tokens.
 
     Args:
       builder: the forest.
@@ -364,8 +367,8 @@ class Packer:
     self.pool = [waiting for waiting in self.pool if len(waiting.item.targets)]
 
 
-def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
-  """Measures a piece that an objective was at; cuts it if no empty forest holds it.
+def fitting_items(subtree: Subtree, shape: ForestShape) -> Iterator[PackItem]:
+  """Measures a subtree that an objective was at; cuts it if no empty forest holds it.
 
   A single comment with its ancestors always fits: `forest_layout.resolve` sees to it,
   where it knows the data.
@@ -373,13 +376,15 @@ def fitting_items(piece: Piece, shape: ForestShape) -> Iterator[PackItem]:
   Raises:
     UserError: if one does not fit, as where T5X lays forests out.
   """
-  missing = set(objectives.extras_of(piece)) - set(shape.extras)
+  missing = set(objectives.optional_features_of(subtree)) - set(shape.optional_features)
   if missing:
     raise UserError(
-      f"forests lack {', '.join(sorted(missing))}, which the objective of these pieces"
-      " needs: make their shape with the objective's `extras`"
+      f"forests lack {', '.join(sorted(missing))}, which these subtrees' objective"
+      " needs: make their shape with the objective's `optional_features`"
     )
-  item = measure(piece, shape.encoder_length, shape.decoder_length, shape.max_ancestors)
+  item = measure(
+    subtree, shape.encoder_length, shape.decoder_length, shape.max_ancestors
+  )
   if len(item.targets):
     yield from _fitting_parts(item, shape)
 
@@ -417,18 +422,18 @@ def _surely_fits(item: PackItem, shape: ForestShape) -> bool:
 
 
 def pack(
-  pieces: Iterable[Piece], shape: ForestShape, lookahead: int
+  subtrees: Iterable[Subtree], shape: ForestShape, lookahead: int
 ) -> Iterator[Forest]:
-  """Packs masked pieces into forests until none are left; the last may be part empty.
+  """Packs masked subtrees into forests until none are left; the last may be part empty.
 
   Args:
-    pieces: features of `pieces.PIECE_FEATURES` and those of an objective.
+    subtrees: features of `subtrees.SUBTREE_FEATURES` and those of an objective.
     shape: what a forest holds.
-    lookahead: pieces held back to choose from.
+    lookahead: subtrees held back to choose from.
   """
   packer = Packer(shape, lookahead)
-  for index, piece in enumerate(pieces):
-    packer.pool += [Waiting(index, item) for item in fitting_items(piece, shape)]
+  for index, subtree in enumerate(subtrees):
+    packer.pool += [Waiting(index, item) for item in fitting_items(subtree, shape)]
     while not packer.wants_more():
       yield packer.next_forest()
   while packer.pool:

@@ -20,7 +20,7 @@ class Placed(NamedTuple):
   masked_left: list[int]
 
 
-class Rows:
+class OpenRows:
   """Rows of equal length with best-fit placement and a second limit per row.
 
   Kept sorted by free tokens, so that the tightest row that still fits is found by

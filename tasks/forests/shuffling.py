@@ -31,7 +31,7 @@ def shuffle(places: np.ndarray, size: int, seed: int, key: int) -> np.ndarray:
   return np.atleast_1d(shuffled.numpy())
 
 
-class EndlessOrder:
+class EpochShuffle:
   """Positions 0, 1, 2… to (epoch, index): each epoch a permutation of its own."""
 
   def __init__(self, examples: int, seed: int):

@@ -31,13 +31,13 @@ _READ_BEFORE = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-  """A measured piece.
+class ForestEntry:
+  """A measured subtree.
 
   Attributes:
-    item: the piece.
+    item: the subtree.
     tree: index of its tree among those shown; None if it only fills the forest up.
-    number: its place among all pieces, in order of the trees.
+    number: its place among all subtrees, in order of the trees.
   """
 
   item: PackItem
@@ -55,9 +55,9 @@ class ForestReader:
     self._maskable = task.tokenizer.maskable
     self._mask_id = task.tokenizer.mask_id
     self._objective = task.preprocessing.objective
-    self._has_ends = task.preprocessing.pieces.sequence_ends
+    self._has_ends = task.preprocessing.subtrees.sequence_ends
     self._labels = label_objectives.label_names(task.preprocessing)
-    # Parts of each (tree, comment), with their piece's number.
+    # Parts of each (tree, comment), with their subtree's number.
     self._parts: dict[tuple[int, int], list[tuple[int, PartView]]] = (
       collections.defaultdict(list)
     )
@@ -67,7 +67,7 @@ class ForestReader:
     found = sorted(self._parts[tree, comment], key=lambda part: part[0])
     return tuple(part for _, part in found)
 
-  def read(self, number: int, entries: list[Entry], forest: Forest) -> ForestView:
+  def read(self, number: int, entries: list[ForestEntry], forest: Forest) -> ForestView:
     """Returns the forest's blocks; notes the parts of comments that are shown."""
     targets = _owners(entries, [entry.item.targets for entry in entries])
     encoded = _owners(entries, [entry.item.encoded for entry in entries])
@@ -188,13 +188,13 @@ class ForestReader:
 
 
 def _owners(
-  entries: list[Entry], nodes: list[np.ndarray]
+  entries: list[ForestEntry], nodes: list[np.ndarray]
 ) -> list[tuple[int | None, int]]:
   """The (tree, comment) of each slot, in the order in which slots are numbered."""
   return [
     (entry.tree, comment)
     for entry, own in zip(entries, nodes)
-    for comment in np.asarray(entry.item.piece["node_ids"])[own].tolist()
+    for comment in np.asarray(entry.item.subtree["node_ids"])[own].tolist()
   ]
 
 

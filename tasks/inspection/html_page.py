@@ -189,7 +189,7 @@ def _legend(objective: str) -> str:
 def _tree(number: int, tree: TreeView) -> str:
   facts = (
     f"{count(tree.size, 'comment')} · depth {tree.max_depth} ·"
-    f" {count(tree.pieces, 'piece')}"
+    f" {count(tree.subtrees, 'subtree')}"
   )
   hidden = tree.size - len(tree.comments)
   more = (
@@ -433,11 +433,11 @@ def _figures(inspection: Inspection) -> str:
   if inspection.cleaned:
     cleaned = [(kind, f"{number:,}") for kind, number in inspection.cleaned.items()]
     tables.append(("Cleaned in the comments shown", cleaned))
-  if inspection.fates:
-    fates = [
-      (f"{what} {fate}", f"{number:,}") for what, fate, number in inspection.fates
+  if inspection.read_counts:
+    read_counts = [
+      (f"{what} {fate}", f"{number:,}") for what, fate, number in inspection.read_counts
     ]
-    tables.append(("What became of all that was read", fates))
+    tables.append(("What became of all that was read", read_counts))
   return (
     '<footer class="figures">'
     + "".join(

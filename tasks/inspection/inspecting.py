@@ -20,23 +20,23 @@ import numpy as np
 
 from commentree.errors import UserError
 from commentree.tasks.forests import forest_layout, packing
-from commentree.tasks.forests.forest_layout import ForestShape, PieceTotals
+from commentree.tasks.forests.forest_layout import ForestShape, SubtreeTotals
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.forests.packing import Fill, Forest, ForestBuilder
 from commentree.tasks.inspection import labelled_text
-from commentree.tasks.inspection.forest_reader import Entry, ForestReader
+from commentree.tasks.inspection.forest_reader import ForestEntry, ForestReader
 from commentree.tasks.inspection.views import (
   CommentView,
   Inspection,
   InspectionConfig,
   TreeView,
 )
-from commentree.tasks.subtrees.subtree_builder import Piece, target_lengths
+from commentree.tasks.subtrees.subtree_builder import Subtree, target_lengths
 from commentree.tasks.trees import cleaning, copied_quotations, markers
 
 if TYPE_CHECKING:
   from commentree.tasks.seqio_tasks.registry import CommentTreeTask
-  from commentree.tasks.subtrees.subtree_builder import PieceBuilder
+  from commentree.tasks.subtrees.subtree_builder import SubtreeBuilder
   from commentree.tasks.trees.comment_tree import CommentTree
 
 # Texts can have a million characters; a page should not.
@@ -44,7 +44,7 @@ _MAX_CHARACTERS = 2000
 _MAX_COMPARED_WORDS = 400
 # Further trees are read until they could fill a forest so many times over.
 _FILLING = 4.0
-_MIN_FILLING_PIECES = 64
+_MIN_FILLING_SUBTREES = 64
 # Weight of filling both sides alike when forests are filled up.
 _BALANCE = 4.0
 
@@ -56,20 +56,20 @@ class _Shown:
   Attributes:
     tree: the tree.
     order: indices of the comments to show, depth first.
-    pieces: number of pieces.
-    masked: masked pieces: those with a target to show, and a few others.
+    subtrees: number of subtrees.
+    masked: masked subtrees: those with a target to show, and a few others.
     encoded: all tokens of each comment to show, the author's marker in front.
   """
 
   tree: CommentTree
   order: list[int]
-  pieces: int
-  masked: list[Piece]
+  subtrees: int
+  masked: list[Subtree]
   encoded: list[np.ndarray]
 
   def shows(self, item: PackItem) -> bool:
     """Whether a target of the item is a comment to show."""
-    targets = np.asarray(item.piece["node_ids"])[item.targets]
+    targets = np.asarray(item.subtree["node_ids"])[item.targets]
     return bool(np.isin(targets, self.order).any())
 
 
@@ -79,61 +79,63 @@ def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection
   Raises:
     UserError: if there is no such tree.
   """
-  builder = task.piece_builder()
+  builder = task.subtree_builder()
   objective = task.objective()
   encoder_length, decoder_length = forest_layout.row_lengths(config.lengths)
-  numbers = itertools.count()  # of the pieces, as a run numbers them: masks go by it
+  numbers = itertools.count()  # of the subtrees, as a run numbers them: masks go by it
 
-  def masked_pieces(tree: CommentTree) -> Iterator[Piece]:
-    for piece, number in zip(builder(tree), numbers):
-      yield objective(piece, decoder_length, config.seed, config.epoch, number)
+  def masked_subtrees(tree: CommentTree) -> Iterator[Subtree]:
+    for subtree, number in zip(builder(tree), numbers):
+      yield objective(subtree, decoder_length, config.seed, config.epoch, number)
 
   def pass_over(tree: CommentTree) -> None:
     collections.deque(zip(builder(tree), numbers), maxlen=0)
 
   source = task.tree_source.trees(config.split)
   shown = [
-    _show(tree, masked_pieces(tree), config.max_comments, builder)
+    _show(tree, masked_subtrees(tree), config.max_comments, builder)
     for tree in _choose(task, config, source, pass_over)
   ]
 
   capacity = config.layout.decoder_rows * decoder_length
-  others: list[Piece] = []
+  others: list[Subtree] = []
   lacking, ran_out = _FILLING * capacity, True
-  for piece in itertools.chain.from_iterable(map(masked_pieces, source)):
-    others.append(piece)
-    lacking -= int(target_lengths(piece, decoder_length).sum())
-    enough = lacking <= 0 and len(others) >= _MIN_FILLING_PIECES
+  for subtree in itertools.chain.from_iterable(map(masked_subtrees, source)):
+    others.append(subtree)
+    lacking -= int(target_lengths(subtree, decoder_length).sum())
+    enough = lacking <= 0 and len(others) >= _MIN_FILLING_SUBTREES
     if enough or len(others) >= config.layout.lookahead:
       ran_out = False
       break
 
-  pieces = [*itertools.chain.from_iterable(s.masked for s in shown), *others]
+  subtrees = [*itertools.chain.from_iterable(s.masked for s in shown), *others]
 
-  def totals(shape: ForestShape | None) -> PieceTotals:
+  def totals(shape: ForestShape | None) -> SubtreeTotals:
     return packing.total(
-      pieces,
+      subtrees,
       (encoder_length, decoder_length),
       config.layout.max_ancestors,
       objective.most_masked(decoder_length),
       shape,
     )
 
-  def choose(found: PieceTotals) -> ForestShape:
-    return forest_layout.resolve(config.layout, config.lengths, found, objective.extras)
+  def choose(found: SubtreeTotals) -> ForestShape:
+    return forest_layout.resolve(
+      config.layout, config.lengths, found, objective.optional_features
+    )
 
   shape = forest_layout.fit(choose, totals(None), totals)
 
   ordinals = itertools.count()
 
-  def entries(pieces: Iterable[Piece], tree: int | None) -> list[Entry]:
+  def entries(subtrees: Iterable[Subtree], tree: int | None) -> list[ForestEntry]:
     return [
-      Entry(item, tree, next(ordinals))
-      for piece in pieces
-      for item in packing.fitting_items(piece, shape)
+      ForestEntry(item, tree, next(ordinals))
+      for subtree in subtrees
+      for item in packing.fitting_items(subtree, shape)
     ]
 
-  wanted: list[Entry] = []
+  wanted: list[ForestEntry] = []
   filling = entries(others, None)
   for number, one in enumerate(shown):
     for entry in entries(one.masked, number):
@@ -164,7 +166,7 @@ def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection
     },
     ran_out=ran_out and fill.decoder < 0.9,
     cleaned={kind: number for kind, number in cleaned.most_common() if number},
-    fates=_fates(task),
+    read_counts=_fates(task),
   )
 
 
@@ -185,7 +187,7 @@ def _choose(
         return
     else:
       skipped += reached
-      pass_over(tree)  # its pieces have numbers, which those of later trees follow
+      pass_over(tree)  # its subtrees have numbers, which those of later trees follow
   if found:
     return
   where = f"split {config.split!r} of the task {task.name!r}"
@@ -211,17 +213,20 @@ def _choose(
 
 
 def _show(
-  tree: CommentTree, pieces: Iterator[Piece], max_comments: int, builder: PieceBuilder
+  tree: CommentTree,
+  subtrees: Iterator[Subtree],
+  max_comments: int,
+  builder: SubtreeBuilder,
 ) -> _Shown:
   order = depth_first(tree.children(), max_comments)
   kept = []
   number = others = 0
-  for piece in pieces:
+  for subtree in subtrees:
     number += 1
-    targets = np.asarray(piece["node_ids"])[piece["is_target"] == 1]
+    targets = np.asarray(subtree["node_ids"])[subtree["is_target"] == 1]
     shows = bool(np.isin(targets, order).any())
-    if shows or others < _MIN_FILLING_PIECES:
-      kept.append(piece)
+    if shows or others < _MIN_FILLING_SUBTREES:
+      kept.append(subtree)
       others += not shows
   encoded, _ = builder.encode(tree)
   return _Shown(tree, order, number, kept, [encoded[index] for index in order])
@@ -239,14 +244,14 @@ def depth_first(children: Sequence[Sequence[int]], limit: int) -> list[int]:
 
 
 def _pack(
-  entries: list[Entry], filling: list[Entry], shape: ForestShape
-) -> list[tuple[list[Entry], Forest]]:
+  entries: list[ForestEntry], filling: list[ForestEntry], shape: ForestShape
+) -> list[tuple[list[ForestEntry], Forest]]:
   """Puts entries into as few forests as may be, and what fills these up behind them."""
   packed = []
   while entries:
     builder = ForestBuilder(shape)
-    taken: list[Entry] = []
-    left: list[Entry] = []
+    taken: list[ForestEntry] = []
+    left: list[ForestEntry] = []
     for entry in entries:
       (taken if builder.add(entry.item) else left).append(entry)
     entries = left
@@ -274,7 +279,7 @@ def _room_beside(item: PackItem, builder: ForestBuilder, shape: ForestShape) -> 
 
 def _tree_view(
   one: _Shown,
-  builder: PieceBuilder,
+  builder: SubtreeBuilder,
   reader: ForestReader,
   number: int,
   config: InspectionConfig,
@@ -285,7 +290,7 @@ def _tree_view(
   last = {siblings[-1] for siblings in children if siblings} | {0}
   author_markers = markers.author_markers(tree, builder.preprocessing.markers)
   limit = min(
-    builder.preprocessing.pieces.max_comment_tokens, config.lengths["encoder"]
+    builder.preprocessing.subtrees.max_comment_tokens, config.lengths["encoder"]
   )
   every = copied_quotations.clean_tree(tree, builder.preprocessing.cleaning)
   comments = []
@@ -326,7 +331,7 @@ def _tree_view(
     id=tree.id,
     size=len(tree.comments),
     max_depth=max(depths),
-    pieces=one.pieces,
+    subtrees=one.subtrees,
     comments=tuple(comments),
   )
 
@@ -366,9 +371,9 @@ def _mean(lengths: list[np.ndarray]) -> float:
 
 def _fates(task: CommentTreeTask) -> tuple[tuple[str, str, int], ...]:
   """The source's counts, if it keeps any."""
-  fates = task.tree_source.fates
+  read_counts = task.tree_source.read_counts
   return tuple(
     (field.name, fate, number)
-    for field in dataclasses.fields(fates)
-    for fate, number in getattr(fates, field.name).most_common()
+    for field in dataclasses.fields(read_counts)
+    for fate, number in getattr(read_counts, field.name).most_common()
   )

@@ -104,8 +104,10 @@ def summary(inspection: Inspection) -> RenderableType:
   if inspection.cleaned:
     replaced = (f"{kind} {number:,}" for kind, number in inspection.cleaned.items())
     table.add_row("cleaned", ", ".join(replaced))
-  for what, fates in itertools.groupby(inspection.fates, lambda fate: fate[0]):
-    counts = ", ".join(f"{number:,} {fate}" for _, fate, number in fates)
+  for what, read_counts in itertools.groupby(
+    inspection.read_counts, lambda fate: fate[0]
+  ):
+    counts = ", ".join(f"{number:,} {fate}" for _, fate, number in read_counts)
     table.add_row(what if what in ("mended", "missing") else f"{what} read", counts)
   return table
 
@@ -156,7 +158,7 @@ def _style(tree: int) -> str:
 def _tree_title(number: int, tree: TreeView) -> RenderableType:
   facts = (
     f"tree {letter(number)} · {printable(tree.id)[:40]} · {count(tree.size, 'comment')}"
-    f" · depth {tree.max_depth} · {count(tree.pieces, 'piece')}"
+    f" · depth {tree.max_depth} · {count(tree.subtrees, 'subtree')}"
   )
   return Rule(Text(facts, style=f"bold {_style(number)}"), align="left", style="dim")
 

@@ -209,14 +209,14 @@ class TreeView:
     id: as the source names it.
     size: comments, the post included.
     max_depth: hops from the post to the farthest comment.
-    pieces: parts it was cut into.
+    subtrees: parts it was cut into.
     comments: the first `max_comments` of them, depth first.
   """
 
   id: str
   size: int
   max_depth: int
-  pieces: int
+  subtrees: int
   comments: tuple[CommentView, ...]
 
 
@@ -277,7 +277,7 @@ class Inspection:
     row_each: the same comments in a row each: shares of real tokens, by side.
     ran_out: whether the data ended before the forests were full.
     cleaned: what cleaning replaced in the trees shown, by kind.
-    fates: (what, what became of it, number) of all that was read on the way.
+    read_counts: (what, what became of it, number) of all that was read on the way.
   """
 
   task: str
@@ -290,7 +290,7 @@ class Inspection:
   row_each: Mapping[str, float]
   ran_out: bool
   cleaned: Mapping[str, int]
-  fates: tuple[tuple[str, str, int], ...]
+  read_counts: tuple[tuple[str, str, int], ...]
 
   def labels(self) -> collections.Counter[str]:
     """Number of labels shown, by name."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from commentree.tasks.config.objective import PREFIXES
 from commentree.tasks.config.preprocessing import SEQUENCE_ENDS
-from commentree.tasks.subtrees.subtree_builder import Piece, ranges
+from commentree.tasks.subtrees.subtree_builder import Subtree, ranges
 
 CAUSAL_FEATURES = (
   "input_tokens",
@@ -30,22 +30,22 @@ CAUSAL_FEATURES = (
 )
 
 
-class ReadInOrder:
+class CausalTargets:
   """What objectives share whose targets are read in order, behind a prefix."""
 
   @property
   def features(self) -> tuple[str, ...]:
-    """Features that it adds to a piece."""
+    """Features that it adds to a subtree."""
     return CAUSAL_FEATURES
 
   @property
-  def extras(self) -> tuple[str, ...]:
-    """Optional features that forests of its pieces have."""
+  def optional_features(self) -> tuple[str, ...]:
+    """Optional features that forests of its subtrees have."""
     return (PREFIXES,)
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalObjective(ReadInOrder):
+class CausalObjective(CausalTargets):
   """Predicts each token of a comment from those before it.
 
   Attributes:
@@ -68,13 +68,13 @@ class CausalObjective(ReadInOrder):
     return decoder_length
 
   def __call__(
-    self, piece: Piece, max_length: int, seed: int, epoch: int, index: int
-  ) -> Piece:
-    """Returns the piece with what the decoder reads and predicts; nothing is drawn."""
+    self, subtree: Subtree, max_length: int, seed: int, epoch: int, index: int
+  ) -> Subtree:
+    """Returns the subtree with what the decoder reads and predicts; draws nothing."""
     del seed, epoch, index
-    tokens = piece["tokens"]
-    lengths = piece["lengths"] * piece["is_target"]
-    starts = np.cumsum(piece["lengths"]) - piece["lengths"]
+    tokens = subtree["tokens"]
+    lengths = subtree["lengths"] * subtree["is_target"]
+    starts = np.cumsum(subtree["lengths"]) - subtree["lengths"]
     # One of exactly that length may have been whole: better no end than a false one.
     has_end = (lengths > 0) & (lengths < self.max_comment_tokens)
     if self.has_ends:
@@ -91,7 +91,7 @@ class CausalObjective(ReadInOrder):
     input_tokens = np.where(column == 0, np.int32(self.start_id), padded[source - 1])
     is_given = (column == 0) & self.is_given[target_tokens]
     return {
-      **piece,
+      **subtree,
       "input_tokens": input_tokens,
       "is_masked": (~is_given).astype(np.int32),
       "target_tokens": target_tokens,

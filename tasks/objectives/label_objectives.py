@@ -25,11 +25,11 @@ from commentree.tasks.subtrees.subtree_builder import (
   COMMENT_LABELS,
   LABELS,
   NO_LABEL,
-  Piece,
+  Subtree,
   target_lengths,
 )
 
-# What they add to a piece.
+# What they add to a subtree.
 LABEL_FEATURES = ("input_tokens", "is_masked", "target_tokens")
 OUTSIDE = "O"
 
@@ -76,15 +76,15 @@ class LabelObjective:
   Attributes:
     of_tokens: whether those of a comment's tokens; else that of the comment, at its
       first token.
-    extras: optional features that forests of its pieces have.
+    optional_features: optional features that forests of its subtrees have.
   """
 
   of_tokens: bool
-  extras: tuple[str, ...] = ()
+  optional_features: tuple[str, ...] = ()
 
   @property
   def features(self) -> tuple[str, ...]:
-    """Features that it adds to a piece."""
+    """Features that it adds to a subtree."""
     return LABEL_FEATURES
 
   def most_masked(self, decoder_length: int) -> int:
@@ -92,31 +92,31 @@ class LabelObjective:
     return decoder_length if self.of_tokens else 1
 
   def __call__(
-    self, piece: Piece, max_length: int, seed: int, epoch: int, index: int
-  ) -> Piece:
-    """Returns the piece with what the decoder reads and the labels it predicts.
+    self, subtree: Subtree, max_length: int, seed: int, epoch: int, index: int
+  ) -> Subtree:
+    """Returns the subtree with what the decoder reads and the labels it predicts.
 
     Args:
-      piece: features of `pieces.PIECE_FEATURES`, and `pieces.LABELS` or
-        `pieces.COMMENT_LABELS`.
+      subtree: features of `subtrees.SUBTREE_FEATURES`, and `subtrees.LABELS` or
+        `subtrees.COMMENT_LABELS`.
       max_length: tokens of a decoder row.
       seed: changes nothing: nothing is drawn.
       epoch: changes nothing.
       index: changes nothing.
     """
     del seed, epoch, index
-    lengths = piece["lengths"]
-    shown = target_lengths(piece, max_length)
+    lengths = subtree["lengths"]
+    shown = target_lengths(subtree, max_length)
     node_of = np.repeat(np.arange(len(lengths)), lengths)
     column = np.arange(len(node_of)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     if self.of_tokens:
-      labels = piece[LABELS]
+      labels = subtree[LABELS]
     else:
-      labels = np.where(column == 0, piece[COMMENT_LABELS][node_of], NO_LABEL)
+      labels = np.where(column == 0, subtree[COMMENT_LABELS][node_of], NO_LABEL)
     predicted = (column < shown[node_of]) & (labels != NO_LABEL)
     return {
-      **piece,
-      "input_tokens": piece["tokens"],
+      **subtree,
+      "input_tokens": subtree["tokens"],
       "is_masked": predicted.astype(np.int32),
       "target_tokens": np.where(predicted, labels, 0).astype(np.int32),
     }

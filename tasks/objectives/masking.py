@@ -5,7 +5,7 @@ Source: Devlin et al., "BERT" (2019), section 3.1: of the chosen tokens 80% beco
 exact rather than an expectation, so a comment always has a token to predict, and the
 result is a pure function of (seed, epoch, example).
 
-Where pieces name the discourse markers in them (`pieces.PHRASES`), a share of the
+Where subtrees name the discourse markers in them (`subtrees.PHRASES`), a share of the
 tokens chosen comes from those, each chosen whole or not at all. Likewise for
 all words, if asked, as BERT's authors did later.
 """
@@ -21,7 +21,7 @@ from commentree.tasks.config.preprocessing import MaskingConfig
 from commentree.tasks.subtrees.subtree_builder import (
   LANGUAGES,
   PHRASES,
-  Piece,
+  Subtree,
   target_lengths,
 )
 
@@ -30,7 +30,7 @@ MASKING_FEATURES = ("input_tokens", "is_masked")
 
 @dataclasses.dataclass(frozen=True)
 class Masker:
-  """Masks the targets of pieces.
+  """Masks the targets of subtrees.
 
   Attributes:
     config: the shares.
@@ -41,7 +41,7 @@ class Masker:
       where there are enough of them.
     begins_word: whether a token begins a word, bool [vocabulary size]; None unless
       words are chosen whole.
-    extras: optional features that forests of its pieces have.
+    optional_features: optional features that forests of its subtrees have.
   """
 
   config: MaskingConfig
@@ -49,11 +49,11 @@ class Masker:
   maskable: np.ndarray
   phrase_share: float = 0.0
   begins_word: np.ndarray | None = None
-  extras: tuple[str, ...] = ()
+  optional_features: tuple[str, ...] = ()
 
   @property
   def features(self) -> tuple[str, ...]:
-    """Features that it adds to a piece."""
+    """Features that it adds to a subtree."""
     return MASKING_FEATURES
 
   def most_masked(self, decoder_length: int) -> int:
@@ -65,39 +65,39 @@ class Masker:
     return np.flatnonzero(self.maskable)
 
   def __call__(
-    self, piece: Piece, max_length: int, seed: int, epoch: int, index: int
-  ) -> Piece:
-    """Returns the piece with `input_tokens` and `is_masked`, both [sum(lengths)].
+    self, subtree: Subtree, max_length: int, seed: int, epoch: int, index: int
+  ) -> Subtree:
+    """Returns the subtree with `input_tokens` and `is_masked`, both [sum(lengths)].
 
     Args:
-      piece: features of `pieces.PIECE_FEATURES`, and `pieces.PHRASES` if discourse
-        markers are to be preferred.
+      subtree: features of `subtrees.SUBTREE_FEATURES`, and `subtrees.PHRASES` if
+        discourse markers are to be preferred.
       max_length: tokens of a target that a decoder row shows; none beyond is masked.
       seed: seed of the run.
       epoch: pass over the data; another epoch draws other masks.
       index: the example's place in the data, the same in every epoch.
     """
     rng = generator(seed, epoch, index)
-    tokens, lengths = piece["tokens"], piece["lengths"]
+    tokens, lengths = subtree["tokens"], subtree["lengths"]
     node_of = np.repeat(np.arange(len(lengths)), lengths)
     column = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     candidates = np.flatnonzero(
-      (column < target_lengths(piece, max_length)[node_of]) & self.maskable[tokens]
+      (column < target_lengths(subtree, max_length)[node_of]) & self.maskable[tokens]
     )
     available = np.bincount(node_of[candidates], minlength=len(lengths))
     budget = masked_counts(available, self.config.rate)
-    words = self._number_words(piece, column)
-    if PHRASES in piece and piece[PHRASES].any():
-      phrases = piece[PHRASES] if words is None else _whole(piece[PHRASES], words)
+    words = self._number_words(subtree, column)
+    if PHRASES in subtree and subtree[PHRASES].any():
+      phrases = subtree[PHRASES] if words is None else _whole(subtree[PHRASES], words)
       positions = self._choose_with_phrases(
         candidates, node_of, phrases, words, budget, rng
       )
     else:
       positions = _choose_of(candidates, node_of, words, budget, rng)
 
-    # A shuffled order cut at the shares of 80/10/10. A piece has few masked tokens,
+    # A shuffled order cut at the shares of 80/10/10. A subtree has few masked tokens,
     # often one: what is left of a share is rounded up with its own probability, by one
-    # draw for both cuts, so that the shares hold over all pieces.
+    # draw for both cuts, so that the shares hold over all subtrees.
     shuffled = rng.permutation(positions)
     draw = rng.random()
     masked_count, random_count = (
@@ -113,20 +113,20 @@ class Masker:
     input_tokens[replaced] = rng.choice(self._replacements, len(replaced))
     is_masked = np.zeros(len(tokens), np.int32)
     is_masked[positions] = 1
-    return {**piece, "input_tokens": input_tokens, "is_masked": is_masked}
+    return {**subtree, "input_tokens": input_tokens, "is_masked": is_masked}
 
-  def _number_words(self, piece: Piece, column: np.ndarray) -> np.ndarray | None:
+  def _number_words(self, subtree: Subtree, column: np.ndarray) -> np.ndarray | None:
     """Numbers of the words that tokens are in, rising; None if words are no matter.
 
     What is not maskable, such as a marker, is a word of its own.
     """
     if self.begins_word is None:
       return None
-    apart = ~self.maskable[piece["tokens"]]
-    begins = self.begins_word[piece["tokens"]] | apart | (column == 0)
+    apart = ~self.maskable[subtree["tokens"]]
+    begins = self.begins_word[subtree["tokens"]] | apart | (column == 0)
     begins[1:] |= apart[:-1]
-    if LANGUAGES in piece:
-      begins[1:] |= np.diff(piece[LANGUAGES]) != 0
+    if LANGUAGES in subtree:
+      begins[1:] |= np.diff(subtree[LANGUAGES]) != 0
     return np.cumsum(begins)
 
   def _choose_with_phrases(

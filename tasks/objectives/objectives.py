@@ -1,16 +1,16 @@
-"""Objectives: from a piece to what the decoder reads and what it is to predict.
+"""Objectives: from a subtree to what the decoder reads and what it is to predict.
 
 An objective is a matter of the data alone: the model predicts whatever tokens a forest
-says at whatever positions, so forests may hold pieces of several objectives.
+says at whatever positions, so forests may hold subtrees of several objectives.
 
-An objective adds to a piece, int32:
+An objective adds to a subtree, int32:
 
   input_tokens    [D]  what the decoder reads
   is_masked       [D]  1 where something is to be predicted
 
 and, where they are other than said here:
 
-  target_tokens   [D]  what is to be predicted there; the piece's `tokens`
+  target_tokens   [D]  what is to be predicted there; the subtree's `tokens`
   target_lengths  [N]  decoder tokens of each node, D in all; its `lengths`
   prefix_lengths  [N]  leading ones of those that all see; all of them. A later one is
                        seen by itself and by those after it.
@@ -32,7 +32,7 @@ from commentree.tasks.config.objective import (
 from commentree.tasks.objectives import label_objectives, masking
 from commentree.tasks.objectives.causal import CAUSAL_FEATURES, CausalObjective
 from commentree.tasks.objectives.span_corruption import SpanCorruption
-from commentree.tasks.subtrees.subtree_builder import LANGUAGES, Piece
+from commentree.tasks.subtrees.subtree_builder import LANGUAGES, Subtree
 from commentree.tasks.trees import markers
 
 if TYPE_CHECKING:
@@ -41,39 +41,39 @@ if TYPE_CHECKING:
 
 TARGET_TOKENS = "target_tokens"
 TARGET_LENGTHS, PREFIX_LENGTHS = "target_lengths", "prefix_lengths"
-# What an objective may add to a piece, by what there is one of.
+# What an objective may add to a subtree, by what there is one of.
 TOKEN_FEATURES = (*masking.MASKING_FEATURES, TARGET_TOKENS)
 NODE_FEATURES = (TARGET_LENGTHS, PREFIX_LENGTHS)
 ALL_FEATURES = (*TOKEN_FEATURES, *NODE_FEATURES, LANGUAGES)
 
 
 class Objective(Protocol):
-  """Turns pieces into what the decoder reads and predicts."""
+  """Turns subtrees into what the decoder reads and predicts."""
 
   @property
   def features(self) -> tuple[str, ...]:
-    """Features that it adds to a piece."""
+    """Features that it adds to a subtree."""
 
   @property
-  def extras(self) -> tuple[str, ...]:
-    """Optional features that forests of its pieces have."""
+  def optional_features(self) -> tuple[str, ...]:
+    """Optional features that forests of its subtrees have."""
 
   def most_masked(self, decoder_length: int) -> int:
     """Most positions to predict in one target, in rows of so many tokens."""
 
   def __call__(
-    self, piece: Piece, max_length: int, seed: int, epoch: int, index: int
-  ) -> Piece:
-    """Returns the piece with what the decoder reads and predicts.
+    self, subtree: Subtree, max_length: int, seed: int, epoch: int, index: int
+  ) -> Subtree:
+    """Returns the subtree with what the decoder reads and predicts.
 
     A pure function of its arguments.
 
     Args:
-      piece: features of `pieces.PIECE_FEATURES`, and annotations.
+      subtree: features of `subtrees.SUBTREE_FEATURES`, and annotations.
       max_length: tokens of a decoder row; no node gets more.
       seed: seed of the run.
       epoch: pass over the data.
-      index: the piece's place in the data, the same in every epoch.
+      index: the subtree's place in the data, the same in every epoch.
     """
 
 
@@ -92,7 +92,7 @@ def build(preprocessing: PreprocessingConfig, tokenizer: Tokenizer) -> Objective
       tokenizer.maskable,
       0.0 if discourse.file is None else discourse.share,
       tokenizer.begins_word if preprocessing.masking.whole_words else None,
-      extras=config.extras,
+      optional_features=config.optional_features,
     )
   if config.name == "clm":
     authors = (
@@ -104,12 +104,14 @@ def build(preprocessing: PreprocessingConfig, tokenizer: Tokenizer) -> Objective
       tokenizer.start_id,
       tokenizer.end_id,
       is_given,
-      preprocessing.pieces.max_comment_tokens,
-      preprocessing.pieces.sequence_ends,
+      preprocessing.subtrees.max_comment_tokens,
+      preprocessing.subtrees.sequence_ends,
     )
   if not predicts_tokens(config):
     label_objectives.check(preprocessing, (config.name,))
-    return label_objectives.LabelObjective(config.name == "tag", config.extras)
+    return label_objectives.LabelObjective(
+      config.name == "tag", config.optional_features
+    )
   return SpanCorruption(
     config,
     tokenizer.start_id,
@@ -120,7 +122,7 @@ def build(preprocessing: PreprocessingConfig, tokenizer: Tokenizer) -> Objective
 
 
 def features(config: ObjectiveConfig) -> tuple[str, ...]:
-  """Features that an objective adds to a piece; no vocabulary is needed to know."""
+  """Features that an objective adds to a subtree; no vocabulary is needed to know."""
   if not predicts_tokens(config):
     return label_objectives.LABEL_FEATURES
   return CAUSAL_FEATURES if config.name in CAUSAL else masking.MASKING_FEATURES
@@ -131,23 +133,23 @@ def predicts_tokens(config: ObjectiveConfig) -> bool:
   return config.name not in ("classify", "tag")
 
 
-def decoder_lengths(piece: Piece) -> np.ndarray:
-  """Decoder tokens of each node of a piece that an objective was at, [N]."""
-  return piece[TARGET_LENGTHS if TARGET_LENGTHS in piece else "lengths"]
+def decoder_lengths(subtree: Subtree) -> np.ndarray:
+  """Decoder tokens of each node of a subtree that an objective was at, [N]."""
+  return subtree[TARGET_LENGTHS if TARGET_LENGTHS in subtree else "lengths"]
 
 
-def complete(piece: Piece) -> Piece:
-  """A piece that an objective was at, with those of `ALL_FEATURES` that it left out."""
+def complete(subtree: Subtree) -> Subtree:
+  """A subtree with an objective applied, and `ALL_FEATURES` that it left out."""
   default = {
-    TARGET_TOKENS: piece["tokens"],
-    TARGET_LENGTHS: decoder_lengths(piece),
-    PREFIX_LENGTHS: decoder_lengths(piece),
-    LANGUAGES: np.zeros(len(piece["tokens"]), np.int32),
+    TARGET_TOKENS: subtree["tokens"],
+    TARGET_LENGTHS: decoder_lengths(subtree),
+    PREFIX_LENGTHS: decoder_lengths(subtree),
+    LANGUAGES: np.zeros(len(subtree["tokens"]), np.int32),
   }
-  return {**default, **piece}
+  return {**default, **subtree}
 
 
-def extras_of(features: Mapping[str, object]) -> tuple[str, ...]:
-  """Optional features of forests whose pieces have these features."""
+def optional_features_of(features: Mapping[str, object]) -> tuple[str, ...]:
+  """Optional features of forests whose subtrees have these features."""
   prefixes = (PREFIXES,) if PREFIX_LENGTHS in features else ()
   return prefixes + (LANGUAGE_FEATURES if LANGUAGES in features else ())

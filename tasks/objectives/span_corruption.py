@@ -23,9 +23,9 @@ import numpy as np
 
 from commentree.errors import UserError
 from commentree.tasks.config.objective import ObjectiveConfig
-from commentree.tasks.objectives.causal import ReadInOrder
+from commentree.tasks.objectives.causal import CausalTargets
 from commentree.tasks.objectives.masking import choose, generator
-from commentree.tasks.subtrees.subtree_builder import Piece, ranges
+from commentree.tasks.subtrees.subtree_builder import Subtree, ranges
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def _counts(config: ObjectiveConfig, longest: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption(ReadInOrder):
+class SpanCorruption(CausalTargets):
   """Takes spans out of comments.
 
   Attributes:
@@ -76,25 +76,25 @@ class SpanCorruption(ReadInOrder):
     return longest
 
   def __call__(
-    self, piece: Piece, max_length: int, seed: int, epoch: int, index: int
-  ) -> Piece:
-    """Returns the piece with what the decoder reads and predicts.
+    self, subtree: Subtree, max_length: int, seed: int, epoch: int, index: int
+  ) -> Subtree:
+    """Returns the subtree with what the decoder reads and predicts.
 
     Raises:
       UserError: if the vocabulary has too few sentinels.
     """
     rng = generator(seed, epoch, index)
     longest = self._longest(max_length)
-    starts = np.cumsum(piece["lengths"]) - piece["lengths"]
-    lengths = np.minimum(piece["lengths"] * piece["is_target"], longest)
+    starts = np.cumsum(subtree["lengths"]) - subtree["lengths"]
+    lengths = np.minimum(subtree["lengths"] * subtree["is_target"], longest)
     is_fixed = lengths > 0
-    is_fixed[is_fixed] = ~self.maskable[piece["tokens"][starts[is_fixed]]]
+    is_fixed[is_fixed] = ~self.maskable[subtree["tokens"][starts[is_fixed]]]
     lengths[is_fixed & (lengths == 1)] = 0
     noise, spans = _counts(self.config, longest)[lengths].T
 
     nodes = np.arange(len(lengths))
     node_of = np.repeat(nodes, lengths)
-    tokens = piece["tokens"][ranges(starts, lengths)]
+    tokens = subtree["tokens"][ranges(starts, lengths)]
     span_of, is_noise = _draw_spans(lengths, noise, spans, is_fixed, rng)
     begins = is_noise & ~np.append(False, is_noise[:-1])
     begins[1:] |= is_noise[1:] & (node_of[1:] != node_of[:-1])
@@ -129,7 +129,7 @@ class SpanCorruption(ReadInOrder):
       "target_lengths": in_decoder,
       "prefix_lengths": kept_lengths,
     }
-    return {**piece, **{k: values.astype(np.int32) for k, values in joined.items()}}
+    return {**subtree, **{k: values.astype(np.int32) for k, values in joined.items()}}
 
 
 def _draw_spans(

@@ -73,11 +73,11 @@ def _cache(job: CacheJob, task: CommentTreeTask, console: Console) -> epath.Path
     pipeline.run().wait_until_finish()
   (folder / cached_subtrees.NOTE).write_text(note)
   for split in task.splits:
-    pieces = cached_subtrees.CachedPieces(
+    subtrees = cached_subtrees.CachedSubtrees(
       folder, split, cache_root(job.config.cache_dir) / "indexes", console.print
     )
-    pieces.copy_index()
-    console.print(f"cached {split}: {len(pieces):,} pieces")
+    subtrees.copy_index()
+    console.print(f"cached {split}: {len(subtrees):,} subtrees")
   # Last: SeqIO takes for a cache what has this file.
   (folder / _COMPLETED).write_text("")
   return folder

@@ -1,8 +1,9 @@
-"""Pieces in a cache that SeqIO's job wrote, by index, in the order of their source.
+"""Subtrees in a cache that SeqIO's job wrote, by index, in the order of their source.
 
-SeqIO's job tokenises on many machines and writes pieces in whatever order Beam has
+SeqIO's job tokenises on many machines and writes subtrees in whatever order Beam has
 them in. An *index*, made once, brings them back into the order of the trees in their
-source and of the pieces in their tree, which is the order of prepared pieces: training
+source and of the subtrees in their tree, which is the order of prepared subtrees:
+  training
 sees the same examples, cached or not.
 """
 
@@ -33,8 +34,8 @@ from commentree.tasks.subtrees.subtree_builder import (
   ANNOTATIONS,
   COMMENT_LABELS,
   NODE_FEATURES,
-  PIECE_FEATURES,
-  Piece,
+  SUBTREE_FEATURES,
+  Subtree,
 )
 
 # What our job notes of the settings, beside SeqIO's COMPLETED.
@@ -45,7 +46,7 @@ _FRAME_BYTES = 16  # what `tfrecord.frame` adds to a record
 # An index is sorted in memory so many trees at a time.
 _TREES_IN_BUCKET = 2**20
 _ENTRY = np.dtype([("offset", "<u8"), ("length", "<u4"), ("shard", "<u4")])
-_UNSORTED = np.dtype([("tree", "<i8"), ("piece", "<i8"), *_ENTRY.descr])
+_UNSORTED = np.dtype([("tree", "<i8"), ("subtree", "<i8"), *_ENTRY.descr])
 _pack = struct.Struct("<qqQII").pack
 _MEND = "make the cache again with `commentree cache --overwrite`"
 
@@ -89,8 +90,8 @@ def _num_examples(folder: epath.Path, split: str) -> int:
     raise UserError(f"{path}: counts no examples ({error!r}); {_MEND}") from error
 
 
-class CachedPieces(Sequence[Piece]):
-  """The pieces of a cached split.
+class CachedSubtrees(Sequence[Subtree]):
+  """The subtrees of a cached split.
 
   Attributes:
     totals: their number and digest.
@@ -125,7 +126,7 @@ class CachedPieces(Sequence[Piece]):
     meta = _meta(index)
     if meta.get("key") != key:
       raise UserError(f"{index / _META}: is damaged; delete the folder {index}")
-    self.totals = records.Totals(meta["pieces"], int(meta["digest"], 16))
+    self.totals = records.Totals(meta["subtrees"], int(meta["digest"], 16))
     self._order = _read_order(index / _ORDER, len(self))
     self._open = functools.lru_cache(maxsize=128)(lambda s: self._files[s].open("rb"))
     self._lock = threading.Lock()
@@ -139,17 +140,17 @@ class CachedPieces(Sequence[Piece]):
         (self._index / name).copy(there / name, overwrite=True)
 
   def __len__(self) -> int:
-    return self.totals.pieces
+    return self.totals.subtrees
 
   def __getitem__(self, index):
-    """Reads a piece.
+    """Reads a subtree.
 
     Raises:
       UserError: naming file and place, if it is not what was written.
       StorageError: if the disk refuses.
     """
     if isinstance(index, slice):
-      raise TypeError("CachedPieces takes one index at a time")
+      raise TypeError("CachedSubtrees takes one index at a time")
     offset, length, shard = self._order[index].tolist()
     try:
       with self._lock:
@@ -159,7 +160,7 @@ class CachedPieces(Sequence[Piece]):
       return decode(record)
     except tfrecord.DamagedError as error:
       raise UserError(
-        f"{self._files[shard]}: the piece at byte {offset:,} is damaged ({error});"
+        f"{self._files[shard]}: the subtree at byte {offset:,} is damaged ({error});"
         f" {_MEND}"
       ) from error
     except OSError as error:
@@ -173,41 +174,41 @@ def _unframe(framed: bytes, length: int) -> bytes:
   raise tfrecord.DamagedError("another record is there")
 
 
-def decode(record: bytes) -> Piece:
-  """A piece from its serialised example.
+def decode(record: bytes) -> Subtree:
+  """A subtree from its serialised example.
 
   Raises:
-    tfrecord.DamagedError: if the record holds no piece, whatever its checksum.
+    tfrecord.DamagedError: if the record holds no subtree, whatever its checksum.
   """
   try:
     features = Example.FromString(record).features.feature
-    names = (*PIECE_FEATURES, *(name for name in ANNOTATIONS if name in features))
-    piece: Piece = {
+    names = (*SUBTREE_FEATURES, *(name for name in ANNOTATIONS if name in features))
+    subtree: Subtree = {
       name: np.array(features[name].int64_list.value, np.int32) for name in names
     }
-    piece["tree_id"] = features["tree_id"].bytes_list.value[0]
+    subtree["tree_id"] = features["tree_id"].bytes_list.value[0]
   except (DecodeError, LookupError, OverflowError) as error:
-    raise tfrecord.DamagedError(f"it holds no piece: {error}") from error
-  _check_shape(piece)
-  return piece
+    raise tfrecord.DamagedError(f"it holds no subtree: {error}") from error
+  _check_shape(subtree)
+  return subtree
 
 
-def _check_shape(piece: Piece) -> None:
+def _check_shape(subtree: Subtree) -> None:
   """Makes sure that arrays fit each other, and parents come before their children."""
-  lengths, parents = piece["lengths"], piece["parents"]
-  nodes, tokens = len(lengths), len(piece["tokens"])
-  for name in piece.keys() - {"tree_id"}:
+  lengths, parents = subtree["lengths"], subtree["parents"]
+  nodes, tokens = len(lengths), len(subtree["tokens"])
+  for name in subtree.keys() - {"tree_id"}:
     expected = nodes if name in (*NODE_FEATURES, COMMENT_LABELS) else tokens
-    if len(piece[name]) != expected:
+    if len(subtree[name]) != expected:
       raise tfrecord.DamagedError(
-        f"it holds no piece: {len(piece[name])} {name}, not {expected}"
+        f"it holds no subtree: {len(subtree[name])} {name}, not {expected}"
       )
   if (lengths < 0).any() or lengths.sum(dtype=np.int64) != tokens:
     raise tfrecord.DamagedError(
-      "it holds no piece: lengths are not those of its tokens"
+      "it holds no subtree: lengths are not those of its tokens"
     )
   if (parents < -1).any() or (parents >= np.arange(nodes)).any():
-    raise tfrecord.DamagedError("it holds no piece: a parent does not come first")
+    raise tfrecord.DamagedError("it holds no subtree: a parent does not come first")
 
 
 def _meta(index: epath.Path) -> dict[str, Any]:
@@ -239,55 +240,55 @@ def _read_order(path: epath.Path, entries: int) -> np.ndarray:
 def write_index(
   index: pathlib.Path, files: Sequence[epath.Path], key: str, expected: int
 ) -> None:
-  """Reads all cached pieces once and notes where each of them lies.
+  """Reads all cached subtrees once and notes where each of them lies.
 
   Args:
     index: the folder to make.
     files: of the cached split.
     key: tells these files from others.
-    expected: pieces there must be.
+    expected: subtrees there must be.
 
   Raises:
-    UserError: if a record is damaged, or pieces are missing or there twice.
+    UserError: if a record is damaged, or subtrees are missing or there twice.
   """
   totals = records.Totals()
   with records.draft(index) as place:
     with contextlib.ExitStack() as stack:
       buckets: dict[int, IO[bytes]] = {}
       for shard, file in enumerate(files):
-        for tree, piece, offset, record in _scan(file):
+        for tree, subtree, offset, record in _scan(file):
           number = tree // _TREES_IN_BUCKET
           if number not in buckets:
             bucket = open(place / f"bucket-{number}", "wb")  # noqa: SIM115
             buckets[number] = stack.enter_context(bucket)
-          buckets[number].write(_pack(tree, piece, offset, len(record), shard))
+          buckets[number].write(_pack(tree, subtree, offset, len(record), shard))
           totals.add(records.encode(decode(record)))
-    if totals.pieces != expected:
+    if totals.subtrees != expected:
       raise UserError(
-        f"{files[0].parent}: holds {totals.pieces:,} pieces where its statistics count"
+        f"{files[0].parent}: holds {totals.subtrees:,} subtrees, its statistics count"
         f" {expected:,}; {_MEND}"
       )
     with open(place / _ORDER, "wb") as out:
       for number in sorted(buckets):
         path = place / f"bucket-{number}"
         entries = np.fromfile(path, _UNSORTED)
-        entries = entries[np.lexsort((entries["piece"], entries["tree"]))]
-        _check_pieces(entries, files[0].parent)
+        entries = entries[np.lexsort((entries["subtree"], entries["tree"]))]
+        _check_subtrees(entries, files[0].parent)
         entries[list(_ENTRY.names or ())].astype(_ENTRY).tofile(out)
         path.unlink()
-    meta = {"key": key, "pieces": totals.pieces, "digest": f"{totals.digest:016x}"}
+    meta = {"key": key, "subtrees": totals.subtrees, "digest": f"{totals.digest:016x}"}
     (place / _META).write_text(json.dumps(meta, indent=2))
 
 
-def _check_pieces(entries: np.ndarray, folder: epath.Path) -> None:
-  """Makes sure that each tree's pieces are there, once, by their numbers."""
+def _check_subtrees(entries: np.ndarray, folder: epath.Path) -> None:
+  """Makes sure that each tree's subtrees are there, once, by their numbers."""
   same_tree = np.append(False, entries["tree"][1:] == entries["tree"][:-1])
-  before = np.append(0, entries["piece"][:-1])
-  wrong = entries["piece"] != np.where(same_tree, before + 1, 0)
+  before = np.append(0, entries["subtree"][:-1])
+  wrong = entries["subtree"] != np.where(same_tree, before + 1, 0)
   if wrong.any():
     tree = entries["tree"][np.argmax(wrong)]
     raise UserError(
-      f"{folder}: pieces of tree {tree:,} of its source are missing or there twice;"
+      f"{folder}: subtrees of tree {tree:,} of its source are missing or there twice;"
       f" {_MEND}"
     )
 
@@ -302,16 +303,16 @@ def _scan(file: epath.Path) -> Iterator[tuple[int, int, int, bytes]]:
           features = Example.FromString(record).features.feature
         except DecodeError as error:
           raise tfrecord.DamagedError(
-            f"holds no piece at {offset:,} ({error})"
+            f"holds no subtree at {offset:,} ({error})"
           ) from error
         places = [features[name].int64_list.value for name in PLACE_FEATURES]
         if any(len(values) != 1 for values in places):
           raise UserError(
-            f"{file}: its pieces do not say where in their source they were: they come"
+            f"{file}: its subtrees do not say where in their source they lay: they come"
             f" of another version, or of a task that is not ours; {_MEND}"
           )
-        (tree,), (piece,) = places
-        yield tree, piece, offset, record
+        (tree,), (subtree,) = places
+        yield tree, subtree, offset, record
         offset += len(record) + _FRAME_BYTES
   except tfrecord.DamagedError as error:
     raise UserError(f"{file}: {error}; {_MEND}") from error

@@ -1,4 +1,4 @@
-"""A task's pieces by index: prepared by ourselves, or from a cache that SeqIO wrote."""
+"""A task's subtrees by index: prepared here, or from a cache that SeqIO wrote."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import BuiltTreesSource, TreeFilesSource
 from commentree.tasks.subtrees import discourse
-from commentree.tasks.subtrees.subtree_builder import Piece
-from commentree.tasks.subtrees.subtree_counts import PieceCounts
-from commentree.tasks.trees.comment_tree import KEPT, Fates
+from commentree.tasks.subtrees.subtree_builder import Subtree
+from commentree.tasks.subtrees.subtree_counts import SubtreeCounts
+from commentree.tasks.trees.comment_tree import KEPT, ReadCounts
 
 _PROGRESS_SECONDS = 10.0
 # Starting a process costs some ten seconds of TensorFlow's imports, which pay from so
@@ -36,15 +36,15 @@ _BYTES_PER_WORKER = 64 * 2**20
 
 
 def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
-  """All that shapes a split's pieces, JSON-able."""
-  builder = task.piece_builder()
+  """All that shapes a split's subtrees, JSON-able."""
+  builder = task.subtree_builder()
   config = builder.preprocessing
   return {
     "source": task.tree_source.signature(split),
     "vocabulary": task.tokenizer.fingerprint,
     "cleaning": fingerprints.jsonable(config.cleaning),
     "markers": fingerprints.jsonable(config.markers),
-    "pieces": fingerprints.jsonable(config.pieces),
+    "subtrees": fingerprints.jsonable(config.subtrees),
     "target_post": config.trees.target_post,
     "labels": fingerprints.jsonable(config.labels),
     "comment_labels": fingerprints.jsonable(config.comment_labels),
@@ -56,50 +56,50 @@ def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
 
 def prepare(
   task: CommentTreeTask, split: str, config: DataConfig, console: Console
-) -> records.PieceRecords:
-  """Opens a split's pieces, writing them first if this is their first use."""
+) -> records.SubtreeRecords:
+  """Opens a split's subtrees, writing them first if this is their first use."""
   check_split(task, split)
   signature = settings(task, split)
   key = records.fingerprint(signature)
-  # Tasks of a mixture that differ in nothing but their objective share their pieces.
+  # Tasks of a mixture that differ in nothing but their objective share their subtrees.
   source, _, _ = task.name.partition(":")
-  folder = cache_root(config.cache_dir) / "pieces" / f"{source}-{split}-{key}"
+  folder = cache_root(config.cache_dir) / "subtrees" / f"{source}-{split}-{key}"
   meta: dict[str, Any] = {"key": key, "signature": signature}
-  counts = PieceCounts()
-  fates = Fates()
+  counts = SubtreeCounts()
+  read_counts = ReadCounts()
 
   def fill(draft: pathlib.Path) -> list[records.Totals]:
-    nonlocal fates
+    nonlocal read_counts
     shards = len(task.tree_source.list_shards(split))
     parts = []
     for part in _parts(task, split, config, draft, shards, console):
       parts.append(part.totals)
       counts.add(part.counts)
-      fates += part.fates
+      read_counts += part.read_counts
     meta["counts"] = dataclasses.asdict(counts)
-    if not counts.pieces:
-      raise _no_trees(task, split, fates)
+    if not counts.subtrees:
+      raise _no_trees(task, split, read_counts)
     return parts
 
   # Processes of one machine need it at the same moment: one prepares, the others wait.
   with records.locked(folder):
     if folder.exists():
-      return records.PieceRecords(folder)
+      return records.SubtreeRecords(folder)
     written = records.write_parts(folder, fill, meta)
   console.print(f"prepared {split}: {counts.report()}")
-  if fates.total():
-    fates.tell(console)
+  if read_counts.total():
+    read_counts.tell(console)
   return written
 
 
-def _no_trees(task: CommentTreeTask, split: str, fates: Fates) -> UserError:
+def _no_trees(task: CommentTreeTask, split: str, read_counts: ReadCounts) -> UserError:
   """Says that a split has no trees, and how it gets some."""
   source = task.tree_source
-  trees = sum(n for fate, n in fates.trees.items() if fate.startswith(KEPT))
+  trees = sum(n for fate, n in read_counts.trees.items() if fate.startswith(KEPT))
   if not trees or not isinstance(source, TreeFilesSource):
     return UserError(
       f"no comment trees were found for the split {split!r} of {task.name!r}"
-      f" ({fates.told()})"
+      f" ({read_counts.told()})"
     )
   share = f"HELD_OUT_SHARE = {source.held_out_share} holds out"
   if split == "train":
@@ -138,8 +138,8 @@ class _Part:
   """What one shard of the source gave."""
 
   totals: records.Totals
-  counts: PieceCounts
-  fates: Fates
+  counts: SubtreeCounts
+  read_counts: ReadCounts
 
 
 def _parts(
@@ -209,9 +209,9 @@ def _write_part(
   draft: pathlib.Path,
   console: Console,
 ) -> _Part:
-  builder = task.piece_builder()
+  builder = task.subtree_builder()
 
-  def pieces() -> Iterator[Piece]:
+  def subtrees() -> Iterator[Subtree]:
     started = told = time.monotonic()
     for _, tree in task.tree_source.shard_trees(split, shard):
       yield from builder(tree)
@@ -222,14 +222,14 @@ def _write_part(
           f"preparing {split}: {builder.counts.comments:,} comments ({rate:,.0f}/s)"
         )
 
-  totals = records.write_part(records.part_path(draft, shard), pieces())
-  return _Part(totals, builder.counts, task.tree_source.fates)
+  totals = records.write_part(records.part_path(draft, shard), subtrees())
+  return _Part(totals, builder.counts, task.tree_source.read_counts)
 
 
 def open_cached(
   task: CommentTreeTask, split: str, config: DataConfig, console: Console
-) -> cached_subtrees.CachedPieces:
-  """Opens a split's pieces in the SeqIO cache that has the task.
+) -> cached_subtrees.CachedSubtrees:
+  """Opens a split's subtrees in the SeqIO cache that has the task.
 
   Raises:
     UserError: if there is none, or it was made with other settings.
@@ -246,7 +246,7 @@ def open_cached(
     )
   folder = epath.Path(task.cache_dir)
   check_note(folder, task, split, console)
-  return cached_subtrees.CachedPieces(
+  return cached_subtrees.CachedSubtrees(
     folder, split, cache_root(config.cache_dir) / "indexes", console.print
   )
 

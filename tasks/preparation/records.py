@@ -1,4 +1,4 @@
-"""Prepared pieces on disk: random access, so that any order can be read and resumed.
+"""Prepared subtrees on disk: random access, so that any order can be read and resumed.
 
 A split of a task is prepared once, into ArrayRecord files beside a `META.json`, in a
 folder named after a fingerprint of all that shaped it: a file for each shard of the
@@ -28,7 +28,11 @@ import numpy as np
 from array_record.python import array_record_module
 
 from commentree.errors import UserError
-from commentree.tasks.subtrees.subtree_builder import ANNOTATIONS, PIECE_FEATURES, Piece
+from commentree.tasks.subtrees.subtree_builder import (
+  ANNOTATIONS,
+  SUBTREE_FEATURES,
+  Subtree,
+)
 
 # Raise when the bytes of a record, or what a fingerprint leaves out, change.
 FORMAT_VERSION = 2
@@ -36,21 +40,21 @@ FORMAT_VERSION = 2
 _META = "META.json"
 
 
-def encode(piece: Piece) -> bytes:
-  """Serialises the features of `PIECE_FEATURES`, annotations and the tree's id."""
-  names = (*PIECE_FEATURES, *(name for name in ANNOTATIONS if name in piece))
+def encode(subtree: Subtree) -> bytes:
+  """Serialises the features of `SUBTREE_FEATURES`, annotations and the tree's id."""
+  names = (*SUBTREE_FEATURES, *(name for name in ANNOTATIONS if name in subtree))
   fields: dict[str, bytes] = {
-    name: piece[name].astype("<i4").tobytes() for name in names
+    name: subtree[name].astype("<i4").tobytes() for name in names
   }
-  return msgpack.packb({**fields, "tree_id": piece["tree_id"]})
+  return msgpack.packb({**fields, "tree_id": subtree["tree_id"]})
 
 
-def decode(record: bytes) -> Piece:
+def decode(record: bytes) -> Subtree:
   """The inverse of `encode`; arrays are read-only views."""
   fields = msgpack.unpackb(record)
   tree_id = fields.pop("tree_id")
-  piece: Piece = {name: np.frombuffer(raw, "<i4") for name, raw in fields.items()}
-  return {**piece, "tree_id": tree_id}
+  subtree: Subtree = {name: np.frombuffer(raw, "<i4") for name, raw in fields.items()}
+  return {**subtree, "tree_id": tree_id}
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -61,31 +65,31 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass
 class Totals:
-  """How many pieces, and a sum by which other pieces are told from these.
+  """How many subtrees, and a sum by which other subtrees are told from these.
 
   Attributes:
-    pieces: their number.
+    subtrees: their number.
     digest: the sum of their hashes, in 64 bits: it does not depend on their order.
   """
 
-  pieces: int = 0
+  subtrees: int = 0
   digest: int = 0
 
   def add(self, record: bytes) -> None:
-    """Counts a piece, as `encode` makes it."""
+    """Counts a subtree, as `encode` makes it."""
     hashed = hashlib.blake2b(record, digest_size=8).digest()
-    self.pieces += 1
+    self.subtrees += 1
     self.digest = (self.digest + int.from_bytes(hashed, "little")) % 2**64
 
   def __iadd__(self, other: Totals) -> Totals:
-    """Adds another's pieces to these."""
-    self.pieces += other.pieces
+    """Adds another's subtrees to these."""
+    self.subtrees += other.subtrees
     self.digest = (self.digest + other.digest) % 2**64
     return self
 
 
-class PieceRecords(Sequence[Piece]):
-  """Pieces of a prepared split, by index.
+class SubtreeRecords(Sequence[Subtree]):
+  """Subtrees of a prepared split, by index.
 
   Attributes:
     meta: what `write` was told of them.
@@ -105,30 +109,30 @@ class PieceRecords(Sequence[Piece]):
     try:
       self.meta: dict[str, Any] = json.loads((self._folder / _META).read_text())
       parts: list[int] = self.meta["parts"]
-      self.totals = Totals(self.meta["pieces"], int(self.meta["digest"], 16))
+      self.totals = Totals(self.meta["subtrees"], int(self.meta["digest"], 16))
       if sum(parts) != len(self):
-        raise ValueError(f"{_META} counts {sum(parts)} and {len(self)} pieces")
+        raise ValueError(f"{_META} counts {sum(parts)} and {len(self)} subtrees")
     except (OSError, ValueError, KeyError) as error:
       raise UserError(
         f"{self._folder}: prepared data is damaged ({error}); {_MEND}"
       ) from error
     self._ends = list(itertools.accumulate(parts))
     self._readers = [
-      _open_part(part_path(self._folder, part), pieces)
-      for part, pieces in enumerate(parts)
+      _open_part(part_path(self._folder, part), subtrees)
+      for part, subtrees in enumerate(parts)
     ]
 
   def __len__(self) -> int:
-    return self.totals.pieces
+    return self.totals.subtrees
 
   def __getitem__(self, index):
-    """Reads a piece.
+    """Reads a subtree.
 
     Raises:
       UserError: naming file and record, if it is not what was written.
     """
     if isinstance(index, slice):
-      raise TypeError("PieceRecords takes one index at a time")
+      raise TypeError("SubtreeRecords takes one index at a time")
     part = bisect.bisect_right(self._ends, index)
     place = int(index) - (self._ends[part - 1] if part else 0)
     try:
@@ -146,10 +150,10 @@ _MEND = "delete the folder and start again"
 
 def part_path(folder: pathlib.Path, part: int) -> pathlib.Path:
   """The file of a prepared split's part."""
-  return folder / f"pieces-{part:05d}.array_record"
+  return folder / f"subtrees-{part:05d}.array_record"
 
 
-def _open_part(path: pathlib.Path, pieces: int) -> Any:
+def _open_part(path: pathlib.Path, subtrees: int) -> Any:
   """Opens an ArrayRecord file that is to hold so many records."""
   if not path.exists():
     raise UserError(f"{path}: is missing; {_MEND}")
@@ -162,24 +166,24 @@ def _open_part(path: pathlib.Path, pieces: int) -> Any:
     raise UserError(
       f"{path}: is damaged ({' '.join(str(error).split())}); {_MEND}"
     ) from error
-  if found != pieces:
+  if found != subtrees:
     raise UserError(
-      f"{path}: holds {found} pieces where its {_META} says {pieces}; {_MEND}"
+      f"{path}: holds {found} subtrees where its {_META} says {subtrees}; {_MEND}"
     )
   return reader
 
 
-def write_part(path: pathlib.Path, pieces: Iterable[Piece]) -> Totals:
-  """Writes pieces to a file.
+def write_part(path: pathlib.Path, subtrees: Iterable[Subtree]) -> Totals:
+  """Writes subtrees to a file.
 
   Args:
     path: the file.
-    pieces: consumed once, never held.
+    subtrees: consumed once, never held.
   """
   writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,zstd:1")
   totals = Totals()
-  for piece in pieces:
-    record = encode(piece)
+  for subtree in subtrees:
+    record = encode(subtree)
     writer.write(record)
     totals.add(record)
   writer.close()
@@ -187,12 +191,12 @@ def write_part(path: pathlib.Path, pieces: Iterable[Piece]) -> Totals:
 
 
 def write(
-  folder: pathlib.Path, pieces: Iterable[Piece], meta: Mapping[str, Any]
-) -> PieceRecords:
-  """Writes pieces as one part and opens them; see `write_parts`."""
+  folder: pathlib.Path, subtrees: Iterable[Subtree], meta: Mapping[str, Any]
+) -> SubtreeRecords:
+  """Writes subtrees as one part and opens them; see `write_parts`."""
 
   def fill(draft: pathlib.Path) -> list[Totals]:
-    return [write_part(part_path(draft, 0), pieces)]
+    return [write_part(part_path(draft, 0), subtrees)]
 
   return write_parts(folder, fill, meta)
 
@@ -201,33 +205,33 @@ def write_parts(
   folder: pathlib.Path,
   fill: Callable[[pathlib.Path], list[Totals]],
   meta: Mapping[str, Any],
-) -> PieceRecords:
-  """Writes pieces and opens them; keeps what is there if another process was faster.
+) -> SubtreeRecords:
+  """Writes subtrees and opens them; keeps what is there if another process was faster.
 
   Args:
     folder: final place; its parent is made if need be.
     fill: writes the files of `part_path` into a folder; returns what each holds.
-    meta: JSON-able facts, read when all pieces are written; 'pieces', 'digest' and
+    meta: JSON-able facts, read when all subtrees are written; 'subtrees', 'digest' and
       'parts' are added.
 
   Raises:
-    UserError: if there are no pieces, or the disk refuses them.
+    UserError: if there are no subtrees, or the disk refuses them.
   """
   with draft(folder) as place:
     parts = fill(place)
     totals = Totals()
     for part in parts:
       totals += part
-    if not totals.pieces:
+    if not totals.subtrees:
       raise UserError("no comment trees were found in the files given")
     facts = {
       **meta,
-      "pieces": totals.pieces,
+      "subtrees": totals.subtrees,
       "digest": f"{totals.digest:016x}",
-      "parts": [part.pieces for part in parts],
+      "parts": [part.subtrees for part in parts],
     }
     (place / _META).write_text(json.dumps(facts, indent=2))
-  return PieceRecords(folder)
+  return SubtreeRecords(folder)
 
 
 @contextlib.contextmanager

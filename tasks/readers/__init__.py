@@ -1,7 +1,7 @@
 """Readers of comment trees: one file per source format, and how files are found.
 
 A format's reader turns a file into `Row`s, streamed, counting what became of everything
-else in `Fates`; a new format is one file and one entry in `FORMATS`. No TensorFlow
+else in `ReadCounts`; a new format is one file and one entry in `FORMATS`. No TensorFlow
 here, nor anything of the model.
 """
 
@@ -24,7 +24,7 @@ from commentree.tasks.readers import (
 from commentree.tasks.readers.parsing import files, json_records
 from commentree.tasks.readers.rows import Format, memory_bytes
 from commentree.tasks.trees import assembly
-from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 from commentree.tasks.trees.row import Row
 
 # The first that a file looks like reads it; the last if it looks like none.
@@ -143,7 +143,7 @@ def formats_of(
 def iter_trees(
   patterns: str | Sequence[str],
   config: TreeConfig,
-  fates: Fates,
+  read_counts: ReadCounts,
   format_name: str | None = None,
 ) -> Iterator[CommentTree]:
   """Yields the trees in files, one at a time, in an order that never changes.
@@ -151,7 +151,7 @@ def iter_trees(
   Args:
     patterns: a file, a glob, a folder, or several of those, compressed or not.
     config: what to do with what is odd.
-    fates: counts what became of every file, tree and comment.
+    read_counts: counts what became of every file, tree and comment.
     format_name: of all the files; None to tell it from each.
 
   Raises:
@@ -166,17 +166,17 @@ def iter_trees(
     raise _too_large_error(scattered[0], size)
   for path, format_ in formats.items():
     if format_.contiguous:
-      yield from trees_of_file(path, format_, config, fates)
+      yield from trees_of_file(path, format_, config, read_counts)
   together: dict[str, list[Row]] = {}
   held = 0
   for path in scattered:
-    for row in formats[path].read(path, config, fates):
+    for row in formats[path].read(path, config, read_counts):
       together.setdefault(row.tree_id, []).append(row)
       held += memory_bytes(row)
       if held > _MAX_ROWS_BYTES:
         raise _too_large_error(path, held)
   for rows in together.values():
-    tree = assembly.assemble(rows, fates, config)
+    tree = assembly.assemble(rows, read_counts, config)
     if tree is not None:
       yield tree
 
@@ -190,7 +190,7 @@ def _too_large_error(path: str, size: int) -> UserError:
 
 
 def trees_of_file(
-  path: str, format_: Format, config: TreeConfig, fates: Fates
+  path: str, format_: Format, config: TreeConfig, read_counts: ReadCounts
 ) -> Iterator[CommentTree]:
   """Yields the trees of one file of a contiguous format, in order.
 
@@ -198,10 +198,10 @@ def trees_of_file(
     path: the file.
     format_: its format, from `formats_of`.
     config: what to do with what is odd.
-    fates: counts what became of all that is read.
+    read_counts: counts what became of all that is read.
   """
-  for rows in _split_at_posts(format_.read(path, config, fates)):
-    tree = assembly.assemble(rows, fates, config)
+  for rows in _split_at_posts(format_.read(path, config, read_counts)):
+    tree = assembly.assemble(rows, read_counts, config)
     if tree is not None:
       yield tree
 

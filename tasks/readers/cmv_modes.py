@@ -15,7 +15,7 @@ Not all files are well-formed, so tags are read as they come:
 - an end tag without a beginning is passed over;
 - whatever else looks like a tag is text, and so is an entity that is neither of XML's
   five nor a number: none is ever expanded into more.
-`Fates.mended` counts the first three.
+`ReadCounts.mended` counts the first three.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from commentree.tasks.readers.rows import (
   identifier,
 )
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates, Span
+from commentree.tasks.trees.comment_tree import ReadCounts, Span
 from commentree.tasks.trees.row import Row
 
 NO_THREAD = "skipped: no thread in the file"
@@ -99,43 +99,45 @@ def _matches(name: str, head: bytes) -> bool:
   return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<" and b"<thread" in head
 
 
-def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-  content = files.whole(path, config.max_line_bytes, fates)
+def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Row]:
+  content = files.whole(path, config.max_line_bytes, read_counts)
   if content is None:
     return
   try:
     document = content.decode("utf-8-sig")
   except UnicodeDecodeError:
     document = content.decode("utf-8-sig", "replace")
-    fates.mended[json_lines.MENDED_UTF8] += 1
+    read_counts.mended[json_lines.MENDED_UTF8] += 1
   if "\0" in document:
     document = document.replace("\0", "")
-    fates.mended[comment_tree.MENDED_NUL] += 1
-  yield from document_rows(document.replace("\r\n", "\n"), config, fates)
+    read_counts.mended[comment_tree.REPAIRED_NUL] += 1
+  yield from document_rows(document.replace("\r\n", "\n"), config, read_counts)
 
 
 FORMAT = Format("cmv_modes", (".xml",), _matches, _rows, contiguous=False)
 
 
-def document_rows(document: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
+def document_rows(
+  document: str, config: TreeConfig, read_counts: ReadCounts
+) -> Iterator[Row]:
   """Yields the rows of a thread, its post's first; any text will do."""
-  parser = _Parser(fates)
+  parser = _Parser(read_counts)
   parser.read(document)
   named, parts = parser.thread, parser.parts
   replies = [part for part in parts if part.name == "reply"]
   if named is None and not replies:
-    fates.trees[NO_THREAD] += 1
+    read_counts.trees[NO_THREAD] += 1
     return
-  tree_id = (identifier(named, fates) or "").removeprefix(POST_PREFIX)
+  tree_id = (identifier(named, read_counts) or "").removeprefix(POST_PREFIX)
   if not tree_id:
-    fates.trees[comment_tree.TREE_NO_ID] += 1
-    fates.comments[comment_tree.DROPPED_WITH_TREE] += len(replies)
+    read_counts.trees[comment_tree.TREE_NO_ID] += 1
+    read_counts.comments[comment_tree.DROPPED_WITH_TREE] += len(replies)
     return
   yield _post(tree_id, parts, config)
   parent = POST_PREFIX + tree_id
   for reply in replies:
     text, spans = reply.stripped()
-    ident = identifier(reply.attributes.get("id"), fates)
+    ident = identifier(reply.attributes.get("id"), read_counts)
     yield Row(
       tree_id,
       False,
@@ -181,10 +183,10 @@ class _Parser:
     parts: titles, posts and replies, in order.
   """
 
-  def __init__(self, fates: Fates):
+  def __init__(self, read_counts: ReadCounts):
     self.thread: str | None = None
     self.parts: list[_Part] = []
-    self._fates = fates
+    self._fates = read_counts
     self._in_thread = False
     self._inside: _Part | None = None
     self._labels: list[tuple[str, int]] = []  # that are open, and where they begin

@@ -40,7 +40,7 @@ from commentree.tasks.readers.rows import (
   votes,
 )
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.row import Row
 
 TITLES_UNREADABLE = "not read: conversations.json, titles"
@@ -107,9 +107,9 @@ def _beside(path: str) -> list[str]:
   return [found] if os.path.exists(found) else []
 
 
-def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
+def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Row]:
   with index_on_disk.index() as about, index_on_disk.index() as above:
-    _read_conversations(path, about, config, fates)
+    _read_conversations(path, about, config, read_counts)
 
     @functools.lru_cache(_CONVERSATIONS_HELD)
     def facts(conversation: str) -> tuple[str | None, str | None]:
@@ -117,20 +117,22 @@ def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
       return (None, None) if found is None else tuple(json.loads(found))
 
     unnamed = False
-    for utterance in json_lines.objects(path, _Utterance, config, fates):
-      conversation = _conversation(utterance, fates)
+    for utterance in json_lines.objects(path, _Utterance, config, read_counts):
+      conversation = _conversation(utterance, read_counts)
       if conversation:
-        yield _row(utterance, conversation, facts(conversation), fates)
+        yield _row(utterance, conversation, facts(conversation), read_counts)
         continue
-      ident, reply_to = _ids(utterance, Fates())  # of which mends are counted below
+      ident, reply_to = _ids(
+        utterance, ReadCounts()
+      )  # of which mends are counted below
       if ident and reply_to and reply_to != ident:
         above[ident] = reply_to
       if ident or reply_to:
         unnamed = True
       else:
-        fates.comments[comment_tree.DROPPED_NO_TREE] += 1
+        read_counts.comments[comment_tree.DROPPED_NO_TREE] += 1
     if unnamed:
-      yield from _unnamed_rows(path, above, facts, config, fates)
+      yield from _unnamed_rows(path, above, facts, config, read_counts)
 
 
 FORMAT = Format(
@@ -145,7 +147,7 @@ FORMAT = Format(
 
 
 def _unnamed_rows(
-  path: str, above: Index, facts: _Facts, config: TreeConfig, fates: Fates
+  path: str, above: Index, facts: _Facts, config: TreeConfig, read_counts: ReadCounts
 ) -> Iterator[Row]:
   """Yields the rows of utterances without a conversation's id, as replies lead to it.
 
@@ -154,44 +156,46 @@ def _unnamed_rows(
     above: what each of these utterances answers, by its id.
     facts: of a conversation.
     config: as in `_rows`.
-    fates: counts what is mended in these utterances, but not the file again.
+    read_counts: counts what is mended in these utterances, but not the file again.
   """
-  for utterance in json_lines.objects(path, _Utterance, config, Fates()):
-    conversation = _conversation(utterance, Fates())
-    ident, _ = _ids(utterance, Fates())
+  for utterance in json_lines.objects(path, _Utterance, config, ReadCounts()):
+    conversation = _conversation(utterance, ReadCounts())
+    ident, _ = _ids(utterance, ReadCounts())
     if conversation and ident and above.get(ident) is None:
       above[ident] = _NAMED + conversation
-  for utterance in json_lines.objects(path, _Utterance, config, Fates()):
-    ident, reply_to = _ids(utterance, Fates())
-    if _conversation(utterance, Fates()) or not (ident or reply_to):
+  for utterance in json_lines.objects(path, _Utterance, config, ReadCounts()):
+    ident, reply_to = _ids(utterance, ReadCounts())
+    if _conversation(utterance, ReadCounts()) or not (ident or reply_to):
       continue
     conversation = above.root(ident or reply_to or "").removeprefix(_NAMED)
-    yield _row(utterance, conversation, facts(conversation), fates)
+    yield _row(utterance, conversation, facts(conversation), read_counts)
 
 
-def _conversation(utterance: _Utterance, fates: Fates) -> str:
+def _conversation(utterance: _Utterance, read_counts: ReadCounts) -> str:
   """The id of an utterance's conversation; empty if it has none."""
   conversation = utterance.conversation_id
   if conversation is None:
     conversation = utterance.root
-  return (identifier(conversation, fates) or "").removeprefix(POST_PREFIX)
+  return (identifier(conversation, read_counts) or "").removeprefix(POST_PREFIX)
 
 
-def _ids(utterance: _Utterance, fates: Fates) -> tuple[str | None, str | None]:
+def _ids(
+  utterance: _Utterance, read_counts: ReadCounts
+) -> tuple[str | None, str | None]:
   """An utterance's id, and that of what it answers: see `Row.parent_id`."""
   reply_to = utterance.reply_hyphen
   if reply_to is None:
     reply_to = utterance.reply_to
-  return identifier(utterance.id, fates), parent(reply_to, fates)
+  return identifier(utterance.id, read_counts), parent(reply_to, read_counts)
 
 
 def _row(
   utterance: _Utterance,
   conversation: str,
   facts: tuple[str | None, str | None],
-  fates: Fates,
+  read_counts: ReadCounts,
 ) -> Row:
-  ident, reply_to = _ids(utterance, fates)
+  ident, reply_to = _ids(utterance, read_counts)
   own = (ident or "").removeprefix(POST_PREFIX)
   answered = (reply_to or "").removeprefix(POST_PREFIX)
   is_post = own == conversation or (bool(own) and (reply_to is None or answered == own))
@@ -199,49 +203,49 @@ def _row(
   speaker = utterance.speaker if utterance.speaker is not None else utterance.user
   meta = utterance.meta if isinstance(utterance.meta, Mapping) else {}
   title, subreddit = facts
-  written = text(utterance.text, fates)
+  written = text(utterance.text, read_counts)
   return Row(
     conversation,
     is_post,
     ident,
     parent_id=None if answers_post else reply_to,
-    author=text(speaker, fates),
+    author=text(speaker, read_counts),
     text=title if is_post else written,
     selftext=written if is_post else None,
     created_utc=seconds(utterance.timestamp),
     score=votes(meta.get("score")),
-    subreddit=text(meta.get("subreddit"), fates) or subreddit,
+    subreddit=text(meta.get("subreddit"), read_counts) or subreddit,
   )
 
 
 def _read_conversations(
-  path: str, about: Index, config: TreeConfig, fates: Fates
+  path: str, about: Index, config: TreeConfig, read_counts: ReadCounts
 ) -> None:
   """Puts title and subreddit of every conversation beside a file into an index."""
   for beside in _beside(path):
-    of_file = Fates()
-    too_long = fates.mended, MENDED_TITLE_LEFT_OUT
+    of_file = ReadCounts()
+    too_long = read_counts.mended, MENDED_TITLE_LEFT_OUT
     blocks = files.blocks(beside, of_file)
     found = False
     for key, value in json_cutter.members(blocks, config.max_line_bytes, too_long):
-      conversation = identifier(json_lines.parse(key, fates), fates)
-      facts = json_lines.parse(value, fates)
+      conversation = identifier(json_lines.parse(key, read_counts), read_counts)
+      facts = json_lines.parse(value, read_counts)
       if conversation and isinstance(facts, Mapping):
         about[conversation.removeprefix(POST_PREFIX)] = json.dumps(
-          _title_and_subreddit(facts, fates)
+          _title_and_subreddit(facts, read_counts)
         )
         found = True
     if of_file.files != {files.READ: 1} or not found:
-      fates.files[TITLES_UNREADABLE] += 1
+      read_counts.files[TITLES_UNREADABLE] += 1
       _log.warning("%s: cannot be read; posts are without their titles", beside)
 
 
 def _title_and_subreddit(
-  conversation: Mapping[str, Any], fates: Fates
+  conversation: Mapping[str, Any], read_counts: ReadCounts
 ) -> tuple[str | None, str | None]:
   """What is said of a conversation: under `meta`, in the oldest corpora beside it."""
   meta = conversation.get("meta", conversation)
   if not isinstance(meta, Mapping):
     return None, None
-  titles = (text(meta.get(key), fates) for key in _TITLES)
-  return next(filter(None, titles), None), text(meta.get("subreddit"), fates)
+  titles = (text(meta.get(key), read_counts) for key in _TITLES)
+  return next(filter(None, titles), None), text(meta.get("subreddit"), read_counts)

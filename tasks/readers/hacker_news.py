@@ -31,7 +31,7 @@ from commentree.tasks.readers.rows import (
   votes,
 )
 from commentree.tasks.trees import character_references, comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.row import Row
 
 DROPPED_POLL_OPTION = "dropped: an option of a poll"
@@ -138,7 +138,7 @@ class Roots:
 def find_roots(paths: Sequence[str], config: TreeConfig) -> Roots:
   """Finds the roots of all items in files."""
   ids, parents = array.array("I"), array.array("I")
-  ignored = Fates()  # whoever reads the rows counts
+  ignored = ReadCounts()  # whoever reads the rows counts
   for path in paths:
     for link in json_lines.objects(path, _Link, config, ignored):
       ident = _item_id(link.id)
@@ -162,16 +162,20 @@ def prepared(roots: bytes) -> Format:
   return _format(Roots.from_bytes(roots))
 
 
-def _rows(roots: Roots, path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-  for item in json_lines.objects(path, _Item, config, fates):
-    row = _row(item, roots, fates)
+def _rows(
+  roots: Roots, path: str, config: TreeConfig, read_counts: ReadCounts
+) -> Iterator[Row]:
+  for item in json_lines.objects(path, _Item, config, read_counts):
+    row = _row(item, roots, read_counts)
     if row is not None:
       yield row
 
 
-def _unprepared(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
+def _unprepared(
+  path: str, config: TreeConfig, read_counts: ReadCounts
+) -> Iterator[Row]:
   """Of a file that holds whole trees."""
-  return _rows(find_roots([path], config), path, config, fates)
+  return _rows(find_roots([path], config), path, config, read_counts)
 
 
 def _format(roots: Roots | None) -> Format:
@@ -200,30 +204,30 @@ def _item_id(value: Any) -> int | None:
   return value if 0 < value <= _MAX_ID else None
 
 
-def _row(item: _Item, roots: Roots, fates: Fates) -> Row | None:
+def _row(item: _Item, roots: Roots, read_counts: ReadCounts) -> Row | None:
   ident = _item_id(item.id)
   if item.type in _POST_TYPES or (item.type is None and item.title is not None):
     if ident is None:
-      fates.trees[comment_tree.TREE_NO_ID] += 1
+      read_counts.trees[comment_tree.TREE_NO_ID] += 1
       return None
-    return _post(str(ident), item, fates)
+    return _post(str(ident), item, read_counts)
   if item.type == "pollopt":
-    fates.comments[DROPPED_POLL_OPTION] += 1
+    read_counts.comments[DROPPED_POLL_OPTION] += 1
     return None
   parent = _item_id(item.parent)
   if item.type not in (None, "comment") or (item.type is None and parent is None):
-    fates.comments[comment_tree.DROPPED_NEITHER] += 1
+    read_counts.comments[comment_tree.DROPPED_NEITHER] += 1
     return None
   if ident is None:
-    fates.comments[comment_tree.DROPPED_NO_ID] += 1
+    read_counts.comments[comment_tree.DROPPED_NO_ID] += 1
     return None
   root = roots.of(ident) if parent else None
   if root is None or root == NO_ROOT:
     itself = parent == ident
     cyclic = comment_tree.DROPPED_SELF_PARENT if itself else comment_tree.DROPPED_CYCLE
-    fates.comments[comment_tree.DROPPED_NO_TREE if root is None else cyclic] += 1
+    read_counts.comments[comment_tree.DROPPED_NO_TREE if root is None else cyclic] += 1
     return None
-  written = plain(item.text, fates)
+  written = plain(item.text, read_counts)
   if item.deleted is True:
     written = _DELETED
   elif item.dead is True:
@@ -233,23 +237,23 @@ def _row(item: _Item, roots: Roots, fates: Fates) -> Row | None:
     False,
     str(ident),
     parent_id=f"{POST_PREFIX if parent == root else COMMENT_PREFIX}{parent}",
-    author=text(item.by, fates),
+    author=text(item.by, read_counts),
     text=written,
     created_utc=seconds(item.time),
     score=votes(item.score),
   )
 
 
-def _post(ident: str, item: _Item, fates: Fates) -> Row:
+def _post(ident: str, item: _Item, read_counts: ReadCounts) -> Row:
   gone = item.deleted is True or item.dead is True
-  title = text(item.title, fates)
+  title = text(item.title, read_counts)
   return Row(
     ident,
     True,
     ident,
-    author=text(item.by, fates),
+    author=text(item.by, read_counts),
     text=None if gone or title is None else character_references.unescape(title),
-    selftext=None if gone else plain(item.text, fates),
+    selftext=None if gone else plain(item.text, read_counts),
     created_utc=seconds(item.time),
     score=votes(item.score),
   )
@@ -260,9 +264,9 @@ _TAG = re.compile(r"<(/?)([a-zA-Z]++)([^<>]*+)>")
 _HREF = re.compile(r"""\bhref\s*+=\s*+(?:"([^"]*+)"|'([^']*+)')""", re.IGNORECASE)
 
 
-def plain(value: object, fates: Fates) -> str | None:
+def plain(value: object, read_counts: ReadCounts) -> str | None:
   """HTML as plain text: paragraphs apart, links as their addresses, code as it is."""
-  written = text(value, fates)
+  written = text(value, read_counts)
   if written is None:
     return None
   if "<" in written:

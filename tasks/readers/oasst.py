@@ -19,7 +19,7 @@ from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import json_lines, json_records
 from commentree.tasks.readers.rows import Format, identifier, parent, seconds, text
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.row import Row
 
 _DELETED = "[deleted]"
@@ -33,44 +33,44 @@ def _matches(name: str, head: bytes) -> bool:
   )
 
 
-def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-  for record, _ in json_records.records(path, config, fates, "comments"):
+def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Row]:
+  for record, _ in json_records.records(path, config, read_counts, "comments"):
     if not record or record.isspace():
       continue
-    value = json_lines.parse(record, fates)
+    value = json_lines.parse(record, read_counts)
     if value is json_lines.BAD:
-      fates.comments[json_lines.DROPPED_BAD_JSON] += 1
+      read_counts.comments[json_lines.DROPPED_BAD_JSON] += 1
     elif not isinstance(value, Mapping):
-      fates.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
+      read_counts.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
     else:
-      yield from _record_rows(value, fates)
+      yield from _record_rows(value, read_counts)
 
 
 FORMAT = Format("oasst", (".jsonl", ".ndjson"), _matches, _rows, contiguous=False)
 
 
-def _record_rows(record: Mapping[str, Any], fates: Fates) -> Iterator[Row]:
-  tree_id = identifier(record.get("message_tree_id"), fates)
+def _record_rows(record: Mapping[str, Any], read_counts: ReadCounts) -> Iterator[Row]:
+  tree_id = identifier(record.get("message_tree_id"), read_counts)
   prompt = record.get("prompt")
   top = record
   if isinstance(prompt, Mapping):
     top = prompt
-    tree_id = tree_id or identifier(prompt.get("message_id"), fates)
+    tree_id = tree_id or identifier(prompt.get("message_id"), read_counts)
   # Messages with the ids of their parents, last first.
-  waiting = [(top, parent(top.get("parent_id"), fates))]
+  waiting = [(top, parent(top.get("parent_id"), read_counts))]
   while waiting:
     message, parent_id = waiting.pop()
-    ident = identifier(message.get("message_id"), fates)
+    ident = identifier(message.get("message_id"), read_counts)
     if tree_id:
-      yield _row(message, tree_id, ident, parent_id, fates)
+      yield _row(message, tree_id, ident, parent_id, read_counts)
     else:
-      fates.comments[comment_tree.DROPPED_NO_TREE] += 1
+      read_counts.comments[comment_tree.DROPPED_NO_TREE] += 1
     replies = message.get("replies")
     for reply in reversed(replies if isinstance(replies, list) else []):
       if isinstance(reply, Mapping):
         waiting.append((reply, ident or parent_id))
       else:
-        fates.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
+        read_counts.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
 
 
 def _row(
@@ -78,11 +78,11 @@ def _row(
   tree_id: str,
   ident: str | None,
   parent_id: str | None,
-  fates: Fates,
+  read_counts: ReadCounts,
 ) -> Row:
   is_post = ident == tree_id
   author = message.get("role")
-  written = text(message.get("text"), fates)
+  written = text(message.get("text"), read_counts)
   if message.get("deleted") is True:
     written = _DELETED
   return Row(
@@ -90,11 +90,11 @@ def _row(
     is_post,
     ident,
     parent_id=None if is_post else parent_id,
-    author=text(message.get("user_id") if author is None else author, fates),
+    author=text(message.get("user_id") if author is None else author, read_counts),
     text=None if is_post else written,
     selftext=written if is_post else None,
     created_utc=_time(message.get("created_date")),
-    language=identifier(message.get("lang"), fates),
+    language=identifier(message.get("lang"), read_counts),
   )
 
 

@@ -9,8 +9,8 @@ the post. Every record is counted once:
 
     records = comments + trees - trees of which the post is missing
 
-(`Fates.comments`, `Fates.trees` and, in those, `trees.NO_POST`). A record of which
-nobody can tell what it was counts as a comment.
+(`ReadCounts.comments`, `ReadCounts.trees` and, in those, `trees.NO_POST`). A record of
+which nobody can tell what it was counts as a comment.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from commentree.tasks.readers.rows import (
   votes,
 )
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.row import Row
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -64,12 +64,12 @@ def _matches(name: str, head: bytes) -> bool:
   )
 
 
-def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-  for fields in json_lines.objects(path, _Line, config, fates):
+def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Row]:
+  for fields in json_lines.objects(path, _Line, config, read_counts):
     if fields.link_id is None:
-      row = _post(fields, fates)
+      row = _post(fields, read_counts)
     else:
-      row = _comment(fields, fates)
+      row = _comment(fields, read_counts)
     if row is not None:
       yield row
 
@@ -77,30 +77,30 @@ def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
 FORMAT = Format("pushshift", (".jsonl", ".ndjson"), _matches, _rows, contiguous=False)
 
 
-def _comment(fields: _Line, fates: Fates) -> Row | None:
-  link_id = identifier(_in_base_36(fields.link_id), fates)
+def _comment(fields: _Line, read_counts: ReadCounts) -> Row | None:
+  link_id = identifier(_in_base_36(fields.link_id), read_counts)
   tree_id = link_id and link_id.removeprefix(POST_PREFIX)
   if not tree_id:
-    fates.comments[comment_tree.DROPPED_NO_TREE] += 1
+    read_counts.comments[comment_tree.DROPPED_NO_TREE] += 1
     return None
   return Row(
     tree_id,
     False,
-    identifier(_in_base_36(fields.id), fates),
-    _parent(fields.parent_id, tree_id, fates),
-    text(fields.author, fates),
-    text(fields.body, fates),
+    identifier(_in_base_36(fields.id), read_counts),
+    _parent(fields.parent_id, tree_id, read_counts),
+    text(fields.author, read_counts),
+    text(fields.body, read_counts),
     None,
     seconds(fields.created_utc),
     votes(fields.score),
-    text(fields.subreddit, fates),
+    text(fields.subreddit, read_counts),
   )
 
 
-def _parent(value: Any, tree_id: str, fates: Fates) -> str | None:
+def _parent(value: Any, tree_id: str, read_counts: ReadCounts) -> str | None:
   digits = _in_base_36(value)
   if digits is value:
-    return parent(value, fates)
+    return parent(value, read_counts)
   return (POST_PREFIX if digits == tree_id else COMMENT_PREFIX) + digits
 
 
@@ -117,27 +117,27 @@ def _in_base_36(value: Any) -> Any:
   return digits
 
 
-def _post(fields: _Line, fates: Fates) -> Row | None:
+def _post(fields: _Line, read_counts: ReadCounts) -> Row | None:
   if fields.title is None and fields.selftext is None:
     a_comment = fields.body is not None or fields.parent_id is not None
-    fates.comments[
+    read_counts.comments[
       comment_tree.DROPPED_NO_TREE if a_comment else comment_tree.DROPPED_NEITHER
     ] += 1
     return None
-  ident = identifier(_in_base_36(fields.id), fates)
+  ident = identifier(_in_base_36(fields.id), read_counts)
   tree_id = ident and ident.removeprefix(POST_PREFIX)
   if not tree_id:
-    fates.trees[comment_tree.TREE_NO_ID] += 1
+    read_counts.trees[comment_tree.TREE_NO_ID] += 1
     return None
   return Row(
     tree_id,
     True,
     ident,
     None,
-    text(fields.author, fates),
-    text(fields.title, fates),
-    text(fields.selftext, fates),
+    text(fields.author, read_counts),
+    text(fields.title, read_counts),
+    text(fields.selftext, read_counts),
     seconds(fields.created_utc),
     votes(fields.score),
-    text(fields.subreddit, fates),
+    text(fields.subreddit, read_counts),
   )

@@ -8,7 +8,7 @@ and its parent; where it does not, it stands below what it is nested in. So docu
 that hold parts of one thread become one tree.
 
 `kind: more` stands for comments that were left out: they are counted in
-`Fates.missing`, copies once, and in nothing else.
+`ReadCounts.missing`, copies once, and in nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from commentree.tasks.readers.rows import (
   votes,
 )
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates, Stub
+from commentree.tasks.trees.comment_tree import ReadCounts, Stub
 from commentree.tasks.trees.row import Row
 
 NO_LISTING = "skipped: no listing of posts or comments"
@@ -74,18 +74,18 @@ def _matches(name: str, head: bytes) -> bool:
   return False
 
 
-def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
+def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Row]:
   document, group = _Document(), -1
-  for record in json_records.records(path, config, fates):
+  for record in json_records.records(path, config, read_counts):
     if not record.content or record.content.isspace():
       continue
-    value = json_lines.parse(record.content, fates)
+    value = json_lines.parse(record.content, read_counts)
     if value is json_lines.BAD:
-      fates.trees[json_lines.BAD_JSON] += 1
+      read_counts.trees[json_lines.BAD_JSON] += 1
       continue
     if record.group != group:
       document, group = _Document(), record.group
-    yield from _value_rows(value, document, fates)
+    yield from _value_rows(value, document, read_counts)
 
 
 FORMAT = Format(
@@ -93,27 +93,29 @@ FORMAT = Format(
 )
 
 
-def document_rows(value: Any, fates: Fates) -> Iterator[Row]:
+def document_rows(value: Any, read_counts: ReadCounts) -> Iterator[Row]:
   """Yields the rows of a document; any JSON value will do."""
-  yield from _value_rows(value, _Document(), fates)
+  yield from _value_rows(value, _Document(), read_counts)
 
 
-def _value_rows(value: Any, document: _Document, fates: Fates) -> Iterator[Row]:
+def _value_rows(
+  value: Any, document: _Document, read_counts: ReadCounts
+) -> Iterator[Row]:
   for part in value if isinstance(value, list) and value else [value]:
     children = _children(part)
     if children is not None:
       above = document.post_id
       parent_id = POST_PREFIX + above if above else None
       posts: list[str] = []
-      for row in _rows_of(children, above, parent_id, document, fates):
+      for row in _rows_of(children, above, parent_id, document, read_counts):
         if row.is_post:
           posts.append(row.tree_id)
         yield row
       document.post_id = posts[0] if len(posts) == 1 else None
     elif (things := _things(part)) is not None:
-      yield from _rows_of(things, None, None, document, fates)
+      yield from _rows_of(things, None, None, document, read_counts)
     else:
-      fates.trees[NO_LISTING] += 1
+      read_counts.trees[NO_LISTING] += 1
 
 
 def _rows_of(
@@ -121,7 +123,7 @@ def _rows_of(
   tree_id: str | None,
   parent_id: str | None,
   document: _Document,
-  fates: Fates,
+  read_counts: ReadCounts,
 ) -> Iterator[Row]:
   """Yields the rows of things, and of all that is nested in them."""
   # What to look at, last first.
@@ -130,25 +132,25 @@ def _rows_of(
     thing = waiting.pop()
     data = thing.value.get("data") if isinstance(thing.value, Mapping) else None
     if not isinstance(data, Mapping):
-      fates.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
+      read_counts.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
       continue
     kind = _kind(thing.value)
     if kind == "more":
-      yield from _stub(data, thing, document, fates)
+      yield from _stub(data, thing, document, read_counts)
     elif kind == "t3":
-      post = _post(data, fates)
+      post = _post(data, read_counts)
       if post is not None:
         yield post
     elif kind == "t1":
-      row = _comment(data, thing, fates)
-      waiting += _replies(data, row, thing, fates)
+      row = _comment(data, thing, read_counts)
+      waiting += _replies(data, row, thing, read_counts)
       if row.tree_id:
         document.tree_id, document.subreddit = row.tree_id, row.subreddit
         yield row
       else:
-        fates.comments[comment_tree.DROPPED_NO_TREE] += 1
+        read_counts.comments[comment_tree.DROPPED_NO_TREE] += 1
     else:
-      fates.comments[comment_tree.DROPPED_NEITHER] += 1
+      read_counts.comments[comment_tree.DROPPED_NEITHER] += 1
 
 
 def _kind(value: Any) -> Any:
@@ -173,7 +175,7 @@ def _things(value: Any) -> list[Any] | None:
 
 
 def _replies(
-  data: Mapping[str, Any], row: Row, thing: _Thing, fates: Fates
+  data: Mapping[str, Any], row: Row, thing: _Thing, read_counts: ReadCounts
 ) -> list[_Thing]:
   """What is nested in a comment, last first."""
   replies = data.get("replies")
@@ -181,7 +183,7 @@ def _replies(
     return []
   children = _children(replies)
   if children is None:
-    fates.mended[REPLIES_PASSED_OVER] += 1
+    read_counts.mended[REPLIES_PASSED_OVER] += 1
     return []
   parent_id = thing.parent_id
   if row.id:
@@ -190,47 +192,47 @@ def _replies(
   return [_Thing(child, tree_id, parent_id) for child in reversed(children)]
 
 
-def _post(data: Mapping[str, Any], fates: Fates) -> Row | None:
-  ident = identifier(data.get("id"), fates)
+def _post(data: Mapping[str, Any], read_counts: ReadCounts) -> Row | None:
+  ident = identifier(data.get("id"), read_counts)
   tree_id = (ident or "").removeprefix(POST_PREFIX)
   if not tree_id:
-    fates.trees[comment_tree.TREE_NO_ID] += 1
+    read_counts.trees[comment_tree.TREE_NO_ID] += 1
     return None
   return Row(
     tree_id,
     True,
     ident,
-    author=text(data.get("author"), fates),
-    text=text(data.get("title"), fates),
-    selftext=text(data.get("selftext"), fates),
+    author=text(data.get("author"), read_counts),
+    text=text(data.get("title"), read_counts),
+    selftext=text(data.get("selftext"), read_counts),
     created_utc=seconds(data.get("created_utc")),
     score=votes(data.get("score")),
-    subreddit=text(data.get("subreddit"), fates),
+    subreddit=text(data.get("subreddit"), read_counts),
   )
 
 
-def _comment(data: Mapping[str, Any], thing: _Thing, fates: Fates) -> Row:
+def _comment(data: Mapping[str, Any], thing: _Thing, read_counts: ReadCounts) -> Row:
   """A comment's row; its `tree_id` is empty if that is not known."""
-  link_id = identifier(data.get("link_id"), fates) or thing.tree_id
+  link_id = identifier(data.get("link_id"), read_counts) or thing.tree_id
   return Row(
     (link_id or "").removeprefix(POST_PREFIX),
     False,
-    identifier(data.get("id"), fates),
-    parent_id=parent(data.get("parent_id"), fates) or thing.parent_id,
-    author=text(data.get("author"), fates),
-    text=text(data.get("body"), fates),
+    identifier(data.get("id"), read_counts),
+    parent_id=parent(data.get("parent_id"), read_counts) or thing.parent_id,
+    author=text(data.get("author"), read_counts),
+    text=text(data.get("body"), read_counts),
     created_utc=seconds(data.get("created_utc")),
     score=votes(data.get("score")),
-    subreddit=text(data.get("subreddit"), fates),
+    subreddit=text(data.get("subreddit"), read_counts),
   )
 
 
 def _stub(
-  data: Mapping[str, Any], thing: _Thing, document: _Document, fates: Fates
+  data: Mapping[str, Any], thing: _Thing, document: _Document, read_counts: ReadCounts
 ) -> Iterator[Row]:
   listed, count = data.get("children"), data.get("count")
   listed = listed if isinstance(listed, list) else []
-  ids = [identifier(value, fates) for value in listed]
+  ids = [identifier(value, read_counts) for value in listed]
   if isinstance(count, bool) or not isinstance(count, int) or count > _MAX_COUNT:
     count = 0
   stub = Stub(
@@ -238,13 +240,13 @@ def _stub(
   )
   tree_id = thing.tree_id or document.tree_id
   if tree_id is None:
-    comment_tree.count_stub(stub, fates)
+    comment_tree.count_stub(stub, read_counts)
     return
   yield Row(
     tree_id,
     False,
-    identifier(data.get("id"), fates),
-    parent_id=parent(data.get("parent_id"), fates) or thing.parent_id,
+    identifier(data.get("id"), read_counts),
+    parent_id=parent(data.get("parent_id"), read_counts) or thing.parent_id,
     subreddit=document.subreddit,
     stub=stub.encode(),
   )

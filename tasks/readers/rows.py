@@ -18,10 +18,10 @@ from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import files, unread
 from commentree.tasks.trees.comment_tree import (
   DROPPED_NO_TREE,
-  MENDED_NUL,
-  MENDED_SURROGATES,
+  REPAIRED_NUL,
+  REPAIRED_SURROGATES,
   TREE_NO_ID,
-  Fates,
+  ReadCounts,
   Stub,
   count_stub,
   post_text,
@@ -69,7 +69,7 @@ class Format:
       are found in a folder.
     matches: whether a file of this name whose contents begin so (uncompressed, in
       UTF-8, 64 KiB or more) looks like one.
-    rows: reads a file; whatever is wrong with it is counted in the `Fates`.
+    rows: reads a file; whatever is wrong with it is counted in the `ReadCounts`.
     contiguous: whether the rows of a tree follow each other, the post's first, even if
       nothing is known of the post. Otherwise they may lie anywhere in any file.
     aside: whether a file in a folder is there for another one's sake, by its path.
@@ -83,26 +83,28 @@ class Format:
   name: str
   suffixes: tuple[str, ...]
   matches: Callable[[str, bytes], bool]
-  rows: Callable[[str, TreeConfig, Fates], Iterator[Row]]
+  rows: Callable[[str, TreeConfig, ReadCounts], Iterator[Row]]
   contiguous: bool
   aside: Callable[[str], bool] = _never
   beside: Callable[[str], list[str]] = _nothing
   prepare: Callable[[Sequence[str], TreeConfig], bytes] | None = None
   prepared: Callable[[bytes], Format] | None = None
 
-  def read(self, path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
+  def read(
+    self, path: str, config: TreeConfig, read_counts: ReadCounts
+  ) -> Iterator[Row]:
     """Yields a file's `rows`, none larger than `config` allows; warns of no row."""
-    before = fates.files[files.READ]
-    found = bounded(self.rows(path, config, fates), config, fates)
+    before = read_counts.files[files.READ]
+    found = bounded(self.rows(path, config, read_counts), config, read_counts)
     first = next(found, None)
     if first is not None:
       yield first
       yield from found
-    elif fates.files[files.READ] > before:
+    elif read_counts.files[files.READ] > before:
       unread.warn(path, self.name)
-      fates.files[files.NOTHING_FOUND] += 1
-      fates.files[files.READ] -= 1
-      fates.files += Counter()  # without what is zero
+      read_counts.files[files.NOTHING_FOUND] += 1
+      read_counts.files[files.READ] -= 1
+      read_counts.files += Counter()  # without what is zero
 
 
 def memory_bytes(row: Row) -> int:
@@ -110,14 +112,16 @@ def memory_bytes(row: Row) -> int:
   return _ROW_BYTES + sum(map(sys.getsizeof, row))
 
 
-def bounded(rows: Iterable[Row], config: TreeConfig, fates: Fates) -> Iterator[Row]:
+def bounded(
+  rows: Iterable[Row], config: TreeConfig, read_counts: ReadCounts
+) -> Iterator[Row]:
   """Passes rows on, so that none is larger than settings allow.
 
   Args:
     rows: of a reader.
     config: says how long a text may be; longer ones are cut.
-    fates: counts what is cut; rows left out because their tree's id is too long; and
-      stubs that are too large to be compared with what was read.
+    read_counts: counts what is cut; rows left out because their tree's id is too long;
+      and stubs that are too large to be compared with what was read.
   """
   limit, name_limit = config.max_comment_chars, _MAX_NAME_CHARS
   for row in rows:
@@ -136,30 +140,30 @@ def bounded(rows: Iterable[Row], config: TreeConfig, fates: Fates) -> Iterator[R
       or len(row.translation_language or "") > name_limit
     ):
       if row.stub is not None:
-        count_stub(Stub.decode(row.stub), fates)
+        count_stub(Stub.decode(row.stub), read_counts)
         continue
       if len(row.tree_id) > name_limit:
         if row.is_post:
-          fates.trees[TREE_NO_ID] += 1
+          read_counts.trees[TREE_NO_ID] += 1
         else:
-          fates.comments[DROPPED_NO_TREE] += 1
+          read_counts.comments[DROPPED_NO_TREE] += 1
         continue
-      row = _cut(row, config, fates)
+      row = _cut(row, config, read_counts)
     yield row
 
 
-def _cut(row: Row, config: TreeConfig, fates: Fates) -> Row:
+def _cut(row: Row, config: TreeConfig, read_counts: ReadCounts) -> Row:
   limit = config.max_comment_chars
   changes: dict[str, Any] = {}
   for name in ("text", "selftext", "translation"):
     value = getattr(row, name)
     if value is not None and len(value) > limit:
       changes[name] = value[:limit]
-      fates.mended[CUT] += 1
+      read_counts.mended[CUT] += 1
   for name in _NAMES:
     if len(getattr(row, name) or "") > _MAX_NAME_CHARS:
       changes[name] = "" if name == "parent_id" else None  # whose None is the post
-      fates.mended[NAME_LEFT_OUT] += 1
+      read_counts.mended[NAME_LEFT_OUT] += 1
   cut = row._replace(**changes)
   if row.spans and not changes.keys().isdisjoint(("text", "selftext")):
     if row.is_post:
@@ -171,7 +175,7 @@ def _cut(row: Row, config: TreeConfig, fates: Fates) -> Row:
   return cut
 
 
-def text(value: object, fates: Fates) -> str | None:
+def text(value: object, read_counts: ReadCounts) -> str | None:
   """A string as valid Unicode without NUL; None for whatever else."""
   if not isinstance(value, str):
     return None
@@ -179,21 +183,21 @@ def text(value: object, fates: Fates) -> str | None:
     try:
       value.encode("utf-8")
     except UnicodeEncodeError:
-      fates.mended[MENDED_SURROGATES] += 1
+      read_counts.mended[REPAIRED_SURROGATES] += 1
       # Halves that belong together become the character they stand for.
       value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
   if "\0" in value:
-    fates.mended[MENDED_NUL] += 1
+    read_counts.mended[REPAIRED_NUL] += 1
     value = value.replace("\0", "")
   return value
 
 
-def identifier(value: object, fates: Fates) -> str | None:
+def identifier(value: object, read_counts: ReadCounts) -> str | None:
   """An id as a string; numbers count as their digits."""
   if isinstance(value, str):
     if value.isalnum() and value.isascii():
       return value
-    return (text(value, fates) or "").strip() or None
+    return (text(value, read_counts) or "").strip() or None
   if isinstance(value, float) and value.is_integer():  # of a table with gaps
     value = int(value)
   if isinstance(value, int) and not isinstance(value, bool):
@@ -201,18 +205,18 @@ def identifier(value: object, fates: Fates) -> str | None:
   return None
 
 
-def parent(value: object, fates: Fates) -> str | None:
+def parent(value: object, read_counts: ReadCounts) -> str | None:
   """A parent's id, as `Row.parent_id` has it."""
   if value is None or value == "":
     return None
-  return identifier(value, fates) or ""
+  return identifier(value, read_counts) or ""
 
 
-def label(value: object, fates: Fates) -> str | None:
+def label(value: object, read_counts: ReadCounts) -> str | None:
   """A label as a string: whole numbers as their digits, truth values as in JSON."""
   if isinstance(value, bool):
     return "true" if value else "false"
-  return identifier(value, fates)
+  return identifier(value, read_counts)
 
 
 def seconds(value: object) -> int | None:

@@ -32,7 +32,7 @@ from commentree.tasks.readers.rows import (
   votes,
 )
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.row import Row
 
 REPLIES_PASSED_OVER = "replies that are no list passed over"
@@ -85,25 +85,25 @@ def _matches(name: str, head: bytes) -> bool:
   return any("comments" in keys for keys in json_records.first_keys(head))
 
 
-def _rows(path: str, config: TreeConfig, fates: Fates) -> Iterator[Row]:
-  for record, _ in json_records.records(path, config, fates):
-    yield from line_rows(record, fates)
+def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Row]:
+  for record, _ in json_records.records(path, config, read_counts):
+    yield from line_rows(record, read_counts)
 
 
-def line_rows(line: bytes, fates: Fates) -> Iterator[Row]:
+def line_rows(line: bytes, read_counts: ReadCounts) -> Iterator[Row]:
   """Yields the rows of the tree on a line, the post's first; any bytes will do."""
   try:
     tree = _decode(line)
   except (ValueError, RecursionError):
     if not line or line.isspace():
       return
-    record = json_lines.parse(line, fates)
+    record = json_lines.parse(line, read_counts)
     if record is json_lines.BAD:
-      fates.trees[json_lines.BAD_JSON] += 1
+      read_counts.trees[json_lines.BAD_JSON] += 1
     else:
-      yield from record_rows(record, fates)
+      yield from record_rows(record, read_counts)
   else:
-    yield from _tree_rows(tree, fates)
+    yield from _tree_rows(tree, read_counts)
 
 
 FORMAT = Format(
@@ -111,89 +111,91 @@ FORMAT = Format(
 )
 
 
-def record_rows(record: Any, fates: Fates) -> Iterator[Row]:
+def record_rows(record: Any, read_counts: ReadCounts) -> Iterator[Row]:
   """Yields the rows of one tree, the post's first; any JSON value will do."""
   if not isinstance(record, Mapping):
-    fates.trees[comment_tree.TREE_NOT_OBJECT] += 1
+    read_counts.trees[comment_tree.TREE_NOT_OBJECT] += 1
     return
   tree = _Tree(**{name: record[name] for name in _TREE_FIELDS & record.keys()})
   comments = record.get("comments")
   if isinstance(comments, list):
-    tree.comments = _objects(comments, fates)
-  yield from _tree_rows(tree, fates)
+    tree.comments = _objects(comments, read_counts)
+  yield from _tree_rows(tree, read_counts)
 
 
-def _objects(values: list[Any], fates: Fates) -> list[_Comment]:
+def _objects(values: list[Any], read_counts: ReadCounts) -> list[_Comment]:
   objects = [c for c in values if isinstance(c, Mapping)]
   if len(objects) < len(values):
-    fates.comments[comment_tree.DROPPED_NOT_OBJECT] += len(values) - len(objects)
+    read_counts.comments[comment_tree.DROPPED_NOT_OBJECT] += len(values) - len(objects)
   return [
     _Comment(**{name: c[name] for name in _COMMENT_FIELDS & c.keys()}) for c in objects
   ]
 
 
-def _tree_rows(tree: _Tree, fates: Fates) -> Iterator[Row]:
+def _tree_rows(tree: _Tree, read_counts: ReadCounts) -> Iterator[Row]:
   comments = tree.comments
   if comments is None:
     lists = [v for v in (tree.replies, tree.children) if isinstance(v, list)]
     if not lists:
-      fates.trees[comment_tree.TREE_NO_LIST] += 1
+      read_counts.trees[comment_tree.TREE_NO_LIST] += 1
       return
-    comments = [c for values in lists for c in _objects(values, fates)]
-  ident = identifier(tree.id, fates)
+    comments = [c for values in lists for c in _objects(values, read_counts)]
+  ident = identifier(tree.id, read_counts)
   tree_id = (ident or "").removeprefix(POST_PREFIX)
   if not tree_id:
-    fates.trees[comment_tree.TREE_NO_ID] += 1
-    if number := sum(1 for _ in _with_nested(comments, fates)):
-      fates.comments[comment_tree.DROPPED_WITH_TREE] += number
+    read_counts.trees[comment_tree.TREE_NO_ID] += 1
+    if number := sum(1 for _ in _with_nested(comments, read_counts)):
+      read_counts.comments[comment_tree.DROPPED_WITH_TREE] += number
     return
-  subreddit = text(tree.subreddit, fates)
-  translation, into = _translation(tree.translation, fates)
+  subreddit = text(tree.subreddit, read_counts)
+  translation, into = _translation(tree.translation, read_counts)
   yield Row(
     tree_id,
     True,
     ident,
-    author=text(tree.author, fates),
-    text=text(tree.title, fates),
-    selftext=text(tree.selftext if tree.selftext is not None else tree.text, fates),
+    author=text(tree.author, read_counts),
+    text=text(tree.title, read_counts),
+    selftext=text(
+      tree.selftext if tree.selftext is not None else tree.text, read_counts
+    ),
     created_utc=seconds(tree.created_utc),
     score=votes(tree.score),
     subreddit=subreddit,
-    label=label(tree.label, fates),
-    language=identifier(tree.language, fates),
+    label=label(tree.label, read_counts),
+    language=identifier(tree.language, read_counts),
     translation=translation,
     translation_language=into,
   )
-  for comment, comment_id, parent_id in _with_nested(comments, fates):
-    translation, into = _translation(comment.translation, fates)
+  for comment, comment_id, parent_id in _with_nested(comments, read_counts):
+    translation, into = _translation(comment.translation, read_counts)
     yield Row(
       tree_id,
       False,
       comment_id,
       parent_id,
-      text(comment.author, fates),
-      text(comment.body if comment.body is not None else comment.text, fates),
+      text(comment.author, read_counts),
+      text(comment.body if comment.body is not None else comment.text, read_counts),
       None,
       seconds(comment.created_utc),
       votes(comment.score),
       subreddit,
-      label(comment.label, fates),
-      identifier(comment.language, fates),
+      label(comment.label, read_counts),
+      identifier(comment.language, read_counts),
       translation,
       into,
     )
 
 
 def _with_nested(
-  comments: list[_Comment], fates: Fates
+  comments: list[_Comment], read_counts: ReadCounts
 ) -> Iterator[tuple[_Comment, str | None, str | None]]:
   """Yields comments and those nested in them, each with its id and its parent's."""
   # What to look at, last first, each with the id of what it is nested in.
   waiting: list[tuple[_Comment, str | None]] = [(c, None) for c in reversed(comments)]
   while waiting:
     comment, above = waiting.pop()
-    ident = identifier(comment.id, fates)
-    parent_id = parent(comment.parent_id, fates)
+    ident = identifier(comment.id, read_counts)
+    parent_id = parent(comment.parent_id, read_counts)
     if parent_id is None:
       parent_id = above
     yield comment, ident, parent_id
@@ -202,20 +204,20 @@ def _with_nested(
       if isinstance(values, list):
         # Elsewhere the same names list ids, which are no comments.
         values = [v for v in values if not isinstance(v, (str, int, float))]
-        nested += _objects(values, fates)
+        nested += _objects(values, read_counts)
       elif isinstance(values, Mapping) and values:
-        fates.mended[REPLIES_PASSED_OVER] += 1
+        read_counts.mended[REPLIES_PASSED_OVER] += 1
     waiting += [(c, ident or parent_id) for c in reversed(nested)]
 
 
-def _translation(value: Any, fates: Fates) -> tuple[str | None, str | None]:
+def _translation(value: Any, read_counts: ReadCounts) -> tuple[str | None, str | None]:
   """Text and language of a translation; neither if it lacks one of them."""
   if value is None:
     return None, None
   parts = value if isinstance(value, Mapping) else {}
-  language = identifier(parts.get("language"), fates)
-  translated = text(parts.get("text"), fates)
+  language = identifier(parts.get("language"), read_counts)
+  translated = text(parts.get("text"), read_counts)
   if not language or not translated or translated.isspace():
-    fates.mended[comment_tree.MENDED_TRANSLATION] += 1
+    read_counts.mended[comment_tree.MENDED_TRANSLATION] += 1
     return None, None
   return translated, language

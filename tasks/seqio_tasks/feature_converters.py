@@ -1,4 +1,4 @@
-"""SeqIO's seam to the model: masked pieces in, forests out."""
+"""SeqIO's seam to the model: masked subtrees in, forests out."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from commentree.tasks.objectives.masking import MASKING_FEATURES
 from commentree.tasks.objectives.objectives import (
   NODE_FEATURES,
   TARGET_TOKENS,
-  extras_of,
+  optional_features_of,
 )
 from commentree.tasks.subtrees.subtree_builder import (
   LANGUAGES,
-  PIECE_FEATURES,
+  SUBTREE_FEATURES,
   TREE_ID,
-  Piece,
+  Subtree,
 )
 
 _Spec = seqio.FeatureConverter.FeatureSpec
-# Features that pieces have by their objective or their data.
+# Features that subtrees have by their objective or their data.
 _OPTIONAL = (TARGET_TOKENS, *NODE_FEATURES, LANGUAGES)
 
 
@@ -39,9 +39,11 @@ def _dtype(name: str) -> tf.DType:
   return tf.float32 if name == "decoder_loss_weights" else tf.int32
 
 
-def _model_features(extras: tuple[str, ...]) -> dict[str, Any]:
+def _model_features(optional_features: tuple[str, ...]) -> dict[str, Any]:
   """Features of a forest that has these optional ones."""
-  shape = resolve(ForestLayout(), {"encoder": 8, "decoder": 8}, extras=extras)
+  shape = resolve(
+    ForestLayout(), {"encoder": 8, "decoder": 8}, optional_features=optional_features
+  )
   return {
     name: _Spec(dtype=_dtype(name), rank=len(dims))
     for name, dims in shape.feature_shapes().items()
@@ -49,18 +51,18 @@ def _model_features(extras: tuple[str, ...]) -> dict[str, Any]:
 
 
 class CommentForestFeatureConverter(seqio.FeatureConverter):
-  """Lays masked pieces of trees out as forests of static shape.
+  """Lays masked subtrees of trees out as forests of static shape.
 
-  `task_feature_lengths` gives tokens per row, {'encoder': Le, 'decoder': Ld}: a piece
+  `task_feature_lengths` gives tokens per row, {'encoder': Le, 'decoder': Ld}: a subtree
   is ragged and has no length of its own to bound. Forests have the optional features
-  that go with those of the pieces.
+  that go with those of the subtrees.
 
   Attributes:
     layout: rows and slots.
   """
 
   TASK_FEATURES = {
-    name: _Spec(dtype=tf.int32) for name in (*PIECE_FEATURES, *MASKING_FEATURES)
+    name: _Spec(dtype=tf.int32) for name in (*SUBTREE_FEATURES, *MASKING_FEATURES)
   }
   MODEL_FEATURES = _model_features(())
   PACKING_FEATURE_DTYPES: Mapping[str, tf.DType] = {}
@@ -74,14 +76,14 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     """Takes the keywords that T5X gives.
 
     Args:
-      pack: as many pieces in a forest as it holds; if False, one, so that T5X's
-        inference knows which piece an answer is for.
+      pack: as many subtrees in a forest as it holds; if False, one, so that T5X's
+        inference knows which subtree an answer is for.
       use_custom_packing_ops: changes nothing.
       layout: rows and slots.
     """
     del use_custom_packing_ops
     self.layout = layout
-    self._packs_pieces = pack
+    self._packs_subtrees = pack
     # Our packing is not SeqIO's, which demands features of rank 1.
     super().__init__(pack=False, apply_length_check=False)
 
@@ -96,13 +98,13 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     if TREE_ID in ds.element_spec:  # SeqIO's mixtures drop it
       self.TASK_FEATURES[TREE_ID] = _Spec(dtype=tf.string, rank=0)
     self._shape = self.forest_shape(ds.element_spec, task_feature_lengths)
-    self.MODEL_FEATURES = _model_features(self._shape.extras)
+    self.MODEL_FEATURES = _model_features(self._shape.optional_features)
     return super().__call__(ds, dict.fromkeys(self.TASK_FEATURES, None))
 
   def forest_shape(
     self, features: Mapping[str, Any], task_feature_lengths: Mapping[str, int]
   ) -> ForestShape:
-    """Returns the shape of forests whose pieces have these features.
+    """Returns the shape of forests whose subtrees have these features.
 
     Raises:
       UserError: if the row lengths are not usable.
@@ -112,17 +114,19 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     if TARGET_TOKENS in features and layout.masked_per_row is None:
       # Whatever share of its tokens the objective predicts, they fit.
       layout = dataclasses.replace(layout, masked_per_row=length)
-    return resolve(layout, task_feature_lengths, extras=extras_of(features))
+    return resolve(
+      layout, task_feature_lengths, optional_features=optional_features_of(features)
+    )
 
   def _convert_features(self, ds, task_feature_lengths):
     del task_feature_lengths
     shape = self._shape
 
     def forests():
-      pieces = ds.as_numpy_iterator()
-      if self._packs_pieces:
-        return packing.pack(pieces, shape, self.layout.lookahead)
-      return (_forest_of(piece, shape) for piece in pieces)
+      subtrees = ds.as_numpy_iterator()
+      if self._packs_subtrees:
+        return packing.pack(subtrees, shape, self.layout.lookahead)
+      return (_forest_of(subtree, shape) for subtree in subtrees)
 
     return tf.data.Dataset.from_generator(
       forests,
@@ -138,12 +142,12 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     return {name: dims[0] for name, dims in self._shape.feature_shapes().items()}
 
 
-def _forest_of(piece: Piece, shape: ForestShape) -> packing.Forest:
-  """Returns a forest of one piece, empty if nothing in it is masked."""
-  forests = list(packing.pack([piece], shape, lookahead=1))
+def _forest_of(subtree: Subtree, shape: ForestShape) -> packing.Forest:
+  """Returns a forest of one subtree, empty if nothing in it is masked."""
+  forests = list(packing.pack([subtree], shape, lookahead=1))
   if len(forests) > 1:
     raise UserError(
-      f"ForestLayout: a piece takes {len(forests)} forests, where each must have one of"
-      " its own: give it more rows, or PiecesConfig.max_tree_size fewer comments"
+      f"ForestLayout: a subtree takes {len(forests)} forests, but each must have one of"
+      " its own: give it more rows, or SubtreeConfig.max_tree_size fewer comments"
     )
   return forests[0] if forests else packing.empty_forest(shape)

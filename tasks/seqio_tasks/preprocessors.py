@@ -1,4 +1,4 @@
-"""SeqIO preprocessors: trees to pieces (cached), objectives on those (every epoch)."""
+"""SeqIO preprocessors: trees to subtrees (cached), objectives on them (every epoch)."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from commentree.tasks.objectives.objectives import TARGET_TOKENS, Objective, com
 from commentree.tasks.subtrees.subtree_builder import (
   ANNOTATIONS,
   NODE_FEATURES,
-  PIECE_FEATURES,
-  PieceBuilder,
+  SUBTREE_FEATURES,
+  SubtreeBuilder,
 )
 from commentree.tasks.trees.columns import TREE_INDEX, from_columns
 
-# The place of a tree in its source and of a piece in its tree: whatever order a cache
-# has its pieces in, these two bring them back into that of the source.
-PLACE_FEATURES = (TREE_INDEX, "piece_index")
+# The place of a tree in its source and of a subtree in its tree: whatever order a cache
+# has its subtrees in, these two bring them back into that of the source.
+PLACE_FEATURES = (TREE_INDEX, "subtree_index")
 
-_PIECE_SIGNATURE = {
-  **{name: tf.TensorSpec([None], tf.int32) for name in PIECE_FEATURES},
+_SUBTREE_SIGNATURE = {
+  **{name: tf.TensorSpec([None], tf.int32) for name in SUBTREE_FEATURES},
   "tree_id": tf.TensorSpec([], tf.string),
 }
 
 
-def trees_to_pieces(ds: tf.data.Dataset, builder: PieceBuilder) -> tf.data.Dataset:
-  """Cleans, tokenises and splits trees; one example per piece.
+def trees_to_subtrees(ds: tf.data.Dataset, builder: SubtreeBuilder) -> tf.data.Dataset:
+  """Cleans, tokenises and splits trees; one example per subtree.
 
   Args:
-    ds: trees as `columns`. Pieces have the features of `PLACE_FEATURES` if trees have
+    ds: trees as `columns`. Subtrees have the features of `PLACE_FEATURES` if trees have
       a `TREE_INDEX`: those of our sources do, those of `seqio.TfdsDataSource` do not.
     builder: does the work.
   """
   placed = TREE_INDEX in ds.element_spec
 
-  def pieces():
+  def subtrees():
     for columns in ds.as_numpy_iterator():
-      for number, piece in enumerate(builder(from_columns(columns))):
+      for number, subtree in enumerate(builder(from_columns(columns))):
         if placed:
-          piece.update(zip(PLACE_FEATURES, (columns[TREE_INDEX], number)))
-        yield piece
+          subtree.update(zip(PLACE_FEATURES, (columns[TREE_INDEX], number)))
+        yield subtree
 
-  signature = dict(_PIECE_SIGNATURE)
+  signature = dict(_SUBTREE_SIGNATURE)
   signature |= {name: tf.TensorSpec([None], tf.int32) for name in builder.annotations}
   if placed:
     signature |= {name: tf.TensorSpec([], tf.int64) for name in PLACE_FEATURES}
-  return tf.data.Dataset.from_generator(pieces, output_signature=signature)
+  return tf.data.Dataset.from_generator(subtrees, output_signature=signature)
 
 
 def apply_objective(
@@ -61,7 +61,7 @@ def apply_objective(
   """Adds what the decoder reads and predicts.
 
   Args:
-    ds: pieces.
+    ds: subtrees.
     sequence_length: SeqIO's; 'decoder' bounds the tokens of a target that are shown.
     objective: says what is to be predicted.
     max_comment_tokens: the bound when SeqIO gives none.
@@ -70,24 +70,24 @@ def apply_objective(
   """
   max_length = (sequence_length or {}).get("decoder") or max_comment_tokens
   annotations = (name for name in ANNOTATIONS if name in ds.element_spec)
-  read = (*PIECE_FEATURES, *annotations)
+  read = (*SUBTREE_FEATURES, *annotations)
 
   def draw(seed, *features):
-    piece = dict(zip(read, features))
-    masked = objective(piece, max_length, int(seed[0]) & 0x7FFFFFFF, 0, int(seed[1]))
+    subtree = dict(zip(read, features))
+    masked = objective(subtree, max_length, int(seed[0]) & 0x7FFFFFFF, 0, int(seed[1]))
     whole = complete(masked)
     return [whole[name] for name in written]
 
   @seqio.map_over_dataset(num_seeds=1)
-  def mask(piece, seed):
+  def mask(subtree, seed):
     outputs = tf.numpy_function(
       draw,
-      [seed, *(piece[name] for name in read)],
+      [seed, *(subtree[name] for name in read)],
       [tf.int32] * len(written),
     )
     for output in outputs:
       output.set_shape([None])
-    return {**piece, **dict(zip(written, outputs))}
+    return {**subtree, **dict(zip(written, outputs))}
 
   return mask(ds)
 
@@ -98,12 +98,12 @@ def output_features(
   annotations: Sequence[str] = (),
   predicts_tokens: bool = True,
 ) -> dict[str, seqio.Feature]:
-  """The features of a piece that an objective was at, as SeqIO describes features.
+  """The features of a subtree that an objective was at, as SeqIO describes features.
 
   Args:
     vocabulary: of its tokens.
     added: the features that the objective adds.
-    annotations: those of `pieces.ANNOTATIONS` that it has.
+    annotations: those of `subtrees.ANNOTATIONS` that it has.
     predicts_tokens: whether tokens are what is predicted; labels otherwise.
   """
   numbers = seqio.PassThroughVocabulary(size=0)

@@ -37,10 +37,10 @@ from commentree.tasks.sources.tree_sources import (
   TreeFilesSource,
   TreeSource,
 )
-from commentree.tasks.subtrees.subtree_builder import PieceBuilder
+from commentree.tasks.subtrees.subtree_builder import SubtreeBuilder
 from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary import vocabularies
-from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
+from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 
 GENERATED, FILES = mixture_config.GENERATED, mixture_config.FILES
 
@@ -52,7 +52,7 @@ class CommentTreeTask(seqio.Task):
     tree_source: where the trees come from.
     tokenizer: text to token ids.
     preprocessing: the settings.
-    features: what is added to pieces when the task is read through SeqIO.
+    features: what is added to subtrees when the task is read through SeqIO.
   """
 
   def __init__(
@@ -77,7 +77,7 @@ class CommentTreeTask(seqio.Task):
     self.tokenizer = tokenizer
     self.preprocessing = preprocessing
     wanted = {*objectives.features(preprocessing.objective), *features}
-    annotations = self.piece_builder().annotations
+    annotations = self.subtree_builder().annotations
     self.features = tuple(
       name
       for name in objectives.ALL_FEATURES
@@ -87,21 +87,21 @@ class CommentTreeTask(seqio.Task):
       name,
       source=tree_source,
       preprocessors=[
-        self._to_pieces,
+        self._to_subtrees,
         seqio.CacheDatasetPlaceholder(),
         self._apply_objective,
       ],
       output_features=preprocessors.output_features(
-        LazyVocabulary(tokenizer),
+        TokenizerVocabulary(tokenizer),
         self.features,
         annotations,
         objectives.predicts_tokens(preprocessing.objective),
       ),
     )
 
-  def piece_builder(self) -> PieceBuilder:
+  def subtree_builder(self) -> SubtreeBuilder:
     """A fresh builder, its counts at zero."""
-    return PieceBuilder(self.tokenizer, self.preprocessing)
+    return SubtreeBuilder(self.tokenizer, self.preprocessing)
 
   def objective(self) -> objectives.Objective:
     """What is predicted of this task's comments.
@@ -111,11 +111,11 @@ class CommentTreeTask(seqio.Task):
     """
     return objectives.build(self.preprocessing, self.tokenizer)
 
-  def _to_pieces(self, ds):
-    return preprocessors.trees_to_pieces(ds, self.piece_builder())
+  def _to_subtrees(self, ds):
+    return preprocessors.trees_to_subtrees(ds, self.subtree_builder())
 
   def _apply_objective(self, ds, sequence_length):
-    limit = self.preprocessing.pieces.max_comment_tokens
+    limit = self.preprocessing.subtrees.max_comment_tokens
     return preprocessors.apply_objective(
       ds, sequence_length, self.objective(), limit, self.features
     )
@@ -136,7 +136,7 @@ def add_generated_task(
   Args:
     name: what SeqIO is to know it by.
     config: of the trees.
-    preprocessing: how trees become pieces, and what is predicted of them.
+    preprocessing: how trees become subtrees, and what is predicted of them.
     cache_dir: where the vocabulary lies.
     with_sentinels: whether the vocabulary has sentinels for spans that are taken out,
       as a mixture with such a task needs of all.
@@ -170,7 +170,7 @@ def add_files_task(
       made by `commentree build`, which has splits of its own.
     vocabulary: a SentencePiece model or tokenizer.json, from `commentree vocab`.
     held_out_share: share of the trees in the 'validation' split.
-    preprocessing: how trees become masked pieces.
+    preprocessing: how trees become masked subtrees.
     files_format: of the files, as in `readers.FORMATS`; None to tell it from each.
   """
   built = built_dataset.find(files)
@@ -228,7 +228,7 @@ def get_task(name: str) -> CommentTreeTask:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MixedTask:
   """A task, and its share of what it is mixed into: 1 if it stands alone."""
 
   task: CommentTreeTask
@@ -270,7 +270,7 @@ def add_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
   return seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
-def get_parts(name: str) -> list[Part]:
+def get_parts(name: str) -> list[MixedTask]:
   """Returns the tasks of a mixture as it names them, or one task.
 
   Raises:
@@ -278,7 +278,7 @@ def get_parts(name: str) -> list[Part]:
       comment trees, or not of one vocabulary, or predict different things.
   """
   if name not in seqio.MixtureRegistry.names():
-    return [Part(get_task(name), Fraction(1))]
+    return [MixedTask(get_task(name), Fraction(1))]
   mixture = seqio.MixtureRegistry.get(name)
   tasks = _tasks_of(mixture)
   for task in tasks:
@@ -290,7 +290,9 @@ def get_parts(name: str) -> list[Part]:
   rates = {task.name: mixture.get_rate(task) for task in tasks}
   for task in tasks[1:]:
     _check_mix(name, tasks[0], task)
-  return [Part(t, share) for t, share in zip(tasks, mixture_config.shares(name, rates))]
+  return [
+    MixedTask(t, share) for t, share in zip(tasks, mixture_config.shares(name, rates))
+  ]
 
 
 def _tasks_of(mixture: seqio.Mixture) -> list[seqio.Task]:

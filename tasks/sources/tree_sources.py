@@ -18,7 +18,7 @@ from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.dataset_files.built_dataset import BuiltDataset
 from commentree.tasks.sources import generated
 from commentree.tasks.trees.columns import COLUMNS, TREE_INDEX, to_columns
-from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 
 SPLITS = ("train", "validation")
 
@@ -32,12 +32,12 @@ class TreeSource(seqio.DataSource):
   """Comment trees as a SeqIO source; subclasses say where they come from.
 
   Attributes:
-    fates: what became of the comments read since the last split was started.
+    read_counts: what became of the comments read since the last split was started.
   """
 
   def __init__(self, splits: Sequence[str] = SPLITS):
     """Names the splits there are."""
-    self.fates = Fates()
+    self.read_counts = ReadCounts()
     super().__init__(splits=splits)
 
   @abc.abstractmethod
@@ -137,8 +137,10 @@ class TreeFilesSource(TreeSource):
 
   def trees(self, split: str) -> Iterator[CommentTree]:
     """Yields the trees whose id hashes into the split."""
-    self.fates = Fates()
-    found = readers.iter_trees(self.files, self.config, self.fates, self.format_name)
+    self.read_counts = ReadCounts()
+    found = readers.iter_trees(
+      self.files, self.config, self.read_counts, self.format_name
+    )
     for tree in found:
       if (id_fraction(tree.id) < self.held_out_share) == (split == "validation"):
         yield tree

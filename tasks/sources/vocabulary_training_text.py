@@ -17,7 +17,7 @@ from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import CleaningConfig, TreeConfig
 from commentree.tasks.dataset_files import built_dataset
 from commentree.tasks.trees import cleaning, comment_tree, copied_quotations
-from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 
 if TYPE_CHECKING:
   from commentree.tasks.vocabulary.vocabularies import Tokenizer
@@ -27,7 +27,7 @@ def iter_texts(
   files: str | Sequence[str],
   tree_config: TreeConfig,
   cleaning_config: CleaningConfig,
-  fates: Fates,
+  read_counts: ReadCounts,
   format_name: str | None = None,
 ) -> Iterator[str]:
   """Yields the cleaned text of every comment that has one, without its author.
@@ -39,17 +39,17 @@ def iter_texts(
       `commentree build` made, the train split is read, before all other files.
     tree_config: what to do with deleted comments and the like.
     cleaning_config: what to clean.
-    fates: counts what became of every comment.
+    read_counts: counts what became of every comment.
     format_name: of the files; None to tell it from each.
   """
   built, others = _split_built([files] if isinstance(files, str) else files)
   for folder in built:
     for tree in built_dataset.BuiltDataset(folder).trees("train"):
-      fates.trees[comment_tree.KEPT] += 1
-      fates.comments[comment_tree.KEPT] += len(tree.comments) - 1
+      read_counts.trees[comment_tree.KEPT] += 1
+      read_counts.comments[comment_tree.KEPT] += len(tree.comments) - 1
       yield from _texts(tree, cleaning_config)
   if others:
-    for tree in readers.iter_trees(others, tree_config, fates, format_name):
+    for tree in readers.iter_trees(others, tree_config, read_counts, format_name):
       yield from _texts(tree, cleaning_config)
 
 

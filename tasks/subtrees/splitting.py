@@ -1,13 +1,13 @@
-"""Cutting a tree into pieces, and who sees whom within one.
+"""Cutting a tree into subtrees, and who sees whom within one.
 
 A tree is an array of `parents`: node 0 is the post and has parent -1, every other
 node's parent comes before it. A node is a comment, or a chunk of one.
 
 A node sees at most `max_ancestors` of its ancestors: the nearest, and the topmost (the
-post) in place of those that are too many; if it sees one, its parent. A piece is some
+post) in place of those that are too many; if it sees one, its parent. A subtree is some
 targets, all that they see, and the post. It keeps its nodes' order, and a node whose
 parent is left out gets the nearest ancestor that is there, so that targets see the same
-in the piece as in the tree.
+in the subtree as in the tree.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from commentree.tasks.config.preprocessing import most_context
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitPiece:
+class SplitSubtree:
   """Part of a tree.
 
   Attributes:
@@ -54,13 +54,13 @@ def visible_ancestors(parents: np.ndarray, max_ancestors: int) -> np.ndarray:
 
 
 def extract_parents(nodes: np.ndarray, parents: np.ndarray) -> np.ndarray:
-  """Renumbers parents within a piece: int32 [nodes of the piece].
+  """Renumbers parents within a subtree: int32 [nodes of the subtree].
 
   A parent that is not there gives way to the nearest ancestor that is; the post has
   -1.
 
   Args:
-    nodes: indices of the piece's nodes in the tree, ascending, the post first.
+    nodes: indices of the subtree's nodes in the tree, ascending, the post first.
     parents: of the whole tree.
   """
   up = parents[nodes]
@@ -88,24 +88,24 @@ def split_nodes(
   *,
   max_tree_size: int,
   max_ancestors: int,
-) -> list[SplitPiece]:
-  """Cuts a tree into pieces in which every target is a target exactly once.
+) -> list[SplitSubtree]:
+  """Cuts a tree into subtrees in which every target is a target exactly once.
 
-  A tree that fits is one piece. Else subtrees are cut off from the leaves up wherever
-  they would outgrow a piece, and sibling subtrees share a piece, and its context,
+  A tree that fits is one subtree. Else subtrees are cut off from the leaves up wherever
+  they would outgrow a subtree, and sibling subtrees share a subtree, and its context,
   where they fit. Nodes that are no targets and that no target sees are left out.
 
   Args:
     parents: of each node; see above. [N]
     is_target: nonzero for nodes to be predicted. [N]
-    max_tree_size: most nodes in a piece, context included.
+    max_tree_size: most nodes in a subtree, context included.
     max_ancestors: most ancestors that a node sees.
 
   Returns:
-    The pieces, in order of their first targets; none if there are no targets.
+    The subtrees, in order of their first targets; none if there are no targets.
 
   Raises:
-    UserError: if a node and what it sees may not fit into a piece.
+    UserError: if a node and what it sees may not fit into a subtree.
   """
   if max_tree_size <= most_context(max_ancestors):
     raise UserError(
@@ -123,34 +123,35 @@ def split_nodes(
   return _with_context(parents, targets, group, max_ancestors)
 
 
-def count_copies(pieces: Sequence[SplitPiece]) -> int:
-  """Nodes that are in the pieces of one tree once more than they need be."""
-  if not pieces:
+def count_copies(subtrees: Sequence[SplitSubtree]) -> int:
+  """Nodes that are in the subtrees of one tree once more than they need be."""
+  if not subtrees:
     return 0
-  nodes = np.concatenate([piece.nodes for piece in pieces])
+  nodes = np.concatenate([subtree.nodes for subtree in subtrees])
   return len(nodes) - len(np.unique(nodes))
 
 
 def _with_context(
   parents: np.ndarray, targets: np.ndarray, group: np.ndarray, max_ancestors: int
-) -> list[SplitPiece]:
-  """Pieces of the targets of each group and what those see."""
+) -> list[SplitSubtree]:
+  """Subtrees of the targets of each group and what those see."""
   count = len(parents)
   seen = visible_ancestors(parents, max_ancestors)[targets]
   of_target, column = np.nonzero(seen >= 0)
-  # A node in a piece is one number: the piece in the high part, the node in the low.
+  # A node in a subtree is one number: the subtree in the high part, the node in the
+  #   low.
   target_keys = group * count + targets
   context_keys = group[of_target] * count + seen[of_target, column]
   keys = np.unique(np.concatenate([group * count, target_keys, context_keys]))
   is_target = np.zeros(len(keys), bool)
   is_target[np.searchsorted(keys, target_keys)] = True
-  pieces, nodes = np.divmod(keys, count)
-  starts = np.flatnonzero(np.diff(pieces, prepend=-1))
+  subtrees, nodes = np.divmod(keys, count)
+  starts = np.flatnonzero(np.diff(subtrees, prepend=-1))
   split = [
-    SplitPiece(*part)
+    SplitSubtree(*part)
     for part in zip(np.split(nodes, starts[1:]), np.split(is_target, starts[1:]))
   ]
-  return sorted(split, key=lambda piece: piece.nodes[np.argmax(piece.is_target)])
+  return sorted(split, key=lambda subtree: subtree.nodes[np.argmax(subtree.is_target)])
 
 
 def _group_nodes(
@@ -159,10 +160,10 @@ def _group_nodes(
   max_tree_size: int,
   max_ancestors: int,
 ) -> np.ndarray:
-  """Assigns every node to a group whose targets fit into one piece: int64 [N].
+  """Assigns every node to a group whose targets fit into one subtree: int64 [N].
 
   Goes from the leaves up. A *cluster* is a node and those clusters of its children
-  that are still attached to it; its piece takes the cluster's nodes and at most
+  that are still attached to it; its subtree takes the cluster's nodes and at most
   `most_context` above. Where that is too much, the children's clusters are put into
   bins of what siblings can share, best fit decreasing; each bin becomes a group, but
   for the one with most room left, which stays attached.

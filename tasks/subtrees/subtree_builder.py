@@ -1,6 +1,6 @@
-"""From a `CommentTree` to tokenised pieces: the ragged, model-independent features.
+"""From a `CommentTree` to tokenised subtrees: the ragged, model-independent features.
 
-A *piece* is a tree, or a part of one cut out to fit `max_tree_size`. Its *nodes* are
+A *subtree* is a tree, or a part of one cut out to fit `max_tree_size`. Its *nodes* are
 comments, or chunks of comments longer than `max_comment_tokens`; a parent always
 precedes its children. Everything here happens once per tree, before masking, and can
 be cached offline.
@@ -20,7 +20,7 @@ import numpy as np
 from commentree.tasks.config.preprocessing import PreprocessingConfig
 from commentree.tasks.subtrees import spans, splitting, translations
 from commentree.tasks.subtrees.discourse import PhraseFinder, read_phrases
-from commentree.tasks.subtrees.subtree_counts import PieceCounts
+from commentree.tasks.subtrees.subtree_counts import SubtreeCounts
 from commentree.tasks.trees import cleaning, copied_quotations, markers
 from commentree.tasks.vocabulary import sequence_ends
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
   from commentree.tasks.trees.copied_quotations import CleanText
   from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
-# Features of a piece, all int32 and of rank 1.
+# Features of a subtree, all int32 and of rank 1.
 NODE_FEATURES = ("lengths", "parents", "depths", "is_target", "node_ids")
-PIECE_FEATURES = ("tokens", *NODE_FEATURES)
+SUBTREE_FEATURES = ("tokens", *NODE_FEATURES)
 # Those of them that settings ask for come along, int32 [sum(lengths)] as the tokens:
 # `config.LabelsConfig`'s labels, and which occurrence of a discourse marker in its
 # comment a token is part of, from 1 on, 0 for none.
@@ -44,24 +44,24 @@ COMMENT_LABELS = "comment_labels"
 LANGUAGES = "languages"
 ANNOTATIONS = (LABELS, PHRASES, COMMENT_LABELS, LANGUAGES)
 NO_LABEL = -1
-# And the id of the tree that the piece is of: bytes, of rank 0.
+# And the id of the tree that the subtree is of: bytes, of rank 0.
 TREE_ID = "tree_id"
 
 # Arrays by feature, and the tree's id as bytes.
-Piece = dict[str, Any]
+Subtree = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class PieceBuilder:
-  """Turns trees into pieces; the one place where text becomes token ids."""
+class SubtreeBuilder:
+  """Turns trees into subtrees; the one place where text becomes token ids."""
 
   tokenizer: Tokenizer
   preprocessing: PreprocessingConfig = PreprocessingConfig()
-  counts: PieceCounts = dataclasses.field(default_factory=PieceCounts)
+  counts: SubtreeCounts = dataclasses.field(default_factory=SubtreeCounts)
 
   @property
   def annotations(self) -> tuple[str, ...]:
-    """Those of `ANNOTATIONS` that the pieces have."""
+    """Those of `ANNOTATIONS` that the subtrees have."""
     asked = (
       bool(self.preprocessing.labels.names),
       self.preprocessing.discourse.file is not None,
@@ -82,7 +82,7 @@ class PieceBuilder:
 
   @functools.cached_property
   def _ends(self) -> sequence_ends.SequenceEnds | None:
-    return sequence_ends.of_vocabulary(self.preprocessing.pieces, self.tokenizer)
+    return sequence_ends.of_vocabulary(self.preprocessing.subtrees, self.tokenizer)
 
   def texts(
     self, tree: CommentTree, clean: Sequence[CleanText] | None = None
@@ -108,8 +108,8 @@ class PieceBuilder:
     self.counts.words_copied += found[copied_quotations.COPIED_WORDS]
     return clean
 
-  def __call__(self, tree: CommentTree) -> Iterator[Piece]:
-    """Yields the pieces of a tree, in which each comment is a target exactly once."""
+  def __call__(self, tree: CommentTree) -> Iterator[Subtree]:
+    """Yields the subtrees of a tree, in which each comment is a target exactly once."""
     encoded, annotations = self.encode(tree)
     whole = self.nodes(tree, encoded)
     per_token = ["tokens", *annotations]
@@ -125,10 +125,10 @@ class PieceBuilder:
     splits = splitting.split_nodes(
       whole["parents"],
       whole["is_target"],
-      max_tree_size=self.preprocessing.pieces.max_tree_size,
-      max_ancestors=self.preprocessing.pieces.max_ancestors,
+      max_tree_size=self.preprocessing.subtrees.max_tree_size,
+      max_ancestors=self.preprocessing.subtrees.max_ancestors,
     )
-    self.counts.pieces += len(splits)
+    self.counts.subtrees += len(splits)
     self.counts.nodes += sum(len(split.nodes) for split in splits)
     self.counts.context_copies += splitting.count_copies(splits)
     for split in splits:
@@ -142,8 +142,8 @@ class PieceBuilder:
         TREE_ID: tree_id,
       }
 
-  def nodes(self, tree: CommentTree, encoded: Sequence[np.ndarray]) -> Piece:
-    """Returns `PIECE_FEATURES` of a whole tree: a node a comment, or a node a chunk.
+  def nodes(self, tree: CommentTree, encoded: Sequence[np.ndarray]) -> Subtree:
+    """Returns `SUBTREE_FEATURES` of a whole tree: a node a comment, or a node a chunk.
 
     Args:
       tree: the tree.
@@ -151,10 +151,10 @@ class PieceBuilder:
     """
     parents = np.fromiter((c.parent for c in tree.comments), np.int32, len(encoded))
     depths = np.asarray(tree.depths(), np.int32)
-    limit = self.preprocessing.pieces.max_comment_tokens
+    limit = self.preprocessing.subtrees.max_comment_tokens
     full = np.fromiter(map(len, encoded), np.int32, len(encoded))
     self.counts.tokens += int(full.sum())
-    if self.preprocessing.pieces.long_comments == "truncate":
+    if self.preprocessing.subtrees.long_comments == "truncate":
       self.counts.tokens_cut += int(np.maximum(full - limit, 0).sum())
       chunks = np.ones_like(full)
     else:
@@ -204,8 +204,8 @@ class PieceBuilder:
 
   def _flat(self, comments: Sequence[np.ndarray]) -> np.ndarray:
     """One value a token, of the tokens of each comment that there is room for."""
-    if self.preprocessing.pieces.long_comments == "truncate":
-      limit = self.preprocessing.pieces.max_comment_tokens
+    if self.preprocessing.subtrees.long_comments == "truncate":
+      limit = self.preprocessing.subtrees.max_comment_tokens
       comments = [values[:limit] for values in comments]
     return np.concatenate([np.empty(0, np.int32), *comments], dtype=np.int32)
 
@@ -289,8 +289,8 @@ class PieceBuilder:
       kept, more = len(encoded[index]), len(ids)
       if not (kept and more):
         continue
-      if self.preprocessing.pieces.long_comments == "truncate":
-        kept, more = translations.share(kept, more, self.preprocessing.pieces.room)
+      if self.preprocessing.subtrees.long_comments == "truncate":
+        kept, more = translations.share(kept, more, self.preprocessing.subtrees.room)
         cut = len(encoded[index]) + len(ids) - kept - more
         self.counts.tokens += cut
         self.counts.tokens_cut += cut
@@ -370,21 +370,21 @@ class PieceBuilder:
   ) -> np.ndarray:
     """Numbers of the phrases that tokens are in, of those that no node cuts."""
     numbers = spans.owners(offsets, places) + 1
-    limit = self.preprocessing.pieces.room
+    limit = self.preprocessing.subtrees.room
     for cut in range(limit, len(numbers), limit):
       if numbers[cut] and numbers[cut] == numbers[cut - 1]:
         numbers[numbers == numbers[cut]] = 0
     return numbers
 
 
-def tree_number(piece: Piece) -> int:
-  """A number from 1 for the piece's tree, equal for pieces of one tree; 0 if unknown.
+def tree_number(subtree: Subtree) -> int:
+  """A number from 1 for the tree of a subtree, the same for all of it; 0 if unknown.
 
   A hash of the tree's id in 31 bits: two of a hundred thousand trees share one.
   """
-  if TREE_ID not in piece:
+  if TREE_ID not in subtree:
     return 0
-  digest = hashlib.blake2b(piece[TREE_ID], digest_size=4).digest()
+  digest = hashlib.blake2b(subtree[TREE_ID], digest_size=4).digest()
   return max(1, int.from_bytes(digest, "little") >> 1)
 
 
@@ -395,6 +395,6 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
   return np.arange(total) + np.repeat(starts - offsets, lengths)
 
 
-def target_lengths(piece: Piece, max_length: int) -> np.ndarray:
+def target_lengths(subtree: Subtree, max_length: int) -> np.ndarray:
   """Tokens of each node as a target in rows of `max_length`, 0 for context: [N]."""
-  return np.minimum(piece["lengths"], max_length) * piece["is_target"]
+  return np.minimum(subtree["lengths"], max_length) * subtree["is_target"]

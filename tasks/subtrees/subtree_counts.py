@@ -1,4 +1,4 @@
-"""What becomes of trees on the way to pieces, counted."""
+"""What becomes of trees on the way to subtrees, counted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import dataclasses
 
 
 @dataclasses.dataclass
-class PieceCounts:
+class SubtreeCounts:
   """What became of the tokens and nodes of the trees seen so far."""
 
   trees: int = 0
   comments: int = 0
-  pieces: int = 0
+  subtrees: int = 0
   nodes: int = 0
   context_copies: int = 0
   tokens: int = 0
@@ -23,19 +23,19 @@ class PieceCounts:
   words: int = 0
   words_copied: int = 0
 
-  def add(self, other: PieceCounts) -> None:
+  def add(self, other: SubtreeCounts) -> None:
     """Adds another's counts to these."""
     for field in dataclasses.fields(self):
       total = getattr(self, field.name) + getattr(other, field.name)
       setattr(self, field.name, total)
 
   def report(self) -> str:
-    """One line: pieces, context encoded twice, share of tokens cut off, of labels."""
+    """One line: subtrees, context encoded twice, share of tokens cut off, of labels."""
     copied = self.context_copies / max(1, self.nodes)
     cut = self.tokens_cut / max(1, self.tokens)
     return (
       f"{self.trees:,} trees, {self.comments:,} comments, {self.tokens:,} tokens"
-      f" ({cut:.1%} cut off) in {self.pieces:,} pieces"
+      f" ({cut:.1%} cut off) in {self.subtrees:,} subtrees"
       f" ({copied:.1%} of their nodes are context copies)"
     ) + self._report_asked_for()
 

@@ -1,7 +1,7 @@
 """How rows become a tree, whatever they hold.
 
 No input raises: what cannot be used is left out, what can be mended is mended, and
-`Fates` counts every comment exactly once, by what became of it.
+`ReadCounts` counts every comment exactly once, by what became of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from commentree.tasks.trees.comment_tree import (
   TREE_EMPTY_NO_POST,
   Comment,
   CommentTree,
-  Fates,
+  ReadCounts,
   Stub,
   Translation,
   count_stub,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 def assemble(
   rows: Iterable[Row],
-  fates: Fates,
+  read_counts: ReadCounts,
   config: TreeConfig,
   unwanted: Callable[[Row], str | None] | None = None,
 ) -> CommentTree | None:
@@ -63,7 +63,7 @@ def assemble(
       of the tree's id is the post, or else the first, and others answer it. Stubs
       count once for each place that they stand in, and not at all once all that they
       list was read.
-    fates: gets this tree's counts added to it.
+    read_counts: gets this tree's counts added to it.
     config: the choices there are.
     unwanted: tells the fate of a comment that is to be spliced out though nothing is
       odd about it; None for one that is wanted.
@@ -80,27 +80,27 @@ def assemble(
     elif not row.is_post:
       comment_rows.append(row)
     elif posts and same_post(row, posts[0]):
-      fates.trees[TREE_DUPLICATE] += 1
+      read_counts.trees[TREE_DUPLICATE] += 1
     else:
       posts.append(row)
   post_row = next((row for row in posts if is_named(row)), posts[0] if posts else None)
   others = [row for row in posts if post_row and not same_post(row, post_row)]
   if copies := len(posts) - len(others) - (post_row is not None):
-    fates.trees[TREE_DUPLICATE] += copies
+    read_counts.trees[TREE_DUPLICATE] += copies
   comment_rows[:0] = [
     row._replace(is_post=False, text=row.selftext, selftext=None) for row in others
   ]
-  candidates = _candidates(comment_rows, fates, config, unwanted)
-  _count_stubs(stub_rows, candidates, fates)
+  candidates = _candidates(comment_rows, read_counts, config, unwanted)
+  _count_stubs(stub_rows, candidates, read_counts)
   if post_row is None and not comment_rows:
     return None
   post = _post(post_row, comment_rows, config)
-  comments = _arrange(post, candidates, fates, config)
+  comments = _arrange(post, candidates, read_counts, config)
   missing = post_row is None
   if len(comments) == 1 and not (config.target_post and post.text):
-    fates.trees[TREE_EMPTY_NO_POST if missing else TREE_EMPTY] += 1
+    read_counts.trees[TREE_EMPTY_NO_POST if missing else TREE_EMPTY] += 1
     return None
-  fates.trees[KEPT_NO_POST if missing else KEPT] += 1
+  read_counts.trees[KEPT_NO_POST if missing else KEPT] += 1
   first = comment_rows[0] if comment_rows else None
   named = post_row if post_row and post_row.subreddit else first
   return CommentTree(post.id, comments, named.subreddit if named else None)
@@ -144,7 +144,9 @@ def _translation(row: Row) -> Translation | None:
   return Translation(row.translation_language, row.translation)
 
 
-def _count_stubs(rows: Sequence[Row], read: Container[str], fates: Fates) -> None:
+def _count_stubs(
+  rows: Sequence[Row], read: Container[str], read_counts: ReadCounts
+) -> None:
   """Counts what is left out and was not read from elsewhere, copies once."""
   places: dict[str, Stub] = {}
   for row in rows:
@@ -157,9 +159,9 @@ def _count_stubs(rows: Sequence[Row], read: Container[str], fates: Fates) -> Non
     left = {ident for ident in stub.ids if ident not in read}
     if left or not stub.ids:
       ids |= left
-      count_stub(stub._replace(ids=()), fates)
+      count_stub(stub._replace(ids=()), read_counts)
   if ids:
-    fates.missing[MORE_IDS] += len(ids)
+    read_counts.missing[MORE_IDS] += len(ids)
 
 
 @dataclasses.dataclass(slots=True)
@@ -172,7 +174,7 @@ class _Candidate:
 
 def _candidates(
   rows: Sequence[Row],
-  fates: Fates,
+  read_counts: ReadCounts,
   config: TreeConfig,
   unwanted: Callable[[Row], str | None] | None,
 ) -> dict[str, _Candidate]:
@@ -181,10 +183,10 @@ def _candidates(
   for row in rows:
     key = (row.id or "").removeprefix("t1_")
     if not key:
-      fates.comments[DROPPED_NO_ID] += 1
+      read_counts.comments[DROPPED_NO_ID] += 1
       continue
     if key in candidates:
-      fates.comments[DROPPED_DUPLICATE] += 1
+      read_counts.comments[DROPPED_DUPLICATE] += 1
       continue
     text = row.text
     if text is None:
@@ -202,7 +204,7 @@ def _candidates(
 def _arrange(
   post: Comment,
   candidates: dict[str, _Candidate],
-  fates: Fates,
+  read_counts: ReadCounts,
   config: TreeConfig,
 ) -> list[Comment]:
   """Finds every candidate's place, from the post down; counts each one's fate."""
@@ -244,7 +246,7 @@ def _arrange(
   for key, candidate in candidates.items():
     if key not in home and candidate.fate not in (DROPPED_SELF_PARENT, DROPPED_ORPHAN):
       candidate.fate = DROPPED_CYCLE
-  fates.comments.update(candidate.fate for candidate in candidates.values())
+  read_counts.comments.update(candidate.fate for candidate in candidates.values())
   return _depth_first(post, candidates, living, lost_reply)
 
 

@@ -57,8 +57,8 @@ TREE_DUPLICATE = "dropped: post seen before"
 KEPT_NO_POST = "kept: post missing, stands without text"
 NO_POST = (KEPT_NO_POST, TREE_EMPTY_NO_POST)  # trees that no post was read for
 # What was mended inside a comment or tree.
-MENDED_SURROGATES = "lone surrogates replaced"
-MENDED_NUL = "NUL characters removed"
+REPAIRED_SURROGATES = "lone surrogates replaced"
+REPAIRED_NUL = "NUL characters removed"
 MENDED_TRANSLATION = "translation without text or language left out"
 # What a source says that it left out.
 MORE_STUBS = "stubs (kind: more)"
@@ -173,7 +173,7 @@ def _counter() -> collections.Counter[str]:
 
 
 @dataclasses.dataclass
-class Fates:
+class ReadCounts:
   """What became of all that was read, counted by reason.
 
   Attributes:
@@ -190,7 +190,7 @@ class Fates:
   missing: collections.Counter[str] = dataclasses.field(default_factory=_counter)
   files: collections.Counter[str] = dataclasses.field(default_factory=_counter)
 
-  def __iadd__(self, other: Fates) -> Fates:
+  def __iadd__(self, other: ReadCounts) -> ReadCounts:
     """Adds another's counts to these."""
     for field in dataclasses.fields(self):
       getattr(self, field.name).update(getattr(other, field.name))
@@ -206,7 +206,7 @@ class Fates:
     return self.comments.total() + self.trees.total() + self.files.total()
 
   def told(self) -> str:
-    """The commonest fates of trees and comments, in a few words."""
+    """The commonest read_counts of trees and comments, in a few words."""
     parts = [
       f"{number:,} {what} {fate}"
       for what, counts in (("trees", self.trees), ("comments", self.comments))
@@ -272,10 +272,10 @@ def post_text(title: str | None, selftext: str | None, config: TreeConfig) -> st
   return "\n\n".join(living)
 
 
-def count_stub(stub: Stub, fates: Fates) -> None:
+def count_stub(stub: Stub, read_counts: ReadCounts) -> None:
   """Counts a stub, and all that it lists."""
-  fates.missing[MORE_STUBS] += 1
+  read_counts.missing[MORE_STUBS] += 1
   if stub.ids:
-    fates.missing[MORE_IDS] += len(stub.ids)
+    read_counts.missing[MORE_IDS] += len(stub.ids)
   if stub.number:
-    fates.missing[MORE_COUNT] += stub.number
+    read_counts.missing[MORE_COUNT] += stub.number

@@ -11,7 +11,7 @@ import numpy as np
 from commentree.tasks.vocabulary.backend import Encoded, Encoder
 
 
-def drop_spaces(encoder: Encoder, encoded: Encoded) -> Encoded:
+def strip_marker_spaces(encoder: Encoder, encoded: Encoded) -> Encoded:
   """Leaves out the token of a lone space in front of a marker.
 
   It says nothing and would be masked like a word.

@@ -330,7 +330,7 @@ class HfEncoder(Encoder):
   def begins_word(self) -> np.ndarray | None:
     """Whether a token begins a word; see `Encoder`."""
     pieces = [self.id_to_piece(token_id) for token_id in range(self.size)]
-    return word_starts.beginnings(pieces, self._continues)
+    return word_starts.starts_word(pieces, self._continues)
 
   def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
     """Returns the tokens of each text; see `Encoder`."""

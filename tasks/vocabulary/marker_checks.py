@@ -10,7 +10,7 @@ import numpy as np
 from commentree.errors import UserError
 from commentree.tasks.trees.markers import MASK
 from commentree.tasks.vocabulary.backend import Encoder
-from commentree.tasks.vocabulary.encoded_texts import drop_spaces, split
+from commentree.tasks.vocabulary.encoded_texts import split, strip_marker_spaces
 
 
 def check_unchanged(
@@ -46,7 +46,9 @@ def check_markers(
     )
   told = [m for m in markers if m != MASK]
   probes = [f"a{marker}a {marker} a" for marker in told]
-  for marker, ids in zip(told, split(drop_spaces(encoder, encoder.encode(probes)))):
+  for marker, ids in zip(
+    told, split(strip_marker_spaces(encoder, encoder.encode(probes)))
+  ):
     token = encoder.piece_to_id(marker)
     places = np.flatnonzero(ids == token)
     if len(places) != 2 or not encoder.is_marker[token]:

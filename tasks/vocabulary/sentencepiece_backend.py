@@ -312,7 +312,7 @@ class SentencePieceEncoder(Encoder):
   @functools.cached_property
   def begins_word(self) -> np.ndarray | None:
     """Whether a token begins a word; see `Encoder`."""
-    return word_starts.beginnings(list(self._ids))
+    return word_starts.starts_word(list(self._ids))
 
   def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
     """Returns the tokens of each text; see `Encoder`."""

@@ -13,7 +13,7 @@ import tensorflow as tf
 from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 
-class LazyVocabulary(seqio.Vocabulary):
+class TokenizerVocabulary(seqio.Vocabulary):
   """A tokenizer as SeqIO wants one; registering a task neither reads nor makes it."""
 
   def __init__(self, tokenizer: Tokenizer):
@@ -83,17 +83,17 @@ class LazyVocabulary(seqio.Vocabulary):
     return texts
 
   def __eq__(self, other: object) -> bool:
-    if not isinstance(other, LazyVocabulary):
+    if not isinstance(other, TokenizerVocabulary):
       return False
     if self._tokenizer is other._tokenizer:
       return True
     return self._tokenizer.fingerprint == other._tokenizer.fingerprint
 
   def __str__(self) -> str:
-    return f"LazyVocabulary({self._tokenizer})"
+    return f"TokenizerVocabulary({self._tokenizer})"
 
 
-def load_vocabulary(path: str | os.PathLike[str]) -> LazyVocabulary:
+def load_vocabulary(path: str | os.PathLike[str]) -> TokenizerVocabulary:
   """Opens a vocabulary as SeqIO knows them.
 
   Raises:
@@ -101,4 +101,4 @@ def load_vocabulary(path: str | os.PathLike[str]) -> LazyVocabulary:
   """
   tokenizer = Tokenizer(lambda: path)
   tokenizer.check()
-  return LazyVocabulary(tokenizer)
+  return TokenizerVocabulary(tokenizer)

@@ -16,7 +16,7 @@ import numpy as np
 from commentree.errors import UserError
 
 if TYPE_CHECKING:
-  from commentree.tasks.config.preprocessing import PiecesConfig
+  from commentree.tasks.config.preprocessing import SubtreeConfig
   from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 
@@ -58,7 +58,7 @@ class SequenceEnds:
     return np.concatenate(parts)
 
 
-def of_vocabulary(config: PiecesConfig, tokenizer: Tokenizer) -> SequenceEnds | None:
+def of_vocabulary(config: SubtreeConfig, tokenizer: Tokenizer) -> SequenceEnds | None:
   """Returns what is put around comments; None if nothing is.
 
   Raises:
@@ -69,7 +69,7 @@ def of_vocabulary(config: PiecesConfig, tokenizer: Tokenizer) -> SequenceEnds | 
   if tokenizer.bos_id is None or tokenizer.eos_id is None:
     missing = "beginning (as <s>, [CLS])" if tokenizer.bos_id is None else "end"
     raise UserError(
-      f"PiecesConfig.sequence_ends = True: {tokenizer.path} has no token for the"
+      f"SubtreeConfig.sequence_ends = True: {tokenizer.path} has no token for the"
       f" {missing} of a sequence; set it to False"
     )
   return SequenceEnds(

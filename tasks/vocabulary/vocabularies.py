@@ -29,7 +29,11 @@ from commentree.tasks.vocabulary import (
   vocabulary_files,
 )
 from commentree.tasks.vocabulary.backend import Encoder
-from commentree.tasks.vocabulary.encoded_texts import drop_spaces, split, without_spaces
+from commentree.tasks.vocabulary.encoded_texts import (
+  split,
+  strip_marker_spaces,
+  without_spaces,
+)
 from commentree.tasks.vocabulary.token_texts import TokenTexts
 
 ModelType = Literal["unigram", "bpe", "byte_bpe", "wordpiece"]
@@ -393,7 +397,7 @@ class Tokenizer:
       texts: cleaned texts; markers in them become one token each.
     """
     encoder = self._encoder
-    return split(drop_spaces(encoder, encoder.encode(texts)))
+    return split(strip_marker_spaces(encoder, encoder.encode(texts)))
 
   def encode_with_masks(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the token ids of each text, as `encode_batch`, with masks in them.
@@ -403,7 +407,7 @@ class Tokenizer:
         vocabulary calls it. Its own name, such as `[MASK]`, is a word as any other.
     """
     encoder = self._mask_encoder
-    return split(drop_spaces(encoder, encoder.encode(texts)))
+    return split(strip_marker_spaces(encoder, encoder.encode(texts)))
 
   @functools.cached_property
   def _mask_encoder(self) -> Encoder:
@@ -424,7 +428,7 @@ class Tokenizer:
     empty. Tokens that share a character, such as its bytes, all have it.
     """
     encoder = self._encoder
-    encoded = drop_spaces(encoder, encoder.encode(texts, offsets=True))
+    encoded = strip_marker_spaces(encoder, encoder.encode(texts, offsets=True))
     assert encoded.offsets is not None
     results = []
     ends = np.concatenate([[0], np.cumsum(encoded.lengths)]).tolist()

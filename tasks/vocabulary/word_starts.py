@@ -13,7 +13,7 @@ from commentree.tasks.vocabulary.backend import WORD_START
 _IN_WORDS = frozenset("'\u2019_")
 
 
-def beginnings(
+def starts_word(
   pieces: Sequence[str], continues: str | None = None
 ) -> np.ndarray | None:
   """Which pieces begin a word, bool [pieces]; None if they do not tell.

@@ -42,7 +42,7 @@ def main() -> None:
   parser.add_argument("--failures", default="fuzz_failures", help="folder for inputs")
   parser.add_argument("--one", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
-  library_noise.keep_out_tpu_library()
+  library_noise.disable_libtpu_without_tpu()
   if arguments.one:
     _fuzz(arguments)
     return

@@ -30,7 +30,7 @@ from commentree.tasks.config.preprocessing import (
 from commentree.tasks.dataset_files import built_dataset, tfrecord
 from commentree.tasks.readers.parsing import files
 from commentree.tasks.trees import cleaning
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary import vocabularies
 from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
@@ -60,15 +60,15 @@ class Surface:
 
 
 def _read_trees(name: str | None, path: pathlib.Path, of_files: int = 1) -> None:
-  fates = Fates()
-  found = list(readers.iter_trees(str(path), TreeConfig(), fates, name))
-  assert 1 <= sum(fates.files.values()) <= of_files, fates
+  read_counts = ReadCounts()
+  found = list(readers.iter_trees(str(path), TreeConfig(), read_counts, name))
+  assert 1 <= sum(read_counts.files.values()) <= of_files, read_counts
   # A kept tree is counted as one; whatever else there was has a reason.
-  kept = sum(n for fate, n in fates.trees.items() if fate.startswith("kept"))
-  assert kept == len(found), fates
+  kept = sum(n for fate, n in read_counts.trees.items() if fate.startswith("kept"))
+  assert kept == len(found), read_counts
   in_trees = sum(len(tree.comments) - 1 for tree in found)
-  kept = sum(n for fate, n in fates.comments.items() if fate.startswith("kept"))
-  assert kept == in_trees, fates
+  kept = sum(n for fate, n in read_counts.comments.items() if fate.startswith("kept"))
+  assert kept == in_trees, read_counts
 
 
 def _reader(name: str | None, folder: pathlib.Path) -> Check:
@@ -323,7 +323,7 @@ def _gin_seeds(folder: pathlib.Path) -> list[bytes]:
   del folder
   return [
     b"ModelConfig.emb_dim = 128\nSTEPS = 10\nTrainConfig.train_steps = %STEPS",
-    b"# a comment\nmodel/PiecesConfig.long_comments = 'cut'\nLENGTHS = {'a': 8}\n",
+    b"# a comment\nmodel/SubtreeConfig.long_comments = 'cut'\nLENGTHS = {'a': 8}\n",
     b"ModelConfig.mlp_activations = ('gelu', 'linear')\nFILES = ['a', \"b\"]",
     b"TrainConfig.optimizer = @OptimizerConfig()\nSHARE = -1.5e-3\nNAME = None\n",
   ]

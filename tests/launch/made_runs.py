@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import gin
-from commentree.launch.inference import run_facts
+from commentree.launch.inference import run_context
 from commentree.launch.settings import gin_cli, model_sizes
 from commentree.models.batch import smallest
 from commentree.models.model import CommentTreeModel
@@ -24,8 +24,8 @@ SETTINGS = {
   "TASK_FEATURE_LENGTHS": {"encoder": 24, "decoder": 24},
   "MAX_ANCESTORS": 4,
   "ForestLayout.decoder_rows": 8,
-  "PiecesConfig.max_tree_size": 8,
-  "PiecesConfig.max_comment_tokens": 24,
+  "SubtreeConfig.max_tree_size": 8,
+  "SubtreeConfig.max_comment_tokens": 24,
   "GeneratedTreesConfig.num_values": 4,
   "GeneratedTreesConfig.num_filler_words": 8,
   "GeneratedTreesConfig.max_filler_words": 8,
@@ -52,7 +52,7 @@ def make(folder: pathlib.Path, objective: str = "mlm", **settings) -> pathlib.Pa
   overrides = [f"{name} = {value!r}" for name, value in given.items()]
   files = ["runs/demo.gin", f"objectives/{objective}.gin"]
   run = gin_cli.load(files, overrides)
-  facts = run_facts.of_run(run)
+  facts = run_context.of_run(run)
   config = model_sizes.with_sizes(
     run.model, run.data.preprocessing, facts.tokenizer.vocab_size
   )

@@ -261,7 +261,7 @@ def test_five_million_comments_are_built_in_a_gigabyte_whatever_kills_it(tmp_pat
   assert process.returncode == 0
   assert peak_mb < 1_024
   stats = json.loads((out / "1.0.0" / "STATS.json").read_text())
-  assert stats["fates"] == {
+  assert stats["read_counts"] == {
     k: dict(sorted(n.items())) for k, n in truth.as_dict().items()
   }
   print(f"{stats['comments'] / seconds:,.0f} comments/s, {peak_mb:,.0f} MB")

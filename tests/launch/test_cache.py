@@ -75,6 +75,8 @@ def test_rates_of_the_stages_add_up(tmp_path):
   )
   rates = bench_input.measure(opened, rounds=1, seconds=0.05)
   for name in ("forests", "comments", "tokens"):
-    one, other, both = (getattr(rates[s], name) for s in ("batches", "pieces", "both"))
+    one, other, both = (
+      getattr(rates[s], name) for s in ("batches", "subtrees", "both")
+    )
     assert 1 / both == pytest.approx(1 / one + 1 / other)
     assert both > 0

@@ -120,7 +120,7 @@ def test_forests_of_a_mixture_have_room_for_all_its_objectives():
   settings = ["MIXTURE_OR_TASK_NAME = 'commentree_mixture'", *mixture]
   data = gin_cli.load(["runs/compile.gin"], settings).data
   shape, _ = typical_forests.typical_shape(data, 48)
-  assert shape.extras == ("target_prefix_lengths",)
+  assert shape.optional_features == ("target_prefix_lengths",)
   assert shape.masked_per_row == shape.decoder_length
 
 

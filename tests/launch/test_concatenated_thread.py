@@ -9,7 +9,7 @@ import commentree
 from commentree.errors import UserError
 from commentree.launch import main
 from commentree.launch.exporting import functions
-from commentree.launch.inference import run_facts
+from commentree.launch.inference import run_context
 from commentree.launch.settings import gin_cli
 from commentree.models.batch import smallest
 from commentree.models.model import CommentTreeModel
@@ -100,7 +100,7 @@ def test_exported_functions_take_all_that_they_read(
   tmp_path, settings, objective, mode
 ):
   folder = made_runs.make(tmp_path, objective, **settings)
-  facts = run_facts.of_run(gin_cli.load([str(folder / "config.gin")]))
+  facts = run_context.of_run(gin_cli.load([str(folder / "config.gin")]))
   model = CommentTreeModel(facts.model_config)
   function = functions.make(mode, facts, model, 1, {})
   inputs = {

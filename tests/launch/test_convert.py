@@ -101,7 +101,7 @@ def test_a_users_mistake_is_one_line(
   ("settings", "said"),
   [
     ([], True),
-    (["PiecesConfig.sequence_ends = True"], False),
+    (["SubtreeConfig.sequence_ends = True"], False),
     (["ModelConfig.family = 't5'"], False),
     (["INITIAL_CHECKPOINT_PATH = None"], False),
   ],
@@ -117,4 +117,4 @@ def test_a_warm_start_of_robertas_family_without_ends_is_told_of_them(settings, 
   files = ["runs/pretrain.gin", "models/roberta_tiny.gin"]
   console = Console(file=io.StringIO(), width=250)
   assemble_run.advise_sequence_ends(gin_cli.load(files, bindings), console)
-  assert ("PiecesConfig.sequence_ends = True" in console.file.getvalue()) == said
+  assert ("SubtreeConfig.sequence_ends = True" in console.file.getvalue()) == said

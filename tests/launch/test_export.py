@@ -14,7 +14,7 @@ from etils import epath
 
 from commentree.launch import main
 from commentree.launch.exporting import functions, runner
-from commentree.launch.inference import run_facts
+from commentree.launch.inference import run_context
 from commentree.launch.settings import gin_cli, model_sizes
 from commentree.models.batch import smallest
 from commentree.models.model import CommentTreeModel
@@ -31,7 +31,7 @@ SIZES = [
   "ModelConfig.head_dim = 8",
   "ModelConfig.mlp_dim = 24",
   "TASK_FEATURE_LENGTHS = {'encoder': 16, 'decoder': 16}",
-  "PiecesConfig.max_comment_tokens = 16",
+  "SubtreeConfig.max_comment_tokens = 16",
   "ForestLayout.decoder_rows = 4",
   "ForestLayout.encoder_rows = 4",
   "MAX_ANCESTORS = 3",
@@ -84,7 +84,7 @@ def make_run(tmp_path_factory):
     run = gin_cli.load(
       ["runs/demo.gin", *files], [f"MODEL_DIR = '{folder}'", *SIZES, *bindings]
     )
-    tokenizer = run_facts.of_run(run).tokenizer
+    tokenizer = run_context.of_run(run).tokenizer
     made_runs.write_settings(folder, tokenizer)
     size = tokenizer.vocab_size
     model = CommentTreeModel(
@@ -141,7 +141,7 @@ def elsewhere(program, *arguments):
 
 
 def made_again(run, model, modes, options):
-  facts = run_facts.of_run(run)
+  facts = run_context.of_run(run)
   return {mode: functions.make(mode, facts, model, 1, options[mode]) for mode in modes}
 
 
@@ -188,14 +188,14 @@ def test_exported_functions_run_without_us_and_compute_what_the_model_does(
   assert_as_in_the_model(made, params, folder, tmp_path)
 
   # The runner's layout of a tree means the same as ours.
-  mask = run_facts.of_run(run).tokenizer.mask_id
+  mask = run_context.of_run(run).tokenizer.mask_id
   found = json.loads((tmp_path / "found.json").read_text())
   layout = forests.Layout(6, 6, 16, 8, 12, 3, 8)
   packed = forests.pack(forest, layout)
   tokens = packed["decoder_input_tokens"]
   tokens[tokens == forests.MASK_ID] = mask
   batch = forests.batch_of(packed)
-  size = run_facts.of_run(run).tokenizer.vocab_size
+  size = run_context.of_run(run).tokenizer.vocab_size
   logits = jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)
   best = np.asarray(logits(params, batch))[0, ..., :size].argmax(-1)
   assert len(found) == sum(len(c.masked) for c in forest)

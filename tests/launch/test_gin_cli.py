@@ -133,7 +133,7 @@ def test_every_size_of_the_family_of_roberta_loads(size):
   run = load(files=["runs/pretrain.gin", f"models/{size}.gin"])
   model = run.model
   # As what they start from was trained; the small one starts from nothing.
-  assert run.data.preprocessing.pieces.sequence_ends == (size != "roberta_tiny")
+  assert run.data.preprocessing.subtrees.sequence_ends == (size != "roberta_tiny")
   assert model.family == "roberta"
   assert model.num_heads * model.head_dim == model.emb_dim
   assert model.mlp_dim == 4 * model.emb_dim
@@ -213,7 +213,7 @@ def test_the_text_of_a_run_says_all_that_is_in_force_and_gives_the_run_again(nam
     "ModelConfig.pooling",
     "ForestLayout.decoder_rows",
     "MaskingConfig.rate",
-    "PiecesConfig.max_tree_size",
+    "SubtreeConfig.max_tree_size",
     "CheckpointConfig.keep",
     "HealthConfig.",
     "PartitioningConfig.",

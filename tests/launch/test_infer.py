@@ -19,7 +19,7 @@ from commentree.launch.inference.parts import Parts
 from commentree.launch.supervision import local
 from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import TreeConfig
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 from . import made_runs
 
@@ -83,7 +83,7 @@ def lines(text):
 def test_every_comment_has_one_line_in_the_trees_order(whole, file):
   expected = [
     (tree.id, comment.id)
-    for tree in readers.iter_trees(file, TreeConfig(target_post=True), Fates())
+    for tree in readers.iter_trees(file, TreeConfig(target_post=True), ReadCounts())
     for comment in tree.comments
   ]
   assert [(line["tree"], line["comment"]) for line in lines(whole)] == expected
@@ -243,8 +243,8 @@ def test_another_word_may_stand_for_masks(model):
 
 def test_comments_in_chunks_are_answered_whole(model_dir, plain):
   settings = {
-    "PiecesConfig.long_comments": "chunk",
-    "PiecesConfig.max_comment_tokens": 8,
+    "SubtreeConfig.long_comments": "chunk",
+    "SubtreeConfig.max_comment_tokens": 8,
   }
   model = commentree.load(model_dir, **settings)
   words = [w for w in plain[0]["title"].split() if not w.startswith("[")]

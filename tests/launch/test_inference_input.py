@@ -13,7 +13,7 @@ from commentree.launch.inference import chunks, trees
 from commentree.launch.inference.chunks import ChunkSize
 from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import TreeConfig
-from commentree.tasks.trees.comment_tree import CommentTree, Fates
+from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 
 from ..tasks import built_fixture
 
@@ -69,7 +69,7 @@ def test_all_units_together_hold_what_iter_trees_yields(folder):
   found = trees.find(patterns, CONFIG)
   kinds = [type(unit) for unit in found.units]
   assert kinds == [trees.Lines, trees.Lines, trees.File, trees.Scattered]
-  mine, theirs = Fates(), Fates()
+  mine, theirs = ReadCounts(), ReadCounts()
   read = [tree for unit in found.units for tree, _ in unit.read(0, mine)]
   assert read == list(readers.iter_trees(patterns, CONFIG, theirs))
   assert mine == theirs
@@ -77,17 +77,17 @@ def test_all_units_together_hold_what_iter_trees_yields(folder):
 
 def test_reading_goes_on_from_every_position(folder):
   for unit in trees.find([str(folder / "*")], CONFIG).units:
-    whole = list(unit.read(0, Fates()))
+    whole = list(unit.read(0, ReadCounts()))
     for number, (_, position) in enumerate(whole, 1):
-      assert list(unit.read(position, Fates())) == whole[number:]
+      assert list(unit.read(position, ReadCounts())) == whole[number:]
 
 
 def test_lines_are_sought_and_not_read_again(folder, monkeypatch):
   unit = trees.find([str(folder / "b.jsonl")], CONFIG).units[0]
-  (_, position), *rest = unit.read(0, Fates())
+  (_, position), *rest = unit.read(0, ReadCounts())
   read = []
   monkeypatch.setattr(trees, "tree_of_line", lambda line, *_: read.append(line) or line)
-  list(unit.read(position, Fates()))
+  list(unit.read(position, ReadCounts()))
   assert len(read) == len(rest)
 
 
@@ -115,7 +115,7 @@ class Numbers(trees.Unit):
     self.sizes = sizes
     self.read_from = []
 
-  def read(self, position, fates):
+  def read(self, position, read_counts):
     self.read_from.append(position)
     for number in range(position, len(self.sizes)):
       tree = CommentTree(str(number), [None] * self.sizes[number])
@@ -134,7 +134,7 @@ def test_any_hosts_after_any_start_do_what_is_missing_once(
 ):
   units = [Numbers(of_unit) for of_unit in sizes]
   size = ChunkSize(most_trees, most_comments)
-  every = list(chunks.missing(units, size, {}, 0, 1, Fates()))
+  every = list(chunks.missing(units, size, {}, 0, 1, ReadCounts()))
   ends = {(chunk.unit, chunk.number): chunk.end for chunk in every}
   names_of = {
     unit: [tree.id for chunk in every if chunk.unit == unit for tree in chunk.trees]
@@ -148,7 +148,7 @@ def test_any_hosts_after_any_start_do_what_is_missing_once(
   dealt = [
     (chunk.unit, chunk.number)
     for host in range(num_hosts)
-    for chunk in chunks.missing(units, size, done, host, num_hosts, Fates())
+    for chunk in chunks.missing(units, size, done, host, num_hosts, ReadCounts())
   ]
   assert sorted(dealt) == sorted(set(ends) - there)
   assert chunks.is_whole(units, done) == (not dealt)
@@ -158,24 +158,26 @@ def test_any_hosts_after_any_start_do_what_is_missing_once(
 def test_a_chunk_depends_on_nothing_but_where_it_begins(sizes, most_trees, comments):
   size = ChunkSize(most_trees, comments)
   for of_unit in sizes:
-    whole = list(chunks.cut(Numbers(of_unit), 0, size, Fates()))
+    whole = list(chunks.cut(Numbers(of_unit), 0, size, ReadCounts()))
     assert [chunk.end is None for chunk in whole] == [False] * (len(whole) - 1) + [True]
     for before, chunk in itertools.pairwise(whole):
-      rest = chunks.cut(Numbers(of_unit), 0, size, Fates(), chunk.number, before.end)
+      rest = chunks.cut(
+        Numbers(of_unit), 0, size, ReadCounts(), chunk.number, before.end
+      )
       assert list(rest) == whole[chunk.number :]
 
 
 def test_as_many_units_as_hosts_are_read_by_one_host_each():
   units = [Numbers([1] * 5) for _ in range(3)]
   for host in range(3):
-    list(chunks.missing(units, ChunkSize(2), {}, host, 3, Fates()))
+    list(chunks.missing(units, ChunkSize(2), {}, host, 3, ReadCounts()))
   assert [unit.read_from for unit in units] == [[0]] * 3
 
 
 def test_a_start_reads_no_unit_that_is_done_and_of_others_the_rest():
   units = [Numbers([1] * 5) for _ in range(2)]
   done = {0: {0: 2, 1: 4, 2: None}, 1: {0: 2, 2: None}}
-  list(chunks.missing(units, ChunkSize(2), done, 0, 1, Fates()))
+  list(chunks.missing(units, ChunkSize(2), done, 0, 1, ReadCounts()))
   assert [unit.read_from for unit in units] == [[], [2]]
 
 
@@ -184,12 +186,12 @@ def test_a_built_dataset_is_read_from_every_position(tmp_path):
   built = str(built_fixture.write(tmp_path, splits))
   found = trees.find([built], CONFIG)
   assert [type(unit) for unit in found.units] == [trees.Shard] * 6
-  whole = [tree for unit in found.units for tree, _ in unit.read(0, Fates())]
+  whole = [tree for unit in found.units for tree, _ in unit.read(0, ReadCounts())]
   assert whole == [*splits["train"], *splits["validation"]]
   for unit in found.units:
-    of_unit = list(unit.read(0, Fates()))
+    of_unit = list(unit.read(0, ReadCounts()))
     for number, (_, position) in enumerate(of_unit, 1):
-      assert list(unit.read(position, Fates())) == of_unit[number:]
+      assert list(unit.read(position, ReadCounts())) == of_unit[number:]
   held_out = trees.find([built], CONFIG, split="validation")
   assert len(held_out.units) == 3
   assert held_out.signature != found.signature

@@ -40,7 +40,7 @@ def load(tmp_path_factory):
         "FILES": str(trees),
         "VOCABULARY": str(vocabulary),
         "MarkersConfig.max_users": 2,
-        "PiecesConfig.sequence_ends": True,
+        "SubtreeConfig.sequence_ends": True,
         **settings,
       },
     )

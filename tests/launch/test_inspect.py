@@ -77,7 +77,7 @@ def test_a_page_is_written_and_named(files, tmp_path, capsys):
     (["--files=trees.jsonl"], "--vocabulary is missing.*commentree vocab"),
     (["--task=commentree_files"], "--files is missing"),
     (["--task=commentree_generated", "--files=x"], "are for the task"),
-    (["--max_ancestors=64"], "PiecesConfig.max_tree_size = 64: must exceed"),
+    (["--max_ancestors=64"], "SubtreeConfig.max_tree_size = 64: must exceed"),
     (["--format=x"], "--format is for --files"),
     (
       ["--files=x.jsonl", "--format=x", "--vocabulary=y"],

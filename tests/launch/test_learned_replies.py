@@ -9,7 +9,7 @@ import re
 import pytest
 
 from commentree.launch import main
-from commentree.launch.inference import forests, run_facts
+from commentree.launch.inference import forests, run_context
 from commentree.launch.inference.engine import Engine
 from commentree.launch.inference.modes.generate import Generate
 from commentree.launch.settings import run_folder
@@ -54,8 +54,8 @@ def recalled(engine, config, ancestors):
         facts.append(words.facts.index(fact))
         above = comments[above].parent
       ids = replies.tokens[target, 0][: replies.lengths[target, 0]]
-      pieces = [tokenizer.id_to_piece(i).strip(WORD_START) for i in ids.tolist()]
-      for cue, word in itertools.pairwise(pieces):
+      subtrees = [tokenizer.id_to_piece(i).strip(WORD_START) for i in ids.tolist()]
+      for cue, word in itertools.pairwise(subtrees):
         hop = next((h for h in config.hops if generated.hop_cue(h) == cue), None)
         if hop is not None and hop <= len(facts):
           due += 1
@@ -69,7 +69,7 @@ def test_replies_have_the_words_that_ancestors_decide(tmp_path):
   model_dir = str(tmp_path / "run")
   assert main.main(["train", *SETTINGS, f"--gin.MODEL_DIR={model_dir!r}"]) == 0
   run = run_folder.load(model_dir)
-  engine = Engine(run_facts.of_run(run))
+  engine = Engine(run_context.of_run(run))
   right, due = recalled(engine, run.data.generated, "true")
   assert due > 300
   assert right / due > 0.98

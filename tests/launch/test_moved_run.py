@@ -96,7 +96,7 @@ def test_eval_takes_it_and_leaves_the_cache_of_the_run_alone(moved, here, capsys
   cache = f"--gin.CACHE_DIR={str(moved / 'another')!r}"
   assert main.main(["eval", "--model_dir=run", cache, "--json=out.json"]) == 0
   assert json.loads((here / "out.json").read_text())["true"]["loss"] > 0
-  assert (moved / "another" / "pieces").is_dir()
+  assert (moved / "another" / "subtrees").is_dir()
 
 
 def test_export_takes_it(here):

@@ -24,8 +24,8 @@ SETTINGS = {
   "TASK_FEATURE_LENGTHS": {"encoder": 32, "decoder": 32},
   "MAX_ANCESTORS": 4,
   "ForestLayout.decoder_rows": 8,
-  "PiecesConfig.max_tree_size": 8,
-  "PiecesConfig.max_comment_tokens": 32,
+  "SubtreeConfig.max_tree_size": 8,
+  "SubtreeConfig.max_comment_tokens": 32,
   "MaskingConfig.rate": 0.3,
   "GeneratedTreesConfig.num_train_trees": 60,
   "GeneratedTreesConfig.num_validation_trees": 10,
@@ -87,7 +87,7 @@ def test_the_shape_of_forests_that_nobody_packed_has_what_it_takes(objective, tm
   shape, _ = typical_forests.typical_shape(run.data, 16)
   registration.register_tasks(run.data)
   found = registry.get_task(run.data.mixture_or_task_name).objective()
-  assert shape.extras == found.extras
+  assert shape.optional_features == found.optional_features
   assert found.most_masked(32) <= shape.masked_per_row <= 32
 
 

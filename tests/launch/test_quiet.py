@@ -24,7 +24,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(
       importlib.util, "find_spec", lambda name: object() if libtpu else None
     )
-    library_noise.keep_out_tpu_library()
+    library_noise.disable_libtpu_without_tpu()
     chosen = os.environ.get("JAX_PLATFORMS")
     # What the function set is not monkeypatch's to undo.
     os.environ.pop("JAX_PLATFORMS", None)
@@ -51,7 +51,7 @@ def test_without_libtpu_nothing_is_set(machine):
 
 def test_a_users_own_choice_stands(monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
-  library_noise.keep_out_tpu_library()
+  library_noise.disable_libtpu_without_tpu()
   assert os.environ["JAX_PLATFORMS"] == "tpu,cpu"
 
 
@@ -62,7 +62,7 @@ def test_jax_says_nothing_on_a_machine_with_libtpu_and_no_tpu():
       sys.executable,
       "-c",
       "from commentree.launch.settings import library_noise;"
-      " library_noise.keep_out_tpu_library();"
+      " library_noise.disable_libtpu_without_tpu();"
       "import jax; jax.devices()",
     ],
     env=environment,

@@ -25,8 +25,8 @@ SETTINGS = {
   "TASK_FEATURE_LENGTHS": {"encoder": 32, "decoder": 32},
   "MAX_ANCESTORS": 4,
   "ForestLayout.decoder_rows": 24,
-  "PiecesConfig.max_tree_size": 24,
-  "PiecesConfig.max_comment_tokens": 32,
+  "SubtreeConfig.max_tree_size": 24,
+  "SubtreeConfig.max_comment_tokens": 32,
   "GeneratedTreesConfig.num_train_trees": 4000,
   "GeneratedTreesConfig.num_validation_trees": 200,
   # Grandparents alone are recalled: the parent says nothing of them.

@@ -95,7 +95,7 @@ def scores_of(folder, checkpoint, output):
   under_t5x(
     folder,
     "infer",
-    # A piece of a tree must fit one forest.
+    # A subtree of a tree must fit one forest.
     "--gin.forest_layout.ForestLayout.decoder_rows=32",
     f"--gin.CHECKPOINT_PATH='{checkpoint}'",
     f"--gin.INFER_OUTPUT_DIR='{output}'",

@@ -12,8 +12,8 @@ from commentree.launch.main import main
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.preprocessing import CleaningConfig, TreeConfig
 from commentree.tasks.sources import generated, vocabulary_training_text
-from commentree.tasks.trees.comment_tree import Fates
-from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
+from commentree.tasks.trees.comment_tree import ReadCounts
+from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 
@@ -61,7 +61,7 @@ def test_a_vocabulary_is_trained_from_a_folder(folder, tmp_path, capsys):
   tokenizer = Tokenizer(lambda: tmp_path / "v.model", [f"<user_{i}>" for i in range(7)])
   tokenizer.check()
   assert len(tokenizer.maskable) == 300
-  assert LazyVocabulary(tokenizer).tokenizer.piece_to_id("<user_7>") == 2
+  assert TokenizerVocabulary(tokenizer).tokenizer.piece_to_id("<user_7>") == 2
 
 
 def test_the_output_may_be_given_with_or_without_its_ending(folder, tmp_path):
@@ -139,10 +139,10 @@ def test_markers_are_not_added_over_another_vocabulary(folder, tmp_path, capsys)
 
 
 def test_texts_are_cleaned_and_without_authors(folder):
-  fates = Fates()
+  read_counts = ReadCounts()
   texts = list(
     vocabulary_training_text.iter_texts(
-      str(folder), TreeConfig(), CleaningConfig(), fates
+      str(folder), TreeConfig(), CleaningConfig(), read_counts
     )
   )
   assert len(texts) > 500

@@ -34,7 +34,7 @@ def transitions_of(rng, masked):
       for shape in ((LABELS, LABELS), (LABELS,), (LABELS,))
     )
   )
-  return crf.structured(drawn) if masked else drawn
+  return crf.forbid_invalid_transitions(drawn) if masked else drawn
 
 
 def segments_of(lengths):
@@ -107,7 +107,7 @@ def test_a_chains_loss_is_minus_the_log_of_its_labels_share_spread_evenly(
 ):
   emissions, segments, transitions = problem
   drawn = np.random.default_rng(seed).integers(0, LABELS, segments.shape)
-  labels = np.asarray(crf.mended(jnp.asarray(drawn), jnp.asarray(segments)))
+  labels = np.asarray(crf.repair_iob2(jnp.asarray(drawn), jnp.asarray(segments)))
   found = np.asarray(nll(emissions, labels, segments, transitions))
   for row in range(ROWS):
     assert not found[row][segments[row] == 0].any()
@@ -143,12 +143,12 @@ def test_gradients_are_those_of_differences():
   rng = np.random.default_rng(3)
   segments = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 2, 3]], np.int32)
   emissions = rng.normal(0, 1, (ROWS, LENGTH, LABELS)).astype(np.float32)
-  labels = crf.mended(
+  labels = crf.repair_iob2(
     jnp.asarray(rng.integers(0, LABELS, segments.shape)), jnp.asarray(segments)
   )
 
   def loss(emissions, raw):
-    transitions = crf.structured(raw)
+    transitions = crf.forbid_invalid_transitions(raw)
     shares = crf.negative_log_likelihoods(emissions, labels, segments, transitions)
     return jnp.sum(shares * segments)
 
@@ -192,7 +192,9 @@ def test_losses_and_gradients_of_long_rows_are_finite_and_exact():
   transitions = transitions_of(rng, masked=True)
   for scale in (1.0, 100.0):
     emissions = jnp.asarray(scale * rng.normal(0, 1, (1, length, LABELS)), jnp.float32)
-    labels = crf.mended(jnp.asarray(rng.integers(0, LABELS, (1, length))), segments)
+    labels = crf.repair_iob2(
+      jnp.asarray(rng.integers(0, LABELS, (1, length))), segments
+    )
 
     def loss(emissions, transitions, labels=labels):
       return crf.negative_log_likelihoods(
@@ -216,5 +218,5 @@ def test_losses_and_gradients_of_long_rows_are_finite_and_exact():
   ],
 )
 def test_what_is_inside_of_nothing_is_mended_to_a_beginning(labels, segments, expected):
-  found = crf.mended(jnp.asarray(labels), jnp.asarray(segments))
+  found = crf.repair_iob2(jnp.asarray(labels), jnp.asarray(segments))
   np.testing.assert_array_equal(found, expected)

@@ -166,8 +166,9 @@ def build(make, thread):
 
 def shrunk(params, name):
   """Returns parameters by which a model writes different texts."""
-  # Texts would be the same in all threads if biases, and what all tokens share, were as
-  # large as all else; and in all of a beam if the logits of a tied table were as sure.
+  # SamplerState would be the same in all threads if biases, and what all tokens share,
+  # were as large as all else; and in all of a beam if the logits of a tied table were
+  # as sure.
   shrink = SHRINK | ({"embedding": 2} if name == "roberta" else {})
   return jax.tree_util.tree_map_with_path(
     lambda path, x: x / shrink.get(path[-1].key, 1), params
@@ -301,13 +302,13 @@ def test_forced_tokens_begin_a_reply_and_nobody_waits_for_unwanted_ones(
   # The second ends at once: the loop, and not before.
   first[1, 1, 0] = END
   steps = []
-  advance = decoding.OneByOne.advance
+  advance = decoding.TokenSampler.advance
 
   def counted(self, texts, log_probs, position):
     jax.debug.callback(lambda at: steps.append(int(at)), position)
     return advance(self, texts, log_probs, position)
 
-  monkeypatch.setattr(decoding.OneByOne, "advance", counted)
+  monkeypatch.setattr(decoding.TokenSampler, "advance", counted)
   write = generate_of.__wrapped__(model)
   config = configured("greedy", never=(9,))
   replies = write(params, thread, config, wanted=wanted, first_tokens=first)

@@ -189,7 +189,7 @@ def test_a_chains_loss_is_one_for_the_comment_and_its_path_one_that_may_be(head)
   if model.config.tagger != "crf":
     return
   labels, chains = found["predicted"][0], found["evaluated"]["chains"]
-  np.testing.assert_array_equal(labels, crf.mended(labels, chains))
+  np.testing.assert_array_equal(labels, crf.repair_iob2(labels, chains))
   shares = found["evaluated"]["nll"]
   for example, row in np.ndindex(chains.shape[:2]):
     for chain in set(chains[example, row]) - {0}:
@@ -206,7 +206,9 @@ def made_up(model, batch):
     return logits
   sizes = ((labels, labels), (labels,), (labels,))
   drawn = (jnp.asarray(rng.normal(0, 1, size), jnp.float32) for size in sizes)
-  return heads.ChainScores(logits, crf.structured(crf.Transitions(*drawn)))
+  return heads.ChainScores(
+    logits, crf.forbid_invalid_transitions(crf.Transitions(*drawn))
+  )
 
 
 @pytest.mark.parametrize("name", ["classification", "linear", "crf"])

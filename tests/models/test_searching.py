@@ -15,7 +15,7 @@ from commentree.errors import UserError
 from commentree.models.decoding import sampling
 from commentree.models.decoding.beam_search import BeamSearch
 from commentree.models.decoding.decoding_config import DecodingConfig
-from commentree.models.decoding.sampling import OneByOne
+from commentree.models.decoding.sampling import TokenSampler
 
 from . import forests
 
@@ -106,7 +106,7 @@ def test_a_beam_that_holds_all_texts_finds_the_best(tables, penalty):
 
 @pytest.mark.parametrize("penalty", [0.0, 2.0])
 def test_a_beam_of_one_is_greedy(tables, penalty):
-  texts, log_probs, _ = run(OneByOne(configured("greedy"), None), tables)
+  texts, log_probs, _ = run(TokenSampler(configured("greedy"), None), tables)
   config = configured("beam", beam_width=1, length_penalty=penalty)
   beam_texts, beam_log_probs, _ = run(BeamSearch(config), tables)
   assert beam_texts == texts
@@ -156,7 +156,7 @@ def expected_tokens(log_probs, top_k, top_p):
 
 @functools.cache
 def likeliest_of(top_k):
-  return jax.jit(lambda x, top_p: sampling.likeliest(x, top_k, top_p))
+  return jax.jit(lambda x, top_p: sampling.top_k_top_p(x, top_k, top_p))
 
 
 @hypothesis.given(
@@ -202,7 +202,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 def test_each_token_of_a_text_is_drawn_anew():
   rows, size = 3000, 3
   keys = jax.random.split(jax.random.key(1), rows)
-  drawing = OneByOne(configured("sample", num_replies=1, never=()), keys)
+  drawing = TokenSampler(configured("sample", num_replies=1, never=()), keys)
   uniform = np.full((rows, 4), -np.log(4), np.float32)
   uniform[:, END] = -np.inf
   state = drawing.begin(np.zeros(rows, bool))

@@ -34,7 +34,7 @@ from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
-from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
+from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 from commentree.training.config import DEFAULT_AXIS_RULES, OptimizerConfig
 from commentree.training.optim import optimizers
 from commentree.training.optim.t5x_optimizer import OptaxOptimizer
@@ -287,7 +287,7 @@ def test_the_model_of_the_gin_files_has_the_tasks_vocabulary_and_layout():
   optimizer = OptaxOptimizer()
   model = t5x_model.comment_tree_model(TASK, conftest.CONFIG, optimizer, layout)
   task = registry.get_task(TASK)
-  assert model.input_vocabulary is LazyVocabulary(task.tokenizer)
+  assert model.input_vocabulary is TokenizerVocabulary(task.tokenizer)
   assert model.optimizer_def is optimizer
   converter = model.FEATURE_CONVERTER_CLS(pack=False)
   assert isinstance(converter, CommentForestFeatureConverter)
@@ -365,19 +365,20 @@ def test_the_gin_files_bind_names_that_are_there():
     assert module not in modules or callable(getattr(modules[module], name))
 
 
-def test_without_packing_each_piece_has_a_forest_of_its_own():
+def test_without_packing_each_subtree_has_a_forest_of_its_own():
   # Of a name of its own: a run in this process may have given TASK other settings.
-  task = registry.add_generated_task("one_piece_a_forest")
+  task = registry.add_generated_task("one_subtree_a_forest")
   lengths = {"encoder": 32, "decoder": 32}
-  pieces = task.get_dataset(
+  subtrees = task.get_dataset(
     sequence_length=lengths, split="validation", shuffle=False, num_epochs=1
   ).take(12)
   layout = ForestLayout(decoder_rows=64)
-  apart = CommentForestFeatureConverter(pack=False, layout=layout)(pieces, lengths)
-  together = CommentForestFeatureConverter(pack=True, layout=layout)(pieces, lengths)
+  apart = CommentForestFeatureConverter(pack=False, layout=layout)(subtrees, lengths)
+  together = CommentForestFeatureConverter(pack=True, layout=layout)(subtrees, lengths)
   targets = [int(f["decoder_segment_ids"].max()) for f in apart.as_numpy_iterator()]
   expected = [
-    int(np.count_nonzero(piece["is_target"])) for piece in pieces.as_numpy_iterator()
+    int(np.count_nonzero(subtree["is_target"]))
+    for subtree in subtrees.as_numpy_iterator()
   ]
   assert targets == expected
   assert len(list(together.as_numpy_iterator())) < 12
@@ -391,9 +392,9 @@ def test_a_comment_with_more_masks_than_a_row_has_room_for_is_told():
     registry.PreprocessingConfig(masking=masking),
   )
   lengths = {"encoder": 32, "decoder": 32}
-  pieces = task.get_dataset(
+  subtrees = task.get_dataset(
     sequence_length=lengths, split="validation", shuffle=False, num_epochs=1
   )
-  forests = CommentForestFeatureConverter(pack=False)(pieces, lengths)
+  forests = CommentForestFeatureConverter(pack=False)(subtrees, lengths)
   with pytest.raises(tf.errors.UnknownError, match="set masked_per_row"):
     list(forests.as_numpy_iterator())

@@ -185,7 +185,7 @@ def test_shuffled_reads_another_example_where_a_forest_holds_one_tree_alone():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_link_of_shuffled_leads_up_down_or_to_the_target_in_deep_threads(seed):
-  # Small forests of deep threads, each of which lies in pieces in several examples.
+  # Small forests of deep threads, each of which lies in subtrees in several examples.
   trees = [(1,), (1, 2), (2,), (3, 1), (1,)]
   sizes = [(25,), (20, 6), (25,), (12, 12), (25,)]
   drawn, batch = forests.random_batch(seed, sizes, trees, 8)

@@ -17,7 +17,7 @@ SHAPE = ForestShape(
   target_slots=32,
   max_ancestors=4,
   masked_per_row=32,
-  extras=(PREFIXES, *LANGUAGE_FEATURES),
+  optional_features=(PREFIXES, *LANGUAGE_FEATURES),
 )
 
 
@@ -66,7 +66,7 @@ def read_targets(forest):
   return targets
 
 
-def pack_and_read(pieces, shape=SHAPE, lookahead=16):
-  """The targets of all forests that pieces are packed into."""
-  forests = packing.pack(pieces, shape, lookahead)
+def pack_and_read(subtrees, shape=SHAPE, lookahead=16):
+  """The targets of all forests that subtrees are packed into."""
+  forests = packing.pack(subtrees, shape, lookahead)
   return [target for forest in forests for target in read_targets(forest)]

@@ -1,4 +1,4 @@
-"""Random pieces of trees, for tests of what follows tokenisation."""
+"""Random subtrees of trees, for tests of what follows tokenisation."""
 
 import numpy as np
 
@@ -11,8 +11,8 @@ def maskable() -> np.ndarray:
   return np.arange(VOCAB_SIZE) >= FIRST_WORD
 
 
-def random_piece(rng, nodes=None, max_length=40, deep=0.3, tree_id=b"t"):
-  """A whole small tree as a piece: a marker, then words; the post is context."""
+def random_subtree(rng, nodes=None, max_length=40, deep=0.3, tree_id=b"t"):
+  """A whole small tree as a subtree: a marker, then words; the post is context."""
   nodes = nodes or int(rng.integers(1, 12))
   lengths = rng.integers(2, max_length, nodes).astype(np.int32)
   tokens = rng.integers(FIRST_WORD, VOCAB_SIZE, lengths.sum()).astype(np.int32)
@@ -39,6 +39,8 @@ def random_piece(rng, nodes=None, max_length=40, deep=0.3, tree_id=b"t"):
   }
 
 
-def random_pieces(count, seed=0, **settings):
+def random_subtrees(count, seed=0, **settings):
   rng = np.random.default_rng(seed)
-  return [random_piece(rng, tree_id=f"t{i}".encode(), **settings) for i in range(count)]
+  return [
+    random_subtree(rng, tree_id=f"t{i}".encode(), **settings) for i in range(count)
+  ]

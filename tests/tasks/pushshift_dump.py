@@ -7,7 +7,7 @@ orphans, deleted, removed and empty bodies, comments seen twice, with another te
 cycles of parents, lines that are no JSON, no object or of no tree, a last line cut off
 in every file, and a file with a damaged zstd frame in its middle. The same arguments
 give the same bytes.
-Beside the files goes `TRUTH`: the fates of everything under `TreeConfig()`.
+Beside the files goes `TRUTH`: the read_counts of everything under `TreeConfig()`.
 """
 
 import argparse
@@ -125,11 +125,11 @@ class Dump:
     self.in_cycle = rng.choice(num_trees, max(num_trees // 100, 1), replace=False)
     self.odd = max(n // 1000, 1)  # of each kind
 
-  def truth(self) -> comment_tree.Fates:
+  def truth(self) -> comment_tree.ReadCounts:
     """What becomes of everything."""
-    fates = comment_tree.Fates()
+    read_counts = comment_tree.ReadCounts()
     alive = self.gone == 0
-    fates.comments.update(
+    read_counts.comments.update(
       {
         comment_tree.KEPT: int((alive & ~self.orphan).sum()),
         comment_tree.KEPT_ORPHAN: int((alive & self.orphan).sum()),
@@ -151,15 +151,15 @@ class Dump:
       (False, False, comment_tree.TREE_EMPTY_NO_POST),
     ):
       number = ((self.has_post == has_post) & (some == has_comments)).sum()
-      fates.trees[fate] += int(number)
-    fates.files[files.READ] = self.config.files + (self.config.files + 1) // 2
-    fates += self._damaged_truth()
-    for field in dataclasses.fields(fates):
-      counts = getattr(fates, field.name)
-      setattr(fates, field.name, +collections.Counter(counts))  # without zeros
-    return fates
+      read_counts.trees[fate] += int(number)
+    read_counts.files[files.READ] = self.config.files + (self.config.files + 1) // 2
+    read_counts += self._damaged_truth()
+    for field in dataclasses.fields(read_counts):
+      counts = getattr(read_counts, field.name)
+      setattr(read_counts, field.name, +collections.Counter(counts))  # without zeros
+    return read_counts
 
-  def write(self, folder: pathlib.Path) -> comment_tree.Fates:
+  def write(self, folder: pathlib.Path) -> comment_tree.ReadCounts:
     """Writes the files and returns the truth, which goes to `TRUTH`, too."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(self.config.seed + 1)
@@ -308,7 +308,7 @@ class Dump:
     path.write_bytes(content)
 
   def _damaged_truth(self):
-    return comment_tree.Fates(
+    return comment_tree.ReadCounts(
       comments=collections.Counter({comment_tree.KEPT: 60}),
       trees=collections.Counter({comment_tree.KEPT_NO_POST: 60}),
       files=collections.Counter({files.DAMAGED: 1}),

@@ -1,4 +1,4 @@
-"""Labels and discourse markers of pieces, from trees to SeqIO's examples."""
+"""Labels and discourse markers of subtrees, from trees to SeqIO's examples."""
 
 import dataclasses
 import hashlib
@@ -15,8 +15,8 @@ from commentree.tasks.config.preprocessing import (
   DiscourseMarkersConfig,
   LabelsConfig,
   MarkersConfig,
-  PiecesConfig,
   PreprocessingConfig,
+  SubtreeConfig,
 )
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
@@ -27,7 +27,7 @@ from commentree.tasks.seqio_tasks.feature_converters import (
 )
 from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import TreeSource
-from commentree.tasks.subtrees.subtree_builder import PieceBuilder
+from commentree.tasks.subtrees.subtree_builder import SubtreeBuilder
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
 from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary import vocabularies
@@ -91,12 +91,12 @@ def phrases(tmp_path):
 
 def comment(builder, name, number=1):
   """Words of a comment's tokens where the annotation is, by its value."""
-  (piece,) = builder(tree())
-  ends = np.cumsum(piece["lengths"])
-  tokens = slice(ends[number] - piece["lengths"][number], ends[number])
-  values = piece[name][tokens].tolist()
+  (subtree,) = builder(tree())
+  ends = np.cumsum(subtree["lengths"])
+  tokens = slice(ends[number] - subtree["lengths"][number], ends[number])
+  values = subtree[name][tokens].tolist()
   spelled = {}
-  for value, token in zip(values, piece["tokens"][tokens].tolist()):
+  for value, token in zip(values, subtree["tokens"][tokens].tolist()):
     text = builder.tokenizer.decode([token]).strip().removeprefix("##")
     spelled[value] = spelled.get(value, "") + text
   return spelled
@@ -105,7 +105,9 @@ def comment(builder, name, number=1):
 @pytest.mark.parametrize("authors", [True, False])
 def test_labelled_words_are_those_labelled_in_the_text(tokenizer, authors):
   markers = MarkersConfig(authors=authors)
-  builder = PieceBuilder(tokenizer, PreprocessingConfig(markers=markers, labels=LABELS))
+  builder = SubtreeBuilder(
+    tokenizer, PreprocessingConfig(markers=markers, labels=LABELS)
+  )
   spelled = comment(builder, "token_labels")
   assert "".join((spelled[1], spelled[2])) == "debi(see"
   assert "".join((spelled[3], spelled[4])) == "gomabut"
@@ -128,7 +130,7 @@ def test_labels_and_phrases_stay_at_their_words_where_others_are_taken_out(
     return labels, numbers
 
   said = "see bako debi goma bako but on the other hand debi"
-  builder = PieceBuilder(
+  builder = SubtreeBuilder(
     tokenizer,
     PreprocessingConfig(
       cleaning=CleaningConfig(quotes=False, copied_quotations=4),
@@ -148,7 +150,7 @@ def test_labels_and_phrases_stay_at_their_words_where_others_are_taken_out(
 @pytest.mark.parametrize("authors", [True, False])
 def test_phrases_are_numbered_in_each_comment(tokenizer, phrases, authors):
   markers = MarkersConfig(authors=authors)
-  builder = PieceBuilder(
+  builder = SubtreeBuilder(
     tokenizer, PreprocessingConfig(markers=markers, discourse=phrases)
   )
   spelled = comment(builder, "phrases")
@@ -168,60 +170,62 @@ def test_cleaning_that_leaves_white_space_shifts_nothing(tokenizer):
     )
     spaced.comments[1] = Comment("a", 0, "bob", text, 1, None, moved)
     for authors in (True, False):
-      builder = PieceBuilder(
+      builder = SubtreeBuilder(
         tokenizer,
         PreprocessingConfig(
           cleaning=cleaning, markers=MarkersConfig(authors=authors), labels=LABELS
         ),
       )
-      (piece,) = builder(spaced)
-      labelled = piece["tokens"][piece["token_labels"] > 0].tolist()
+      (subtree,) = builder(spaced)
+      labelled = subtree["tokens"][subtree["token_labels"] > 0].tolist()
       spelled = "".join(
         "".join(tokenizer.decode([t]) for t in labelled).replace("##", "").split()
       )
       assert spelled == "debi(seegomabut"
 
 
-def test_without_settings_pieces_have_no_annotations(tokenizer):
-  (piece,) = PieceBuilder(tokenizer)(tree())
-  assert not {"token_labels", "phrases"} & set(piece)
+def test_without_settings_subtrees_have_no_annotations(tokenizer):
+  (subtree,) = SubtreeBuilder(tokenizer)(tree())
+  assert not {"token_labels", "phrases"} & set(subtree)
 
 
 def test_annotations_are_cut_with_their_tokens_and_no_node_has_half_a_phrase(
   tokenizer, phrases
 ):
-  whole = PieceBuilder(tokenizer, PreprocessingConfig(labels=LABELS, discourse=phrases))
+  whole = SubtreeBuilder(
+    tokenizer, PreprocessingConfig(labels=LABELS, discourse=phrases)
+  )
   (expected,) = whole(tree())
   for long_comments in ("truncate", "chunk"):
     for limit in range(4, 24):
-      cut = PiecesConfig(max_comment_tokens=limit, long_comments=long_comments)
-      (piece,) = PieceBuilder(
-        tokenizer, PreprocessingConfig(pieces=cut, labels=LABELS, discourse=phrases)
+      cut = SubtreeConfig(max_comment_tokens=limit, long_comments=long_comments)
+      (subtree,) = SubtreeBuilder(
+        tokenizer, PreprocessingConfig(subtrees=cut, labels=LABELS, discourse=phrases)
       )(tree())
       ends = np.cumsum(expected["lengths"])
       for node in range(3):
         tokens = slice(ends[node] - expected["lengths"][node], ends[node])
         labels = expected["token_labels"][tokens]
         numbers = expected["phrases"][tokens]
-        got = np.repeat(piece["node_ids"], piece["lengths"]) == node
+        got = np.repeat(subtree["node_ids"], subtree["lengths"]) == node
         kept = got.sum()
-        assert piece["token_labels"][got].tolist() == labels[:kept].tolist()
+        assert subtree["token_labels"][got].tolist() == labels[:kept].tolist()
         for number in set(numbers.tolist()) - {0}:
           there = np.flatnonzero(numbers == number)
           cut_up = there[0] // limit != there[-1] // limit
           if there[0] < kept:
             expected_there = 0 if cut_up else len(there)
-            assert (piece["phrases"][got] == number).sum() == expected_there
+            assert (subtree["phrases"][got] == number).sum() == expected_there
 
 
 def test_annotations_come_back_from_disk(tokenizer, phrases):
-  (piece,) = PieceBuilder(
+  (subtree,) = SubtreeBuilder(
     tokenizer, PreprocessingConfig(labels=LABELS, discourse=phrases)
   )(tree())
-  again = records.decode(records.encode(piece))
-  assert set(again) == set(piece)
+  again = records.decode(records.encode(subtree))
+  assert set(again) == set(subtree)
   for name in ("token_labels", "phrases"):
-    np.testing.assert_array_equal(again[name], piece[name])
+    np.testing.assert_array_equal(again[name], subtree[name])
 
 
 def test_seqio_examples_hold_annotations_and_prefer_phrases(byte_level, phrases):
@@ -304,7 +308,7 @@ def test_a_list_that_is_not_there_is_said_before_anything_is_read(tmp_path, toke
     )
 
 
-def test_prepared_pieces_and_batches_hold_what_settings_ask_for(
+def test_prepared_subtrees_and_batches_hold_what_settings_ask_for(
   tmp_path, byte_level, phrases
 ):
   opened = data.open_data(
@@ -327,12 +331,12 @@ def test_masks_without_any_of_this_are_those_of_before():
   from commentree.tasks.config.preprocessing import MaskingConfig
   from commentree.tasks.objectives.masking import Masker
 
-  from .pieces_fixture import MASK_ID, maskable, random_pieces
+  from .subtrees_fixture import MASK_ID, maskable, random_subtrees
 
   masker = Masker(MaskingConfig(), MASK_ID, maskable())
   digest = hashlib.blake2b(digest_size=8)
-  for index, piece in enumerate(random_pieces(200)):
-    masked = masker(piece, 20, seed=3, epoch=2, index=index)
+  for index, subtree in enumerate(random_subtrees(200)):
+    masked = masker(subtree, 20, seed=3, epoch=2, index=index)
     digest.update(masked["input_tokens"].astype("<i4").tobytes())
     digest.update(masked["is_masked"].astype("<i4").tobytes())
   assert digest.hexdigest() == "5a54fef40d2fdbb8"

@@ -13,7 +13,7 @@ from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers import cmv_modes, hacker_news, rows
 from commentree.tasks.readers.parsing import deep_json, files
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 CONFIGS = [
   TreeConfig(deleted=deleted, orphans=orphans, target_post=post)
@@ -105,12 +105,12 @@ def path(tmp_path):
 
 
 def read(path, content, name, config=CONFIGS[0]):
-  """The trees of a file, whose fates must hold together."""
+  """The trees of a file, whose read_counts must hold together."""
   path.write_bytes(content)
-  fates = Fates()
-  found = list(readers.iter_trees(str(path), config, fates, name))
-  assert fates.kept == sum(len(tree.comments) - 1 for tree in found)
-  assert fates.files.total() == 1
+  read_counts = ReadCounts()
+  found = list(readers.iter_trees(str(path), config, read_counts, name))
+  assert read_counts.kept == sum(len(tree.comments) - 1 for tree in found)
+  assert read_counts.files.total() == 1
   for tree in found:
     assert all(c.parent < i for i, c in enumerate(tree.comments))
     for comment in tree.comments:
@@ -120,12 +120,12 @@ def read(path, content, name, config=CONFIGS[0]):
       assert comment.score is None or abs(comment.score) < 2**31
       for span in comment.spans:
         assert 0 <= span.start < span.end <= len(comment.text)
-  return found, fates
+  return found, read_counts
 
 
-def accounted(fates):
-  missing = sum(fates.trees[fate] for fate in comment_tree.NO_POST)
-  return fates.comments.total() + fates.trees.total() - missing
+def accounted(read_counts):
+  missing = sum(read_counts.trees[fate] for fate in comment_tree.NO_POST)
+  return read_counts.comments.total() + read_counts.trees.total() - missing
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -134,8 +134,8 @@ def accounted(fates):
 def test_every_line_of_any_json_is_counted_once(path, name, data, config):
   records = data.draw(st.lists(RECORDS[name] | VALUES, max_size=8))
   dumped = [json.dumps(record).encode() for record in records]
-  _, fates = read(path, b"\n".join(dumped), name, config)
-  assert accounted(fates) == len(records_of(records))
+  _, read_counts = read(path, b"\n".join(dumped), name, config)
+  assert accounted(read_counts) == len(records_of(records))
 
 
 def records_of(values):
@@ -154,7 +154,7 @@ def records_of(values):
 @FEW
 @given(DOCUMENTS, st.sampled_from(CONFIGS), st.sampled_from([None, 1]))
 def test_every_thing_in_any_listing_is_counted_once(path, document, config, indent):
-  _, fates = read(
+  _, read_counts = read(
     path, json.dumps(document, indent=indent).encode(), "reddit_api", config
   )
   parts = document if isinstance(document, list) else [document]
@@ -168,7 +168,7 @@ def test_every_thing_in_any_listing_is_counted_once(path, document, config, inde
       things += counted([part])
     elif not (isinstance(part, dict) and part.get("kind") == "more"):
       things += 1  # a part without a listing
-  assert accounted(fates) == things
+  assert accounted(read_counts) == things
 
 
 def opened(part):
@@ -230,15 +230,15 @@ def counted(children):
 )
 def test_every_reply_of_any_xml_is_counted_once(path, tokens, config):
   content = "".join(tokens).encode("utf-8", "surrogatepass")
-  _, fates = read(path, content, "cmv_modes", config)
-  assert fates.trees.total() == 1
+  _, read_counts = read(path, content, "cmv_modes", config)
+  assert read_counts.trees.total() == 1
   document = content.decode("utf-8-sig", "replace").replace("\0", "")
-  replies = list(cmv_modes.document_rows(document, config, Fates()))[1:]
+  replies = list(cmv_modes.document_rows(document, config, ReadCounts()))[1:]
   if (
-    cmv_modes.NO_THREAD not in fates.trees
-    and comment_tree.TREE_NO_ID not in fates.trees
+    cmv_modes.NO_THREAD not in read_counts.trees
+    and comment_tree.TREE_NO_ID not in read_counts.trees
   ):
-    assert fates.comments.total() == len(replies)
+    assert read_counts.comments.total() == len(replies)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -269,8 +269,8 @@ def test_a_listing_of_any_depth_is_read(path):
     b' "link_id": "t3_p", "body": "text", "replies": '
   )
   content = b"".join(head % i for i in range(depth)) + b'""' + b"}}]}}" * depth
-  (tree,), fates = read(path, content, None)
-  assert fates.comments == {comment_tree.KEPT: depth}
+  (tree,), read_counts = read(path, content, None)
+  assert read_counts.comments == {comment_tree.KEPT: depth}
   assert max(tree.depths()) == depth
 
 
@@ -281,9 +281,11 @@ def test_parents_of_any_depth_are_found(path):
   ]
   items.append({"id": 1, "type": "story", "title": "t"})
   random.Random(0).shuffle(items)
-  (tree,), fates = read(path, b"\n".join(json.dumps(i).encode() for i in items), None)
+  (tree,), read_counts = read(
+    path, b"\n".join(json.dumps(i).encode() for i in items), None
+  )
   assert max(tree.depths()) == depth - 2
-  assert fates.comments == {comment_tree.KEPT: depth - 2}
+  assert read_counts.comments == {comment_tree.KEPT: depth - 2}
 
 
 @given(
@@ -320,9 +322,9 @@ def test_entities_are_never_expanded(path):
     f'<?xml version="1.0"?><!DOCTYPE thread [<!ENTITY l0 "ha">{lol}]>'
     '<thread ID="a"><OP>&l19;</OP><reply id="b">&l19; &lt;</reply></thread>'
   )
-  (tree,), fates = read(path, content.encode(), None)
+  (tree,), read_counts = read(path, content.encode(), None)
   assert [c.text for c in tree.comments] == ["&l19;", "&l19; <"]
-  assert fates.mended == {}
+  assert read_counts.mended == {}
 
 
 JSON = st.recursive(
@@ -386,14 +388,14 @@ def test_any_beginning_is_looked_at(head):
 @example("9" * 20)
 @example("inf")
 def test_any_value_is_normalised(value):
-  fates = Fates()
-  assert isinstance(rows.identifier(value, fates), (str, type(None)))
-  assert isinstance(rows.text(value, fates), (str, type(None)))
+  read_counts = ReadCounts()
+  assert isinstance(rows.identifier(value, read_counts), (str, type(None)))
+  assert isinstance(rows.text(value, read_counts), (str, type(None)))
   assert isinstance(rows.seconds(value), (int, type(None)))
   assert isinstance(rows.votes(value), (int, type(None)))
   assert 0 <= (rows.seconds(value) or 0) < 2**63
   assert abs(rows.votes(value) or 0) < 2**31
-  assert isinstance(hacker_news.plain(value, fates), (str, type(None)))
+  assert isinstance(hacker_news.plain(value, read_counts), (str, type(None)))
 
 
 def test_text_of_html_is_what_was_written_in_any_order_of_tags():
@@ -408,14 +410,14 @@ def test_text_of_html_is_what_was_written_in_any_order_of_tags():
     ("a < b > c <3", "a < b > c <3"),
     ("<a>no address</a> <a href='x'>open", "no address x"),
   ]:
-    assert hacker_news.plain(written, Fates()) == expected
+    assert hacker_news.plain(written, ReadCounts()) == expected
 
 
 def test_a_file_too_long_to_be_one_document_is_skipped(path):
   config = TreeConfig(max_line_bytes=1000)
   reply = b"<reply id='b'>" + b"x\n" * 1000 + b"</reply>"
-  _, fates = read(path, b"<thread ID='a'>" + reply, None, config)
-  assert fates.trees == {files.FILE_TOO_LONG: 1}
+  _, read_counts = read(path, b"<thread ID='a'>" + reply, None, config)
+  assert read_counts.trees == {files.FILE_TOO_LONG: 1}
   pretty = json.dumps([{"kind": "Listing", "data": {"children": [0] * 999}}], indent=1)
-  _, fates = read(path, pretty.encode(), None, config)
-  assert fates.trees == {files.LINE_TOO_LONG: 1}
+  _, read_counts = read(path, pretty.encode(), None, config)
+  assert read_counts.trees == {files.LINE_TOO_LONG: 1}

@@ -8,7 +8,7 @@ from commentree.launch.commands import build as build_verb
 from commentree.tasks.building import beam_pipeline, building, filters
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.dataset_files import built_dataset
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 from . import building_fixture, pushshift_dump
 from .building_fixture import comment, record, write_trees
@@ -64,7 +64,7 @@ def test_beam_builds_the_bytes_that_duckdb_builds(dump, tmp_path, config):
   )
   sources = [dump, tmp_path / "long"]
   one = with_duckdb(sources, tmp_path / "duckdb" / "forum", config)
-  assert one.stats["fates"]["trees"].get(filters.TREE_LONG, 0) == (
+  assert one.stats["read_counts"]["trees"].get(filters.TREE_LONG, 0) == (
     config.max_tree_mb == 1
   )
   other = with_beam(sources, tmp_path / "beam" / "forum", config)
@@ -87,17 +87,17 @@ def test_in_several_shards_there_are_the_same_trees_and_fates(
     assert trees[0] == trees[1]
   shards = [built.stats["splits"]["train"]["shards"] for built in (one, other)]
   assert shards[1] > shards[0]
-  assert other.stats["fates"] == one.stats["fates"]
+  assert other.stats["read_counts"] == one.stats["read_counts"]
   assert other.stats["distributions"] == one.stats["distributions"]
 
 
 def test_every_comment_is_accounted_for(dump, tmp_path):
   built = with_beam(dump, tmp_path / "forum", BuildConfig())
   truth = json.loads((dump / "TRUTH").read_text())
-  assert built.stats["fates"] == {
+  assert built.stats["read_counts"] == {
     kind: dict(sorted(n.items())) for kind, n in truth.items()
   }
-  assert set(truth) == set(Fates().as_dict())
+  assert set(truth) == set(ReadCounts().as_dict())
 
 
 @pytest.mark.parametrize("engine", [with_beam, with_duckdb])

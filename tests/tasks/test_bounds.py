@@ -18,7 +18,7 @@ from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers import rows
 from commentree.tasks.readers.parsing import files
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates, Span, Stub
+from commentree.tasks.trees.comment_tree import ReadCounts, Span, Stub
 from commentree.tasks.trees.row import Row
 
 from . import building_fixture
@@ -70,40 +70,40 @@ def test_a_line_of_very_many_values_is_skipped_and_counted(
   monkeypatch.setattr(files, "_MAX_PARSED_BYTES", 2**26)
   path = tmp_path / "a.jsonl"
   path.write_text(line % ",".join(["{}"] * 400_000) + "\n")
-  fates = Fates()
-  assert not list(readers.iter_trees(str(path), TreeConfig(), fates, name))
-  assert getattr(fates, counted[0])[counted[1]] == 1
+  read_counts = ReadCounts()
+  assert not list(readers.iter_trees(str(path), TreeConfig(), read_counts, name))
+  assert getattr(read_counts, counted[0])[counted[1]] == 1
 
 
 def test_a_document_of_very_many_elements_is_skipped_and_counted(tmp_path, monkeypatch):
   monkeypatch.setattr(files, "_MAX_PARSED_BYTES", 2**20)
   path = tmp_path / "a.xml"
   path.write_text('<thread ID="a">' + "<reply>" * 2_000)
-  fates = Fates()
-  assert not list(readers.iter_trees(str(path), TreeConfig(), fates))
-  assert fates.trees == {files.FILE_TOO_LONG: 1}
+  read_counts = ReadCounts()
+  assert not list(readers.iter_trees(str(path), TreeConfig(), read_counts))
+  assert read_counts.trees == {files.FILE_TOO_LONG: 1}
 
 
 def test_lines_without_characters_are_passed_over_and_cost_nothing():
   blocks = [b"\n" * 2**20] * 300 + [b"a\n\n\nb", b"\n\n", b"\n"] + [b"\n" * 2**20] * 300
-  fates = Fates()
-  found = list(files.split(iter(blocks), 100, (fates.trees, "long")))
+  read_counts = ReadCounts()
+  found = list(files.split(iter(blocks), 100, (read_counts.trees, "long")))
   assert found == [b"a", b"b"]
-  assert not fates.trees
+  assert not read_counts.trees
 
 
 def cut(row, limit=10):
-  fates = Fates()
-  found = list(rows.bounded([row], TreeConfig(max_comment_chars=limit), fates))
-  return found, fates
+  read_counts = ReadCounts()
+  found = list(rows.bounded([row], TreeConfig(max_comment_chars=limit), read_counts))
+  return found, read_counts
 
 
 def test_long_texts_are_cut_and_counted():
   comment_row = Row("p", False, "a", "p", "ann", "0123456789ABC", translation="x" * 11)
-  (found,), fates = cut(comment_row)
+  (found,), read_counts = cut(comment_row)
   assert (found.text, found.translation) == ("0123456789", "x" * 10)
-  assert fates.mended == {rows.CUT: 2}
-  assert cut(found) == ([found], Fates())
+  assert read_counts.mended == {rows.CUT: 2}
+  assert cut(found) == ([found], ReadCounts())
 
 
 def test_spans_behind_the_cut_are_left_out():
@@ -122,15 +122,15 @@ def test_spans_behind_the_cut_are_left_out():
 def test_names_that_are_too_long_are_none():
   name = "n" * 1_001
   row = Row("p", False, "a", parent_id=name, author=name, text="t", subreddit=name)
-  (found,), fates = cut(row)
+  (found,), read_counts = cut(row)
   assert found == Row("p", False, "a", parent_id="", text="t")
-  assert fates.mended == {rows.NAME_LEFT_OUT: 3}
-  found, fates = cut(row._replace(tree_id=name))
+  assert read_counts.mended == {rows.NAME_LEFT_OUT: 3}
+  found, read_counts = cut(row._replace(tree_id=name))
   assert not found
-  assert fates.comments == {comment_tree.DROPPED_NO_TREE: 1}
-  found, fates = cut(Row(name, True, "p"))
+  assert read_counts.comments == {comment_tree.DROPPED_NO_TREE: 1}
+  found, read_counts = cut(Row(name, True, "p"))
   assert not found
-  assert fates.trees == {comment_tree.TREE_NO_ID: 1}
+  assert read_counts.trees == {comment_tree.TREE_NO_ID: 1}
 
 
 def test_rows_that_are_too_many_to_be_grouped_in_memory_are_told(tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_rows_that_are_too_many_to_be_grouped_in_memory_are_told(tmp_path, monke
   line = {"id": "a", "link_id": "t3_p", "parent_id": "t3_p", "body": "some words"}
   path.write_text((json.dumps(line) + "\n") * 200)
   with pytest.raises(UserError, match="too much to be grouped in memory; make trees"):
-    list(readers.iter_trees(str(path), TreeConfig(), Fates()))
+    list(readers.iter_trees(str(path), TreeConfig(), ReadCounts()))
 
 
 def test_a_line_of_standard_input_is_as_long_as_that_of_a_file(monkeypatch):
@@ -151,10 +151,10 @@ def test_a_line_of_standard_input_is_as_long_as_that_of_a_file(monkeypatch):
     buffer = io.BytesIO(lines)
 
   monkeypatch.setattr(inference_trees.sys, "stdin", Stdin)
-  fates = Fates()
+  read_counts = ReadCounts()
   unit = inference_trees.Stdin(TreeConfig(max_line_bytes=1_000))
-  assert len(list(unit.read(0, fates))) == 2
-  assert fates.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 1}
+  assert len(list(unit.read(0, read_counts))) == 2
+  assert read_counts.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 1}
 
 
 def test_rows_are_held_by_their_characters_not_by_their_number(tmp_path, monkeypatch):
@@ -213,13 +213,13 @@ def test_trees_of_too_much_text_or_too_many_comments_are_left_out_and_counted(tm
   config = BuildConfig(max_tree_mb=1, max_tree_comments=3)
   made = building_fixture.build([path], tmp_path / "forum", config)
   assert sorted(tree.id for tree in building_fixture.trees(made.folder)) == ["p1", "p4"]
-  fates = made.stats["fates"]
-  assert fates["trees"] == {
+  read_counts = made.stats["read_counts"]
+  assert read_counts["trees"] == {
     comment_tree.KEPT: 2,
     filters.TREE_LARGE: 1,
     filters.TREE_LONG: 1,
   }
-  assert fates["comments"] == {
+  assert read_counts["comments"] == {
     comment_tree.KEPT: 3,
     filters.DROPPED_IN_LARGE_TREE: 4,
     filters.DROPPED_IN_LONG_TREE: 3,
@@ -239,23 +239,23 @@ def test_stubs_are_no_comments_of_a_tree_that_is_left_out(tmp_path):
   made = building_fixture.build(
     [path], tmp_path / "forum", BuildConfig(max_tree_comments=2)
   )
-  assert made.stats["fates"]["comments"] == {
+  assert made.stats["read_counts"]["comments"] == {
     comment_tree.KEPT: 2,
     filters.DROPPED_IN_LARGE_TREE: 3,
   }
-  assert made.stats["fates"]["missing"][comment_tree.MORE_STUBS] == 1
+  assert made.stats["read_counts"]["missing"][comment_tree.MORE_STUBS] == 1
 
 
 def test_a_stub_that_lists_too_much_counts_at_once_and_is_not_held():
   stub = Stub(20, tuple(f"a{i}" for i in range(10)))
-  found, fates = cut(Row("p", False, "m", stub=stub.encode()))
+  found, read_counts = cut(Row("p", False, "m", stub=stub.encode()))
   assert not found
-  assert fates.missing == {
+  assert read_counts.missing == {
     comment_tree.MORE_STUBS: 1,
     comment_tree.MORE_IDS: 10,
     comment_tree.MORE_COUNT: 20,
   }
-  assert not fates.comments
+  assert not read_counts.comments
 
 
 def test_sorts_that_need_more_memory_are_made_of_fewer_rows(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def truth_of(dump):
 
 
 def test_what_becomes_of_a_dump_is_what_its_maker_says(dump, built):
-  assert built.stats["fates"] == truth_of(dump)
+  assert built.stats["read_counts"] == truth_of(dump)
   kept = sum(len(tree.comments) - 1 for tree in building_fixture.trees(built.folder))
   assert built.stats["comments_kept"] == kept
 
@@ -99,7 +99,7 @@ def same_as_slow(name, paths, out):
   assert summary(building_fixture.trees(made.folder)) == slow_reading.trees(threads)
   comments = sum(len(thread.comments) for thread in threads.values())
   posts = sum(thread.post_seen for thread in threads.values())
-  repeated = made.stats["fates"]["trees"].get(comment_tree.TREE_DUPLICATE, 0)
+  repeated = made.stats["read_counts"]["trees"].get(comment_tree.TREE_DUPLICATE, 0)
   assert made.stats["comments"] == comments
   assert made.stats["posts"] == posts + repeated
 
@@ -159,7 +159,7 @@ def test_a_folder_left_by_a_build_of_hacker_news_runs_no_code(tmp_path):
   [ready], tasks = parts.with_prepared([source], tmp_path)
   assert not tasks
   with pytest.raises(UserError, match=r"hacker_news\.format: is damaged"):
-    list(parts.wanted_rows(ready, DEFAULT, comment_tree.Fates()))
+    list(parts.wanted_rows(ready, DEFAULT, comment_tree.ReadCounts()))
   assert not (tmp_path / "ran").exists()
 
 

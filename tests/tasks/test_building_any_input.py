@@ -33,7 +33,7 @@ def accounted_for(folder, name, files, config):
   for number, lines in enumerate(files):
     path = folder / f"{number}.jsonl"
     path.write_bytes(b"\n".join(lines))
-    sources.append(parts.Source(number, str(path), name))
+    sources.append(parts.SourceFile(number, str(path), name))
   sources, tasks = parts.with_prepared(sources, folder)
 
   def report(rows, size):
@@ -45,17 +45,21 @@ def accounted_for(folder, name, files, config):
   if not sources:
     return 0
   parts.write_parts(tuple(sources), folder / "parts", config, 2**20, 2**27, report)
-  fates, _ = parts.read_facts(folder / "parts")
+  read_counts, _ = parts.read_facts(folder / "parts")
   found = parts.list_parts(folder / "parts")
   arguments = found, folder / "shards", config, 64, 3, report
   shards.make_shards(range(NUM_SHARDS), NUM_SHARDS, *arguments)
   for shard in range(NUM_SHARDS):
-    fates += shards.read_facts(folder / "shards", shard)["fates"]
+    read_counts += shards.read_facts(folder / "shards", shard)["read_counts"]
   trees = list(building_fixture.trees_of_files((folder / "shards").glob("*.tfrecord")))
-  assert fates.kept == sum(len(tree.comments) - 1 for tree in trees)
+  assert read_counts.kept == sum(len(tree.comments) - 1 for tree in trees)
   for tree in trees:
     assert all(c.parent < i for i, c in enumerate(tree.comments))
-  return fates.comments.total() + fates.trees.total() - filters.posts_missing(fates)
+  return (
+    read_counts.comments.total()
+    + read_counts.trees.total()
+    - filters.posts_missing(read_counts)
+  )
 
 
 @pytest.mark.parametrize("name", RECORDS)

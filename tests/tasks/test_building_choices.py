@@ -39,7 +39,7 @@ def test_replies_to_filtered_comments_hang_under_the_nearest_that_is_left(
   found, stats = made_of(tmp_path, config, record("p", *comments))
   assert [c.id for c in found["p"].comments] == ["p", "a", "c"]
   assert found["p"].comments[2].parent == 1
-  assert stats["fates"]["comments"] == {fate: 1, comment_tree.KEPT: 2}
+  assert stats["read_counts"]["comments"] == {fate: 1, comment_tree.KEPT: 2}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_trees_that_are_not_wanted_are_counted_with_their_comments(
     record("good", *wanted, subreddit="Cats"),
   )
   assert list(found) == ["good"]
-  assert stats["fates"]["trees"] == {fate: 1, comment_tree.KEPT: 1}
+  assert stats["read_counts"]["trees"] == {fate: 1, comment_tree.KEPT: 1}
   assert stats["comments"] == 2 + number
   assert stats["comments_kept"] == number
   assert stats["posts"] == 2
@@ -129,11 +129,11 @@ def test_of_a_tree_in_several_files_rows_come_together_and_the_first_post_counts
   made = building_fixture.build([two, one], tmp_path / "out", DEFAULT)
   (tree,) = building_fixture.trees(made.folder)
   assert [c.text for c in tree.comments] == ["title", "first", "some words here"]
-  assert made.stats["fates"]["comments"] == {
+  assert made.stats["read_counts"]["comments"] == {
     comment_tree.KEPT: 2,
     comment_tree.DROPPED_DUPLICATE: 1,
   }
-  assert made.stats["fates"]["trees"] == {
+  assert made.stats["read_counts"]["trees"] == {
     comment_tree.KEPT: 1,
     comment_tree.TREE_DUPLICATE: 1,
   }

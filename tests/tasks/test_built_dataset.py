@@ -18,9 +18,9 @@ from commentree.tasks.data_config import DataConfig
 from commentree.tasks.dataset_files import built_dataset
 from commentree.tasks.seqio_tasks import preprocessors, registration, registry
 from commentree.tasks.sources import generated, tree_sources, vocabulary_training_text
-from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES
+from commentree.tasks.subtrees.subtree_builder import SUBTREE_FEATURES
 from commentree.tasks.trees import columns, comment_tree
-from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
+from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 
 from . import built_fixture
 
@@ -109,7 +109,7 @@ def test_tfds_loads_the_same_trees(built):
   assert found == built_fixture.trees()
 
 
-def test_a_task_over_tfds_source_gives_the_same_pieces(built, vocabulary):
+def test_a_task_over_tfds_source_gives_the_same_subtrees(built, vocabulary):
   registration.register_tasks(config(built, vocabulary))
   ours = registry.get_task(registry.FILES)
   name = "commentree_of_tfds"
@@ -119,36 +119,36 @@ def test_a_task_over_tfds_source_gives_the_same_pieces(built, vocabulary):
       f"{built_fixture.NAME}:1.0.0", tfds_data_dir=str(built.parent)
     ),
     preprocessors=[
-      lambda ds: preprocessors.trees_to_pieces(ds, ours.piece_builder()),
+      lambda ds: preprocessors.trees_to_subtrees(ds, ours.subtree_builder()),
       seqio.CacheDatasetPlaceholder(),
     ],
-    output_features=preprocessors.output_features(LazyVocabulary(ours.tokenizer)),
+    output_features=preprocessors.output_features(TokenizerVocabulary(ours.tokenizer)),
   )
 
-  def pieces(task):
+  def subtrees(task):
     ds = task.source.get_dataset("validation", shuffle=False)
     return list(task.preprocess_precache(ds, seed=0).as_numpy_iterator())
 
   def in_order(found):  # TFDS reads from several files in turn
     return sorted(found, key=lambda p: (p["tree_id"], p["node_ids"].tolist()))
 
-  mine = pieces(ours)
+  mine = subtrees(ours)
   assert len(mine) >= 20
-  for one, other in zip(in_order(mine), in_order(pieces(theirs)), strict=True):
+  for one, other in zip(in_order(mine), in_order(subtrees(theirs)), strict=True):
     assert one["tree_id"] == other["tree_id"]
-    for feature in PIECE_FEATURES:
+    for feature in SUBTREE_FEATURES:
       np.testing.assert_array_equal(one[feature], other[feature])
 
 
 def test_a_vocabulary_is_trained_on_the_train_split_alone(built):
-  fates = comment_tree.Fates()
+  read_counts = comment_tree.ReadCounts()
   texts = vocabulary_training_text.iter_texts(
-    str(built), TreeConfig(), CleaningConfig(), fates
+    str(built), TreeConfig(), CleaningConfig(), read_counts
   )
   assert list(texts) == [
     comment.text for tree in built_fixture.trees() for comment in tree.comments
   ]
-  assert fates.trees == {comment_tree.KEPT: 60}
+  assert read_counts.trees == {comment_tree.KEPT: 60}
 
 
 def test_several_datasets_and_files_make_one_vocabulary(built, tmp_path):
@@ -159,7 +159,7 @@ def test_several_datasets_and_files_make_one_vocabulary(built, tmp_path):
 
   def texts(*paths):
     found = vocabulary_training_text.iter_texts(
-      paths, TreeConfig(), CleaningConfig(), comment_tree.Fates()
+      paths, TreeConfig(), CleaningConfig(), comment_tree.ReadCounts()
     )
     return list(found)
 
@@ -217,7 +217,7 @@ def test_what_is_no_dataset_of_ours_is_told(built):
 
 def test_training_data_of_a_built_dataset_has_its_splits(built, vocabulary):
   opened = data.open_data(config(built, vocabulary))
-  first = {piece["tree_id"] for piece in opened.splits["train"]}
+  first = {subtree["tree_id"] for subtree in opened.splits["train"]}
   assert first == {tree.id.encode() for tree in built_fixture.trees()}
   assert len(opened.splits["validation"]) >= 20
 
@@ -235,7 +235,7 @@ def test_a_share_set_by_hand_is_said_not_to_apply(built, vocabulary):
 
 
 @pytest.mark.slow
-def test_pieces_are_the_same_whatever_the_number_of_processes(built, vocabulary):
+def test_subtrees_are_the_same_whatever_the_number_of_processes(built, vocabulary):
   def prepared(processes):
     cache_dir = built.parent / f"cache-{processes}"
     data.open_data(
@@ -250,7 +250,7 @@ def test_pieces_are_the_same_whatever_the_number_of_processes(built, vocabulary)
     )
     return {
       path.relative_to(cache_dir): path.read_bytes()
-      for path in sorted((cache_dir / "pieces").rglob("*"))
+      for path in sorted((cache_dir / "subtrees").rglob("*"))
       if path.is_file()
     }
 
@@ -269,5 +269,5 @@ def test_a_changed_dataset_is_prepared_anew(built, vocabulary):
   )
   after = data.open_data(config(moved, vocabulary)).facts()
   assert noted != json.loads((moved / "1.0.0" / "CHECKSUMS.json").read_text())
-  assert before["train_pieces"] != after["train_pieces"]
-  assert before["validation_pieces"] == after["validation_pieces"]
+  assert before["train_subtrees"] != after["train_subtrees"]
+  assert before["validation_subtrees"] == after["validation_subtrees"]

@@ -15,8 +15,8 @@ from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.preprocessing import (
   MarkersConfig,
   MaskingConfig,
-  PiecesConfig,
   PreprocessingConfig,
+  SubtreeConfig,
 )
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.dataset_files import tfrecord
@@ -24,7 +24,7 @@ from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.preparation import cache_job, cached_subtrees
 from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.sources import generated
-from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES
+from commentree.tasks.subtrees.subtree_builder import SUBTREE_FEATURES
 
 from . import built_fixture
 
@@ -33,9 +33,9 @@ LENGTHS = {"encoder": 32, "decoder": 32}
 COMMON = {
   "task_feature_lengths": LENGTHS,
   "layout": ForestLayout(decoder_rows=16, max_ancestors=4, lookahead=8),
-  # Small, so that some trees are of several pieces.
+  # Small, so that some trees are of several subtrees.
   "preprocessing": PreprocessingConfig(
-    pieces=PiecesConfig(max_tree_size=8, max_ancestors=4)
+    subtrees=SubtreeConfig(max_tree_size=8, max_ancestors=4)
   ),
 }
 
@@ -79,7 +79,7 @@ def task_folder(folder):
 
 
 def cached(folder, split="train", root="other indexes"):
-  return cached_subtrees.CachedPieces(
+  return cached_subtrees.CachedSubtrees(
     cached_subtrees.epath.Path(task_folder(folder)), split, folder / root, print
   )
 
@@ -133,10 +133,10 @@ def test_batches_from_the_cache_are_those_without_it(built_config, cached_config
   assert_same_batches(with_cache.eval_batches(4), without.eval_batches(4))
 
 
-def test_beam_wrote_the_pieces_in_another_order(folder, cached_config):
-  pieces = cached(folder)
-  places = [(e["shard"], e["offset"]) for e in pieces._order]
-  assert len(pieces) > 60  # trees
+def test_beam_wrote_the_subtrees_in_another_order(folder, cached_config):
+  subtrees = cached(folder)
+  places = [(e["shard"], e["offset"]) for e in subtrees._order]
+  assert len(subtrees) > 60  # trees
   assert places != sorted(places)
 
 
@@ -178,9 +178,9 @@ def test_seqio_reads_the_cache_and_draws_masks_anew_each_epoch(folder, cached_co
     )
     return list(ds.as_numpy_iterator())
 
-  def plain(pieces):
+  def plain(subtrees):
     return sorted(
-      (p["tree_id"], p["node_ids"].tolist(), p["tokens"].tolist()) for p in pieces
+      (p["tree_id"], p["node_ids"].tolist(), p["tokens"].tolist()) for p in subtrees
     )
 
   once, twice = read(True), read(True, num_epochs=2)
@@ -214,7 +214,7 @@ def damaged_copy(folder, tmp_path):
   return tmp_path
 
 
-def test_a_flipped_byte_in_a_cached_piece_is_named_at_read(
+def test_a_flipped_byte_in_a_cached_subtree_is_named_at_read(
   folder, cached_config, tmp_path
 ):
   whole = cached(folder)
@@ -222,15 +222,17 @@ def test_a_flipped_byte_in_a_cached_piece_is_named_at_read(
   offset, length, shard = whole._order[3].tolist()
   path = task_folder(copy) / whole._files[shard].name
   content = path.read_bytes()
-  pieces = cached(copy)
+  subtrees = cached(copy)
   for place in range(offset, offset + length + 16, 5):
     path.write_bytes(content)
     built_fixture.flip(path, place)
     reopened = cached(copy)
-    with pytest.raises(UserError, match=rf"{path.name}: the piece at byte {offset:,}"):
+    with pytest.raises(
+      UserError, match=rf"{path.name}: the subtree at byte {offset:,}"
+    ):
       reopened[3]
-  for feature in PIECE_FEATURES:
-    np.testing.assert_array_equal(pieces[2][feature], whole[2][feature])
+  for feature in SUBTREE_FEATURES:
+    np.testing.assert_array_equal(subtrees[2][feature], whole[2][feature])
 
 
 def test_a_record_that_is_not_the_one_of_the_index_is_named(
@@ -247,7 +249,7 @@ def test_a_record_that_is_not_the_one_of_the_index_is_named(
   content = path.read_bytes()
   short = tfrecord.frame(b"short")
   path.write_bytes(short + content[len(short) :])
-  with pytest.raises(UserError, match="the piece at byte 0 is damaged"):
+  with pytest.raises(UserError, match="the subtree at byte 0 is damaged"):
     cached(copy)[index]
 
 
@@ -263,7 +265,7 @@ def test_a_record_that_is_not_the_one_of_the_index_is_named(
     ("tree_id", None, "index out of range"),
   ],
 )
-def test_a_record_with_a_right_checksum_and_no_piece_is_refused(
+def test_a_record_with_a_right_checksum_and_no_subtree_is_refused(
   folder, cached_config, name, change, said
 ):
   """Whoever writes a cache by hand can make checksums, too."""
@@ -281,8 +283,8 @@ def test_a_record_with_a_right_checksum_and_no_piece_is_refused(
     feature.int64_list.value.extend(values)
   with pytest.raises(tfrecord.DamagedError, match=said) as refusal:
     cached_subtrees.decode(example.SerializeToString())
-  assert "holds no piece" in str(refusal.value)
-  with pytest.raises(tfrecord.DamagedError, match="holds no piece"):
+  assert "holds no subtree" in str(refusal.value)
+  with pytest.raises(tfrecord.DamagedError, match="holds no subtree"):
     cached_subtrees.decode(b"\xff")
 
 
@@ -298,15 +300,15 @@ def test_a_missing_file_of_the_cache_is_refused_at_start(
 def test_a_short_file_of_the_cache_is_refused_at_start(folder, cached_config, tmp_path):
   whole = cached(folder)
   copy = damaged_copy(folder, tmp_path)
-  # Cut between two records: only the number of pieces tells.
+  # Cut between two records: only the number of subtrees tells.
   last = max(e["offset"].item() for e in whole._order if e["shard"] == 1)
   path = task_folder(copy) / whole._files[1].name
   path.write_bytes(path.read_bytes()[:last])
-  with pytest.raises(UserError, match=r"holds .* pieces where its statistics count"):
+  with pytest.raises(UserError, match=r"holds .* subtrees, its statistics count"):
     cached(copy, root="yet others")
 
 
-def test_pieces_that_are_there_twice_are_told(folder, cached_config, tmp_path):
+def test_subtrees_that_are_there_twice_are_told(folder, cached_config, tmp_path):
   whole = cached(folder)
   files = [*whole._files[1:], whole._files[1]]
   count = sum(whole._order["shard"] != 0) + sum(whole._order["shard"] == 1)
@@ -319,10 +321,10 @@ def test_a_cache_of_other_settings_is_refused_and_the_setting_named(cached_confi
   other = dataclasses.replace(
     cached_config,
     preprocessing=PreprocessingConfig(
-      pieces=PiecesConfig(max_tree_size=9, max_ancestors=4)
+      subtrees=SubtreeConfig(max_tree_size=9, max_ancestors=4)
     ),
   )
-  with pytest.raises(UserError, match=r"pieces.max_tree_size was 8, is 9;"):
+  with pytest.raises(UserError, match=r"subtrees.max_tree_size was 8, is 9;"):
     data.open_data(other)
   # What comes after the cache may change.
   data.open_data(

@@ -1,4 +1,4 @@
-"""Labels of whole comments, from files to pieces."""
+"""Labels of whole comments, from files to subtrees."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import (
   CommentLabelsConfig,
   MarkersConfig,
-  PiecesConfig,
   PreprocessingConfig,
+  SubtreeConfig,
   TreeConfig,
 )
 from commentree.tasks.data_config import DataConfig
@@ -26,10 +26,10 @@ from commentree.tasks.inspection import views
 from commentree.tasks.preparation import preparing, records
 from commentree.tasks.seqio_tasks import registration
 from commentree.tasks.seqio_tasks import registry as registry_lib
-from commentree.tasks.subtrees.subtree_builder import PieceBuilder
+from commentree.tasks.subtrees.subtree_builder import SubtreeBuilder
 from commentree.tasks.trees import assembly
 from commentree.tasks.trees.columns import OPTIONAL_COLUMNS, from_columns, to_columns
-from commentree.tasks.trees.comment_tree import Comment, CommentTree, Fates
+from commentree.tasks.trees.comment_tree import Comment, CommentTree, ReadCounts
 from commentree.tasks.trees.row import Row
 
 from . import building_fixture, built_fixture
@@ -46,8 +46,8 @@ class Characters:
 
 
 def read(path, **settings):
-  fates = Fates()
-  return list(readers.iter_trees(str(path), TreeConfig(**settings), fates))
+  read_counts = ReadCounts()
+  return list(readers.iter_trees(str(path), TreeConfig(**settings), read_counts))
 
 
 def test_labels_are_read_of_posts_and_comments_whatever_they_are_written_as(tmp_path):
@@ -93,7 +93,7 @@ def test_a_comment_has_lost_a_reply_whether_deleted_ones_stay_or_go(drawn):
   wanted = {parent for parent, gone in zip(parents, deleted) if gone} - {"gone"}
   for choice in ("splice", "keep"):
     config = TreeConfig(deleted=choice)
-    tree = assembly.assemble(drawn.draw(st.permutations(rows)), Fates(), config)
+    tree = assembly.assemble(drawn.draw(st.permutations(rows)), ReadCounts(), config)
     if tree is None:
       assert all(deleted)
       continue
@@ -165,23 +165,23 @@ def tree():
   ],
 )
 def test_a_comments_class_is_at_the_node_that_it_begins_in(config, classes):
-  settings = PiecesConfig(
+  settings = SubtreeConfig(
     max_tree_size=4, max_ancestors=2, max_comment_tokens=10, long_comments="chunk"
   )
-  builder = PieceBuilder(
+  builder = SubtreeBuilder(
     Characters(),
     PreprocessingConfig(
-      markers=MarkersConfig(authors=False), comment_labels=config, pieces=settings
+      markers=MarkersConfig(authors=False), comment_labels=config, subtrees=settings
     ),
   )
   found = {}
-  pieces = list(builder(tree()))
-  assert len(pieces) > 1
-  for piece in pieces:
-    assert piece["comment_labels"].dtype == np.int32
-    for node, label in zip(piece["node_ids"].tolist(), piece["comment_labels"]):
+  subtrees = list(builder(tree()))
+  assert len(subtrees) > 1
+  for subtree in subtrees:
+    assert subtree["comment_labels"].dtype == np.int32
+    for node, label in zip(subtree["node_ids"].tolist(), subtree["comment_labels"]):
       found.setdefault(node, set()).add(int(label))
-    assert len(piece["comment_labels"]) == len(piece["lengths"])
+    assert len(subtree["comment_labels"]) == len(subtree["lengths"])
   # The long comment's other chunks have none.
   assert found == {
     node: {label, -1} if node == 1 else {label} for node, label in enumerate(classes)
@@ -191,13 +191,13 @@ def test_a_comments_class_is_at_the_node_that_it_begins_in(config, classes):
   assert builder.counts.other_labels == others
 
 
-def test_pieces_come_back_from_disk_with_classes_and_have_none_unasked():
-  (piece,) = PieceBuilder(Characters(), PreprocessingConfig(comment_labels=STANCES))(
-    tree()
-  )
-  again = records.decode(records.encode(piece))
-  np.testing.assert_array_equal(again["comment_labels"], piece["comment_labels"])
-  (bare,) = PieceBuilder(Characters())(tree())
+def test_subtrees_come_back_from_disk_with_classes_and_have_none_unasked():
+  (subtree,) = SubtreeBuilder(
+    Characters(), PreprocessingConfig(comment_labels=STANCES)
+  )(tree())
+  again = records.decode(records.encode(subtree))
+  np.testing.assert_array_equal(again["comment_labels"], subtree["comment_labels"])
+  (bare,) = SubtreeBuilder(Characters())(tree())
   assert "comment_labels" not in bare
 
 

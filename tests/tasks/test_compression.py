@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from commentree.errors import UserError
 from commentree.tasks.readers.parsing import compression, files, zstd_frame
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 COMPRESS = {
   "gzip": gzip.compress,
@@ -49,19 +49,19 @@ def compressed(frames, compress):
 
 def read(path, content, max_line_bytes=WHOLE):
   path.write_bytes(content)
-  fates = Fates()
-  found = list(files.lines(str(path), max_line_bytes, fates))
-  assert fates.files.total() == 1
-  return found, fates
+  read_counts = ReadCounts()
+  found = list(files.lines(str(path), max_line_bytes, read_counts))
+  assert read_counts.files.total() == 1
+  return found, read_counts
 
 
 @pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS)
 def test_frames_behind_each_other_are_one_file(tmp_path, compress):
   frames = [numbered(1000 * i, 300) for i in range(3)]
   content = b"".join(compressed(frames, compress))
-  found, fates = read(tmp_path / "a", content)
+  found, read_counts = read(tmp_path / "a", content)
   assert found == list(itertools.chain(*frames))
-  assert fates.files == {files.READ: 1}
+  assert read_counts.files == {files.READ: 1}
 
 
 @pytest.mark.parametrize("place", ["begin", "near begin", "middle", "near end"])
@@ -80,13 +80,13 @@ def test_behind_a_damaged_frame_reading_goes_on_at_the_next(
   }[place]
   damaged[at : at + 100] = random.Random(0).randbytes(100)
   with caplog.at_level(logging.WARNING):
-    found, fates = read(tmp_path / "a", b"".join([parts[0], damaged, *parts[2:]]))
+    found, read_counts = read(tmp_path / "a", b"".join([parts[0], damaged, *parts[2:]]))
   read_whole = set(found)
   for frame in (frames[0], *frames[2:]):
     assert read_whole.issuperset(frame)
   assert found.count(frames[2][0]) == 1
   if name != "zstd":  # which can be damaged without anybody being able to tell
-    assert fates.files == {files.DAMAGED: 1}
+    assert read_counts.files == {files.DAMAGED: 1}
     assert "is damaged" in caplog.text
 
 
@@ -116,18 +116,18 @@ def test_a_file_damaged_where_it_begins_is_known_by_its_name(
 ):
   frames = [numbered(0, 100), numbered(1000, 100)]
   first, second = compressed(frames, compress)
-  found, fates = read(tmp_path / f"a{suffix}", b"\xff\xff" + first[2:] + second)
+  found, read_counts = read(tmp_path / f"a{suffix}", b"\xff\xff" + first[2:] + second)
   assert [line for line in found if line] == frames[1]
-  assert fates.files == {files.DAMAGED: 1}
+  assert read_counts.files == {files.DAMAGED: 1}
 
 
 def test_frames_may_have_padding_between_them(tmp_path):
   frames = [numbered(0, 10), numbered(100, 10)]
   for compress in (gzip.compress, lzma.compress):
     content = b"\0\0\0\0".join(compressed(frames, compress)) + b"\0" * 8
-    found, fates = read(tmp_path / "a", content)
+    found, read_counts = read(tmp_path / "a", content)
     assert found == list(itertools.chain(*frames))
-    assert fates.files == {files.READ: 1}
+    assert read_counts.files == {files.READ: 1}
 
 
 def test_what_looks_like_a_frame_but_is_none_is_passed_over(tmp_path):
@@ -136,9 +136,9 @@ def test_what_looks_like_a_frame_but_is_none_is_passed_over(tmp_path):
   damaged, good = compressed(frames, COMPRESS["zstd with checksum"])
   decoys = b"\x28\xb5\x2f\xfd" * 50 + good[:20] + b"\xff" * 40
   content = damaged[:100] + b"\xff" * 100 + decoys + damaged[500:] + good
-  found, fates = read(tmp_path / "a", content)
+  found, read_counts = read(tmp_path / "a", content)
   assert found[-500:] == frames[1]
-  assert fates.files == {files.DAMAGED: 1}
+  assert read_counts.files == {files.DAMAGED: 1}
 
 
 def test_a_header_that_no_compressor_writes_is_none(tmp_path):
@@ -154,13 +154,13 @@ def test_a_header_that_claims_all_that_follows_costs_its_own_frame_alone(tmp_pat
   frames = [numbered(0, 2), numbered(1000, 2)]
   first, second = compressed(frames, named_gzip)
   swallowing = first[:11] + b"\x7f" + first[12:]  # the length of an optional field
-  found, fates = read(tmp_path / "a", swallowing + second)
+  found, read_counts = read(tmp_path / "a", swallowing + second)
   assert [line for line in found if line] == frames[1]
-  assert fates.files == {files.DAMAGED: 1}
+  assert read_counts.files == {files.DAMAGED: 1}
   # Where nothing follows, it is the end that is missing.
-  found, fates = read(tmp_path / "a", second + swallowing)
+  found, read_counts = read(tmp_path / "a", second + swallowing)
   assert found == frames[1]
-  assert fates.files == {files.TRUNCATED: 1}
+  assert read_counts.files == {files.TRUNCATED: 1}
 
 
 @given(
@@ -243,8 +243,8 @@ def test_a_window_larger_than_the_memory_is_told_with_the_files_name(
     pytest.raises(UserError, match=r"b.zst: takes more memory to be unpacked .*128 MB"),
   ):
     read(tmp_path / "b.zst", content)
-  _, fates = read(tmp_path / "b.zst", content)
-  assert fates.files == {files.READ: 1}
+  _, read_counts = read(tmp_path / "b.zst", content)
+  assert read_counts.files == {files.READ: 1}
 
 
 def test_a_window_counts_as_much_as_was_unpacked(tmp_path):
@@ -286,17 +286,17 @@ def test_frames_without_data_are_passed_over(tmp_path):
   empty = b"\x51\x2a\x4d\x18" + bytes(4)
   lines = numbered(0, 10)
   (frame,) = compressed([lines], COMPRESS["zstd"])
-  found, fates = read(tmp_path / "a", skipped + frame + empty + frame + skipped)
+  found, read_counts = read(tmp_path / "a", skipped + frame + empty + frame + skipped)
   assert found == lines + lines
-  assert fates.files == {files.READ: 1}
+  assert read_counts.files == {files.READ: 1}
 
 
 def test_a_header_of_gzip_without_an_end_is_not_held(tmp_path):
   endless = gzip.compress(b"")[:3] + b"\x08" + gzip.compress(b"")[4:10]
   content = endless + b"x" * 2**20 + gzip.compress(b"sound\n")
-  found, fates = read(tmp_path / "a.gz", content)
+  found, read_counts = read(tmp_path / "a.gz", content)
   assert found == [b"sound"]
-  assert fates.files == {files.DAMAGED: 1}
+  assert read_counts.files == {files.DAMAGED: 1}
 
 
 def test_what_damaged_frames_claim_is_not_read_again_and_again(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers import convokit
 from commentree.tasks.readers.parsing import index_on_disk, json_cutter
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 from . import building_fixture
 
@@ -40,9 +40,9 @@ def write(folder, utterances, conversations=None):
 
 
 def read(folder):
-  fates = Fates()
-  found = readers.iter_trees(str(folder), TreeConfig(), fates)
-  return {tree.id: tree for tree in found}, fates
+  read_counts = ReadCounts()
+  found = readers.iter_trees(str(folder), TreeConfig(), read_counts)
+  return {tree.id: tree for tree in found}, read_counts
 
 
 def shape(tree):
@@ -58,11 +58,11 @@ def test_what_answers_itself_answers_the_post(tmp_path):
     utterance("d", "p", "c"),
   ]
   write(tmp_path, lines, {"p": {"meta": {"page_title": "User talk:Bridge"}}})
-  found, fates = read(tmp_path)
+  found, read_counts = read(tmp_path)
   assert shape(found["p"]) == {"a": "p", "b": "a", "c": "p", "d": "c"}
   assert found["p"].comments[0].text == "User talk:Bridge\n\ntext of p"
   assert found["p"].comments[1].text == "text of a"
-  assert fates.comments == {comment_tree.KEPT: 3, comment_tree.KEPT_ORPHAN: 1}
+  assert read_counts.comments == {comment_tree.KEPT: 3, comment_tree.KEPT_ORPHAN: 1}
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -82,18 +82,18 @@ def test_conversations_that_are_not_named_are_found_by_following_replies(
     utterance(None, None, None),
   ]
   write(tmp_path, lines[:: -1 if backwards else 1], {"p": {"meta": {"title": "page"}}})
-  found, fates = read(tmp_path)
+  found, read_counts = read(tmp_path)
   assert shape(found["p"]) == {"a": "p", "b": "a"}
   assert found["p"].comments[0].text == "page\n\ntext of p"
   assert shape(found["q"]) == {"c": "q", "d": "c"}
   assert shape(found["gone"]) == {"e": "gone", "f": "e"}
-  assert fates.comments == {
+  assert read_counts.comments == {
     comment_tree.KEPT: 6,
     comment_tree.DROPPED_NO_ID: 1,
     comment_tree.DROPPED_NO_TREE: 1,
   }
-  assert fates.trees == {comment_tree.KEPT: 2, comment_tree.KEPT_NO_POST: 1}
-  assert sum(fates.files.values()) == 1
+  assert read_counts.trees == {comment_tree.KEPT: 2, comment_tree.KEPT_NO_POST: 1}
+  assert sum(read_counts.files.values()) == 1
 
 
 def test_a_conversation_may_have_an_id_that_is_not_its_roots(tmp_path):
@@ -104,12 +104,12 @@ def test_a_conversation_may_have_an_id_that_is_not_its_roots(tmp_path):
     utterance("c", "case 7", "b"),
   ]
   write(tmp_path, lines, {"case 7": {"meta": {"title": "A case", "subreddit": "law"}}})
-  found, fates = read(tmp_path)
+  found, read_counts = read(tmp_path)
   assert shape(found["root"]) == {"a": "root", "b": "root", "c": "b"}
   assert found["root"].comments[0].text == "A case\n\ntext of root"
   assert found["root"].subreddit == "law"
-  assert fates.trees == {comment_tree.KEPT: 1}
-  assert fates.comments == {comment_tree.KEPT: 3}
+  assert read_counts.trees == {comment_tree.KEPT: 1}
+  assert read_counts.comments == {comment_tree.KEPT: 3}
 
 
 @pytest.mark.parametrize("named", ["r1", "r2", "x"])
@@ -121,21 +121,21 @@ def test_of_several_roots_all_texts_stay_in_a_build_too(tmp_path, named):
     utterance("a", named, "r2"),
   ]
   write(tmp_path, lines)
-  found, fates = read(tmp_path)
+  found, read_counts = read(tmp_path)
   post = "r2" if named == "r2" else "r1"
   (tree,) = found.values()
   assert tree.id == post
   other = {"r1": "r2", "r2": "r1"}[post]
   assert shape(tree) == {other: post, "a": "r2"}
   assert tree.comments[1].text in (f"text of {other}", "text of a")
-  counted = fates.comments.total() + fates.trees.total()
+  counted = read_counts.comments.total() + read_counts.trees.total()
   assert counted == len(lines)
 
   made = building_fixture.build([tmp_path], tmp_path / "out" / "forum", BuildConfig())
   (built,) = building_fixture.trees(made.folder)
   assert built == tree
-  assert made.stats["fates"]["comments"] == fates.comments
-  assert made.stats["fates"]["trees"] == fates.trees
+  assert made.stats["read_counts"]["comments"] == read_counts.comments
+  assert made.stats["read_counts"]["trees"] == read_counts.trees
 
 
 def test_roots_are_comments_of_a_conversation_that_is_too_large(tmp_path):
@@ -148,7 +148,7 @@ def test_roots_are_comments_of_a_conversation_that_is_too_large(tmp_path):
   config = BuildConfig(max_tree_comments=2)
   made = building_fixture.build([tmp_path], tmp_path / "out" / "forum", config)
   assert [tree.id for tree in building_fixture.trees(made.folder)] == ["q"]
-  assert made.stats["fates"]["comments"] == {
+  assert made.stats["read_counts"]["comments"] == {
     comment_tree.KEPT: 1,
     filters.DROPPED_IN_LARGE_TREE: 3,
   }
@@ -166,11 +166,11 @@ def test_the_oldest_corpora_are_arrays_and_other_files_of_a_corpus_are_left_out(
   (tmp_path / "conversations.json").write_text('{"p": {"title": "page"}}')
   for name in ("users.json", "corpus.json", "index.json", "info.parsed.jsonl"):
     (tmp_path / name).write_text('{"id": "a", "value": 1}')
-  found, fates = read(tmp_path)
+  found, read_counts = read(tmp_path)
   assert shape(found["p"]) == {"a": "p"}
   assert [c.author for c in found["p"].comments] == ["ann", "bob"]
   assert found["p"].comments[0].text == "page\n\nself"
-  assert sum(fates.files.values()) == 1
+  assert sum(read_counts.files.values()) == 1
 
 
 def test_titles_are_read_in_memory_that_does_not_grow_with_them(tmp_path, monkeypatch):
@@ -185,7 +185,9 @@ def test_titles_are_read_in_memory_that_does_not_grow_with_them(tmp_path, monkey
     del about
     tracemalloc.start()
     rows = list(
-      convokit.FORMAT.rows(str(tmp_path / "utterances.jsonl"), TreeConfig(), Fates())
+      convokit.FORMAT.rows(
+        str(tmp_path / "utterances.jsonl"), TreeConfig(), ReadCounts()
+      )
     )
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -201,8 +203,10 @@ def test_titles_of_a_file_that_is_cut_off_are_those_before(tmp_path):
   write(tmp_path, [utterance("p", "p", None), utterance("q", "q", None)])
   about = json.dumps({"p": {"meta": {"title": "page"}}, "q": {"meta": {"title": "x"}}})
   (tmp_path / "conversations.json").write_text(about[:-12])
-  _, fates = read(tmp_path)
-  rows = convokit.FORMAT.rows(str(tmp_path / "utterances.jsonl"), TreeConfig(), fates)
+  _, read_counts = read(tmp_path)
+  rows = convokit.FORMAT.rows(
+    str(tmp_path / "utterances.jsonl"), TreeConfig(), read_counts
+  )
   assert [row.text for row in rows] == ["page", None]
 
 
@@ -214,7 +218,7 @@ def test_titles_of_a_file_that_is_cut_off_are_those_before(tmp_path):
 def test_members_of_an_object_are_those_that_are_objects(pairs, size, indent):
   content = b" \n" + json.dumps(pairs, indent=indent).encode()
   blocks = [content[i : i + size] for i in range(0, len(content), size)]
-  counted = Fates()
+  counted = ReadCounts()
   found = json_cutter.members(blocks, 1_000, (counted.mended, "long"))
   assert {json.loads(key): json.loads(value) for key, value in found} == {
     key: value for key, value in pairs.items() if isinstance(value, dict)
@@ -223,7 +227,7 @@ def test_members_of_an_object_are_those_that_are_objects(pairs, size, indent):
 
 
 def test_members_that_are_too_long_are_counted():
-  counted = Fates()
+  counted = ReadCounts()
   content = json.dumps({"a": {"b": "c" * 100}, "d": {}}).encode()
   found = list(json_cutter.members([content], 50, (counted.mended, "long")))
   assert found == [(b'"d"', b"{}")]

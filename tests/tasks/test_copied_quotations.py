@@ -162,7 +162,7 @@ def test_a_vocabulary_is_trained_on_what_stays(tmp_path):
     record("t", comment("a", "t", "a b c d"), comment("b", "a", "so a b c d")),
   )
   texts = vocabulary_training_text.iter_texts(
-    str(path), TreeConfig(), BARE, comment_tree.Fates()
+    str(path), TreeConfig(), BARE, comment_tree.ReadCounts()
   )
   assert list(texts) == ["title", "a b c d", "so"]
 

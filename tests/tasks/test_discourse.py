@@ -8,7 +8,7 @@ from commentree.tasks.config.preprocessing import DiscourseMarkersConfig, Maskin
 from commentree.tasks.objectives.masking import Masker, masked_counts
 from commentree.tasks.subtrees import discourse
 
-from .pieces_fixture import FIRST_WORD, MASK_ID, maskable, random_pieces
+from .subtrees_fixture import FIRST_WORD, MASK_ID, maskable, random_subtrees
 
 
 def find(text, *phrases):
@@ -75,14 +75,14 @@ def test_settings_that_cannot_be_are_refused(settings):
 # Masking.
 
 
-def with_phrases(pieces, seed=0, density=0.3):
-  """Pieces in which runs of one to four tokens are phrases."""
+def with_phrases(subtrees, seed=0, density=0.3):
+  """Subtrees in which runs of one to four tokens are phrases."""
   rng = np.random.default_rng(seed)
   annotated = []
-  for piece in pieces:
-    phrases = np.zeros(len(piece["tokens"]), np.int32)
-    ends = np.cumsum(piece["lengths"])
-    for start, end in zip(ends - piece["lengths"], ends):
+  for subtree in subtrees:
+    phrases = np.zeros(len(subtree["tokens"]), np.int32)
+    ends = np.cumsum(subtree["lengths"])
+    for start, end in zip(ends - subtree["lengths"], ends):
       place, number = start + 1, 0
       while place < end:
         size = int(rng.integers(1, 5))
@@ -91,7 +91,7 @@ def with_phrases(pieces, seed=0, density=0.3):
           phrases[place : place + size] = number
           place += size
         place += 1
-    annotated.append({**piece, "phrases": phrases})
+    annotated.append({**subtree, "phrases": phrases})
   return annotated
 
 
@@ -99,30 +99,32 @@ def masker(share, **settings):
   return Masker(MaskingConfig(**settings), MASK_ID, maskable(), share)
 
 
-def node_of(piece):
-  return np.repeat(np.arange(len(piece["lengths"])), piece["lengths"])
+def node_of(subtree):
+  return np.repeat(np.arange(len(subtree["lengths"])), subtree["lengths"])
 
 
-def counts(piece, chosen):
-  return np.bincount(node_of(piece)[chosen], minlength=len(piece["lengths"]))
+def counts(subtree, chosen):
+  return np.bincount(node_of(subtree)[chosen], minlength=len(subtree["lengths"]))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_phrases_are_masked_whole_within_the_exact_budget(share):
   seen = 0
-  for index, piece in enumerate(with_phrases(random_pieces(60))):
-    masked = masker(share)(piece, 1000, seed=1, epoch=0, index=index)
+  for index, subtree in enumerate(with_phrases(random_subtrees(60))):
+    masked = masker(share)(subtree, 1000, seed=1, epoch=0, index=index)
     chosen = masked["is_masked"] == 1
-    words = counts(piece, (piece["tokens"] >= FIRST_WORD)) * piece["is_target"]
+    words = counts(subtree, (subtree["tokens"] >= FIRST_WORD)) * subtree["is_target"]
     budget = masked_counts(words, 0.15)
-    free = counts(piece, (piece["tokens"] >= FIRST_WORD) & (piece["phrases"] == 0))
-    got = counts(piece, chosen)
+    free = counts(
+      subtree, (subtree["tokens"] >= FIRST_WORD) & (subtree["phrases"] == 0)
+    )
+    got = counts(subtree, chosen)
     assert (got <= budget).all()
     assert ((got > 0) == (budget > 0)).all()
     assert (got == budget)[free >= budget].all()
     for node in range(len(words)):
-      for phrase in range(1, piece["phrases"].max() + 1):
-        inside = (node_of(piece) == node) & (piece["phrases"] == phrase)
+      for phrase in range(1, subtree["phrases"].max() + 1):
+        inside = (node_of(subtree) == node) & (subtree["phrases"] == phrase)
         if free[node] and inside.any():
           assert chosen[inside].all() or not chosen[inside].any()
           seen += chosen[inside].any()
@@ -131,16 +133,16 @@ def test_phrases_are_masked_whole_within_the_exact_budget(share):
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 def test_the_share_of_phrases_is_right_on_average_however_long_they_are(share):
-  (piece,) = random_pieces(1, nodes=2, max_length=400)
-  piece["tokens"] = piece["tokens"].copy()
-  length = int(piece["lengths"][1])
-  start = int(piece["lengths"][0])
+  (subtree,) = random_subtrees(1, nodes=2, max_length=400)
+  subtree["tokens"] = subtree["tokens"].copy()
+  length = int(subtree["lengths"][1])
+  start = int(subtree["lengths"][0])
   for size in (1, 3, 4):
-    phrases = np.zeros(len(piece["tokens"]), np.int32)
+    phrases = np.zeros(len(subtree["tokens"]), np.int32)
     starts = range(start + 1, start + length - size, 2 * size)
     for number, place in enumerate(starts, 1):
       phrases[place : place + size] = number
-    one = {**piece, "phrases": phrases}
+    one = {**subtree, "phrases": phrases}
     drawn = [masker(share)(one, 1000, 0, 0, i)["is_masked"] == 1 for i in range(400)]
     from_phrases = np.mean([(phrases[d] > 0).mean() for d in drawn])
     # With a share of 1, a budget that is no multiple of the size leaves a rest.
@@ -149,28 +151,28 @@ def test_the_share_of_phrases_is_right_on_average_however_long_they_are(share):
 
 def test_a_comment_of_long_phrases_alone_still_has_something_to_predict():
   tokens = np.array([5, *range(20, 24)] * 2, np.int32)
-  piece = {
+  subtree = {
     "tokens": tokens,
     "lengths": np.array([5, 5], np.int32),
     "is_target": np.array([0, 1], np.int32),
     "phrases": np.array([0, 1, 1, 1, 1] * 2, np.int32),
   }
-  masked = masker(0.5)(piece, 1000, seed=1, epoch=0, index=0)
+  masked = masker(0.5)(subtree, 1000, seed=1, epoch=0, index=0)
   assert masked["is_masked"].sum() == 1
   assert masked["is_masked"][6:].sum() == 1
-  whole = masker(0.5, rate=1.0)(piece, 1000, seed=1, epoch=0, index=0)
+  whole = masker(0.5, rate=1.0)(subtree, 1000, seed=1, epoch=0, index=0)
   assert whole["is_masked"].tolist() == [0] * 6 + [1] * 4
 
 
 def test_a_phrase_that_the_row_cuts_off_or_that_holds_an_unmaskable_token_is_none():
-  (piece,) = random_pieces(1, nodes=2, max_length=30)
-  start = int(piece["lengths"][0])
-  tokens = piece["tokens"].copy()
+  (subtree,) = random_subtrees(1, nodes=2, max_length=30)
+  start = int(subtree["lengths"][0])
+  tokens = subtree["tokens"].copy()
   tokens[start + 3] = 5
   phrases = np.zeros(len(tokens), np.int32)
   phrases[start + 2 : start + 5] = 1
   phrases[start + 6 : start + 9] = 2
-  one = {**piece, "tokens": tokens, "phrases": phrases}
+  one = {**subtree, "tokens": tokens, "phrases": phrases}
   drawn = [masker(1.0, rate=0.5)(one, 8, 0, 0, i)["is_masked"] == 1 for i in range(50)]
   for begin in (2, 6):
     inside = [d[start + begin : start + begin + 3].sum() for d in drawn]
@@ -178,11 +180,11 @@ def test_a_phrase_that_the_row_cuts_off_or_that_holds_an_unmaskable_token_is_non
 
 
 def test_masks_are_a_function_of_seed_epoch_and_example():
-  piece = with_phrases(random_pieces(1, nodes=30))[0]
+  subtree = with_phrases(random_subtrees(1, nodes=30))[0]
 
   def draw(**key):
     key = {"seed": 1, "epoch": 0, "index": 0, **key}
-    return masker(0.5)(piece, 99, **key)["is_masked"].tolist()
+    return masker(0.5)(subtree, 99, **key)["is_masked"].tolist()
 
   assert draw() == draw()
   for key in ({"seed": 2}, {"epoch": 1}, {"index": 1}):
@@ -190,9 +192,9 @@ def test_masks_are_a_function_of_seed_epoch_and_example():
 
 
 def test_without_phrases_masks_are_as_if_there_was_no_such_setting():
-  for index, piece in enumerate(random_pieces(20)):
-    plain = masker(0.0)(piece, 99, seed=1, epoch=0, index=index)
-    none = {**piece, "phrases": np.zeros(len(piece["tokens"]), np.int32)}
+  for index, subtree in enumerate(random_subtrees(20)):
+    plain = masker(0.0)(subtree, 99, seed=1, epoch=0, index=index)
+    none = {**subtree, "phrases": np.zeros(len(subtree["tokens"]), np.int32)}
     same = masker(0.5)(none, 99, seed=1, epoch=0, index=index)
     np.testing.assert_array_equal(plain["input_tokens"], same["input_tokens"])
     np.testing.assert_array_equal(plain["is_masked"], same["is_masked"])

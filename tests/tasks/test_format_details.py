@@ -15,19 +15,19 @@ from commentree.tasks.readers import (
 )
 from commentree.tasks.readers.parsing import json_lines, json_records
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 
 def read(folder, config=TreeConfig(), **contents):
-  """Trees by id of files of these contents (`__` in a name is a dot), and the fates."""
+  """Trees by id of files of these contents (`__` in a name is a dot); and counts."""
   paths = []
   for name, content in contents.items():
     path = folder / name.replace("__", ".")
     path.write_text(content)
     paths.append(str(path))
-  fates = Fates()
-  found = {t.id: t for t in readers.iter_trees(paths, config, fates)}
-  return found, fates
+  read_counts = ReadCounts()
+  found = {t.id: t for t in readers.iter_trees(paths, config, read_counts)}
+  return found, read_counts
 
 
 def shape(tree):
@@ -54,17 +54,17 @@ def more(*ids, count=0):
 def test_stubs_are_counted_as_missing_and_as_nothing_else(tmp_path):
   nested = t1("a", listing(t1("b"), t1("d"), more("x", "y", count=5)))
   document = [listing(t3("p")), listing(nested, t1("c", None), more(count=0))]
-  found, fates = read(tmp_path, a__json=json.dumps(document))
+  found, read_counts = read(tmp_path, a__json=json.dumps(document))
   assert shape(found["p"]) == {"a": "p", "b": "a", "d": "a", "c": "p"}
   assert [c.id for c in found["p"].comments] == ["p", "a", "b", "d", "c"]
-  assert fates.comments == {comment_tree.KEPT: 4}
-  assert fates.trees == {comment_tree.KEPT: 1}
-  assert fates.missing == {
+  assert read_counts.comments == {comment_tree.KEPT: 4}
+  assert read_counts.trees == {comment_tree.KEPT: 1}
+  assert read_counts.missing == {
     comment_tree.MORE_STUBS: 2,
     comment_tree.MORE_IDS: 2,
     comment_tree.MORE_COUNT: 5,
   }
-  assert "missing" in fates.as_dict()
+  assert "missing" in read_counts.as_dict()
 
 
 def test_what_a_comment_says_of_its_place_counts_before_where_it_is_nested(tmp_path):
@@ -78,28 +78,35 @@ def test_parts_of_a_thread_in_several_files_become_one_tree(tmp_path):
   known = {"link_id": "t3_p"}
   first = [listing(t3("p")), listing(t1("a", parent_id="t3_p", **known), more("b"))]
   rest = listing(t1("b", parent_id="t1_a", **known), t1("a", parent_id="t3_p", **known))
-  found, fates = read(tmp_path, a__json=json.dumps(first), b__json=json.dumps(rest))
+  found, read_counts = read(
+    tmp_path, a__json=json.dumps(first), b__json=json.dumps(rest)
+  )
   assert shape(found["p"]) == {"a": "p", "b": "a"}
-  assert fates.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_DUPLICATE: 1}
+  assert read_counts.comments == {
+    comment_tree.KEPT: 2,
+    comment_tree.DROPPED_DUPLICATE: 1,
+  }
 
 
 @pytest.mark.parametrize("bad", ["", "[", "{no\n", '{"kind": "Listing"}\n'])
 def test_a_file_may_hold_a_document_a_line(tmp_path, bad):
   documents = [[listing(t3(p)), listing(t1(f"{p}c"))] for p in "pq"]
   content = bad + "\n" + "\n\n".join(map(json.dumps, documents)) + "\n"
-  found, fates = read(tmp_path, a__json=content)
+  found, read_counts = read(tmp_path, a__json=content)
   if bad:
     path = tmp_path / "a.json"
-    fates = Fates()
+    read_counts = ReadCounts()
     rows = list(
-      readers.format_of(str(path), "reddit_api").rows(str(path), TreeConfig(), fates)
+      readers.format_of(str(path), "reddit_api").rows(
+        str(path), TreeConfig(), read_counts
+      )
     )
     assert len(rows) == 4
     fate = reddit_api.NO_LISTING if "kind" in bad else json_lines.BAD_JSON
     if bad == "[":
-      assert fates.mended == {json_records.MENDED_NOT_CLOSED: 1}
+      assert read_counts.mended == {json_records.MENDED_NOT_CLOSED: 1}
     else:
-      assert fates.trees == {fate: 1}
+      assert read_counts.trees == {fate: 1}
   else:
     assert [shape(found[p]) for p in "pq"] == [{"pc": "p"}, {"qc": "q"}]
 
@@ -109,9 +116,9 @@ def test_posts_alone_comments_alone_and_single_things_are_read(tmp_path):
   comments = listing(t1("a", link_id="t3_p", parent_id="t3_p"), t1("lost"))
   single = t1("b", link_id="t3_q", parent_id="t3_q")
   values = {"a__json": posts, "b__json": comments, "c__json": single}
-  found, fates = read(tmp_path, **{k: json.dumps(v) for k, v in values.items()})
+  found, read_counts = read(tmp_path, **{k: json.dumps(v) for k, v in values.items()})
   assert {k: shape(t) for k, t in found.items()} == {"p": {"a": "p"}, "q": {"b": "q"}}
-  assert fates.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NO_TREE: 1}
+  assert read_counts.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NO_TREE: 1}
 
 
 def test_copies_of_a_stub_count_once_and_not_at_all_once_it_is_read(tmp_path):
@@ -124,9 +131,9 @@ def test_copies_of_a_stub_count_once_and_not_at_all_once_it_is_read(tmp_path):
     "b__json": json.dumps([document, document]),
     "c__json": json.dumps([listing(t3("p")), listing(later)]),
   }
-  found, fates = read(tmp_path, **copies)
+  found, read_counts = read(tmp_path, **copies)
   assert shape(found["p"]) == {"a": "p"}
-  assert fates.missing == {
+  assert read_counts.missing == {
     comment_tree.MORE_STUBS: 2,
     comment_tree.MORE_IDS: 4,
     comment_tree.MORE_COUNT: 5,
@@ -134,9 +141,9 @@ def test_copies_of_a_stub_count_once_and_not_at_all_once_it_is_read(tmp_path):
   things = [t1(x, parent_id="t1_a", **known) for x in "xyw"]
   things.append({"kind": "more", "data": {"parent_id": "t1_x", "count": 1, "id": "_"}})
   answer = {"json": {"errors": [], "data": {"things": things}}}
-  found, fates = read(tmp_path, **copies, d__json=json.dumps(answer))
+  found, read_counts = read(tmp_path, **copies, d__json=json.dumps(answer))
   assert shape(found["p"]) == {"a": "p", "x": "a", "y": "a", "w": "a"}
-  assert fates.missing == {
+  assert read_counts.missing == {
     comment_tree.MORE_STUBS: 2,
     comment_tree.MORE_IDS: 1,
     comment_tree.MORE_COUNT: 2,
@@ -147,9 +154,11 @@ def test_a_comment_tree_of_an_archive_is_read(tmp_path):
   known = {"link_id": "t3_p"}
   below = t1("b", parent_id="t1_a", **known)
   things = [t1("a", listing(below, more("x", count=1)), parent_id="t3_p", **known)]
-  found, fates = read(tmp_path, a__json=json.dumps({"data": [*things, more("y")]}))
+  found, read_counts = read(
+    tmp_path, a__json=json.dumps({"data": [*things, more("y")]})
+  )
   assert shape(found["p"]) == {"a": "p", "b": "a"}
-  assert fates.missing == {
+  assert read_counts.missing == {
     comment_tree.MORE_STUBS: 2,
     comment_tree.MORE_IDS: 2,
     comment_tree.MORE_COUNT: 1,
@@ -170,25 +179,25 @@ def test_comments_nested_in_others_are_each_read_once(tmp_path):
       said("h", replies={"data": 1}),
     ],
   }
-  found, fates = read(tmp_path, a__jsonl=json.dumps(record))
+  found, read_counts = read(tmp_path, a__jsonl=json.dumps(record))
   expected = {"a": "p", "b": "a", "c": "b", "d": "c", "e": "d", "f": "c", "g": "p"}
   assert shape(found["p"]) == {**expected, "h": "p"}
-  assert fates.comments == {
+  assert read_counts.comments == {
     comment_tree.KEPT: 8,
     comment_tree.DROPPED_NO_ID: 1,
     comment_tree.DROPPED_NOT_OBJECT: 1,
   }
-  assert fates.mended == {tree_jsonl.REPLIES_PASSED_OVER: 1}
+  assert read_counts.mended == {tree_jsonl.REPLIES_PASSED_OVER: 1}
   del record["id"]
-  _, fates = read(tmp_path, a__jsonl=json.dumps(record))
-  assert fates.comments[comment_tree.DROPPED_WITH_TREE] == 9
+  _, read_counts = read(tmp_path, a__jsonl=json.dumps(record))
+  assert read_counts.comments[comment_tree.DROPPED_WITH_TREE] == 9
 
 
 def test_a_post_may_have_its_comments_under_another_name(tmp_path):
   record = {"id": "p", "text": "post", "children": [{"id": "a", "text": "said"}]}
-  found, fates = read(tmp_path, a__jsonl=json.dumps(record))
+  found, read_counts = read(tmp_path, a__jsonl=json.dumps(record))
   assert [c.text for c in found["p"].comments] == ["post", "said"]
-  assert fates.comments == {comment_tree.KEPT: 1}
+  assert read_counts.comments == {comment_tree.KEPT: 1}
 
 
 def test_conversations_of_open_assistant_are_read_as_trees_and_as_messages(tmp_path):
@@ -198,7 +207,7 @@ def test_conversations_of_open_assistant_are_read_as_trees_and_as_messages(tmp_p
 
   last = message("c", "b", deleted=True)
   whole = message("p", None, replies=[message("b", "p", replies=[last, None])])
-  found, fates = read(
+  found, read_counts = read(
     tmp_path, a__jsonl=json.dumps({"message_tree_id": "p", "prompt": whole})
   )
   post, reply = found["p"].comments
@@ -208,7 +217,7 @@ def test_conversations_of_open_assistant_are_read_as_trees_and_as_messages(tmp_p
     "en",
     True,
   )
-  assert fates.comments == {
+  assert read_counts.comments == {
     comment_tree.KEPT: 1,
     comment_tree.SPLICED_DELETED: 1,
     comment_tree.DROPPED_NOT_OBJECT: 1,
@@ -219,17 +228,17 @@ def test_conversations_of_open_assistant_are_read_as_trees_and_as_messages(tmp_p
     message("p", None, message_tree_id="p"),
     message("x", None, message_tree_id=None),
   ]
-  found, fates = read(tmp_path, a__jsonl="\n".join(map(json.dumps, messages)))
+  found, read_counts = read(tmp_path, a__jsonl="\n".join(map(json.dumps, messages)))
   assert shape(found["p"]) == {"b": "p", "d": "b"}
   assert found["p"].comments[2].created_utc == 1672628645
-  assert fates.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NO_TREE: 1}
+  assert read_counts.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NO_TREE: 1}
 
 
 def test_replies_that_are_no_listing_are_passed_over(tmp_path):
   document = [listing(t3("p")), listing(t1("a", 5), t1("b", {"kind": "x"}))]
-  found, fates = read(tmp_path, a__json=json.dumps(document))
+  found, read_counts = read(tmp_path, a__json=json.dumps(document))
   assert shape(found["p"]) == {"a": "p", "b": "p"}
-  assert fates.mended == {reddit_api.REPLIES_PASSED_OVER: 2}
+  assert read_counts.mended == {reddit_api.REPLIES_PASSED_OVER: 2}
 
 
 UTTERANCE_KEYS = {
@@ -258,14 +267,14 @@ def test_corpora_of_every_version_are_read(tmp_path, version):
   (tmp_path / "conversations.json").write_text(
     json.dumps({"p": about if version == "v1" else {"meta": about, "vectors": []}})
   )
-  found, fates = read(tmp_path, utterances__jsonl="\n".join(lines))
+  found, read_counts = read(tmp_path, utterances__jsonl="\n".join(lines))
   tree = found["p"]
   assert shape(tree) == {"a": "p", "b": "a"}
   assert [c.author for c in tree.comments] == ["by p", "by a", "by b"]
   assert [c.score for c in tree.comments] == [7, 4, None]
   assert tree.comments[0].text == "title\n\nself"
   assert tree.subreddit == "here"
-  assert fates.trees == {comment_tree.KEPT: 1}
+  assert read_counts.trees == {comment_tree.KEPT: 1}
 
 
 @pytest.mark.parametrize("about", ["{no json", "[]", '{"p": 5}', '{"p": {"meta": 5}}'])
@@ -287,10 +296,12 @@ def test_a_corpus_without_readable_titles_is_read_without_titles(tmp_path, about
       "reply_to": "p",
     },
   ]
-  found, fates = read(tmp_path, utterances__jsonl="\n".join(map(json.dumps, lines)))
+  found, read_counts = read(
+    tmp_path, utterances__jsonl="\n".join(map(json.dumps, lines))
+  )
   assert found["p"].comments[0].text == "self"
   unreadable = not about.startswith('{"p": {')
-  assert fates.files[convokit.TITLES_UNREADABLE] == unreadable
+  assert read_counts.files[convokit.TITLES_UNREADABLE] == unreadable
 
 
 def thread(body, title="<claim>CMV: x</claim>", ident="p"):
@@ -310,7 +321,7 @@ def test_replies_answer_the_one_before_and_keep_what_is_marked(tmp_path):
     "<premise>in</premise> &#8710;</claim>,<claim> </claim></reply>"
     '<reply id="b" author="ann"><premise>\u201cyes\u201d</premise></reply></thread>'
   )
-  found, fates = read(tmp_path, a__xml=thread(body))
+  found, read_counts = read(tmp_path, a__xml=thread(body))
   post, first, second = found["p"].comments
   assert shape(found["p"]) == {"a": "p", "b": "a"}
   assert post.text == "CMV: x\n\nso & so rest"
@@ -319,7 +330,7 @@ def test_replies_answer_the_one_before_and_keep_what_is_marked(tmp_path):
   assert marked(first) == [("out in \u2206", "claim"), ("in", "premise")]
   assert marked(second) == [("\u201cyes\u201d", "premise")]
   assert [c.author for c in (post, first, second)] == ["ann", "bob", "ann"]
-  assert fates.mended == {}
+  assert read_counts.mended == {}
 
 
 @pytest.mark.parametrize(
@@ -372,20 +383,20 @@ def test_marks_of_a_post_fit_its_text_whatever_is_deleted(
 )
 def test_files_that_are_not_well_formed_are_mended(tmp_path, body, expected, mended):
   end = "" if body.endswith("z") else "</thread>"
-  found, fates = read(tmp_path, a__xml=thread("<OP>op</OP>" + body + end))
+  found, read_counts = read(tmp_path, a__xml=thread("<OP>op</OP>" + body + end))
   comments = found["p"].comments[1:]
   assert shape(found["p"]) == {"a": "p", "b": "a"}
   assert [[text for text, _ in marked(c)] for c in comments] == expected
-  closed = fates.mended[cmv_modes.MENDED_NOT_CLOSED]
-  assert (closed, fates.mended[cmv_modes.MENDED_NOT_OPENED]) == mended
+  closed = read_counts.mended[cmv_modes.MENDED_NOT_CLOSED]
+  assert (closed, read_counts.mended[cmv_modes.MENDED_NOT_OPENED]) == mended
 
 
 def test_threads_that_begin_with_the_same_post_become_one_tree(tmp_path):
   first = thread(OP + "<reply id='a'>x</reply><reply id='b'>y</reply></thread>")
   second = thread(OP + "<reply id='a'>x</reply><reply id='c'>z</reply></thread>")
-  found, fates = read(tmp_path, a__xml=first, b__xml=second)
+  found, read_counts = read(tmp_path, a__xml=first, b__xml=second)
   assert shape(found["p"]) == {"a": "p", "b": "a", "c": "a"}
-  assert fates.trees == {comment_tree.KEPT: 1, comment_tree.TREE_DUPLICATE: 1}
+  assert read_counts.trees == {comment_tree.KEPT: 1, comment_tree.TREE_DUPLICATE: 1}
 
 
 @pytest.mark.parametrize(
@@ -410,11 +421,11 @@ def test_xml_without_a_thread_or_ids_is_skipped(
 ):
   path = tmp_path / "a.xml"
   path.write_text(content)
-  fates = Fates()
-  found = list(readers.iter_trees(str(path), TreeConfig(), fates, "cmv_modes"))
+  read_counts = ReadCounts()
+  found = list(readers.iter_trees(str(path), TreeConfig(), read_counts, "cmv_modes"))
   assert found == []
-  assert fates.trees == tree_fates
-  assert fates.comments == comment_fates
+  assert read_counts.trees == tree_fates
+  assert read_counts.comments == comment_fates
 
 
 def test_comments_markup_and_sections_are_told_from_text(tmp_path):
@@ -422,12 +433,12 @@ def test_comments_markup_and_sections_are_told_from_text(tmp_path):
     "<OP>a<!-- <claim>no</claim> -->b<![CDATA[<claim>&amp;]]>c<br/>&copy;&lt;</OP>"
     "<!--> <reply id='no'>no</reply> </!--><reply id='a'>x < y > z</reply></thread>"
   )
-  found, fates = read(tmp_path, a__xml=thread(body, title=""))
+  found, read_counts = read(tmp_path, a__xml=thread(body, title=""))
   assert [c.text for c in found["p"].comments] == [
     "ab<claim>&amp;c<br/>&copy;<",
     "x < y > z",
   ]
-  assert fates.mended == {}
+  assert read_counts.mended == {}
 
 
 def items(*values):
@@ -447,7 +458,7 @@ def test_items_find_their_story_across_files(tmp_path):
   gone = {"id": 3, "type": "comment", "parent": 2, "deleted": True}
   top = {"id": "2", "type": "comment", "parent": "1", "text": "top<p>more", "by": "y"}
   apart = {"id": 9, "type": "comment", "parent": 8, "text": "apart"}
-  found, fates = read(
+  found, read_counts = read(
     tmp_path,
     a__jsonl=items(low, apart),
     b__jsonl=items(top, story),
@@ -457,8 +468,8 @@ def test_items_find_their_story_across_files(tmp_path):
   assert shape(found["8"]) == {"9": "8"}
   assert found["1"].comments[0].text == "A & B"
   assert found["1"].comments[1].text == "top\n\nmore"
-  assert fates.comments == {comment_tree.KEPT: 3, comment_tree.SPLICED_DELETED: 1}
-  assert fates.trees == {comment_tree.KEPT: 1, comment_tree.KEPT_NO_POST: 1}
+  assert read_counts.comments == {comment_tree.KEPT: 3, comment_tree.SPLICED_DELETED: 1}
+  assert read_counts.trees == {comment_tree.KEPT: 1, comment_tree.KEPT_NO_POST: 1}
 
 
 @pytest.mark.parametrize(
@@ -493,9 +504,9 @@ def test_items_find_their_story_across_files(tmp_path):
 def test_an_item_that_is_no_living_comment_has_a_fate(tmp_path, item, fate):
   story = {"id": 1, "type": "poll", "title": "t", "parts": [2]}
   good = {"id": 7, "type": "comment", "parent": 1, "text": "good"}
-  found, fates = read(tmp_path, a__jsonl=items(story, good, item))
+  found, read_counts = read(tmp_path, a__jsonl=items(story, good, item))
   assert shape(found["1"]) == {"7": "1"}
-  assert fates.comments == {comment_tree.KEPT: 1, fate: 1}
+  assert read_counts.comments == {comment_tree.KEPT: 1, fate: 1}
 
 
 def test_items_in_a_cycle_are_dropped_with_what_hangs_below(tmp_path):
@@ -503,6 +514,6 @@ def test_items_in_a_cycle_are_dropped_with_what_hangs_below(tmp_path):
     {"id": a, "type": "comment", "parent": b, "text": "x"}
     for a, b in [(1, 2), (2, 1), (3, 2)]
   ]
-  found, fates = read(tmp_path, a__jsonl=items(*values))
+  found, read_counts = read(tmp_path, a__jsonl=items(*values))
   assert found == {}
-  assert fates.comments == {comment_tree.DROPPED_CYCLE: 3}
+  assert read_counts.comments == {comment_tree.DROPPED_CYCLE: 3}

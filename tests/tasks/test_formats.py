@@ -10,7 +10,7 @@ from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import files
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 from . import slow_reading, written_threads
 
@@ -46,27 +46,27 @@ def summary(found):
 
 
 def read(patterns, name=None):
-  fates = Fates()
-  return list(readers.iter_trees(patterns, DEFAULT, fates, name)), fates
+  read_counts = ReadCounts()
+  return list(readers.iter_trees(patterns, DEFAULT, read_counts, name)), read_counts
 
 
 def same_as_slow(name, paths):
-  found, fates = read(paths)
+  found, read_counts = read(paths)
   threads = slow_reading.READERS[name](paths)
   assert summary(found) == slow_reading.trees(threads)
   comments = sum(len(thread.comments) for thread in threads.values())
-  assert fates.comments.total() == comments
-  assert fates.kept == sum(len(tree.comments) - 1 for tree in found)
-  missing = sum(fates.trees[fate] for fate in comment_tree.NO_POST)
+  assert read_counts.comments.total() == comments
+  assert read_counts.kept == sum(len(tree.comments) - 1 for tree in found)
+  missing = sum(read_counts.trees[fate] for fate in comment_tree.NO_POST)
   posts = sum(thread.post_seen for thread in threads.values())
-  repeated = fates.trees[comment_tree.TREE_DUPLICATE]
-  assert fates.trees.total() - missing - repeated == posts
-  assert fates.files == {files.READ: len(paths)}
+  repeated = read_counts.trees[comment_tree.TREE_DUPLICATE]
+  assert read_counts.trees.total() - missing - repeated == posts
+  assert read_counts.files == {files.READ: len(paths)}
   for tree in found:
     for comment in tree.comments:
       for span in comment.spans:
         assert 0 <= span.start < span.end <= len(comment.text)
-  return found, fates
+  return found, read_counts
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -117,9 +117,9 @@ def test_files_of_all_formats_in_one_folder_are_read_each_as_its_own(tmp_path):
   for number, name in enumerate(NAMES):
     paths = written_threads.write(name, tmp_path / name, number)
     apart += [tree for tree in read(paths)[0]]
-  found, fates = read(str(tmp_path))
+  found, read_counts = read(str(tmp_path))
   assert summary(found) == summary(apart)
-  assert set(fates.files) == {files.READ}
+  assert set(read_counts.files) == {files.READ}
 
 
 def test_of_a_corpus_the_utterances_are_taken_and_of_other_folders_everything(
@@ -140,8 +140,8 @@ def test_formats_can_be_sent_to_other_processes(tmp_path):
     paths = written_threads.write(name, tmp_path / name, number)
     for path, format_ in readers.formats_of(paths, DEFAULT).items():
       sent = pickle.loads(pickle.dumps(format_))
-      rows = list(sent.rows(path, DEFAULT, Fates()))
-      assert rows == list(format_.rows(path, DEFAULT, Fates())) != []
+      rows = list(sent.rows(path, DEFAULT, ReadCounts()))
+      assert rows == list(format_.rows(path, DEFAULT, ReadCounts())) != []
 
 
 def test_comments_apart_from_their_posts_are_grouped_up_to_a_size(

@@ -16,7 +16,7 @@ from commentree.tasks.config.preprocessing import CleaningConfig, MarkersConfig
 from commentree.tasks.sources import generated
 from commentree.tasks.trees import cleaning
 from commentree.tasks.vocabulary import vocabularies
-from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
+from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 
 DEFAULTS = GeneratedTreesConfig()
 # Few values and much noise, so that frequencies tell probabilities.
@@ -348,10 +348,10 @@ def test_texts_become_a_token_a_word_with_unmaskable_cues(trees, tokenizer):
   for text, ids in zip(texts, tokenizer.encode_batch(texts)):
     is_word = [token.isalpha() for token in text.split()]
     assert tokenizer.maskable[ids].tolist() == is_word
-    assert LazyVocabulary(tokenizer).unk_id not in ids
-    assert LazyVocabulary(tokenizer).unk_id not in LazyVocabulary(tokenizer).encode(
-      text
-    )
+    assert TokenizerVocabulary(tokenizer).unk_id not in ids
+    assert TokenizerVocabulary(tokenizer).unk_id not in TokenizerVocabulary(
+      tokenizer
+    ).encode(text)
 
 
 def test_cleaning_leaves_the_texts_as_they_are(trees):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from commentree.errors import UserError
 from commentree.tasks.vocabulary import vocabularies
-from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
+from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
 
 from .vocabulary_fixture import some_texts
@@ -142,7 +142,7 @@ def test_markers_come_back_without_the_space_before_them(kind, tokenizers):
 
 @pytest.mark.parametrize("kind", SIZES)
 def test_seqio_encodes_and_decodes_alike_in_python_and_tensorflow(kind, tokenizers):
-  tokenizer, vocabulary = tokenizers[kind], LazyVocabulary(tokenizers[kind])
+  tokenizer, vocabulary = tokenizers[kind], TokenizerVocabulary(tokenizers[kind])
   for text in ["<user_0> ba ko <url> de", "漢 bade", "", *some_texts(3, seed=8)]:
     ids = vocabulary.encode(text)
     assert ids == tokenizer.encode_batch([text])[0].tolist()
@@ -158,7 +158,7 @@ def test_seqio_encodes_and_decodes_alike_in_python_and_tensorflow(kind, tokenize
 
 @pytest.mark.parametrize("kind", SIZES)
 def test_seqio_vocabularies_survive_datasets_and_copies(kind, tokenizers):
-  vocabulary = LazyVocabulary(tokenizers[kind])
+  vocabulary = TokenizerVocabulary(tokenizers[kind])
   texts = some_texts(5, seed=2)
   ds = tf.data.Dataset.from_tensor_slices(texts).map(vocabulary.encode_tf)
   assert [x.tolist() for x in ds.as_numpy_iterator()] == [
@@ -167,5 +167,5 @@ def test_seqio_vocabularies_survive_datasets_and_copies(kind, tokenizers):
   for copied in (copy.deepcopy(vocabulary), pickle.loads(pickle.dumps(vocabulary))):
     assert copied == vocabulary
     assert copied.encode(texts[0]) == vocabulary.encode(texts[0])
-  others = [LazyVocabulary(t) for name, t in tokenizers.items() if name != kind]
+  others = [TokenizerVocabulary(t) for name, t in tokenizers.items() if name != kind]
   assert all(vocabulary != other for other in others)

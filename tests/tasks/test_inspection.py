@@ -17,8 +17,8 @@ from commentree.errors import UserError
 from commentree.tasks.config.preprocessing import (
   CleaningConfig,
   MarkersConfig,
-  PiecesConfig,
   PreprocessingConfig,
+  SubtreeConfig,
 )
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.inspection import (
@@ -71,11 +71,11 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make_task(tokenizer):
-  def make(trees, cleaning=CleaningConfig(), **pieces):
+  def make(trees, cleaning=CleaningConfig(), **subtrees):
     settings = {"max_tree_size": 12, "max_ancestors": 3, "max_comment_tokens": 32}
     preprocessing = PreprocessingConfig(
       cleaning=cleaning,
-      pieces=PiecesConfig(**{**settings, **pieces}),
+      subtrees=SubtreeConfig(**{**settings, **subtrees}),
       markers=MarkersConfig(max_users=8),
     )
     return CommentTreeTask("inspected", ListSource(trees), tokenizer, preprocessing)
@@ -153,15 +153,15 @@ def test_a_target_sees_its_nearest_ancestors_and_the_post(view, trees):
 
 def test_masks_are_those_that_a_run_draws_whatever_is_skipped(make_task, trees):
   task = make_task(trees)
-  objective, builder = task.objective(), task.piece_builder()
-  pieces = list(itertools.chain.from_iterable(map(builder, trees)))
+  objective, builder = task.objective(), task.subtree_builder()
+  subtrees = list(itertools.chain.from_iterable(map(builder, trees)))
   drawn = {}
-  for index, piece in enumerate(pieces):
-    masked = objective(piece, 32, 5, 2, index)
-    ends = np.cumsum(piece["lengths"])
-    for node in np.flatnonzero(piece["is_target"]):
-      tokens = slice(ends[node] - piece["lengths"][node], ends[node])
-      key = piece["tree_id"].decode(), int(piece["node_ids"][node])
+  for index, subtree in enumerate(subtrees):
+    masked = objective(subtree, 32, 5, 2, index)
+    ends = np.cumsum(subtree["lengths"])
+    for node in np.flatnonzero(subtree["is_target"]):
+      tokens = slice(ends[node] - subtree["lengths"][node], ends[node])
+      key = subtree["tree_id"].decode(), int(subtree["node_ids"][node])
       drawn[key] = [masked[n][tokens].tolist() for n in ("input_tokens", "is_masked")]
 
   def id_of(text):

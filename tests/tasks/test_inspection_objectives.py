@@ -11,8 +11,8 @@ from commentree.tasks.config.preprocessing import (
   CommentLabelsConfig,
   LabelsConfig,
   MarkersConfig,
-  PiecesConfig,
   PreprocessingConfig,
+  SubtreeConfig,
 )
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.inspection import html_page, inspecting, terminal
@@ -59,7 +59,7 @@ def inspect(tmp_path_factory):
 
   def inspect(*, length=32, max_comment_tokens=32, **settings):
     preprocessing = PreprocessingConfig(
-      pieces=PiecesConfig(max_comment_tokens=max_comment_tokens),
+      subtrees=SubtreeConfig(max_comment_tokens=max_comment_tokens),
       markers=markers_config,
       **settings,
     )

@@ -13,7 +13,7 @@ from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import files, json_lines, json_records, unread
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 DEFAULT = TreeConfig()
 
@@ -33,16 +33,16 @@ COMMENTS = [comment("a", "t3_p"), comment("b", "t1_a"), comment("c", "t1_b")]
 
 def read(path, content, config=DEFAULT, name=None):
   path.write_bytes(content if isinstance(content, bytes) else content.encode())
-  fates = Fates()
-  return list(readers.iter_trees(str(path), config, fates, name)), fates
+  read_counts = ReadCounts()
+  return list(readers.iter_trees(str(path), config, read_counts, name)), read_counts
 
 
 def cut(content, size, limit=DEFAULT.max_line_bytes):
   """The records of a content that comes in blocks of a size."""
-  fates = Fates()
+  read_counts = ReadCounts()
   blocks = [content[i : i + size] for i in range(0, len(content), size)]
-  found = json_records.of_blocks(blocks, TreeConfig(max_line_bytes=limit), fates)
-  return [record.content for record in found], fates
+  found = json_records.of_blocks(blocks, TreeConfig(max_line_bytes=limit), read_counts)
+  return [record.content for record in found], read_counts
 
 
 LAYOUTS = {
@@ -75,21 +75,23 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_trees_and_comments_are_read_in_any_layout(tmp_path, layout):
   if layout != "one line without an end":
-    found, fates = read(tmp_path / "a.json", LAYOUTS[layout](COMMENTS))
+    found, read_counts = read(tmp_path / "a.json", LAYOUTS[layout](COMMENTS))
     assert [(c.id, c.parent) for c in found[0].comments[1:]] == [
       ("a", 0),
       ("b", 1),
       ("c", 2),
     ]
-    assert fates.comments == {comment_tree.KEPT: 3}
-  found, fates = read(tmp_path / "b.json", LAYOUTS[layout]([tree("p"), tree("q")]))
+    assert read_counts.comments == {comment_tree.KEPT: 3}
+  found, read_counts = read(
+    tmp_path / "b.json", LAYOUTS[layout]([tree("p"), tree("q")])
+  )
   if layout == "one line without an end":
-    assert fates.trees == {json_lines.BAD_JSON: 1}  # a line is a record here
+    assert read_counts.trees == {json_lines.BAD_JSON: 1}  # a line is a record here
     return
   assert [t.id for t in found] == ["p", "q"]
   assert found[0].comments[1].text == 'a "p" [b] {c}\\'
-  assert fates.trees == {comment_tree.KEPT: 2}
-  assert fates.mended == {}
+  assert read_counts.trees == {comment_tree.KEPT: 2}
+  assert read_counts.mended == {}
 
 
 @pytest.mark.parametrize(
@@ -99,10 +101,10 @@ def test_trees_and_comments_are_read_in_any_layout(tmp_path, layout):
 def test_unicode_is_read_in_any_encoding(tmp_path, encoding, layout):
   written = LAYOUTS[layout]([tree("p", title="\u00e9 \u4e2d"), tree("q")])
   written = written.replace("\\u00e9", "\u00e9").replace("\\u4e2d", "\u4e2d")
-  found, fates = read(tmp_path / "a.json", written.encode(encoding))
+  found, read_counts = read(tmp_path / "a.json", written.encode(encoding))
   assert [t.comments[0].text for t in found] == ["\u00e9 \u4e2d", "t"]
-  assert fates.comments == {comment_tree.KEPT: 2}
-  assert fates.mended == {}
+  assert read_counts.comments == {comment_tree.KEPT: 2}
+  assert read_counts.mended == {}
 
 
 VALUES = st.recursive(
@@ -125,9 +127,9 @@ def test_elements_come_out_as_they_are_however_they_are_cut_into_blocks(
 ):
   written = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
   content = written.encode("utf-8", "surrogatepass")
-  found, fates = cut(content, size)
+  found, read_counts = cut(content, size)
   assert [json.loads(c) for c in found] == json.loads(content)
-  assert fates.mended == {}
+  assert read_counts.mended == {}
 
 
 @given(st.binary(max_size=200), st.integers(1, 50))
@@ -147,25 +149,27 @@ def test_a_broken_element_costs_no_other_one_where_each_begins_a_line(
 ):
   lines = [json.dumps(tree("p")), broken, *(json.dumps(tree(x)) for x in "qrs")]
   end = "\n]" if begin == "[\n" else "\n]}"
-  found, fates = read(tmp_path / "a.json", begin + ",\n".join(lines) + end)
+  found, read_counts = read(tmp_path / "a.json", begin + ",\n".join(lines) + end)
   assert [t.id for t in found] == ["p", "q", "r", "s"]
-  assert fates.trees == {comment_tree.KEPT: 4, json_lines.BAD_JSON: 1}
+  assert read_counts.trees == {comment_tree.KEPT: 4, json_lines.BAD_JSON: 1}
 
 
 def test_an_array_that_is_cut_off_gives_what_comes_before(tmp_path):
   content = json.dumps([tree("p"), tree("q"), tree("r")], indent=1)
-  found, fates = read(tmp_path / "a.json", content[: content.index('"r"') + 20])
+  found, read_counts = read(tmp_path / "a.json", content[: content.index('"r"') + 20])
   assert [t.id for t in found] == ["p", "q"]
-  assert fates.trees == {comment_tree.KEPT: 2, json_lines.BAD_JSON: 1}
-  assert fates.mended == {json_records.MENDED_NOT_CLOSED: 1}
+  assert read_counts.trees == {comment_tree.KEPT: 2, json_lines.BAD_JSON: 1}
+  assert read_counts.mended == {json_records.MENDED_NOT_CLOSED: 1}
 
 
 def test_an_element_too_long_is_left_out_and_the_next_one_read(tmp_path):
   values = [tree("p"), tree("q", title="x" * 5000), tree("r")]
   for content in (json.dumps(values), json.dumps(values, indent=1)):
-    found, fates = read(tmp_path / "a.json", content, TreeConfig(max_line_bytes=2000))
+    found, read_counts = read(
+      tmp_path / "a.json", content, TreeConfig(max_line_bytes=2000)
+    )
     assert [t.id for t in found] == ["p", "r"]
-    assert fates.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 1}
+    assert read_counts.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 1}
 
 
 def test_memory_does_not_grow_with_an_array(tmp_path):
@@ -177,7 +181,7 @@ def test_memory_does_not_grow_with_an_array(tmp_path):
         file.write(("," if i else "") + json.dumps(tree(f"t{i}", title="x" * 500)))
       file.write("]")
     tracemalloc.start()
-    assert sum(1 for _ in readers.iter_trees(str(path), DEFAULT, Fates())) == count
+    assert sum(1 for _ in readers.iter_trees(str(path), DEFAULT, ReadCounts())) == count
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return used
@@ -206,10 +210,10 @@ def test_a_file_in_which_nothing_is_found_is_named_with_a_line_of_it(
   odd.write_text('\n{"version": 3, "settings": {"a": "' + "b" * 200 + '"}}\n')
   good = tmp_path / "good.json"
   good.write_text(json.dumps([tree("p")]))
-  fates = Fates()
-  found = list(readers.iter_trees(str(tmp_path), DEFAULT, fates))
+  read_counts = ReadCounts()
+  found = list(readers.iter_trees(str(tmp_path), DEFAULT, read_counts))
   assert [t.id for t in found] == ["p"]
-  assert fates.files == {files.READ: 1, files.NOTHING_FOUND: 1}
+  assert read_counts.files == {files.READ: 1, files.NOTHING_FOUND: 1}
   (warning,) = [r.getMessage() for r in caplog.records]
   assert warning.startswith(f"{odd}: nothing was found in it, read as tree_jsonl; it")
   assert """begins '{"version": 3, "settings": {"a": "bbb""" in warning
@@ -239,12 +243,12 @@ def test_a_line_nested_too_deeply_for_python_is_a_line():
 
 
 def test_ids_that_do_not_fit_their_parents_are_told_from_a_dump_with_holes(tmp_path):
-  fates = Fates()
-  fates.comments.update({comment_tree.KEPT: 10, comment_tree.KEPT_ORPHAN: 90})
-  (remark,) = fates.remarks()
+  read_counts = ReadCounts()
+  read_counts.comments.update({comment_tree.KEPT: 10, comment_tree.KEPT_ORPHAN: 90})
+  (remark,) = read_counts.remarks()
   assert remark.startswith("90% of the comments answer one that is not there")
   with open(tmp_path / "told", "w") as file:
-    fates.tell(rich.console.Console(file=file, width=70))
+    read_counts.tell(rich.console.Console(file=file, width=70))
   assert f"warning: {remark}\n" in (tmp_path / "told").read_text()
-  fates.comments.update({comment_tree.KEPT: 1000})
-  assert fates.remarks() == []
+  read_counts.comments.update({comment_tree.KEPT: 1000})
+  assert read_counts.remarks() == []

@@ -1,4 +1,4 @@
-"""`tag` and `classify`, from pieces to forests; how many labels a model gets."""
+"""`tag` and `classify`, from subtrees to forests; how many labels a model gets."""
 
 import dataclasses
 import types
@@ -19,10 +19,10 @@ from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests import forest_layout, pack_items, packing
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.objectives import label_objectives, objectives
-from commentree.tasks.subtrees.subtree_builder import PieceBuilder
+from commentree.tasks.subtrees.subtree_builder import SubtreeBuilder
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
 
-from .pieces_fixture import random_pieces
+from .subtrees_fixture import random_subtrees
 from .test_comment_labels import Characters
 
 SPANS = LabelsConfig(("claim", "premise"))
@@ -36,20 +36,24 @@ def settings(name):
   )
 
 
-def labelled_pieces(count=40):
-  """Random pieces whose tokens have labels 0 to 4, and nodes classes -1 to 2."""
+def labelled_subtrees(count=40):
+  """Random subtrees whose tokens have labels 0 to 4, and nodes classes -1 to 2."""
   rng = np.random.default_rng(1)
-  for piece in random_pieces(count):
-    piece["token_labels"] = rng.integers(0, 5, len(piece["tokens"])).astype(np.int32)
-    piece["comment_labels"] = rng.integers(-1, 3, len(piece["lengths"])).astype(
+  for subtree in random_subtrees(count):
+    subtree["token_labels"] = rng.integers(0, 5, len(subtree["tokens"])).astype(
       np.int32
     )
-    yield piece
+    subtree["comment_labels"] = rng.integers(-1, 3, len(subtree["lengths"])).astype(
+      np.int32
+    )
+    yield subtree
 
 
-def apply(name, pieces):
+def apply(name, subtrees):
   objective = objectives.build(settings(name), types.SimpleNamespace())
-  return objective, [objective(piece, 24, 0, 0, i) for i, piece in enumerate(pieces)]
+  return objective, [
+    objective(subtree, 24, 0, 0, i) for i, subtree in enumerate(subtrees)
+  ]
 
 
 def predictions(forest):
@@ -73,53 +77,53 @@ def predictions(forest):
   return sorted(found)
 
 
-def wanted(name, pieces):
+def wanted(name, subtrees):
   found = []
-  for piece in pieces:
-    ends = np.cumsum(piece["lengths"])
-    for node in np.flatnonzero(piece["is_target"]):
-      tokens = slice(ends[node] - piece["lengths"][node], ends[node])
-      read = tuple(piece["tokens"][tokens][:24].tolist())
+  for subtree in subtrees:
+    ends = np.cumsum(subtree["lengths"])
+    for node in np.flatnonzero(subtree["is_target"]):
+      tokens = slice(ends[node] - subtree["lengths"][node], ends[node])
+      read = tuple(subtree["tokens"][tokens][:24].tolist())
       if name == "tag":
-        labels = dict(enumerate(piece["token_labels"][tokens][:24].tolist()))
-      elif piece["comment_labels"][node] < 0:
+        labels = dict(enumerate(subtree["token_labels"][tokens][:24].tolist()))
+      elif subtree["comment_labels"][node] < 0:
         continue
       else:
-        labels = {0: int(piece["comment_labels"][node])}
+        labels = {0: int(subtree["comment_labels"][node])}
       found.append((read, tuple(labels.items())))
   return sorted(found)
 
 
 @pytest.mark.parametrize("name", ["tag", "classify"])
-@pytest.mark.parametrize("decoder_rows", [64, 3])  # three rows: pieces are cut
+@pytest.mark.parametrize("decoder_rows", [64, 3])  # three rows: subtrees are cut
 def test_forests_hold_each_comment_unmasked_with_its_labels(name, decoder_rows):
-  pieces = list(labelled_pieces())
-  objective, made = apply(name, pieces)
+  subtrees = list(labelled_subtrees())
+  objective, made = apply(name, subtrees)
   totals = packing.total(made, (24, 24), 4, objective.most_masked(24))
   layout = ForestLayout(
     decoder_rows, encoder_rows=decoder_rows + 4, encoder_slots=100, max_ancestors=4
   )
-  shape = forest_layout.resolve(layout, LENGTHS, totals, objective.extras)
+  shape = forest_layout.resolve(layout, LENGTHS, totals, objective.optional_features)
   assert shape.masked_per_row == 24 if name == "tag" else shape.masked_per_row < 12
   found = []
   for forest in packing.pack(made, shape, 8):
     found += predictions(forest)
   assert len(found) > 50
-  assert sorted(found) == wanted(name, pieces)
+  assert sorted(found) == wanted(name, subtrees)
 
 
-def test_cut_pieces_keep_their_annotations():
-  for piece in labelled_pieces(20):
-    _, (made,) = apply("tag", [piece])
+def test_cut_subtrees_keep_their_annotations():
+  for subtree in labelled_subtrees(20):
+    _, (made,) = apply("tag", [subtree])
     item = pack_items.measure(made, 24, 24, 4)
     for target in range(len(item.targets)):
       part = slice(target, target + 1)
-      cut = pack_items.part(item, part).piece
+      cut = pack_items.part(item, part).subtree
       nodes = cut["node_ids"]
       np.testing.assert_array_equal(
-        cut["comment_labels"], piece["comment_labels"][nodes]
+        cut["comment_labels"], subtree["comment_labels"][nodes]
       )
-      of_tokens = np.repeat(np.arange(len(piece["lengths"])), piece["lengths"])
+      of_tokens = np.repeat(np.arange(len(subtree["lengths"])), subtree["lengths"])
       kept = np.isin(of_tokens, nodes)
       for of_token in ("token_labels", "target_tokens", "input_tokens"):
         np.testing.assert_array_equal(cut[of_token], made[of_token][kept])
@@ -138,14 +142,14 @@ def test_trees_without_labels_are_trained_on_unless_left_out():
 
   counted = {}
   for choice in ("outside", "left_out"):
-    builder = PieceBuilder(
+    builder = SubtreeBuilder(
       Characters(),
       PreprocessingConfig(labels=dataclasses.replace(SPANS, bare_trees=choice)),
     )
     for spans in ((Span(0, 7, "claim"),), ()):
       builder = dataclasses.replace(builder, tokenizer=WithOffsets())
-      (piece,) = builder(tree(spans))
-      _, (made,) = apply("tag", [piece])
+      (subtree,) = builder(tree(spans))
+      _, (made,) = apply("tag", [subtree])
       counted[choice, bool(spans)] = int(made["is_masked"].sum())
       assert made["target_tokens"].min() == 0
   assert counted["outside", True] == counted["outside", False] > 12

@@ -13,7 +13,7 @@ from commentree.tasks.readers import cmv_modes, hacker_news
 from commentree.tasks.readers.parsing import deep_json, json_lines, json_records
 from commentree.tasks.subtrees import spans
 from commentree.tasks.trees import character_references, cleaning
-from commentree.tasks.trees.comment_tree import Fates, Span
+from commentree.tasks.trees.comment_tree import ReadCounts, Span
 
 _CLEANING = CleaningConfig()
 # What patterns begin with and never end, alone and behind each other.
@@ -65,26 +65,26 @@ def unescape(text):
 
 
 def hacker_news_text(text):
-  hacker_news.plain("<" + text, Fates())
+  hacker_news.plain("<" + text, ReadCounts())
 
 
 def hacker_news_link(text):
-  hacker_news.plain(f"<a {text}>", Fates())
+  hacker_news.plain(f"<a {text}>", ReadCounts())
 
 
 def annotated_reply(text):
   document = f'<thread ID="x"><OP>p</OP><reply id="c">{text}'
-  list(cmv_modes.document_rows(document, TreeConfig(), Fates()))
+  list(cmv_modes.document_rows(document, TreeConfig(), ReadCounts()))
 
 
 def annotated_attributes(text):
   document = f'<thread ID="x"><OP>p</OP><reply id="c" {text}>b</reply></thread>'
-  list(cmv_modes.document_rows(document, TreeConfig(), Fates()))
+  list(cmv_modes.document_rows(document, TreeConfig(), ReadCounts()))
 
 
 def json_line(text):
-  json_lines.parse(text.encode(), Fates())
-  json_lines.parse(f'{{"a": "{text}'.encode(), Fates())
+  json_lines.parse(text.encode(), ReadCounts())
+  json_lines.parse(f'{{"a": "{text}'.encode(), ReadCounts())
 
 
 def keys_of_records(text):
@@ -94,7 +94,7 @@ def keys_of_records(text):
 
 def records(text):
   for start in ("[", '{"a": "b'):
-    cut = json_records.of_blocks([(start + text).encode()], TreeConfig(), Fates())
+    cut = json_records.of_blocks([(start + text).encode()], TreeConfig(), ReadCounts())
     assert len(list(cut)) <= len(text) + 1
 
 

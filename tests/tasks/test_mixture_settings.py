@@ -9,7 +9,7 @@ import pytest
 import seqio
 
 from commentree.errors import UserError
-from commentree.launch.inference import run_facts
+from commentree.launch.inference import run_context
 from commentree.launch.settings.configurables import RunConfig
 from commentree.models.config import ModelConfig
 from commentree.tasks import data
@@ -135,12 +135,12 @@ def opened(config):
   return data.open_data(config)
 
 
-def test_a_mixture_of_objectives_shares_pieces_vocabulary_and_forests(opened, config):
+def test_a_mixture_of_objectives_shares_subtrees_vocabulary_and_forests(opened, config):
   assert [part.task.name for part in opened.parts] == list(BOTH)
   assert [part.share for part in opened.parts] == [Fraction(7, 10), Fraction(3, 10)]
   digests = {part.splits["train"].totals.digest for part in opened.parts}
   assert len(digests) == 1
-  assert opened.shape.extras == ("target_prefix_lengths",)
+  assert opened.shape.optional_features == ("target_prefix_lengths",)
   assert opened.shape.masked_per_row == 32
   alone = data.open_data(
     dataclasses.replace(
@@ -148,15 +148,15 @@ def test_a_mixture_of_objectives_shares_pieces_vocabulary_and_forests(opened, co
     )
   )
   assert alone.shape.masked_per_row < 32
-  assert alone.shape.extras == ()
+  assert alone.shape.optional_features == ()
   # Whoever would change the rates is told that the run is another.
   facts = json.loads(json.dumps(opened.facts()))
   mlm, clm = BOTH
   assert facts["mixture"] == f"7/10 {mlm}, 3/10 {clm}"
-  assert facts[f"{clm}.pieces"]["objective"]["name"] == "clm"
+  assert facts[f"{clm}.subtrees"]["objective"]["name"] == "clm"
   assert "mixture" not in alone.facts()
   as_written = json.loads(json.dumps(alone.facts()))
-  assert as_written["pieces"] == facts[f"{mlm}.pieces"]
+  assert as_written["subtrees"] == facts[f"{mlm}.subtrees"]
 
 
 @pytest.mark.parametrize("other", ["clm", "span_corruption"])
@@ -165,7 +165,7 @@ def test_a_mixtures_vocabulary_is_found_by_its_settings(config, other):
   config = dataclasses.replace(config, mixture=mixture)
   registration.register_tasks(config)
   run = RunConfig(ModelConfig(), config, TrainConfig("none", 1, 1))
-  tokenizer = run_facts.of_run(run).tokenizer
+  tokenizer = run_context.of_run(run).tokenizer
   for part in registry.get_parts("commentree_mixture"):
     assert part.task.tokenizer.fingerprint == tokenizer.fingerprint
 

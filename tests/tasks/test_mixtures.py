@@ -14,13 +14,13 @@ from commentree.errors import UserError
 from commentree.tasks.config.mixture_config import shares
 from commentree.tasks.config.preprocessing import MaskingConfig
 from commentree.tasks.forests import forest_streams, mixing
-from commentree.tasks.forests.forest_layout import ForestShape, PieceTotals
-from commentree.tasks.forests.mixing import MixedOrder
-from commentree.tasks.forests.shuffling import EndlessOrder
+from commentree.tasks.forests.forest_layout import ForestShape, SubtreeTotals
+from commentree.tasks.forests.mixing import MixtureSampler
+from commentree.tasks.forests.shuffling import EpochShuffle
 from commentree.tasks.objectives.causal import CausalObjective
 from commentree.tasks.objectives.masking import Masker
 
-from .pieces_fixture import MASK_ID, VOCAB_SIZE, maskable, random_pieces
+from .subtrees_fixture import MASK_ID, VOCAB_SIZE, maskable, random_subtrees
 
 RATES = st.lists(
   st.one_of(
@@ -47,7 +47,7 @@ def test_shares_are_the_rates_as_written_and_make_up_the_whole(rates):
 @given(RATES, st.integers(0, 10**6))
 def test_counts_are_within_one_of_the_share_after_any_number_of_blocks(rates, blocks):
   parts = parts_of(rates)
-  order = MixedOrder([5] * len(parts), parts, seed=0)
+  order = MixtureSampler([5] * len(parts), parts, seed=0)
   counts = order.counts(blocks)
   dealt = blocks * order.block_size
   assert sum(counts) == dealt
@@ -66,8 +66,8 @@ def test_turns_follow_each_other_and_each_tasks_order_is_its_own(
   rates, examples, seed, block
 ):
   parts = parts_of(rates)
-  order = MixedOrder(examples[: len(parts)], parts, seed)
-  own = [EndlessOrder(number, seed) for number in examples]
+  order = MixtureSampler(examples[: len(parts)], parts, seed)
+  own = [EpochShuffle(number, seed) for number in examples]
   start = block * order.block_size
   turns = order.counts(block) if len(parts) > 1 else [start]
   for position in range(start, start + order.block_size + 5):
@@ -82,22 +82,22 @@ def test_turns_follow_each_other_and_each_tasks_order_is_its_own(
 def test_a_position_is_found_without_those_before():
   parts = parts_of([3, 2, 1])
   examples = [100, 7, 2000]
-  forwards = MixedOrder(examples, parts, seed=5)
+  forwards = MixtureSampler(examples, parts, seed=5)
   expected = [forwards[position] for position in range(5000)]
   for position in np.random.default_rng(0).permutation(5000)[:300].tolist():
-    assert MixedOrder(examples, parts, seed=5)[position] == expected[position]
+    assert MixtureSampler(examples, parts, seed=5)[position] == expected[position]
 
 
 def test_tasks_are_shuffled_within_a_block_and_otherwise_in_the_next():
   parts = parts_of([1, 1])
-  order = MixedOrder([10, 10], parts, seed=0)
+  order = MixtureSampler([10, 10], parts, seed=0)
   tasks = [order.turn(position)[0] for position in range(2 * order.block_size)]
   first, second = tasks[: order.block_size], tasks[order.block_size :]
   assert sum(first) == sum(second) == order.block_size // 2
   assert first != second
   runs = sum(1 for _ in itertools.groupby(first))
   assert 400 < runs < 624  # 512 expected of fair coins
-  other = MixedOrder([10, 10], parts, seed=1)
+  other = MixtureSampler([10, 10], parts, seed=1)
   assert first != [other.turn(position)[0] for position in range(order.block_size)]
 
 
@@ -116,7 +116,7 @@ def test_a_task_that_would_hardly_ever_come_is_refused():
 
 @pytest.mark.parametrize("least", [3e-5, 1e-4, 7e-4])
 def test_turns_once_dealt_to_a_rare_task_are_not_taken_back(least):
-  order = MixedOrder([5, 5, 5], parts_of([1, least, 1]), seed=0)
+  order = MixtureSampler([5, 5, 5], parts_of([1, least, 1]), seed=0)
   counts = [order.counts(blocks)[1] for blocks in range(300)]
   assert all(a <= b for a, b in itertools.pairwise(counts))
   assert counts[-1] >= 298
@@ -130,13 +130,13 @@ SHAPE = ForestShape(32, 32, 4, 6, 16, 24, 4, 32, ("target_prefix_lengths",))
 def sources():
   thirds = parts_of([2, 1])
   return [
-    forest_streams.Source(random_pieces(50, seed=1), MASKER, thirds[0]),
-    forest_streams.Source(random_pieces(20, seed=2), CAUSAL, thirds[1]),
+    forest_streams.SubtreeSource(random_subtrees(50, seed=1), MASKER, thirds[0]),
+    forest_streams.SubtreeSource(random_subtrees(20, seed=2), CAUSAL, thirds[1]),
   ]
 
 
 def batches(read=None, **hosts):
-  return forest_streams.TrainBatches(
+  return forest_streams.TrainForests(
     read or sources(), SHAPE, batch_size=4, seed=7, lookahead=8, **hosts
   )
 
@@ -178,7 +178,7 @@ def test_a_mixture_resumes_bitwise_from_a_state_like_that_of_one_task():
   assert_same(take(resumed, 12), expected)
 
 
-def test_pieces_of_several_objectives_share_forests():
+def test_subtrees_of_several_objectives_share_forests():
   shared = 0
   for batch in take(batches(), 10):
     for example in range(4):
@@ -191,22 +191,24 @@ def test_pieces_of_several_objectives_share_forests():
   assert shared > 5
 
 
-def test_pieces_are_read_in_the_proportions_of_the_mixture():
+def test_subtrees_are_read_in_the_proportions_of_the_mixture():
   reads = collections.Counter()
 
   class Noting:
-    def __init__(self, name, pieces):
-      self.name, self.pieces = name, pieces
+    def __init__(self, name, subtrees):
+      self.name, self.subtrees = name, subtrees
 
     def __len__(self):
-      return len(self.pieces)
+      return len(self.subtrees)
 
     def __getitem__(self, index):
       reads[self.name] += 1
-      return self.pieces[index]
+      return self.subtrees[index]
 
   read = [
-    forest_streams.Source(Noting(name, source.records), source.objective, source.share)
+    forest_streams.SubtreeSource(
+      Noting(name, source.records), source.objective, source.share
+    )
     for name, source in zip("ab", sources())
   ]
   iterator = batches(read)
@@ -216,12 +218,12 @@ def test_pieces_are_read_in_the_proportions_of_the_mixture():
 
 
 def test_totals_of_a_mixture_are_in_its_proportions():
-  one = PieceTotals(10, 100, 2000, 300, 5, 60, 1200)
-  other = PieceTotals(1000, 2000, 8000, 8000, 32, 400, 2000)
+  one = SubtreeTotals(10, 100, 2000, 300, 5, 60, 1200)
+  other = SubtreeTotals(1000, 2000, 8000, 8000, 32, 400, 2000)
   assert mixing.mix_totals([one], [Fraction(1)]) is one
   mixed = mixing.mix_totals([one, other], parts_of([3, 1]))
   assert mixed.most_masked == 32
-  assert mixed.targets / mixed.pieces == pytest.approx(0.75 * 10 + 0.25 * 2)
+  assert mixed.targets / mixed.subtrees == pytest.approx(0.75 * 10 + 0.25 * 2)
   assert mixed.masked_tokens / mixed.target_tokens == pytest.approx(
     (0.75 * 30 + 0.25 * 8) / (0.75 * 200 + 0.25 * 8)
   )

@@ -7,7 +7,7 @@ import pytest
 
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.objective import PREFIXES, ObjectiveConfig
-from commentree.tasks.config.preprocessing import PiecesConfig, PreprocessingConfig
+from commentree.tasks.config.preprocessing import PreprocessingConfig, SubtreeConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.seqio_tasks import registry
 from commentree.tasks.seqio_tasks.feature_converters import (
@@ -26,20 +26,20 @@ def task(request, tmp_path_factory):
     CONFIG,
     PreprocessingConfig(
       objective=ObjectiveConfig(request.param, languages=languages),
-      pieces=PiecesConfig(max_tree_size=8, max_ancestors=4),
+      subtrees=SubtreeConfig(max_tree_size=8, max_ancestors=4),
     ),
     tmp_path_factory.mktemp("cache"),
   )
 
 
 @pytest.fixture(scope="module")
-def pieces(task):
+def subtrees(task):
   return task.get_dataset(LENGTHS, split="train", shuffle=False, seed=3)
 
 
-def test_examples_hold_what_the_objective_adds(task, pieces):
-  assert set(task.output_features) <= set(pieces.element_spec)
-  example = next(pieces.as_numpy_iterator())
+def test_examples_hold_what_the_objective_adds(task, subtrees):
+  assert set(task.output_features) <= set(subtrees.element_spec)
+  example = next(subtrees.as_numpy_iterator())
   for name in task.objective().features:
     assert example[name].dtype == np.int32
     assert name in task.output_features
@@ -49,15 +49,15 @@ def test_examples_hold_what_the_objective_adds(task, pieces):
     assert len(vocabulary.decode(example[name].tolist())) > 0
 
 
-def test_forests_have_the_optional_features_that_the_pieces_need(task, pieces):
+def test_forests_have_the_optional_features_that_the_subtrees_need(task, subtrees):
   converter = CommentForestFeatureConverter(layout=ForestLayout(decoder_rows=8))
-  forests = list(itertools.islice(converter(pieces, LENGTHS).as_numpy_iterator(), 2))
+  forests = list(itertools.islice(converter(subtrees, LENGTHS).as_numpy_iterator(), 2))
   assert set(forests[0]) == set(converter.MODEL_FEATURES)
   assert (
-    task.objective().extras
-    == converter.forest_shape(task.output_features, LENGTHS).extras
+    task.objective().optional_features
+    == converter.forest_shape(task.output_features, LENGTHS).optional_features
   )
-  assert set(task.objective().extras) <= set(forests[0])
+  assert set(task.objective().optional_features) <= set(forests[0])
   for forest in forests:
     lengths = np.bincount(forest["decoder_segment_ids"].ravel())[1:]
     if task.preprocessing.objective.name == "span_corruption":

@@ -6,7 +6,7 @@ from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import files, json_lines
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 
 def comment(ident, parent, link="t3_p", **fields):
@@ -43,15 +43,15 @@ def write(path, *records):
 
 
 def read(patterns, config=TreeConfig(), name=None):
-  fates = Fates()
-  found = {t.id: t for t in readers.iter_trees(patterns, config, fates, name)}
-  return found, fates
+  read_counts = ReadCounts()
+  found = {t.id: t for t in readers.iter_trees(patterns, config, read_counts, name)}
+  return found, read_counts
 
 
-def accounted(fates):
-  """Lines that the fates stand for."""
-  missing = sum(fates.trees[fate] for fate in comment_tree.NO_POST)
-  return fates.comments.total() + fates.trees.total() - missing
+def accounted(read_counts):
+  """Lines that the read_counts stand for."""
+  missing = sum(read_counts.trees[fate] for fate in comment_tree.NO_POST)
+  return read_counts.comments.total() + read_counts.trees.total() - missing
 
 
 def shape(tree):
@@ -66,16 +66,16 @@ def test_comments_and_posts_of_the_same_or_other_files_are_one_tree(tmp_path):
     write(tmp_path / "RS.jsonl", post()),
   ]
   for patterns in (both, apart):
-    found, fates = read(patterns)
+    found, read_counts = read(patterns)
     assert shape(found["p"]) == {"a": "p", "b": "a"}
     assert found["p"].comments[0].text == "title\n\nself"
     assert found["p"].comments[0].score == 7
     assert found["p"].comments[1].score == 3
     assert found["p"].subreddit == found["q"].subreddit == "here"
     assert shape(found["q"]) == {"x": "q"}
-    assert fates.comments == {comment_tree.KEPT: 3}
-    assert fates.trees == {comment_tree.KEPT: 1, comment_tree.KEPT_NO_POST: 1}
-    assert accounted(fates) == 4
+    assert read_counts.comments == {comment_tree.KEPT: 3}
+    assert read_counts.trees == {comment_tree.KEPT: 1, comment_tree.KEPT_NO_POST: 1}
+    assert accounted(read_counts) == 4
 
 
 @pytest.mark.parametrize("created", [10, 10.0, 10.7, "10", "10.0", " 10 "])
@@ -92,9 +92,9 @@ def test_prefixes_may_be_there_or_not(tmp_path):
     comment("t1_c", "t1_b", "p"),
     post("t3_p"),
   ]
-  found, fates = read(write(tmp_path / "a.jsonl", *lines))
+  found, read_counts = read(write(tmp_path / "a.jsonl", *lines))
   assert shape(found["t3_p"]) == {"t1_a": "t3_p", "b": "t1_a", "t1_c": "b"}
-  assert fates.trees == {comment_tree.KEPT: 1}
+  assert read_counts.trees == {comment_tree.KEPT: 1}
 
 
 def test_a_post_and_a_comment_of_the_same_id_are_told_apart(tmp_path):
@@ -130,11 +130,11 @@ def test_a_post_and_a_comment_of_the_same_id_are_told_apart(tmp_path):
 )
 def test_a_bad_line_is_a_comment_dropped_for_a_reason(tmp_path, bad, fate):
   path = write(tmp_path / "a.jsonl", comment("a", "t3_p"), bad, b" ", post())
-  found, fates = read(path, TreeConfig(max_line_bytes=5000))
+  found, read_counts = read(path, TreeConfig(max_line_bytes=5000))
   assert shape(found["p"]) == {"a": "p"}
-  assert fates.comments == {comment_tree.KEPT: 1, fate: 1}
-  assert fates.trees == {comment_tree.KEPT: 1}
-  assert accounted(fates) == 3
+  assert read_counts.comments == {comment_tree.KEPT: 1, fate: 1}
+  assert read_counts.trees == {comment_tree.KEPT: 1}
+  assert accounted(read_counts) == 3
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_a_bad_line_is_a_comment_dropped_for_a_reason(tmp_path, bad, fate):
 )
 def test_a_post_without_id_or_comments_or_seen_before_is_counted(tmp_path, odd, fate):
   path = write(tmp_path / "a.jsonl", comment("a", "t3_p"), post(), odd)
-  found, fates = read(path)
+  found, read_counts = read(path)
   assert list(found) == ["p"]
-  assert fates.trees == {comment_tree.KEPT: 1, fate: 1}
-  assert accounted(fates) == 3
+  assert read_counts.trees == {comment_tree.KEPT: 1, fate: 1}
+  assert accounted(read_counts) == 3
 
 
 def test_lone_surrogates_and_what_only_python_takes_for_json_are_read(tmp_path):
@@ -163,11 +163,11 @@ def test_lone_surrogates_and_what_only_python_takes_for_json_are_read(tmp_path):
     .replace("__", "\xe9")
     .encode("latin1"),
   ]
-  found, fates = read(write(tmp_path / "a.jsonl", *lines))
+  found, read_counts = read(write(tmp_path / "a.jsonl", *lines))
   texts = {c.id: c.text for c in found["p"].comments}
   assert texts["a"] == "x\ufffdy"
   assert texts["d"] == "caf\ufffd"
-  assert fates.comments == {comment_tree.KEPT: 4}
+  assert read_counts.comments == {comment_tree.KEPT: 4}
 
 
 def base_36(ident):
@@ -186,7 +186,7 @@ def test_ids_that_are_numbers_stand_for_their_digits_to_base_36(tmp_path, kind):
     comment("c", "12", "zyw900"),
     post("zyw900"),
   ]
-  found, fates = read(write(tmp_path / "a.jsonl", *lines))
+  found, read_counts = read(write(tmp_path / "a.jsonl", *lines))
   assert shape(found["zyw900"]) == {
     "j2aaaa1": "zyw900",
     "j2aaaa2": "j2aaaa1",
@@ -196,18 +196,18 @@ def test_ids_that_are_numbers_stand_for_their_digits_to_base_36(tmp_path, kind):
     "12": "zyw900",
     "c": "12",
   }
-  assert fates.comments == {comment_tree.KEPT: 7}
+  assert read_counts.comments == {comment_tree.KEPT: 7}
 
 
 @pytest.mark.parametrize("odd", [-1, 2**80, 1.5, True, float("nan"), [1], {}])
 def test_a_parent_that_is_no_id_is_a_missing_one(tmp_path, odd):
-  found, fates = read(write(tmp_path / "a.jsonl", comment("a", odd), post()))
+  found, read_counts = read(write(tmp_path / "a.jsonl", comment("a", odd), post()))
   assert shape(found["p"]) == {"a": "p"}
-  assert fates.comments == {comment_tree.KEPT_ORPHAN: 1}
+  assert read_counts.comments == {comment_tree.KEPT_ORPHAN: 1}
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_a_comment_without_a_parent_answers_the_post(tmp_path, nothing):
-  found, fates = read(write(tmp_path / "a.jsonl", comment("a", nothing), post()))
+  found, read_counts = read(write(tmp_path / "a.jsonl", comment("a", nothing), post()))
   assert shape(found["p"]) == {"a": "p"}
-  assert fates.comments == {comment_tree.KEPT: 1}
+  assert read_counts.comments == {comment_tree.KEPT: 1}

@@ -20,7 +20,7 @@ from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import CleaningConfig, TreeConfig
 from commentree.tasks.readers.parsing import files, json_lines
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 DEFAULT = TreeConfig()
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
@@ -72,20 +72,20 @@ def write(folder, name, content):
 
 
 def read(patterns, config=DEFAULT):
-  fates = Fates()
-  found = [tree.id for tree in readers.iter_trees(patterns, config, fates)]
-  assert fates.kept == 3 * len(found)
-  return found, fates
+  read_counts = ReadCounts()
+  found = [tree.id for tree in readers.iter_trees(patterns, config, read_counts)]
+  assert read_counts.kept == 3 * len(found)
+  return found, read_counts
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.zst", "a"])
 def test_files_are_read_whatever_their_compression_or_name(tmp_path, wrapper, name):
   path = write(tmp_path, name, WRAPPERS[wrapper](lines(1, 2, 3)))
-  found, fates = read(path)
+  found, read_counts = read(path)
   assert found == ["1", "2", "3"]
-  assert fates.files == {files.READ: 1}
-  assert fates.trees == {comment_tree.KEPT: 3}
+  assert read_counts.files == {files.READ: 1}
+  assert read_counts.trees == {comment_tree.KEPT: 3}
 
 
 def test_files_globs_and_folders_are_read_once_each_in_order_of_name(tmp_path):
@@ -116,7 +116,7 @@ def test_a_pattern_that_matches_nothing_is_said_before_anything_is_read(tmp_path
     (tmp_path / "*.jsonl", "check the path"),
   ]:
     with pytest.raises(UserError, match=words):
-      next(readers.iter_trees([good, str(bad)], TreeConfig(), Fates()))
+      next(readers.iter_trees([good, str(bad)], TreeConfig(), ReadCounts()))
   (tmp_path / "empty").mkdir()
   with pytest.raises(UserError, match=r"\.jsonl.*in this folder"):
     readers.expand(str(tmp_path / "empty"))
@@ -158,30 +158,32 @@ def test_a_pipe_given_by_name_is_refused(tmp_path, name):
 )
 def test_a_bad_line_is_counted_and_the_next_one_read(tmp_path, bad, fate):
   path = write(tmp_path, "a.jsonl", line(1) + b"\n" + bad + b"\n" + line(2))
-  found, fates = read(path)
+  found, read_counts = read(path)
   assert found == ["1", "2"]
-  assert fates.trees == {comment_tree.KEPT: 2, fate: 1}
+  assert read_counts.trees == {comment_tree.KEPT: 2, fate: 1}
 
 
 def test_empty_lines_line_ends_of_dos_and_byte_order_marks_are_no_matter(tmp_path):
   content = b"\xef\xbb\xbf" + line(1) + b"\r\n\r\n  \n" + line(2) + b"\r\n"
-  found, fates = read(write(tmp_path, "a.jsonl", content))
+  found, read_counts = read(write(tmp_path, "a.jsonl", content))
   assert found == ["1", "2"]
-  assert fates.trees == {comment_tree.KEPT: 2}
+  assert read_counts.trees == {comment_tree.KEPT: 2}
 
 
 def test_invalid_utf8_is_mended_and_counted(tmp_path):
   content = line(1, text="caf__").replace(b"__", b"\xe9") + b"\n"
-  fates = Fates()
-  (tree,) = readers.iter_trees(write(tmp_path, "a.jsonl", content), TreeConfig(), fates)
+  read_counts = ReadCounts()
+  (tree,) = readers.iter_trees(
+    write(tmp_path, "a.jsonl", content), TreeConfig(), read_counts
+  )
   assert tree.comments[1].text == "caf\ufffd"
-  assert fates.mended == {json_lines.MENDED_UTF8: 1}
+  assert read_counts.mended == {json_lines.MENDED_UTF8: 1}
 
 
 def test_empty_files_are_counted(tmp_path):
-  found, fates = read(write(tmp_path, "a.jsonl.gz", b""))
+  found, read_counts = read(write(tmp_path, "a.jsonl.gz", b""))
   assert found == []
-  assert fates.files == {files.EMPTY: 1}
+  assert read_counts.files == {files.EMPTY: 1}
 
 
 @pytest.mark.parametrize("wrapper", [w for w in WRAPPERS if w != "plain"])
@@ -191,11 +193,11 @@ def test_of_a_file_that_is_cut_off_what_comes_before_is_read(tmp_path, wrapper, 
   path = write(tmp_path, "a", whole[: len(whole) * 9 // 10])
   good = write(tmp_path, "b", lines(9999))
   with caplog.at_level(logging.WARNING):
-    found, fates = read([path, good])
+    found, read_counts = read([path, good])
   assert found[:-1] == [str(i) for i in range(len(found) - 1)]
   assert len(found) > 900
   assert found[-1] == "9999"
-  assert fates.files == {files.TRUNCATED: 1, files.READ: 1}
+  assert read_counts.files == {files.TRUNCATED: 1, files.READ: 1}
   assert f"{path}: is cut off" in caplog.text
 
 
@@ -204,38 +206,38 @@ def test_of_a_damaged_file_what_comes_before_is_read(tmp_path, caplog):
   damaged = bytearray(zstandard.ZstdCompressor().compress(lines(*range(3, 300))))
   half = len(damaged) // 2
   damaged[half:] = b"\xff" * (len(damaged) - half)
-  found, fates = read(write(tmp_path, "a", good + damaged))
+  found, read_counts = read(write(tmp_path, "a", good + damaged))
   assert found[:2] == ["1", "2"]
-  assert fates.files == {files.DAMAGED: 1}
+  assert read_counts.files == {files.DAMAGED: 1}
   assert "is damaged" in caplog.text
 
 
 def test_a_last_line_is_read_though_its_end_and_the_checksum_are_missing(tmp_path):
   whole = bytearray(gzip.compress(lines(1, 2) + line(3)))
   whole[-8:-4] = b"abcd"  # the checksum
-  found, fates = read(write(tmp_path, "a", bytes(whole)))
+  found, read_counts = read(write(tmp_path, "a", bytes(whole)))
   assert found == ["1", "2", "3"]
-  assert fates.files == {files.DAMAGED: 1}
+  assert read_counts.files == {files.DAMAGED: 1}
 
 
 def test_a_file_that_vanishes_is_counted(tmp_path):
   path = write(tmp_path, "b.jsonl", lines(2))
   write(tmp_path, "a.jsonl", lines(1))
-  fates = Fates()
-  stream = readers.iter_trees(str(tmp_path), TreeConfig(), fates)
+  read_counts = ReadCounts()
+  stream = readers.iter_trees(str(tmp_path), TreeConfig(), read_counts)
   assert next(stream).id == "1"
   pathlib.Path(path).unlink()
   assert list(stream) == []
-  assert fates.files == {files.READ: 1, files.UNREADABLE: 1}
+  assert read_counts.files == {files.READ: 1, files.UNREADABLE: 1}
 
 
 def test_a_line_too_long_is_skipped_and_the_next_one_read(tmp_path):
   long = line(2, text="x" * 2_000_000)
   content = lines(1) + long + b"\n" + lines(3) + long
   path = write(tmp_path, "a.jsonl", content)
-  found, fates = read(path, TreeConfig(max_line_bytes=1_000_000))
+  found, read_counts = read(path, TreeConfig(max_line_bytes=1_000_000))
   assert found == ["1", "3"]
-  assert fates.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 2}
+  assert read_counts.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 2}
 
 
 @pytest.mark.parametrize("wrapper", ["plain", "gzip", "zstd"])
@@ -249,7 +251,7 @@ def test_memory_does_not_grow_with_a_file_nor_with_a_line_too_long(tmp_path, wra
     path = write(tmp_path, "a", WRAPPERS[wrapper](content))
     del content
     tracemalloc.start()
-    found = sum(1 for _ in readers.iter_trees(path, config, Fates()))
+    found = sum(1 for _ in readers.iter_trees(path, config, ReadCounts()))
     assert found == count
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -264,14 +266,14 @@ def test_memory_does_not_grow_with_a_file_nor_with_a_line_too_long(tmp_path, wra
 @given(st.binary(max_size=200))
 def test_any_bytes_have_a_fate(tmp_path_factory, content):
   path = write(tmp_path_factory.getbasetemp(), "any", content)
-  fates = Fates()
-  assert list(readers.iter_trees(path, TreeConfig(), fates)) == []
-  assert fates.files.total() == 1
+  read_counts = ReadCounts()
+  assert list(readers.iter_trees(path, TreeConfig(), read_counts)) == []
+  assert read_counts.files.total() == 1
   path = write(tmp_path_factory.getbasetemp(), "any", b"\x1f\x8b" + content)
-  assert list(readers.iter_trees(path, TreeConfig(), fates)) == []
+  assert list(readers.iter_trees(path, TreeConfig(), read_counts)) == []
   path = write(tmp_path_factory.getbasetemp(), "any", b"\x28\xb5\x2f\xfd" + content)
-  assert list(readers.iter_trees(path, TreeConfig(), fates)) == []
-  assert fates.files.total() == 3
+  assert list(readers.iter_trees(path, TreeConfig(), read_counts)) == []
+  assert read_counts.files.total() == 3
 
 
 def test_real_trees_are_read_and_every_comment_accounted_for(tmp_path):
@@ -282,9 +284,9 @@ def test_real_trees_are_read_and_every_comment_accounted_for(tmp_path):
   with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
     raw = [json.loads(stream.readline()) for _ in range(50)]
     rest = sum(len(json.loads(entry)["comments"]) for entry in stream)
-  fates = Fates()
-  found = {t.id: t for t in readers.iter_trees(str(path), TreeConfig(), fates)}
-  assert fates.comments.total() == rest + sum(len(r["comments"]) for r in raw)
+  read_counts = ReadCounts()
+  found = {t.id: t for t in readers.iter_trees(str(path), TreeConfig(), read_counts)}
+  assert read_counts.comments.total() == rest + sum(len(r["comments"]) for r in raw)
   for entry in raw:
     if not entry["comments"]:
       assert entry["id"] not in found

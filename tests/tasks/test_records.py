@@ -9,52 +9,52 @@ from commentree.tasks.forests import forest_streams
 from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.objectives.masking import Masker
 from commentree.tasks.preparation import records
-from commentree.tasks.subtrees.subtree_builder import PIECE_FEATURES
+from commentree.tasks.subtrees.subtree_builder import SUBTREE_FEATURES
 
 from . import built_fixture
-from .pieces_fixture import MASK_ID, maskable, random_pieces
+from .subtrees_fixture import MASK_ID, maskable, random_subtrees
 
 
 def parts(folder):
-  """Three parts of prepared pieces, the second without any."""
-  pieces = random_pieces(30)
+  """Three parts of prepared subtrees, the second without any."""
+  subtrees = random_subtrees(30)
 
   def fill(draft):
-    cuts = (pieces[:12], [], pieces[12:])
+    cuts = (subtrees[:12], [], subtrees[12:])
     return [
       records.write_part(records.part_path(draft, number), cut)
       for number, cut in enumerate(cuts)
     ]
 
-  return records.write_parts(folder, fill, {"key": "k"}), pieces
+  return records.write_parts(folder, fill, {"key": "k"}), subtrees
 
 
 def same(one, other):
   return one["tree_id"] == other["tree_id"] and all(
-    np.array_equal(one[name], other[name]) for name in PIECE_FEATURES
+    np.array_equal(one[name], other[name]) for name in SUBTREE_FEATURES
   )
 
 
 def test_parts_are_read_as_one(tmp_path):
-  prepared, pieces = parts(tmp_path / "pieces")
+  prepared, subtrees = parts(tmp_path / "subtrees")
   assert len(prepared) == 30
-  assert all(map(same, prepared, pieces))
+  assert all(map(same, prepared, subtrees))
   assert sum(1 for _ in prepared) == 30
 
 
-def test_the_digest_tells_other_pieces_but_not_other_parts(tmp_path):
-  prepared, pieces = parts(tmp_path / "pieces")
-  one = records.write(tmp_path / "one", iter(pieces), {})
+def test_the_digest_tells_other_subtrees_but_not_other_parts(tmp_path):
+  prepared, subtrees = parts(tmp_path / "subtrees")
+  one = records.write(tmp_path / "one", iter(subtrees), {})
   assert one.totals == prepared.totals
-  pieces[7]["tokens"] = pieces[7]["tokens"] + 1
-  other = records.write(tmp_path / "other", iter(pieces), {})
-  assert other.totals.pieces == 30
+  subtrees[7]["tokens"] = subtrees[7]["tokens"] + 1
+  other = records.write(tmp_path / "other", iter(subtrees), {})
+  assert other.totals.subtrees == 30
   assert other.totals != one.totals
 
 
 def test_a_flipped_byte_is_named_or_does_no_harm(tmp_path):
-  prepared, pieces = parts(tmp_path / "pieces")
-  path = records.part_path(tmp_path / "pieces", 2)
+  prepared, subtrees = parts(tmp_path / "subtrees")
+  path = records.part_path(tmp_path / "subtrees", 2)
   whole = path.read_bytes()
   del prepared
   messages = []
@@ -65,52 +65,56 @@ def test_a_flipped_byte_is_named_or_does_no_harm(tmp_path):
     built_fixture.flip(path, offset)
     for index in range(12, 30):
       try:
-        back = records.PieceRecords(tmp_path / "pieces")[index]
+        back = records.SubtreeRecords(tmp_path / "subtrees")[index]
       except UserError as error:
         messages.append(str(error))
       else:
-        assert same(back, pieces[index])
+        assert same(back, subtrees[index])
   assert len(messages) > 100
   assert all(str(path) in said and "start again" in said for said in messages)
 
 
 @pytest.mark.parametrize("rest", [0, 100, 40_000])
 def test_a_short_part_is_refused_at_start(tmp_path, rest):
-  parts(tmp_path / "pieces")
-  path = records.part_path(tmp_path / "pieces", 2)
+  parts(tmp_path / "subtrees")
+  path = records.part_path(tmp_path / "subtrees", 2)
   path.write_bytes(path.read_bytes()[:rest])
-  with pytest.raises(UserError, match=r"pieces-00002.array_record: "):
-    records.PieceRecords(tmp_path / "pieces")
+  with pytest.raises(UserError, match=r"subtrees-00002.array_record: "):
+    records.SubtreeRecords(tmp_path / "subtrees")
 
 
 def test_a_missing_part_is_refused_at_start(tmp_path):
-  parts(tmp_path / "pieces")
-  records.part_path(tmp_path / "pieces", 0).unlink()
-  with pytest.raises(UserError, match=r"pieces-00000.array_record: is missing"):
-    records.PieceRecords(tmp_path / "pieces")
+  parts(tmp_path / "subtrees")
+  records.part_path(tmp_path / "subtrees", 0).unlink()
+  with pytest.raises(UserError, match=r"subtrees-00000.array_record: is missing"):
+    records.SubtreeRecords(tmp_path / "subtrees")
 
 
 class Counting:
-  """Pieces that count how often they are read."""
+  """Subtrees that count how often they are read."""
 
-  def __init__(self, pieces):
-    self.pieces = pieces
+  def __init__(self, subtrees):
+    self.subtrees = subtrees
     self.reads = 0
 
   def __len__(self):
-    return len(self.pieces)
+    return len(self.subtrees)
 
   def __getitem__(self, index):
     self.reads += 1
-    return self.pieces[index]
+    return self.subtrees[index]
 
 
 def test_a_first_batch_reads_as_much_after_many_epochs_as_at_the_start(tmp_path):
-  prepared, _ = parts(tmp_path / "pieces")
+  prepared, _ = parts(tmp_path / "subtrees")
 
-  def batches(pieces):
-    return forest_streams.TrainBatches(
-      [forest_streams.Source(pieces, Masker(MaskingConfig(), MASK_ID, maskable()))],
+  def batches(subtrees):
+    return forest_streams.TrainForests(
+      [
+        forest_streams.SubtreeSource(
+          subtrees, Masker(MaskingConfig(), MASK_ID, maskable())
+        )
+      ],
       ForestShape(32, 32, 4, 6, 16, 24, 4, 12),
       batch_size=2,
       seed=7,

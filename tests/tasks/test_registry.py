@@ -29,16 +29,18 @@ def task(tmp_path_factory):
   )
 
 
-def test_seqio_yields_masked_pieces_of_the_task(task):
+def test_seqio_yields_masked_subtrees_of_the_task(task):
   ds = seqio.get_mixture_or_task("small_generated").get_dataset(
     sequence_length=LENGTHS, split="validation", shuffle=False, seed=1
   )
-  pieces = list(ds.as_numpy_iterator())
-  assert len(pieces) >= 20
-  for piece in pieces:
-    assert piece["lengths"].sum() == len(piece["tokens"]) == len(piece["is_masked"])
-    changed = piece["tokens"] != piece["input_tokens"]
-    assert (piece["is_masked"][changed] == 1).all()
+  subtrees = list(ds.as_numpy_iterator())
+  assert len(subtrees) >= 20
+  for subtree in subtrees:
+    assert (
+      subtree["lengths"].sum() == len(subtree["tokens"]) == len(subtree["is_masked"])
+    )
+    changed = subtree["tokens"] != subtree["input_tokens"]
+    assert (subtree["is_masked"][changed] == 1).all()
 
 
 def test_masks_differ_by_epoch_and_not_by_reading_again(task):
@@ -154,7 +156,7 @@ def test_data_is_prepared_once_and_again_when_a_setting_changes(tmp_path):
   def prepared():
     return {
       entry: entry.stat().st_mtime_ns
-      for entry in (tmp_path / "pieces").iterdir()
+      for entry in (tmp_path / "subtrees").iterdir()
       if entry.is_dir()
     }
 

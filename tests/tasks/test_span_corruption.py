@@ -11,7 +11,7 @@ from commentree.tasks.objectives.span_corruption import SpanCorruption
 from commentree.tasks.seqio_tasks import registry
 
 from .forest_reading import SHAPE, pack_and_read
-from .pieces_fixture import VOCAB_SIZE, maskable, random_pieces
+from .subtrees_fixture import VOCAB_SIZE, maskable, random_subtrees
 
 START = 1
 SENTINELS = np.arange(VOCAB_SIZE + 50, VOCAB_SIZE, -1)
@@ -22,10 +22,12 @@ def corruption(density=0.15, mean=3.0, sentinels=SENTINELS):
   return SpanCorruption(config, START, sentinels, maskable(), "there.model")
 
 
-def comments(piece):
-  ends = np.cumsum(piece["lengths"])
-  for node in np.flatnonzero(piece["is_target"]):
-    tokens = piece["tokens"][ends[node] - piece["lengths"][node] : ends[node]].tolist()
+def comments(subtree):
+  ends = np.cumsum(subtree["lengths"])
+  for node in np.flatnonzero(subtree["is_target"]):
+    tokens = subtree["tokens"][
+      ends[node] - subtree["lengths"][node] : ends[node]
+    ].tolist()
     if len(tokens) > 1 or maskable()[tokens[0]]:
       yield tokens
 
@@ -62,14 +64,14 @@ def invert(target):
   st.sampled_from([1.0, 3.0, 10.0]),
 )
 def test_what_is_read_and_predicted_is_the_comment_again(seed, longest, density, mean):
-  pieces = random_pieces(3, seed, max_length=max(3, longest))
+  subtrees = random_subtrees(3, seed, max_length=max(3, longest))
   objective = corruption(density, mean)
   row = SHAPE.decoder_length
   expected = []
-  for tokens in (c for piece in pieces for c in comments(piece)):
+  for tokens in (c for subtree in subtrees for c in comments(subtree)):
     shown = min(len(tokens), objective.config.longest_corrupted(row))
     expected.append((tokens[:shown], *objective.config.count_noise(shown)))
-  masked = [objective(piece, row, 7, 0, i) for i, piece in enumerate(pieces)]
+  masked = [objective(subtree, row, 7, 0, i) for i, subtree in enumerate(subtrees)]
   found = []
   for target in pack_and_read(masked):
     comment, spans = invert(target)
@@ -112,12 +114,12 @@ def test_a_span_may_begin_anywhere_but_at_a_marker(first):
   length, draws = 26, 4000
   comment = np.append(first, np.arange(11, 10 + length))
   nodes = np.arange(draws + 1, dtype=np.int32)
-  piece = {
+  subtree = {
     "tokens": np.append(20, np.tile(comment, draws)).astype(np.int32),
     "lengths": np.where(nodes > 0, length, 1).astype(np.int32),
     "is_target": (nodes > 0).astype(np.int32),
   }
-  done = corruption()(piece, 99, 0, 0, 0)
+  done = corruption()(subtree, 99, 0, 0, 0)
   noise, spans = corruption().config.count_noise(length)
   assert (noise, spans) == (4, 1)
   kept = done["input_tokens"][done["is_masked"] == 0]
@@ -132,10 +134,10 @@ def test_a_span_may_begin_anywhere_but_at_a_marker(first):
 
 
 def test_spans_depend_on_seed_epoch_and_example_and_on_nothing_else():
-  (piece,) = random_pieces(1, nodes=30)
+  (subtree,) = random_subtrees(1, nodes=30)
 
   def draw(**key):
-    done = corruption()(piece, 64, **{"seed": 1, "epoch": 0, "index": 0, **key})
+    done = corruption()(subtree, 64, **{"seed": 1, "epoch": 0, "index": 0, **key})
     return done["input_tokens"].tolist()
 
   assert draw() == draw()
@@ -144,10 +146,10 @@ def test_spans_depend_on_seed_epoch_and_example_and_on_nothing_else():
 
 
 def test_a_comment_of_its_authors_marker_alone_is_no_target():
-  (piece,) = random_pieces(1, nodes=3)
-  piece["tokens"] = np.array([20, 5, 30], np.int32)
-  piece["lengths"] = np.ones(3, np.int32)
-  (target,) = pack_and_read([corruption()(piece, 32, 0, 0, 0)])
+  (subtree,) = random_subtrees(1, nodes=3)
+  subtree["tokens"] = np.array([20, 5, 30], np.int32)
+  subtree["lengths"] = np.ones(3, np.int32)
+  (target,) = pack_and_read([corruption()(subtree, 32, 0, 0, 0)])
   assert invert(target) == ([30], [[30]])
 
 
@@ -157,7 +159,7 @@ def test_too_few_sentinels_are_told_with_the_command_that_adds_them():
   with pytest.raises(UserError, match=r"there\.model: has 3 .*--sentinels=100"):
     few.most_masked(128)
   with pytest.raises(UserError, match="needs 7"):
-    few(random_pieces(1)[0], 128, 0, 0, 0)
+    few(random_subtrees(1)[0], 128, 0, 0, 0)
 
 
 def test_generated_trees_have_sentinels_where_spans_are_predicted(tmp_path):

@@ -11,7 +11,7 @@ from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.objectives.masking import Masker
 from commentree.tasks.preparation import records
 
-from .pieces_fixture import MASK_ID, maskable, random_pieces
+from .subtrees_fixture import MASK_ID, maskable, random_subtrees
 
 MASKER = Masker(MaskingConfig(), MASK_ID, maskable())
 SHAPE = ForestShape(32, 32, 4, 6, 16, 24, 4, 12)
@@ -19,13 +19,13 @@ SHAPE = ForestShape(32, 32, 4, 6, 16, 24, 4, 12)
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("prepared") / "pieces"
-  return records.write(folder, iter(random_pieces(60)), {"key": "k"})
+  folder = tmp_path_factory.mktemp("prepared") / "subtrees"
+  return records.write(folder, iter(random_subtrees(60)), {"key": "k"})
 
 
 def batches(prepared, batch_size=4, **hosts):
-  return forest_streams.TrainBatches(
-    [forest_streams.Source(prepared, MASKER)],
+  return forest_streams.TrainForests(
+    [forest_streams.SubtreeSource(prepared, MASKER)],
     SHAPE,
     batch_size=batch_size,
     seed=7,
@@ -44,16 +44,16 @@ def assert_same(left, right):
       np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_pieces_come_back_from_disk_as_they_were(prepared):
-  for index, piece in enumerate(random_pieces(60)):
+def test_subtrees_come_back_from_disk_as_they_were(prepared):
+  for index, subtree in enumerate(random_subtrees(60)):
     back = prepared[index]
-    assert back["tree_id"] == piece["tree_id"]
+    assert back["tree_id"] == subtree["tree_id"]
     for name in ("tokens", "lengths", "parents", "depths", "is_target", "node_ids"):
-      np.testing.assert_array_equal(back[name], piece[name])
+      np.testing.assert_array_equal(back[name], subtree[name])
 
 
 def test_an_epoch_is_a_permutation_and_the_next_another():
-  order = forest_streams.EndlessOrder(1500, seed=3)
+  order = forest_streams.EpochShuffle(1500, seed=3)
   first = [order[p] for p in range(1500)]
   second = [order[p] for p in range(1500, 3000)]
   assert sorted(i for _, i in first) == list(range(1500))
@@ -68,7 +68,7 @@ def test_resuming_gives_the_batches_that_would_have_come(prepared):
   undisturbed = batches(prepared)
   take(undisturbed, 9)
   state = json.loads(json.dumps(undisturbed.get_state()))
-  # Of some pieces a part is gone.
+  # Of some subtrees a part is gone.
   assert any(first for s in state.values() for *_, first in s["pool"])
   expected = take(undisturbed, 12)
   resumed = batches(prepared)
@@ -109,7 +109,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_hosts(prepared, num_host
   assert_same(joined, whole)
 
 
-def test_over_an_epoch_every_piece_is_read_once(prepared):
+def test_over_an_epoch_every_subtree_is_read_once(prepared):
   read = []
 
   class Noting:
@@ -126,24 +126,24 @@ def test_over_an_epoch_every_piece_is_read_once(prepared):
   assert sorted(read[:60]) == list(range(60))
 
 
-def test_over_some_epochs_no_piece_is_seen_much_more_often_than_another(monkeypatch):
+def test_over_some_epochs_no_subtree_is_seen_much_more_often_than_another(monkeypatch):
   seen = collections.Counter()
   build = packing.ForestBuilder.build
 
   def noted(builder):
-    seen.update({item.piece["tree_id"] for item in builder._items})
+    seen.update({item.subtree["tree_id"] for item in builder._items})
     return build(builder)
 
   monkeypatch.setattr(packing.ForestBuilder, "build", noted)
-  pieces = [p for p in random_pieces(600, max_length=12) if len(p["lengths"]) > 1]
-  source = forest_streams.Source(pieces, MASKER)
-  some = forest_streams.TrainBatches(
+  subtrees = [p for p in random_subtrees(600, max_length=12) if len(p["lengths"]) > 1]
+  source = forest_streams.SubtreeSource(subtrees, MASKER)
+  some = forest_streams.TrainForests(
     [source], SHAPE, batch_size=4, seed=7, lookahead=256
   )
-  while sum(seen.values()) < 3.9 * len(pieces):
+  while sum(seen.values()) < 3.9 * len(subtrees):
     next(some)
-  assert len(seen) == len(pieces)
-  # A pool of 256 pieces a stream, of which there are 4, would hold two epochs.
+  assert len(seen) == len(subtrees)
+  # A pool of 256 subtrees a stream, of which there are 4, would hold two epochs.
   assert set(seen.values()) <= {3, 4, 5}
 
 
@@ -167,11 +167,11 @@ def evaluation(prepared, host=0, num_hosts=1):
   )
 
 
-def test_evaluation_sees_every_piece_once_and_pads_the_last_batch(prepared):
+def test_evaluation_sees_every_subtree_once_and_pads_the_last_batch(prepared):
   first = evaluation(prepared)
   assert_same(first, evaluation(prepared))
   targets = sum(
-    int((p["is_target"] * (p["lengths"] > 1)).sum()) for p in random_pieces(60)
+    int((p["is_target"] * (p["lengths"] > 1)).sum()) for p in random_subtrees(60)
   )
   found = sum(int(b["decoder_segment_ids"].max((1, 2)).sum()) for b in first)
   assert found == targets
@@ -192,9 +192,9 @@ def test_hosts_evaluate_the_rows_of_the_same_global_batches(prepared, num_hosts)
     assert not any(b["decoder_segment_ids"].any() for b in expected[len(own) :])
 
 
-def test_a_host_without_held_out_pieces_still_has_a_batch_of_padding(prepared):
-  one_piece = [prepared[0]]
-  (batch,) = evaluation(one_piece, host=3, num_hosts=4)
+def test_a_host_without_held_out_subtrees_still_has_a_batch_of_padding(prepared):
+  one_subtree = [prepared[0]]
+  (batch,) = evaluation(one_subtree, host=3, num_hosts=4)
   assert not batch["decoder_loss_weights"].any()
 
 
@@ -205,23 +205,23 @@ def test_a_state_without_our_stream_is_refused(prepared):
 
 def test_an_unfinished_preparation_leaves_nothing_to_be_read(tmp_path):
   def broken():
-    yield random_pieces(1)[0]
+    yield random_subtrees(1)[0]
     raise RuntimeError("killed")
 
   with pytest.raises(RuntimeError):
-    records.write(tmp_path / "pieces", broken(), {"key": "k"})
+    records.write(tmp_path / "subtrees", broken(), {"key": "k"})
   assert not list(tmp_path.iterdir())
 
 
 def test_damaged_records_are_named(tmp_path):
-  folder = tmp_path / "pieces"
-  records.write(folder, iter(random_pieces(5)), {"key": "k"})
+  folder = tmp_path / "subtrees"
+  records.write(folder, iter(random_subtrees(5)), {"key": "k"})
   meta = json.loads((folder / "META.json").read_text())
-  (folder / "META.json").write_text(json.dumps({**meta, "pieces": 9}))
+  (folder / "META.json").write_text(json.dumps({**meta, "subtrees": 9}))
   with pytest.raises(UserError, match="delete the folder"):
-    records.PieceRecords(folder)
+    records.SubtreeRecords(folder)
 
 
 def test_no_trees_at_all_is_said(tmp_path):
   with pytest.raises(UserError, match="no comment trees"):
-    records.write(tmp_path / "pieces", iter(()), {"key": "k"})
+    records.write(tmp_path / "subtrees", iter(()), {"key": "k"})

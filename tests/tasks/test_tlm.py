@@ -15,8 +15,8 @@ from commentree.tasks.config.preprocessing import (
   CleaningConfig,
   MarkersConfig,
   MaskingConfig,
-  PiecesConfig,
   PreprocessingConfig,
+  SubtreeConfig,
   TreeConfig,
 )
 from commentree.tasks.dataset_files import tree_record
@@ -26,9 +26,13 @@ from commentree.tasks.preparation import preparing
 from commentree.tasks.seqio_tasks import registry
 from commentree.tasks.sources import vocabulary_training_text
 from commentree.tasks.subtrees import translations
-from commentree.tasks.subtrees.subtree_builder import LANGUAGES, PieceBuilder
+from commentree.tasks.subtrees.subtree_builder import LANGUAGES, SubtreeBuilder
 from commentree.tasks.trees.columns import OPTIONAL_COLUMNS, from_columns, to_columns
-from commentree.tasks.trees.comment_tree import MENDED_TRANSLATION, Fates, Translation
+from commentree.tasks.trees.comment_tree import (
+  MENDED_TRANSLATION,
+  ReadCounts,
+  Translation,
+)
 
 from . import building_fixture
 from .building_fixture import comment, record, write_trees
@@ -51,20 +55,20 @@ def german(text):
 
 
 def read(path):
-  fates = Fates()
-  return list(readers.iter_trees(str(path), TreeConfig(), fates)), fates
+  read_counts = ReadCounts()
+  return list(readers.iter_trees(str(path), TreeConfig(), read_counts)), read_counts
 
 
-def pieces_of(trees, objective=TLM, **pieces):
-  builder = PieceBuilder(
+def subtrees_of(trees, objective=TLM, **subtrees):
+  builder = SubtreeBuilder(
     Characters(),
     PreprocessingConfig(
       markers=MarkersConfig(authors=False),
-      pieces=PiecesConfig(**pieces),
+      subtrees=SubtreeConfig(**subtrees),
       objective=objective,
     ),
   )
-  return [piece for tree in trees for piece in builder(tree)], builder
+  return [subtree for tree in trees for subtree in builder(tree)], builder
 
 
 @pytest.fixture(scope="module")
@@ -88,24 +92,24 @@ def path(tmp_path_factory):
 
 
 def test_languages_and_translations_are_read_of_posts_and_comments(path):
-  ((tree,), fates) = read(path)
+  ((tree,), read_counts) = read(path)
   assert tree.comments[0].language == "en"
   assert tree.comments[0].translation == Translation("de", "Titel")
   assert [c.language for c in tree.comments[1:]] == ["en", "de", "fr", "en", "de", None]
   assert tree.comments[1].translation == Translation("de", "ja doch")
   assert tree.comments[2].translation is None
-  assert MENDED_TRANSLATION not in fates.mended
+  assert MENDED_TRANSLATION not in read_counts.mended
 
 
 def test_odd_translations_are_left_out_and_counted(tmp_path):
   odd = ["ja", 3, [], {}, german(None), german(""), german("  "), {"text": "x"}]
   comments = [comment(f"c{i}", "p", translation=t) for i, t in enumerate(odd)]
   good = comment("g", "p", language=5, translation={"language": 7, "text": "a\ud800"})
-  (tree,), fates = read(write_trees(tmp_path, record("p", *comments, good)))
+  (tree,), read_counts = read(write_trees(tmp_path, record("p", *comments, good)))
   assert [c.translation for c in tree.comments[:-1]] == [None] * 9
   assert tree.comments[-1].language == "5"
   assert tree.comments[-1].translation == Translation("7", "a\ufffd")
-  assert fates.mended[MENDED_TRANSLATION] == len(odd)
+  assert read_counts.mended[MENDED_TRANSLATION] == len(odd)
 
 
 def test_built_datasets_keep_languages_and_translations(path, tmp_path):
@@ -138,7 +142,7 @@ def test_datasets_built_before_there_were_languages_are_refused(
 
 def test_vocabularies_are_trained_on_translations_too(path):
   texts = vocabulary_training_text.iter_texts(
-    str(path), TreeConfig(), CleaningConfig(), Fates()
+    str(path), TreeConfig(), CleaningConfig(), ReadCounts()
   )
   assert {"ja doch", "vielleicht", "Titel", "yes indeed"} <= set(texts)
 
@@ -147,17 +151,17 @@ def text_of(tokens):
   return "".join(map(chr, tokens))
 
 
-def comments_of(piece):
-  ends = np.cumsum(piece["lengths"])
-  for length, end in zip(piece["lengths"], ends):
-    languages = piece[LANGUAGES][end - length : end]
-    yield text_of(piece["tokens"][end - length : end]), languages.tolist()
+def comments_of(subtree):
+  ends = np.cumsum(subtree["lengths"])
+  for length, end in zip(subtree["lengths"], ends):
+    languages = subtree[LANGUAGES][end - length : end]
+    yield text_of(subtree["tokens"][end - length : end]), languages.tolist()
 
 
 def test_a_translation_stands_behind_its_comment_in_a_language_of_its_own(path):
   trees, _ = read(path)
-  (piece,), _ = pieces_of(trees)
-  found = list(comments_of(piece))
+  (subtree,), _ = subtrees_of(trees)
+  found = list(comments_of(subtree))
   assert found[1:] == [
     ("yes indeed" + "ja doch", [1] * 10 + [2] * 7),
     ("nein", [2] * 4),
@@ -167,9 +171,9 @@ def test_a_translation_stands_behind_its_comment_in_a_language_of_its_own(path):
     ("plain", [0] * 5),
   ]
   assert found[0][0].endswith("Titel")
-  (plain,), _ = pieces_of(trees, ObjectiveConfig("mlm", languages=("en", "de")))
+  (plain,), _ = subtrees_of(trees, ObjectiveConfig("mlm", languages=("en", "de")))
   assert [text for text, _ in comments_of(plain)][1] == "yes indeed"
-  (bare,), _ = pieces_of(trees, ObjectiveConfig())
+  (bare,), _ = subtrees_of(trees, ObjectiveConfig())
   assert LANGUAGES not in bare
 
 
@@ -189,10 +193,10 @@ def test_where_both_do_not_fit_as_much_is_kept_of_one_as_of_the_other(
 @pytest.mark.parametrize("long_comments", ["truncate", "chunk"])
 def test_long_translations_are_cut_or_chunked_and_counted(path, long_comments):
   ((tree,), _) = read(path)
-  pieces, builder = pieces_of(
+  subtrees, builder = subtrees_of(
     [tree], max_comment_tokens=10, long_comments=long_comments, max_tree_size=40
   )
-  nodes = [node for piece in pieces for node in comments_of(piece)]
+  nodes = [node for subtree in subtrees for node in comments_of(subtree)]
   assert builder.counts.tokens == len(
     tree.comments[0].text + "Titelyes indeedja dochneinpeut-êtrevielleichtwhysameplain"
   )
@@ -214,22 +218,24 @@ def test_nothing_goes_wrong_where_cleaning_leaves_nothing_of_either(tmp_path):
     for j, other in enumerate(texts)
   ]
   trees, _ = read(write_trees(tmp_path, record("p", *comments)))
-  pieces, _ = pieces_of(trees, max_comment_tokens=10, max_tree_size=40)
-  assert [len(text) for text, _ in comments_of(pieces[0])][1:] == [10, 10]
+  subtrees, _ = subtrees_of(trees, max_comment_tokens=10, max_tree_size=40)
+  assert [len(text) for text, _ in comments_of(subtrees[0])][1:] == [10, 10]
 
 
 def masker(**config):
   maskable = np.arange(VOCABULARY) < MASK
-  extras = TLM.extras
-  return Masker(MaskingConfig(**config), MASK, maskable, extras=extras)
+  optional_features = TLM.optional_features
+  return Masker(
+    MaskingConfig(**config), MASK, maskable, optional_features=optional_features
+  )
 
 
 def test_both_are_masked_and_positions_begin_anew_in_the_translation(path):
   trees, _ = read(path)
-  pieces, _ = pieces_of(trees)
+  subtrees, _ = subtrees_of(trees)
   sides = set()
   for epoch in range(20):
-    masked = [masker(rate=0.3)(p, 32, 0, epoch, i) for i, p in enumerate(pieces)]
+    masked = [masker(rate=0.3)(p, 32, 0, epoch, i) for i, p in enumerate(subtrees)]
     for target in pack_and_read(masked):
       runs = np.flatnonzero(np.diff(target.languages, prepend=-1))
       ends = [*runs[1:].tolist(), len(target.read)]
@@ -245,27 +251,29 @@ def test_both_are_masked_and_positions_begin_anew_in_the_translation(path):
 
 def test_a_comment_without_languages_is_as_ever_beside_one_with_them(path):
   trees, _ = read(path)
-  with_languages, _ = pieces_of(trees)
-  without, _ = pieces_of(trees, ObjectiveConfig())
+  with_languages, _ = subtrees_of(trees)
+  without, _ = subtrees_of(trees, ObjectiveConfig())
   masked = [masker()(p, 32, 0, 0, i) for i, p in enumerate([*with_languages, *without])]
-  alone = [target for piece in masked for target in pack_and_read([piece])]
+  alone = [target for subtree in masked for target in pack_and_read([subtree])]
   assert sorted(pack_and_read(masked)) == sorted(alone)
-  bare = dataclasses.replace(SHAPE, extras=())
+  bare = dataclasses.replace(SHAPE, optional_features=())
   with pytest.raises(UserError, match="languages"):
     pack_and_read(masked[:1], bare)
 
 
 def test_labels_may_be_predicted_of_comments_in_languages(path):
   trees, _ = read(path)
-  (piece,), _ = pieces_of(trees, ObjectiveConfig("tag", languages=("en", "de")))
-  piece["token_labels"] = np.arange(len(piece["tokens"]), dtype=np.int32)
-  objective = LabelObjective(True, ObjectiveConfig("tag", languages=("de",)).extras)
-  targets = pack_and_read([objective(piece, 32, 0, 0, 0)])
+  (subtree,), _ = subtrees_of(trees, ObjectiveConfig("tag", languages=("en", "de")))
+  subtree["token_labels"] = np.arange(len(subtree["tokens"]), dtype=np.int32)
+  objective = LabelObjective(
+    True, ObjectiveConfig("tag", languages=("de",)).optional_features
+  )
+  targets = pack_and_read([objective(subtree, 32, 0, 0, 0)])
   assert {language for t in targets for language in t.languages} == {0, 1, 2}
-  assert sum(len(t.predicted) for t in targets) == piece["lengths"][1:].sum()
+  assert sum(len(t.predicted) for t in targets) == subtree["lengths"][1:].sum()
 
 
-def test_pieces_with_translations_are_told_from_those_without(path, tmp_path):
+def test_subtrees_with_translations_are_told_from_those_without(path, tmp_path):
   keys = set()
   for objective in (
     ObjectiveConfig(),

@@ -12,7 +12,7 @@ from commentree.errors import UserError
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers import tree_jsonl
 from commentree.tasks.trees import assembly, comment_tree
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 SPLICE = TreeConfig()
 KEEP = TreeConfig(deleted="keep")
@@ -35,20 +35,20 @@ def record(*comments, **fields):
   return {**post, "comments": list(comments), **fields}
 
 
-def build_tree(value, fates, config):
+def build_tree(value, read_counts, config):
   """Of a record of the tree JSONL form."""
-  rows = list(tree_jsonl.record_rows(value, fates))
-  return assembly.assemble(rows, fates, config) if rows else None
+  rows = list(tree_jsonl.record_rows(value, read_counts))
+  return assembly.assemble(rows, read_counts, config) if rows else None
 
 
 def build(*comments, config=SPLICE, **fields):
-  fates = Fates()
-  tree = build_tree(record(*comments, **fields), fates, config)
-  assert fates.comments.total() == len(comments)
-  assert fates.trees.total() == 1
+  read_counts = ReadCounts()
+  tree = build_tree(record(*comments, **fields), read_counts, config)
+  assert read_counts.comments.total() == len(comments)
+  assert read_counts.trees.total() == 1
   if tree is not None:
-    assert fates.kept == len(tree.comments) - 1
-  return tree, fates
+    assert read_counts.kept == len(tree.comments) - 1
+  return tree, read_counts
 
 
 def shape(tree):
@@ -57,7 +57,7 @@ def shape(tree):
 
 
 def test_a_record_becomes_a_tree_post_first_and_depth_first():
-  tree, fates = build(
+  tree, read_counts = build(
     comment("c", "a", created=3),
     comment("d", "p", created=2),
     comment("b", "a", created=2),
@@ -70,7 +70,7 @@ def test_a_record_becomes_a_tree_post_first_and_depth_first():
   assert tree.comments[0].text == "title\n\nself"
   assert [c.author for c in tree.comments] == ["op", None, "ann", "ann", "ann"]
   assert tree.comments[1].created_utc == 1
-  assert fates.comments == {comment_tree.KEPT: 4}
+  assert read_counts.comments == {comment_tree.KEPT: 4}
 
 
 @pytest.mark.parametrize("parent", ["p", "a"])
@@ -100,7 +100,7 @@ def test_siblings_stand_by_time_then_as_they_came_and_the_undated_last(parent):
   ],
 )
 def test_replies_to_what_is_spliced_out_go_to_the_nearest_living_ancestor(body, fate):
-  tree, fates = build(
+  tree, read_counts = build(
     comment("a", "p"),
     comment("x", "a", body),
     comment("y", "x", body),
@@ -109,7 +109,7 @@ def test_replies_to_what_is_spliced_out_go_to_the_nearest_living_ancestor(body, 
     comment("c", "z"),
   )
   assert shape(tree) == {"a": "p", "b": "a", "c": "p"}
-  assert fates.comments == {comment_tree.KEPT: 3, fate: 3}
+  assert read_counts.comments == {comment_tree.KEPT: 3, fate: 3}
 
 
 def test_replies_of_spliced_comments_are_sorted_among_their_new_siblings():
@@ -122,7 +122,7 @@ def test_replies_of_spliced_comments_are_sorted_among_their_new_siblings():
 
 
 def test_deleted_comments_can_be_kept_in_place():
-  tree, fates = build(
+  tree, read_counts = build(
     comment("x", "p", "[removed]", author="[deleted]"),
     comment("b", "x"),
     config=KEEP,
@@ -130,7 +130,7 @@ def test_deleted_comments_can_be_kept_in_place():
   assert shape(tree) == {"x": "p", "b": "x"}
   assert comment_tree.is_deleted(tree.comments[1].text)
   assert tree.comments[1].author is None
-  assert fates.comments == {comment_tree.KEPT: 1, comment_tree.KEPT_DELETED: 1}
+  assert read_counts.comments == {comment_tree.KEPT: 1, comment_tree.KEPT_DELETED: 1}
 
 
 def test_replies_to_a_missing_parent_hang_under_the_post_or_are_dropped():
@@ -142,20 +142,20 @@ def test_replies_to_a_missing_parent_hang_under_the_post_or_are_dropped():
     comment("e", "p"),
     comment("f", "gone", "[deleted]"),
   )
-  tree, fates = build(*comments)
+  tree, read_counts = build(*comments)
   assert shape(tree) == {"a": "p", "b": "a", "c": "p", "d": "p", "e": "p"}
-  assert fates.comments == {
+  assert read_counts.comments == {
     comment_tree.KEPT: 3,
     comment_tree.KEPT_ORPHAN: 2,
     comment_tree.SPLICED_DELETED: 1,
   }
-  tree, fates = build(*comments, config=DROP_ORPHANS)
+  tree, read_counts = build(*comments, config=DROP_ORPHANS)
   assert shape(tree) == {"c": "p", "e": "p"}
-  assert fates.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_ORPHAN: 4}
+  assert read_counts.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_ORPHAN: 4}
 
 
 def test_cycles_and_what_hangs_below_them_are_dropped():
-  tree, fates = build(
+  tree, read_counts = build(
     comment("a", "b"),
     comment("b", "c"),
     comment("c", "a"),
@@ -165,7 +165,7 @@ def test_cycles_and_what_hangs_below_them_are_dropped():
     comment("good", "p"),
   )
   assert shape(tree) == {"good": "p"}
-  assert fates.comments == {
+  assert read_counts.comments == {
     comment_tree.KEPT: 1,
     comment_tree.DROPPED_CYCLE: 5,
     comment_tree.DROPPED_SELF_PARENT: 1,
@@ -173,29 +173,35 @@ def test_cycles_and_what_hangs_below_them_are_dropped():
 
 
 def test_of_comments_with_one_id_the_first_is_kept():
-  tree, fates = build(
+  tree, read_counts = build(
     comment("a", "p", "first"), comment("a", "p", "second"), comment("t1_a", "p")
   )
   assert [c.text for c in tree.comments[1:]] == ["first"]
-  assert fates.comments == {comment_tree.KEPT: 1, comment_tree.DROPPED_DUPLICATE: 2}
+  assert read_counts.comments == {
+    comment_tree.KEPT: 1,
+    comment_tree.DROPPED_DUPLICATE: 2,
+  }
 
 
 @pytest.mark.parametrize(
   "ident", [None, "", " ", "t1_", True, 1.5, [], {}, 2**63, HUGE]
 )
 def test_comments_without_an_id_are_dropped(ident):
-  _, fates = build(comment(ident, "p"), comment("a", "p"))
-  assert fates.comments == {comment_tree.KEPT: 1, comment_tree.DROPPED_NO_ID: 1}
+  _, read_counts = build(comment(ident, "p"), comment("a", "p"))
+  assert read_counts.comments == {comment_tree.KEPT: 1, comment_tree.DROPPED_NO_ID: 1}
 
 
 def test_comments_that_are_no_objects_are_dropped():
-  _, fates = build(None, "text", ["a"], comment("a", "p"))
-  assert fates.comments == {comment_tree.KEPT: 1, comment_tree.DROPPED_NOT_OBJECT: 3}
+  _, read_counts = build(None, "text", ["a"], comment("a", "p"))
+  assert read_counts.comments == {
+    comment_tree.KEPT: 1,
+    comment_tree.DROPPED_NOT_OBJECT: 3,
+  }
 
 
 @pytest.mark.parametrize("tree_id", ["p", "t3_p"])
 def test_reddits_prefixes_of_ids_are_understood(tree_id):
-  tree, fates = build(
+  tree, read_counts = build(
     comment("a", "t3_p"),
     comment("t1_b", "t1_a"),
     comment("c", "b"),
@@ -213,7 +219,7 @@ def test_reddits_prefixes_of_ids_are_understood(tree_id):
   assert ids[named["c"]] == "t1_b"
   assert tree.comments[named["f"]].text == "text"
   assert named["f"] > 0
-  assert fates.comments == {comment_tree.KEPT: 6, comment_tree.KEPT_ORPHAN: 2}
+  assert read_counts.comments == {comment_tree.KEPT: 6, comment_tree.KEPT_ORPHAN: 2}
 
 
 def test_ids_may_be_numbers():
@@ -233,21 +239,21 @@ def test_ids_may_be_numbers():
   ],
 )
 def test_trees_without_anything_to_learn_from_are_skipped(fields, fate):
-  fates = Fates()
-  assert build_tree({**record(), **fields}, fates, SPLICE) is None
-  assert fates.trees == {fate: 1}
+  read_counts = ReadCounts()
+  assert build_tree({**record(), **fields}, read_counts, SPLICE) is None
+  assert read_counts.trees == {fate: 1}
 
 
 def test_comments_of_a_tree_without_an_id_are_accounted_for():
-  tree, fates = build(comment("a", "p"), comment("b", "a"), id=None)
+  tree, read_counts = build(comment("a", "p"), comment("b", "a"), id=None)
   assert tree is None
-  assert fates.comments == {comment_tree.DROPPED_WITH_TREE: 2}
+  assert read_counts.comments == {comment_tree.DROPPED_WITH_TREE: 2}
 
 
 def test_a_tree_whose_comments_are_all_gone_is_skipped():
-  tree, fates = build(comment("a", "p", "[deleted]"))
+  tree, read_counts = build(comment("a", "p", "[deleted]"))
   assert tree is None
-  assert fates.trees == {comment_tree.TREE_EMPTY: 1}
+  assert read_counts.trees == {comment_tree.TREE_EMPTY: 1}
 
 
 def test_a_lone_post_is_a_tree_where_posts_are_targets():
@@ -280,7 +286,7 @@ def test_a_deleted_post_can_be_kept_as_deleted():
 
 
 def test_lone_surrogates_and_nul_are_mended_and_counted():
-  tree, fates = build(
+  tree, read_counts = build(
     comment("a\ud800", "p", "x\udc00y \ud83d\ude00 z\0w", author="n\udfff"),
     comment("b", "a\ud800"),
   )
@@ -288,8 +294,8 @@ def test_lone_surrogates_and_nul_are_mended_and_counted():
   assert bad.text == "x\ufffdy \U0001f600 zw"
   assert bad.author == "n\ufffd"
   assert shape(tree)["b"] == bad.id == "a\ufffd"
-  assert fates.mended[comment_tree.MENDED_SURROGATES] == 4
-  assert fates.mended[comment_tree.MENDED_NUL] == 1
+  assert read_counts.mended[comment_tree.REPAIRED_SURROGATES] == 4
+  assert read_counts.mended[comment_tree.REPAIRED_NUL] == 1
 
 
 @pytest.mark.parametrize(
@@ -357,14 +363,16 @@ CONFIGS = st.builds(
 
 @given(ANY_RECORD | TANGLED_RECORD, CONFIGS)
 def test_any_json_has_a_fate_and_a_tree_is_always_whole(value, config):
-  fates = Fates()
-  tree = build_tree(value, fates, config)
+  read_counts = ReadCounts()
+  tree = build_tree(value, read_counts, config)
   comments = value.get("comments") if isinstance(value, dict) else None
-  assert fates.trees.total() == 1
-  assert fates.comments.total() == (len(comments) if isinstance(comments, list) else 0)
+  assert read_counts.trees.total() == 1
+  assert read_counts.comments.total() == (
+    len(comments) if isinstance(comments, list) else 0
+  )
   if tree is None:
     return
-  assert fates.kept == len(tree.comments) - 1
+  assert read_counts.kept == len(tree.comments) - 1
   assert tree.comments[0].parent == -1
   for index, kept in enumerate(tree.comments):
     assert index == 0 or 0 <= kept.parent < index
@@ -408,11 +416,11 @@ def test_a_comment_of_a_megabyte_is_kept_whole():
 
 
 def test_fates_add_up_and_make_a_table():
-  one, two = Fates(), Fates()
+  one, two = ReadCounts(), ReadCounts()
   build_tree(record(comment("a", "p"), None), one, SPLICE)
   build_tree(record(comment("a", "p", "\ud800")), two, SPLICE)
-  assert Fates().total() == 0
-  total = Fates()
+  assert ReadCounts().total() == 0
+  total = ReadCounts()
   total += one
   total += two
   assert total.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NOT_OBJECT: 1}
@@ -424,18 +432,20 @@ def test_fates_add_up_and_make_a_table():
   shown = capture.get()
   for words in (
     comment_tree.DROPPED_NOT_OBJECT,
-    comment_tree.MENDED_SURROGATES,
+    comment_tree.REPAIRED_SURROGATES,
     "66.67%",
   ):
     assert words in shown
 
 
 def test_fates_can_be_written_down():
-  fates = Fates()
-  build_tree(record(comment("a", "p")), fates, SPLICE)
-  facts = json.loads(json.dumps(fates.as_dict()))
+  read_counts = ReadCounts()
+  build_tree(record(comment("a", "p")), read_counts, SPLICE)
+  facts = json.loads(json.dumps(read_counts.as_dict()))
   assert facts["comments"] == {comment_tree.KEPT: 1}
-  assert Fates(**{k: collections.Counter(v) for k, v in facts.items()}) == fates
+  assert (
+    ReadCounts(**{k: collections.Counter(v) for k, v in facts.items()}) == read_counts
+  )
 
 
 @pytest.mark.parametrize(
@@ -471,9 +481,9 @@ def test_bad_settings_are_refused_by_name(bad):
 def test_what_sites_put_in_place_of_a_text_is_no_text(text):
   assert comment_tree.is_deleted(text)
   gone = comment("a", "p", text)
-  tree, fates = build(gone, comment("b", "a", "alive"), comment("c", "b", text))
+  tree, read_counts = build(gone, comment("b", "a", "alive"), comment("c", "b", text))
   assert shape(tree) == {"b": "p"}
-  assert fates.comments == {comment_tree.KEPT: 1, comment_tree.SPLICED_DELETED: 2}
+  assert read_counts.comments == {comment_tree.KEPT: 1, comment_tree.SPLICED_DELETED: 2}
   assert [c.reply_deleted for c in tree.comments] == [True, True]
   assert comment_tree.post_text(text, text, TreeConfig()) == ""
 

@@ -19,7 +19,7 @@ from commentree.tasks.vocabulary import (
   seqio_vocabulary,
   vocabularies,
 )
-from commentree.tasks.vocabulary.seqio_vocabulary import LazyVocabulary
+from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
 
 from .vocabulary_fixture import some_texts
@@ -43,14 +43,14 @@ def tokenizer(model):
 
 
 def test_special_ids_are_those_of_t5(tokenizer):
-  vocabulary = LazyVocabulary(tokenizer)
+  vocabulary = TokenizerVocabulary(tokenizer)
   assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2)
   assert vocabulary.bos_id is None
   assert vocabulary.vocab_size == SMALL.size == len(tokenizer.maskable)
 
 
 def test_padding_end_unknown_and_markers_are_unmaskable_and_nothing_else(tokenizer):
-  processor = LazyVocabulary(tokenizer).tokenizer
+  processor = TokenizerVocabulary(tokenizer).tokenizer
   special = {0, 1, 2, *map(processor.piece_to_id, MARKERS)}
   assert len(special) == 3 + len(MARKERS)
   assert set(np.flatnonzero(~tokenizer.maskable).tolist()) == special
@@ -77,7 +77,7 @@ def test_unigram_and_bpe_cut_differently(model, tmp_path):
 
 def test_every_ascii_character_is_known(tokenizer):
   text = " ".join(string.ascii_letters + string.digits + string.punctuation)
-  assert LazyVocabulary(tokenizer).unk_id not in tokenizer.encode_batch([text])[0]
+  assert TokenizerVocabulary(tokenizer).unk_id not in tokenizer.encode_batch([text])[0]
 
 
 def test_byte_fallback_leaves_nothing_unknown(tokenizer, tmp_path):
@@ -197,7 +197,7 @@ def test_a_setting_out_of_range_is_named(settings, name):
 
 def test_a_batch_is_encoded_as_its_texts_one_by_one(tokenizer):
   texts = ["", *some_texts(20, seed=3), "", ""]
-  processor = LazyVocabulary(tokenizer).tokenizer
+  processor = TokenizerVocabulary(tokenizer).tokenizer
   encoded = tokenizer.encode_batch(texts)
   assert [ids.tolist() for ids in encoded] == [processor.encode(t) for t in texts]
   assert all(ids.dtype == np.int32 for ids in encoded)
@@ -205,7 +205,7 @@ def test_a_batch_is_encoded_as_its_texts_one_by_one(tokenizer):
 
 
 def test_a_marker_is_one_token_without_one_for_the_space_before_it(tokenizer):
-  processor = LazyVocabulary(tokenizer).tokenizer
+  processor = TokenizerVocabulary(tokenizer).tokenizer
   texts = ["<user_0> ba ko <url> de", "<url><mask>ba <user_1> <unu>", "ba", "<mask>"]
   pieces = [
     [processor.id_to_piece(i) for i in ids.tolist()]
@@ -221,7 +221,7 @@ def test_a_marker_is_one_token_without_one_for_the_space_before_it(tokenizer):
 
 
 def test_a_space_before_anything_but_a_marker_stays(tokenizer):
-  processor = LazyVocabulary(tokenizer).tokenizer
+  processor = TokenizerVocabulary(tokenizer).tokenizer
   expected = processor.encode("ba \u6f22")
   assert processor.piece_to_id("▁") in expected
   encoded = tokenizer.encode_batch(["ba \u6f22", "<mask>"])
@@ -231,7 +231,7 @@ def test_a_space_before_anything_but_a_marker_stays(tokenizer):
 def test_decoding_gives_the_text_back(tokenizer):
   (text,) = some_texts(1, seed=9)
   (ids,) = tokenizer.encode_batch([text])
-  assert LazyVocabulary(tokenizer).decode(ids.tolist()) == text
+  assert TokenizerVocabulary(tokenizer).decode(ids.tolist()) == text
 
 
 # Opening.
@@ -242,7 +242,7 @@ def test_nothing_is_sought_before_it_is_needed():
     raise AssertionError("sought")
 
   tokenizer = Tokenizer(find)
-  assert LazyVocabulary(tokenizer) == LazyVocabulary(tokenizer)
+  assert TokenizerVocabulary(tokenizer) == TokenizerVocabulary(tokenizer)
   with pytest.raises(AssertionError, match="sought"):
     _ = tokenizer.mask_id
 
@@ -256,7 +256,7 @@ def test_the_file_is_sought_once(model):
 
 
 def test_copies_of_a_vocabulary_are_equal_to_it(model):
-  vocabulary = LazyVocabulary(Tokenizer(lambda: model))
+  vocabulary = TokenizerVocabulary(Tokenizer(lambda: model))
   for copied in (copy.deepcopy(vocabulary), pickle.loads(pickle.dumps(vocabulary))):
     assert copied == vocabulary
     assert copied.encode("ba ko") == vocabulary.encode("ba ko")

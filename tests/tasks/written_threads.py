@@ -202,7 +202,7 @@ def cmv_modes(folder, made):
     rng = random.Random(t.id)
 
     def marked(text, rng=rng, depth=0):
-      pieces = []
+      subtrees = []
       for word in text.split(" "):
         word = xml.sax.saxutils.escape(word)
         if depth < 3 and rng.random() < 0.3:
@@ -211,8 +211,8 @@ def cmv_modes(folder, made):
           if rng.random() < 0.4:
             word += marked(" inner words", depth=depth + 1)
           word += f"</{label}>"
-        pieces.append(word)
-      return " ".join(pieces)
+        subtrees.append(word)
+      return " ".join(subtrees)
 
     replies = "".join(
       f'<reply id="{c.id}" author="{c.author or "[deleted]"}">\n\n{marked(c.body)}\n'

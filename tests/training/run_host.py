@@ -40,7 +40,9 @@ def main(argv) -> int:
     wait_seconds=options.get("wait_seconds", 30.0),
   )
   health = HealthConfig(**options.get("health", {}))
-  with distributed.joined(settings, health, options["log_dir"], "unused") as hosts:
+  with distributed.join_cluster(
+    settings, health, options["log_dir"], "unused"
+  ) as hosts:
     assert jax.process_index() == index
     hosts.watchdog.agree(options.get("facts", {}), "settings")
     steps = (

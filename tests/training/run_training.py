@@ -76,7 +76,7 @@ def main() -> None:
   options = json.loads(sys.argv[1])
   settings = HostSettings(*options.pop("place", [None] * 3))
   health = config_lib.HealthConfig(host_timeout_seconds=20)
-  with distributed.joined(settings, health, None, options["model_dir"]) as hosts:
+  with distributed.join_cluster(settings, health, None, options["model_dir"]) as hosts:
     run(options, hosts)
 
 

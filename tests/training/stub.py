@@ -13,9 +13,9 @@ import numpy as np
 from flax.linen import partitioning
 
 from commentree.models.context import pooling
-from commentree.training.partitioning import Share
+from commentree.training.partitioning import ProcessShard
 
-WHOLE = Share(0, 1)
+WHOLE = ProcessShard(0, 1)
 VOCAB = 16
 WIDTH = 8
 SHAPES = {
@@ -66,7 +66,7 @@ def random_batch(seed: int, batch_size: int) -> dict[str, np.ndarray]:
   return batch
 
 
-def rows_of(batch: dict[str, np.ndarray], share: Share) -> dict[str, np.ndarray]:
+def rows_of(batch: dict[str, np.ndarray], share: ProcessShard) -> dict[str, np.ndarray]:
   """Returns a share of a batch."""
   return {
     name: np.split(values, share.count)[share.index] for name, values in batch.items()
@@ -76,7 +76,7 @@ def rows_of(batch: dict[str, np.ndarray], share: Share) -> dict[str, np.ndarray]
 class Batches:
   """Endless batches; batch n is a function of n."""
 
-  def __init__(self, share: Share = WHOLE):
+  def __init__(self, share: ProcessShard = WHOLE):
     self.share = share
     self.next = 0
 

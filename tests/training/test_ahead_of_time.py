@@ -15,7 +15,7 @@ from commentree.models.model import CommentTreeModel
 from commentree.training import partitioning, state
 from commentree.training.config import OptimizerConfig, PartitioningConfig, TrainConfig
 from commentree.training.tpu_compile import ahead_of_time, compiled_report, topologies
-from commentree.training.tpu_compile.ahead_of_time import Plan
+from commentree.training.tpu_compile.ahead_of_time import CompilePlan
 
 # A forest of four rows: codegen, not analysis, takes the compiler's time.
 FEATURES = {
@@ -39,7 +39,7 @@ EFFORT = -1.0
 
 def plan(
   topology="v5e:2x2", num_slices=1, *, model=None, optimizer="sgd", **axes
-) -> Plan:
+) -> CompilePlan:
   opened = topologies.open_topology(topology, num_slices)
   settings = {
     "vocab_size": 2048,
@@ -48,7 +48,7 @@ def plan(
     "ancestor_positions": "none",
     **(model or {}),
   }
-  return Plan(
+  return CompilePlan(
     model=CommentTreeModel(ModelConfig(**settings)),
     config=TrainConfig(
       model_dir="nowhere",
@@ -87,7 +87,7 @@ def sharded():
   return made, ahead_of_time.compile_program(made, effort=EFFORT)
 
 
-def parameter_bytes(made: Plan) -> int:
+def parameter_bytes(made: CompilePlan) -> int:
   return sum(
     math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(made.params)
   )

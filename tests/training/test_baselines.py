@@ -99,9 +99,7 @@ def test_what_another_host_does_not_read_alike_is_not_used(
 ):
   made = {"held_out": Baseline(COUNTS, WEIGHTS)}
   get(tmp_path, mesh, made)
-  monkeypatch.setattr(
-    baselines, "Agreement", lambda mesh: lambda *said: others(said[2])
-  )
+  monkeypatch.setattr(baselines, "HostMax", lambda mesh: lambda *said: others(said[2]))
   lines = []
   found = baselines.load(epath.Path(tmp_path), mesh, lines.append)
   if is_told:

@@ -13,7 +13,7 @@ from commentree.console import Console
 from commentree.errors import HostLostError, UserError
 from commentree.training.cluster import distributed
 from commentree.training.cluster.coordination import host_link
-from commentree.training.cluster.distributed import Place, find_place
+from commentree.training.cluster.distributed import HostRank, find_place
 from commentree.training.cluster.host_settings import HostSettings
 from commentree.training.config import HealthConfig
 
@@ -72,7 +72,7 @@ def test_flags_that_do_not_fit_are_named(flags, named):
 
 
 def test_a_process_of_which_nothing_tells_is_alone():
-  assert find_place(HostSettings()) == Place()
+  assert find_place(HostSettings()) == HostRank()
   with pytest.raises(UserError, match="--distributed=on"):
     find_place(HostSettings(mode="on"))
 
@@ -88,7 +88,7 @@ def test_slurm_tells_where_the_hosts_are_unless_told_not_to_look(surroundings):
   place = find_place(HostSettings())
   assert place.address.startswith("node3:")
   assert (place.count, place.index, place.source) == (4, 2, "Slurm")
-  assert find_place(HostSettings(mode="off")) == Place()
+  assert find_place(HostSettings(mode="off")) == HostRank()
 
 
 def test_tpu_slices_are_counted_host_by_host(surroundings, monkeypatch):
@@ -102,7 +102,7 @@ def test_tpu_slices_are_counted_host_by_host(surroundings, monkeypatch):
   }
   surroundings(slices)
   place = find_place(HostSettings())
-  assert place == Place("localhost:8482", 6, 5, None, "TPU metadata")
+  assert place == HostRank("localhost:8482", 6, 5, None, "TPU metadata")
 
 
 def test_the_coordinators_port_can_be_set_where_surroundings_name_the_host(
@@ -132,7 +132,9 @@ def test_a_tpu_that_is_in_use_is_told_before_hosts_wait_for_each_other(monkeypat
   monkeypatch.setattr(distributed.tpu_lock, "check", in_use)
   with (
     pytest.raises(HostLostError, match="in use by process 7"),
-    distributed.joined(HostSettings("127.0.0.1:1", 2, 1), HealthConfig(), None, "m"),
+    distributed.join_cluster(
+      HostSettings("127.0.0.1:1", 2, 1), HealthConfig(), None, "m"
+    ),
   ):
     pass
 
@@ -178,7 +180,7 @@ def test_while_waiting_it_says_for_whom_and_where(monkeypatch):
   console = Console(file=io.StringIO(), width=200)
   with pytest.raises(HostLostError, match=r"waited 2 s .* for hosts 1, 2 of 3"):
     distributed.initialize(
-      Place(address, 3, 0, None, "flags"), 2, HealthConfig(), console
+      HostRank(address, 3, 0, None, "flags"), 2, HealthConfig(), console
     )
   name = socket.gethostname()
   said = f"host 0 ({name}) waits for hosts 1, 2 at {address}; was the same command"
@@ -188,7 +190,7 @@ def test_while_waiting_it_says_for_whom_and_where(monkeypatch):
 def test_a_host_without_host_0_says_so_where_it_was_started(monkeypatch, capsys):
   monkeypatch.setattr(host_link, "_FIRST_NEWS_SECONDS", 0.5)
   address = f"127.0.0.1:{free_port()}"
-  place = Place(address, 3, 1, None, "flags")
+  place = HostRank(address, 3, 1, None, "flags")
   with pytest.raises(HostLostError, match=r"^host 1 .* found no host 0 at"):
     distributed.initialize(place, 1, HealthConfig(), Console(quiet=True))
   said = f"waits for host 0 at {address} (connection refused); was the same command"

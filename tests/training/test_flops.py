@@ -81,7 +81,7 @@ def test_the_count_of_a_step_is_near_the_compilers(scan_layers, changes):
 @pytest.mark.parametrize(
   "changes", [{}, {"logits_via_embedding": True}, {"family": "roberta"}]
 )
-def test_a_piece_more_in_the_vocabulary_costs_a_product_a_masked_token(changes):
+def test_a_subtree_more_in_the_vocabulary_costs_a_product_a_masked_token(changes):
   batch = stub.random_batch(0, 4)
   shapes = {name: values.shape for name, values in batch.items()}
 

@@ -94,10 +94,10 @@ def test_a_large_parameter_left_whole_is_reported_by_name():
       ("small", (5, 5), (), MESH),
     )
   }
-  (line,) = partitioning.left_whole(params, MESH, config)
+  (line,) = partitioning.report_unsharded(params, MESH, config)
   assert line.startswith("parameter odd (501, 501): 1 MB whole on every device")
   data_parallel = AbstractMesh((1, 8, 1, 1), MESH_AXES)
-  assert partitioning.left_whole(params, data_parallel, config) == []
+  assert partitioning.report_unsharded(params, data_parallel, config) == []
 
 
 @pytest.mark.parametrize(

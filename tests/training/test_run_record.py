@@ -76,12 +76,12 @@ def test_every_start_is_noted_with_command_versions_and_changed_settings(tmp_pat
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
   with (
-    model_dir_lock.held(tmp_path),
+    model_dir_lock.exclusive(tmp_path),
     pytest.raises(UserError, match="another process is training"),
-    model_dir_lock.held(tmp_path),
+    model_dir_lock.exclusive(tmp_path),
   ):
     pass
-  with model_dir_lock.held(tmp_path):
+  with model_dir_lock.exclusive(tmp_path):
     pass
 
 

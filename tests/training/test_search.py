@@ -8,16 +8,16 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.training.tpu_compile import ahead_of_time, search
-from commentree.training.tpu_compile.compiled_report import Memory, Report
+from commentree.training.tpu_compile.compiled_report import CompiledReport, Memory
 from commentree.training.tpu_compile.search import Candidate
 
 GIB = 2**30
 LIMIT = 16 * GIB
 
 
-def report(needed: int, rate: float) -> Report:
+def report(needed: int, rate: float) -> CompiledReport:
   fits = needed <= LIMIT
-  return Report(
+  return CompiledReport(
     program="train",
     topology="v5e:2x2",
     num_slices=1,

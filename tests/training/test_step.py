@@ -28,7 +28,7 @@ def run(config, batches, *, dropout=0.0):
   history = []
   for batch in batches:
     with partitioning.in_mesh(mesh, config.partitioning):
-      placed = data_input.Placer(mesh)(batch)
+      placed = data_input.ToGlobalBatch(mesh)(batch)
       state, sums = train_step(state, placed, jax.random.key(1))
     history.append(jax.device_get(sums))
   return before, jax.device_get(state), history

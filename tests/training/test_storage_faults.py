@@ -455,14 +455,14 @@ def test_where_there_are_no_locks_a_lease_keeps_others_out(tmp_path, monkeypatch
   monkeypatch.setattr(model_dir_lock, "_STALE_SECONDS", 0.5)
   folder = storage.as_path(tmp_path)
   with (
-    model_dir_lock.held(folder),
+    model_dir_lock.exclusive(folder),
     pytest.raises(UserError, match="another process is training"),
-    model_dir_lock.held(folder),
+    model_dir_lock.exclusive(folder),
   ):
     pass
   assert not (tmp_path / ".lease.json").exists()
   (tmp_path / ".lease.json").write_text('{"holder": "killed"}')
-  with model_dir_lock.held(folder):
+  with model_dir_lock.exclusive(folder):
     pass
 
 

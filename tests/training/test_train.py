@@ -184,7 +184,9 @@ def test_steps_are_not_waited_for_one_by_one(make_config, run, monkeypatch):
 def test_a_batch_that_would_cross_to_the_device_unseen_is_an_error(
   make_config, run, monkeypatch
 ):
-  monkeypatch.setattr(data_input.Placer, "__call__", lambda _, batch: dict(batch))
+  monkeypatch.setattr(
+    data_input.ToGlobalBatch, "__call__", lambda _, batch: dict(batch)
+  )
   with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
     run(make_config())
 

@@ -74,7 +74,7 @@ def choose(
   Raises:
     UserError: if there is none.
   """
-  return hosts.chief_decides("choice", lambda: _choose(model_dir, step, best_metric))
+  return hosts.run_on_host0("choice", lambda: _choose(model_dir, step, best_metric))
 
 
 def _choose(

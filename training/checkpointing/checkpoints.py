@@ -125,7 +125,7 @@ class Checkpoints:
       steps = steps_in(self._model_dir)
       return removed, {str(s): metrics_of(self._model_dir, s) for s in steps}
 
-    removed, metrics = hosts.chief_decides(
+    removed, metrics = hosts.run_on_host0(
       "checkpoints there",
       lambda: storage.retried(
         f"MODEL_DIR {model_dir} cannot be read", look, config.save_attempts, say
@@ -379,7 +379,7 @@ class Checkpoints:
       args = ocp.args.StandardRestore(there)
       return with_empty(self._handler.restore(path / "state", args=args), tree)
 
-    found, reason = hosts.chief_decides(
+    found, reason = hosts.run_on_host0(
       f"look at {path.name}",
       lambda: why_unreadable(path, inspect, attempts, self._say),
     )
@@ -404,7 +404,7 @@ class Checkpoints:
         self._say,
       )
 
-    outcome = hosts.chief_decides("put aside", put_aside)
+    outcome = hosts.run_on_host0("put aside", put_aside)
     del self._metrics[step]
     self._say(f"{path.name} cannot be read ({reason}): {outcome}")
 
@@ -424,7 +424,9 @@ def restore_params(path: str | epath.Path, like: PyTree) -> PyTree:
 
 def _gathered(step: int, data_state: Mapping[str, Any]) -> dict[str, Any]:
   """Returns on host 0 what all hosts gave, on the others nothing."""
-  said = hosts.tell_chief(f"data of checkpoint {step}", json.dumps(dict(data_state)))
+  said = hosts.gather_to_host0(
+    f"data of checkpoint {step}", json.dumps(dict(data_state))
+  )
   together: dict[str, Any] = {}
   for text in said or []:
     together |= json.loads(text)

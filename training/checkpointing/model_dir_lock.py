@@ -29,7 +29,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def held(model_dir: epath.Path) -> Iterator[None]:
+def exclusive(model_dir: epath.Path) -> Iterator[None]:
   """Holds MODEL_DIR for this process alone, on host 0.
 
   Raises:

@@ -91,7 +91,7 @@ def read_together(
       else:
         kind, defect = "failed", error
     mine = json.dumps([kind, reason])
-    said = [json.loads(text) for text in hosts.share(f"{path.name} read", mine)]
+    said = [json.loads(text) for text in hosts.allgather(f"{path.name} read", mine)]
     if defect is not None:
       raise defect
     reasons = {kind: reason for kind, reason in said if kind != "read"}
@@ -182,7 +182,7 @@ def read_params(path: epath.Path, like: PyTree) -> PyTree:
       checksums.check_share(path)
       return handler.restore(path / "state", args=args)["target"]
 
-    _, reason = hosts.chief_decides(
+    _, reason = hosts.run_on_host0(
       "look at parameters",
       lambda: why_unreadable(path, inspect, _ATTEMPTS, lines.append),
     )

@@ -194,7 +194,7 @@ class Writing:
     is_chief = runtime.is_chief()
     error = self._attempt(self._make_folder) if is_chief else None
     error = json.loads(
-      hosts.hear_chief(f"{name} folder", json.dumps(error), self._left())
+      hosts.broadcast(f"{name} folder", json.dumps(error), self._left())
     )
     if error is not None:
       return [error]
@@ -203,11 +203,11 @@ class Writing:
     left = self._left() + _GRACE_SECONDS
     hangs = error is not None and self._left() == 0
     part = json.dumps({"error": error, "hangs": hangs, "sums": self._sums})
-    parts = hosts.tell_chief(f"{name} part", part, left)
+    parts = hosts.gather_to_host0(f"{name} part", part, left)
     outcome = None
     if parts is not None:
       outcome = json.dumps(self._conclude([json.loads(part) for part in parts]))
-    told = hosts.hear_chief(f"{name} outcome", outcome, left + _GRACE_SECONDS)
+    told = hosts.broadcast(f"{name} outcome", outcome, left + _GRACE_SECONDS)
     errors, self.hangs = json.loads(told)
     if is_chief and not errors:
       self._remove_obsolete()

@@ -288,9 +288,9 @@ def check_shared(model_dir: epath.Path, what: str = "MODEL_DIR") -> None:
   if jax.process_count() == 1:
     check_writable(model_dir, what)
     return
-  token = hosts.chief_decides("shared folder", write)
+  token = hosts.run_on_host0("shared folder", write)
   seen = _sees(probe, token)
-  said = hosts.share("shared folder seen", json.dumps([seen, host_name()]))
+  said = hosts.allgather("shared folder seen", json.dumps([seen, host_name()]))
   if jax.process_index() == 0:
     probe.unlink(missing_ok=True)
   blind = [name for seen, name in map(json.loads, said) if not seen]

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from commentree.training import partitioning
 
 
-class Agreement:
+class HostMax:
   """The highest of the numbers that the processes say, by a reduction on the mesh.
 
   Every process calls it equally often, with equally many numbers.
@@ -56,7 +56,7 @@ class Agreement:
     )
 
 
-class DelayedAgreement:
+class AsyncHostMax:
   """An agreement of some calls ago, so that nobody waits for the others' devices.
 
   A process that is alone acts at once.
@@ -73,7 +73,7 @@ class DelayedAgreement:
       numbers: how many numbers are said at a time.
       delay: the delay where there are several processes.
     """
-    self._agreement = Agreement(mesh)
+    self._agreement = HostMax(mesh)
     self.delay = 0 if self._agreement.alone else delay
     nothing: jax.Array | np.ndarray = np.zeros(numbers, np.int32)
     self._asked = collections.deque([nothing] * self.delay)

@@ -25,7 +25,7 @@ from commentree.errors import HostLostError, UserError
 from commentree.training.cluster import tpu_lock
 from commentree.training.cluster.coordination import host_link, host_log, host_secret
 from commentree.training.cluster.coordination.coordination_service_proxy import (
-  PatientProxy,
+  CoordinationServiceProxy,
   PrivateSocket,
 )
 from commentree.training.cluster.coordination.coordinator import Coordinator
@@ -46,7 +46,7 @@ _LOCAL_DEVICES = "JAX_LOCAL_DEVICE_IDS"
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class HostRank:
   """Where this process stands among those of its run.
 
   Attributes:
@@ -65,7 +65,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Joined:
+class Cluster:
   """What a process of a run speaks and listens through.
 
   Attributes:
@@ -82,9 +82,9 @@ class Joined:
 
 
 @contextlib.contextmanager
-def joined(
+def join_cluster(
   settings: HostSettings, health: HealthConfig, log_dir: str | None, model_dir: str
-) -> Iterator[Joined]:
+) -> Iterator[Cluster]:
   """Joins the hosts for all that a command does with devices; see `initialize`.
 
   An error in it ends the process at once if there are other hosts: see
@@ -102,11 +102,11 @@ def joined(
   with host_log.kept(log_dir, model_dir, place.index, console):
     watchdog = initialize(place, settings.wait_seconds, health, console)
     with watchdog.guard():
-      yield Joined(console, watchdog)
+      yield Cluster(console, watchdog)
 
 
 def initialize(
-  place: Place, wait_seconds: float, health: HealthConfig, console: Console
+  place: HostRank, wait_seconds: float, health: HealthConfig, console: Console
 ) -> Watchdog:
   """Joins the hosts; afterwards `jax.process_index()` and `jax.devices()` know of all.
 
@@ -157,7 +157,7 @@ def initialize(
   )
   proxy = None
   if place.index:
-    proxy = PatientProxy(
+    proxy = CoordinationServiceProxy(
       jax_socket.path,
       lambda: _connect_to_jax((host, port), place.index, place.count),
     )
@@ -194,7 +194,7 @@ def initialize(
   return watchdog
 
 
-def find_place(settings: HostSettings) -> Place:
+def find_place(settings: HostSettings) -> HostRank:
   """Finds out which host of which this process is.
 
   The flags decide, else what started the process: TPU metadata (one slice or several),
@@ -203,14 +203,14 @@ def find_place(settings: HostSettings) -> Place:
   Raises:
     UserError: if it cannot be found out.
   """
-  place = Place() if settings.mode == "off" else _told(settings)
+  place = HostRank() if settings.mode == "off" else _told(settings)
   if place is None and settings.mode == "on":
     raise UserError(
       "--distributed=on: neither flags nor TPU metadata, Kubernetes, Slurm or Open MPI"
       " say where the hosts are; give --coordinator_address, --process_count and"
       " --process_index"
     )
-  return place or Place()
+  return place or HostRank()
 
 
 def _connect_to_jax(address: tuple[str, int], index: int, count: int) -> socket.socket:
@@ -221,7 +221,7 @@ def _connect_to_jax(address: tuple[str, int], index: int, count: int) -> socket.
     raise ConnectionError(str(error)) from error
 
 
-def _initialize_jax(place: Place, path: str, health: HealthConfig) -> None:
+def _initialize_jax(place: HostRank, path: str, health: HealthConfig) -> None:
   jax.config.update("jax_check_proxy_envs", False)
   # It would swallow SIGTERM until `signals` takes over.
   jax.config.update("jax_enable_preemption_service", False)
@@ -268,11 +268,11 @@ def _versions() -> dict[str, str]:
   }
 
 
-def _told(settings: HostSettings) -> Place | None:
+def _told(settings: HostSettings) -> HostRank | None:
   if settings.coordinator_address is not None:
     assert settings.process_count is not None
     assert settings.process_index is not None
-    return Place(
+    return HostRank(
       settings.coordinator_address,
       settings.process_count,
       settings.process_index,
@@ -286,7 +286,7 @@ def _told(settings: HostSettings) -> Place | None:
   try:
     count = kind.get_process_count()
     if count == 1:
-      return Place()
+      return HostRank()
     address = os.environ.get("JAX_COORDINATOR_ADDRESS") or kind.get_coordinator_address(
       int(settings.wait_seconds), _port()
     )
@@ -300,7 +300,9 @@ def _told(settings: HostSettings) -> Place | None:
       f" ({' '.join(str(error).split())}): start again, or give --coordinator_address,"
       " --process_count and --process_index, or --distributed=off for one process alone"
     ) from error
-  return Place(address, count, index, None if local is None else [local], _source(kind))
+  return HostRank(
+    address, count, index, None if local is None else [local], _source(kind)
+  )
 
 
 def _surroundings() -> type[clusters.ClusterEnv] | None:
@@ -347,7 +349,7 @@ def _check_not_overlooked() -> None:
 
 
 def _start_coordinator(
-  place: Place, wait_seconds: float, health: HealthConfig, secret: bytes, path: str
+  place: HostRank, wait_seconds: float, health: HealthConfig, secret: bytes, path: str
 ) -> Coordinator:
   """Starts the coordinator; one of an earlier run may take a moment to go."""
   host, port = split_address(place.address)

@@ -39,7 +39,9 @@ _lock = threading.Lock()
 _counts: collections.Counter[str] = collections.Counter()
 
 
-def tell_chief(name: str, text: str, seconds: float = WAIT_SECONDS) -> list[str] | None:
+def gather_to_host0(
+  name: str, text: str, seconds: float = WAIT_SECONDS
+) -> list[str] | None:
   """Tells host 0 something; returns what each host said there, None elsewhere.
 
   Args:
@@ -64,9 +66,7 @@ def tell_chief(name: str, text: str, seconds: float = WAIT_SECONDS) -> list[str]
   return said
 
 
-def hear_chief(
-  name: str, text: str | None = None, seconds: float = WAIT_SECONDS
-) -> str:
+def broadcast(name: str, text: str | None = None, seconds: float = WAIT_SECONDS) -> str:
   """Returns what host 0 says.
 
   Args:
@@ -89,14 +89,14 @@ def hear_chief(
   return _get(key, "host 0", name, time.monotonic() + seconds)
 
 
-def share(name: str, text: str, seconds: float = WAIT_SECONDS) -> list[str]:
-  """Returns what every host says, by its index; as `tell_chief` and `hear_chief`."""
-  said = tell_chief(f"{name} (each)", text, seconds)
-  heard = hear_chief(f"{name} (all)", json.dumps(said), seconds)
+def allgather(name: str, text: str, seconds: float = WAIT_SECONDS) -> list[str]:
+  """Returns what every host says, by its index."""
+  said = gather_to_host0(f"{name} (each)", text, seconds)
+  heard = broadcast(f"{name} (all)", json.dumps(said), seconds)
   return json.loads(heard)
 
 
-def meet(name: str, seconds: float = WAIT_SECONDS) -> None:
+def barrier(name: str, seconds: float = WAIT_SECONDS) -> None:
   """Returns once all hosts have called it, so that they begin together what follows.
 
   CPU collectives fail where one host comes to their first use half a minute after
@@ -109,10 +109,10 @@ def meet(name: str, seconds: float = WAIT_SECONDS) -> None:
   Raises:
     HostLostError: if one does not come in that time.
   """
-  share(name, "", seconds)
+  allgather(name, "", seconds)
 
 
-def await_all(name: str, meanwhile: Callable[[], None]) -> None:
+def wait_for_all(name: str, meanwhile: Callable[[], None]) -> None:
   """Returns once all hosts have called it, however long that takes.
 
   Args:
@@ -122,11 +122,11 @@ def await_all(name: str, meanwhile: Callable[[], None]) -> None:
   if jax.process_count() == 1:
     return
   if jax.process_index() > 0:
-    raise_flag(f"{name}/{jax.process_index()}")
+    set_flag(f"{name}/{jax.process_index()}")
   else:
     for process in range(1, jax.process_count()):
       _await_flag(f"{name}/{process}", meanwhile)
-    raise_flag(f"{name}/all")
+    set_flag(f"{name}/all")
   _await_flag(f"{name}/all", meanwhile)
 
 
@@ -136,7 +136,7 @@ def _await_flag(name: str, meanwhile: Callable[[], None]) -> None:
     time.sleep(_LOOK_SECONDS)
 
 
-def raise_flag(name: str, text: str = "up") -> None:
+def set_flag(name: str, text: str = "up") -> None:
   """Says something that every host may look for; who says it first is heard.
 
   Args:
@@ -149,7 +149,7 @@ def raise_flag(name: str, text: str = "up") -> None:
 
 
 def flag(name: str) -> str | None:
-  """Returns what some host said by `raise_flag`, None if none has yet."""
+  """Returns what some host said by `set_flag`, None if none has yet."""
   if jax.process_count() == 1:
     return None
   try:
@@ -163,7 +163,7 @@ def flag(name: str) -> str | None:
     ) from error
 
 
-def chief_decides(name: str, decide: Callable[[], T]) -> T:
+def run_on_host0(name: str, decide: Callable[[], T]) -> T:
   """Returns on every host what host 0 alone works out.
 
   Args:
@@ -177,21 +177,21 @@ def chief_decides(name: str, decide: Callable[[], T]) -> T:
   if jax.process_count() == 1:
     return decide()
   if jax.process_index() > 0:
-    return _open(json.loads(hear_chief(name)))
+    return _open(json.loads(broadcast(name)))
   try:
     result = decide()
   except UserError as error:
-    hear_chief(name, json.dumps({"kind": type(error).__name__, "message": str(error)}))
+    broadcast(name, json.dumps({"kind": type(error).__name__, "message": str(error)}))
     raise
   except BaseException as error:
     message = f"host 0 failed in {name}: {type(error).__name__}: see its messages"
-    hear_chief(name, json.dumps({"kind": "HostLostError", "message": message}))
+    broadcast(name, json.dumps({"kind": "HostLostError", "message": message}))
     raise
-  hear_chief(name, json.dumps({"result": result}))
+  broadcast(name, json.dumps({"result": result}))
   return result
 
 
-def all_or_none(name: str, act: Callable[[], T]) -> T:
+def run_on_all_hosts(name: str, act: Callable[[], T]) -> T:
   """Returns on every host what `act` returned there, if it did so on all.
 
   Args:
@@ -209,7 +209,7 @@ def all_or_none(name: str, act: Callable[[], T]) -> T:
   if error is not None and jax.process_count() == 1:
     raise error
   mine = error and {"kind": type(error).__name__, "message": str(error)}
-  for said in map(json.loads, share(name, json.dumps(mine))):
+  for said in map(json.loads, allgather(name, json.dumps(mine))):
     if said is not None:
       _open(said)
   return cast(T, result)

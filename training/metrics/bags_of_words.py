@@ -179,7 +179,7 @@ class Fitter:
       if compiled is None:
         with partitioning.in_mesh(self._mesh, self._partitioning):
           compiled = self._measure.lower(batch, placed).compile()
-        hosts.meet("bags of words compiled")
+        hosts.barrier("bags of words compiled")
       unigram, found, used = jax.device_get(compiled(batch, placed))
       kept.append((unigram[used].astype(np.float64), found[used].astype(np.float64)))
       tokens += int(used.sum())

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from commentree.training import partitioning
 from commentree.training.checkpointing import storage
-from commentree.training.cluster.agreement import Agreement
+from commentree.training.cluster.agreement import HostMax
 from commentree.training.config import PartitioningConfig
 from commentree.training.data_input import HostBatch
 from commentree.training.metrics import bags_of_words
@@ -162,7 +162,7 @@ def load(
   except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
     data, found = b"", {}
   checksum = zlib.crc32(data) >> 1  # an int32
-  some, missing, highest, lowest = Agreement(mesh)(
+  some, missing, highest, lowest = HostMax(mesh)(
     bool(found), not found, checksum, -checksum
   )
   if not missing and highest == -lowest:

@@ -1,7 +1,7 @@
 """Paired differences of losses, with standard errors over trees.
 
 The tokens of a tree are no independent draws: the topic of a thread moves them all. So
-losses are summed by tree, over the pieces, batches and hosts that a tree lies in, and
+losses are summed by tree, over the subtrees, batches and hosts that a tree lies in, and
 the spread of trees gives the standard error: that of a ratio of two sums over clusters
 (Cochran, "Sampling Techniques", 1977, section 6.4).
 """

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 BEFORE = ("imports", "hosts", "data", "restore")
 """Parts of a start that come once, besides compiling."""
 
-ASIDE = (*BEFORE, "compile", "input", "eval", "checkpoint")
+PHASES = (*BEFORE, "compile", "input", "eval", "checkpoint")
 
 
 class Clock:
   """Seconds since the start, by what they were spent on.
 
-  What is none of `ASIDE` is `step`: computing, and waiting for the device.
+  What is none of `PHASES` is `step`: computing, and waiting for the device.
 
   Attributes:
     watch: is told what time is spent on from now on.
@@ -25,11 +25,11 @@ class Clock:
     """Starts."""
     self.watch: Callable[[str], None] = lambda what: None
     self._start = time.monotonic()
-    self._spent = dict.fromkeys(ASIDE, 0.0)
+    self._spent = dict.fromkeys(PHASES, 0.0)
 
   @contextlib.contextmanager
   def on(self, what: str) -> Iterator[None]:
-    """Counts the time within as spent on one of `ASIDE`."""
+    """Counts the time within as spent on one of `PHASES`."""
     started = time.monotonic()
     self.watch(what)
     try:

@@ -60,7 +60,7 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
   if not learning_rates.is_default(optimizer_config):
     multiples = learning_rates.multiples(optimizer_config, params)
   console.print(table(like, state_lib.parameter_axes(model, batch), mesh, multiples))
-  lines = partitioning.left_whole(params, mesh, config.partitioning)
+  lines = partitioning.report_unsharded(params, mesh, config.partitioning)
   if plan is not None:
     lines += [f"a new MODEL_DIR would start from {source}, a {plan.kind}:"]
     lines += [*plan.report(), plan.summary()]
@@ -103,7 +103,7 @@ def table(
   rows: dict[tuple[str, tuple[str, ...]], list[str]] = {}
   for name, leaf in params.items():
     sizes = [f"{n} {axis}" for n, axis in zip(leaf.shape, names_of[name], strict=True)]
-    cells = [" x ".join(sizes), _lies(leaf.sharding.spec)]
+    cells = [" x ".join(sizes), _format_spec(leaf.sharding.spec)]
     if len(dtypes) > 1:
       cells[0] = f"{leaf.dtype.name} {cells[0]}"
     cells.append(f"{state_lib.bytes_per_device(leaf):,}")
@@ -135,7 +135,7 @@ def _broken(name: str) -> str:
   return "\n".join(lines)
 
 
-def _lies(spec: jax.sharding.PartitionSpec) -> str:
+def _format_spec(spec: jax.sharding.PartitionSpec) -> str:
   """Returns the mesh axes of each dimension; `whole` if no dimension is cut."""
   if not any(spec):
     return "whole"

@@ -29,7 +29,7 @@ from commentree.training.optim.optimizers import make_optimizer
 from commentree.training.state import TrainState
 from commentree.training.step import make_train_step
 from commentree.training.tpu_compile import compiled_costs, flops, hlo
-from commentree.training.tpu_compile.compiled_report import Memory, Report
+from commentree.training.tpu_compile.compiled_report import CompiledReport, Memory
 from commentree.training.tpu_compile.topologies import GIB, Topology
 
 Program = Literal["train", "eval", "infer"]
@@ -39,7 +39,7 @@ FLOAT_FEATURES = ("decoder_loss_weights",)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class CompilePlan:
   """What to compile, and for what.
 
   Attributes:
@@ -149,8 +149,8 @@ def set_flags() -> None:
 
 
 def compile_program(
-  plan: Plan, program: Program = "train", effort: float = 0.0
-) -> Report:
+  plan: CompilePlan, program: Program = "train", effort: float = 0.0
+) -> CompiledReport:
   """Compiles a program and reports what it takes; one that does not fit, too.
 
   Args:
@@ -208,12 +208,12 @@ def _memory(stats: Any, limit: int) -> Memory:
 
 
 def _report(
-  plan: Plan,
+  plan: CompilePlan,
   program: Program,
   started: float,
   compiled: jax.stages.Compiled | None = None,
   refusal: int | None = None,
-) -> Report:
+) -> CompiledReport:
   chip = plan.topology.chip
   memory = Memory(
     arguments=plan.argument_bytes(program), needed=refusal, limit=chip.hbm_bytes
@@ -229,7 +229,7 @@ def _report(
   passes = len(plan.config.evaluation.conditions) if program == "eval" else 1
   if program != "train":
     model_flops *= passes / 3
-  return Report.of(
+  return CompiledReport.of(
     program=program,
     topology=plan.topology,
     mesh=dict(plan.mesh.shape),

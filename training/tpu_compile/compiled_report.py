@@ -86,7 +86,7 @@ class Costly:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class CompiledReport:
   """A compiled program.
 
   Seconds are the compiler's estimated cycles by the chip's clock, unless said
@@ -154,7 +154,7 @@ class Report:
     model_flops: float,
     costs: Costs | None,
     **known: Any,
-  ) -> Report:
+  ) -> CompiledReport:
     """Makes the report of a program from its costs, None if it did not fit."""
     chip = topology.chip
     known |= {
@@ -240,7 +240,7 @@ def readable_source(source: str) -> str:
   return " ".join([*marks, "/".join(kept)])
 
 
-def render(report: Report) -> RenderableType:
+def render(report: CompiledReport) -> RenderableType:
   """Returns the report for a terminal."""
   title = Text(f"{report.program}: {report.verdict()}", style="bold")
   parts: list[RenderableType] = [title, _facts(report)]
@@ -255,7 +255,7 @@ def render(report: Report) -> RenderableType:
   return Group(*parts)
 
 
-def _facts(report: Report) -> Table:
+def _facts(report: CompiledReport) -> Table:
   memory = report.memory
   axes = " x ".join(f"{n} {axis}" for axis, n in report.mesh.items() if n > 1) or "1"
   table = Table.grid(padding=(0, 2))
@@ -300,7 +300,7 @@ def _facts(report: Report) -> Table:
   return table
 
 
-def _messages(report: Report) -> Table:
+def _messages(report: CompiledReport) -> Table:
   table = Table(title="messages of a device", title_justify="left")
   for heading in ("kind", "network"):
     table.add_column(heading)
@@ -313,7 +313,7 @@ def _messages(report: Report) -> Table:
   return table
 
 
-def _operations(report: Report) -> Table:
+def _operations(report: CompiledReport) -> Table:
   table = Table(title="costliest operations", title_justify="left")
   table.add_column("share", justify="right")
   table.add_column("ms", justify="right")

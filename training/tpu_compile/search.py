@@ -17,8 +17,8 @@ from rich.table import Table
 from commentree.errors import UserError
 from commentree.models.config import RematPolicy
 from commentree.training.tpu_compile import ahead_of_time
-from commentree.training.tpu_compile.ahead_of_time import Plan
-from commentree.training.tpu_compile.compiled_report import Report
+from commentree.training.tpu_compile.ahead_of_time import CompilePlan
+from commentree.training.tpu_compile.compiled_report import CompiledReport
 from commentree.training.tpu_compile.topologies import GIB
 
 # A larger batch must be so much faster for still larger ones to be tried.
@@ -60,7 +60,7 @@ class Outcome:
   """
 
   candidate: Candidate
-  report: Report | None
+  report: CompiledReport | None
   why: str = ""
 
   @property
@@ -113,7 +113,7 @@ def series(
 
 def search(
   groups: Sequence[Sequence[Candidate]],
-  plan_for: Callable[[Candidate], Plan],
+  plan_for: Callable[[Candidate], CompilePlan],
   say: Callable[[str], None],
   effort: float = 0.0,
 ) -> list[Outcome]:
@@ -147,7 +147,9 @@ def _left(candidates: int, seconds_each: float) -> str:
 
 
 def _try_in_turn(
-  group: Sequence[Candidate], plan_for: Callable[[Candidate], Plan], effort: float
+  group: Sequence[Candidate],
+  plan_for: Callable[[Candidate], CompilePlan],
+  effort: float,
 ) -> Iterator[Outcome]:
   """Tries larger and larger batches until that is of no use."""
   best = 0.0
@@ -160,7 +162,7 @@ def _try_in_turn(
 
 
 def _try(
-  candidate: Candidate, plan_for: Callable[[Candidate], Plan], effort: float
+  candidate: Candidate, plan_for: Callable[[Candidate], CompilePlan], effort: float
 ) -> Outcome:
   try:
     plan = plan_for(candidate)

@@ -20,7 +20,7 @@ from commentree.training.warm_starts.formats.array_source import (
   concrete,
   extent,
 )
-from commentree.training.warm_starts.rules import Line, Piece, Plan
+from commentree.training.warm_starts.rules import PlanEntry, SourceSlice, WarmStartPlan
 
 PyTree = Any
 Draw = Callable[[Sequence[str]], Mapping[str, jax.Array]]
@@ -37,7 +37,7 @@ def specs_of(params: PyTree) -> dict[str, ArraySpec]:
   }
 
 
-def fill(plan: Plan, source: ArraySource, like: PyTree, draw: Draw) -> PyTree:
+def fill(plan: WarmStartPlan, source: ArraySource, like: PyTree, draw: Draw) -> PyTree:
   """Returns the parameters.
 
   Args:
@@ -53,7 +53,9 @@ def fill(plan: Plan, source: ArraySource, like: PyTree, draw: Draw) -> PyTree:
   return complete(plan, loaded, like, draw)
 
 
-def load(plan: Plan, source: ArraySource, like: PyTree) -> dict[str, jax.Array]:
+def load(
+  plan: WarmStartPlan, source: ArraySource, like: PyTree
+) -> dict[str, jax.Array]:
   """Reads what this host's devices hold; hosts need not do so together.
 
   Args:
@@ -69,7 +71,7 @@ def load(plan: Plan, source: ArraySource, like: PyTree) -> dict[str, jax.Array]:
   """
   leaves = partitioning.flatten_names(like)
 
-  def load_line(line: Line) -> jax.Array:
+  def load_line(line: PlanEntry) -> jax.Array:
     return _load(line, source, leaves[line.parameter])
 
   lines = plan.of("loaded", "grown")
@@ -80,7 +82,7 @@ def load(plan: Plan, source: ArraySource, like: PyTree) -> dict[str, jax.Array]:
 
 
 def complete(
-  plan: Plan, loaded: Mapping[str, jax.Array], like: PyTree, draw: Draw
+  plan: WarmStartPlan, loaded: Mapping[str, jax.Array], like: PyTree, draw: Draw
 ) -> PyTree:
   """Returns the parameters, grown and with fresh ones; all hosts do so together.
 
@@ -108,7 +110,9 @@ def complete(
   return flax.traverse_util.unflatten_dict({n: arrays[n] for n in leaves}, sep=".")
 
 
-def _load(line: Line, source: ArraySource, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _load(
+  line: PlanEntry, source: ArraySource, leaf: jax.ShapeDtypeStruct
+) -> jax.Array:
   @functools.cache
   def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
     index = tuple(slice(*bound) for bound in bounds)
@@ -122,7 +126,7 @@ def _load(line: Line, source: ArraySource, leaf: jax.ShapeDtypeStruct) -> jax.Ar
   return jax.make_array_from_callback(leaf.shape, leaf.sharding, of_device)
 
 
-def read_part(line: Line, source: ArraySource, index: Index) -> np.ndarray:
+def read_part(line: PlanEntry, source: ArraySource, index: Index) -> np.ndarray:
   """Returns a part of a parameter, of its type; where it is grown, 0.
 
   Args:
@@ -132,37 +136,37 @@ def read_part(line: Line, source: ArraySource, index: Index) -> np.ndarray:
   """
   dtype = line.spec.dtype
   if line.stacked:
-    layers = line.pieces[index[0].start : index[0].stop]
+    layers = line.slices[index[0].start : index[0].stop]
     stack = np.empty(extent(index), dtype)
-    for slot, piece in zip(stack, layers):
-      slot[...] = _read_piece(piece, source, index[1:])
+    for slot, part in zip(stack, layers):
+      slot[...] = _read_slice(part, source, index[1:])
     return stack
-  (piece,) = line.pieces
+  (part,) = line.slices
   if line.fate != "grown":
-    return _read_piece(piece, source, index).astype(dtype, copy=False)
+    return _read_slice(part, source, index).astype(dtype, copy=False)
   axis, length = _growth(line)
   there = slice(index[axis].start, min(index[axis].stop, length))
   padded = np.zeros(extent(index), dtype)
   if there.start < there.stop:
     wanted = (*index[:axis], there, *index[axis + 1 :])
     into = (*[slice(None)] * axis, slice(0, there.stop - there.start))
-    padded[into] = _read_piece(piece, source, wanted)
+    padded[into] = _read_slice(part, source, wanted)
   return padded
 
 
-def _growth(line: Line) -> tuple[int, int]:
+def _growth(line: PlanEntry) -> tuple[int, int]:
   """Returns along which axis a parameter is grown, and from which length."""
-  axis, length = line.pieces[0].chain.grow, line.length
+  axis, length = line.slices[0].chain.grow, line.length
   assert axis is not None
   assert length is not None
   return axis, length
 
 
-def _read_piece(piece: Piece, source: ArraySource, index: Index) -> np.ndarray:
-  return piece.chain.read(
-    functools.partial(source.read, piece.source),
+def _read_slice(part: SourceSlice, source: ArraySource, index: Index) -> np.ndarray:
+  return part.chain.read(
+    functools.partial(source.read, part.source),
     index,
-    source.arrays[piece.source].shape,
+    source.arrays[part.source].shape,
   )
 
 

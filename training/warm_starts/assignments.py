@@ -21,8 +21,8 @@ from commentree.training.warm_starts.rules import (
   OPTIMIZER_PREFIX,
   ROWS,
   Assignment,
-  Plan,
   Rule,
+  WarmStartPlan,
   plan,
 )
 from commentree.training.warm_starts.sources import open_source
@@ -40,7 +40,7 @@ def plan_for(
   target: Mapping[str, ArraySpec],
   own: Iterable[Sequence[Any]] = (),
   settings: ModelConfig | None = None,
-) -> tuple[ArraySource, Plan]:
+) -> tuple[ArraySource, WarmStartPlan]:
   """Opens files and works out where every parameter comes from.
 
   Args:
@@ -52,11 +52,11 @@ def plan_for(
   Raises:
     UserError: if they cannot be read or do not fit; see `rules.plan`.
   """
-  source, assignment = assign(open_source(path), settings)
+  source, assignment = rules_for(open_source(path), settings)
   return source, plan(target, source, assignment, [Rule(*rule) for rule in own])
 
 
-def assign(source: ArraySource, settings: ModelConfig | None = None) -> Mapped:
+def rules_for(source: ArraySource, settings: ModelConfig | None = None) -> Mapped:
   """Returns the source, its layers apart, and the rules for it.
 
   Args:
@@ -69,7 +69,7 @@ def assign(source: ArraySource, settings: ModelConfig | None = None) -> Mapped:
   # Every model of ours has one, whatever it was written as.
   ours = "ancestors.null_vector" in source.arrays
   if source.kind == safetensors.KIND and not ours:
-    return hugging_face.assign(source, settings)
+    return hugging_face.rules_for(source, settings)
   source = Unstacked(source, _layer_of)
   if settings is not None:
     _check_logits(source, settings)

@@ -38,7 +38,7 @@ _MAY_DIFFER = ("num_encoder_layers", "num_decoder_layers", "num_positions")
 Settings = dict[str, Any]
 
 
-def assign(
+def rules_for(
   source: ArraySource, settings: ModelConfig | None = None
 ) -> tuple[ArraySource, Assignment]:
   """Returns the rules for a model, or for arrays that are named as our parameters.
@@ -142,7 +142,7 @@ def gin_lines(path: str) -> list[str]:
   lines = [f"ModelConfig.{name} = {value!r}" for name, value in settings.items()]
   if settings["family"] == "roberta":
     # Such models were trained on texts with a beginning and an end.
-    lines.append("PiecesConfig.sequence_ends = True")
+    lines.append("SubtreeConfig.sequence_ends = True")
   return lines
 
 

@@ -19,7 +19,7 @@ import msgspec
 from commentree.errors import UserError
 from commentree.training.warm_starts import transforms
 from commentree.training.warm_starts.formats.array_source import ArraySource, ArraySpec
-from commentree.training.warm_starts.transforms import Chain
+from commentree.training.warm_starts.transforms import TransformChain
 
 Fate = Literal["loaded", "grown", "fresh", "zero"]
 NEW: tuple[Fate, ...] = ("fresh", "zero")
@@ -65,15 +65,15 @@ Assignment = Sequence[Rule]
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class SourceSlice:
   """An array of the source, and what is done to it."""
 
   source: str
-  chain: Chain
+  chain: TransformChain
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class PlanEntry:
   """What becomes of a parameter.
 
   Attributes:
@@ -81,9 +81,9 @@ class Line:
     spec: its shape and type.
     fate: `loaded`; `grown`, loaded and longer than what is there; `fresh`, drawn; or
       `zero`, new as well but 0 everywhere.
-    pieces: what it is made of: one array, or one for each layer if they are stacked;
+    slices: what it is made of: one array, or one for each layer if they are stacked;
       none if it is new.
-    stacked: whether the pieces are layers, along axis 0.
+    stacked: whether the slices are layers, along axis 0.
     transform: the rule's.
     length: entries of a grown or cut axis in the source; of a cut one all that it has.
   """
@@ -91,14 +91,14 @@ class Line:
   parameter: str
   spec: ArraySpec
   fate: Fate
-  pieces: tuple[Piece, ...] = ()
+  slices: tuple[SourceSlice, ...] = ()
   stacked: bool = False
   transform: str = ""
   length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class WarmStartPlan:
   """What becomes of every parameter, and of every array.
 
   Attributes:
@@ -111,13 +111,13 @@ class Plan:
 
   path: str
   kind: str
-  lines: tuple[Line, ...]
+  lines: tuple[PlanEntry, ...]
   unused: tuple[str, ...]
   left_behind: int
 
-  def of(self, *fates: Fate) -> list[Line]:
-    """Returns the lines with one of these fates."""
-    return [line for line in self.lines if line.fate in fates]
+  def of(self, *read_counts: Fate) -> list[PlanEntry]:
+    """Returns the lines with one of these read_counts."""
+    return [line for line in self.lines if line.fate in read_counts]
 
   def fresh(self) -> list[str]:
     """Returns the names of parameters that no array is for."""
@@ -139,16 +139,16 @@ class Plan:
 
   def report(self) -> list[str]:
     """Returns lines that name every parameter and every unused array."""
-    rows: dict[Any, list[Line]] = collections.defaultdict(list)
+    rows: dict[Any, list[PlanEntry]] = collections.defaultdict(list)
     for line in self.lines:
-      names = collapse([line.parameter, *(piece.source for piece in line.pieces)])
-      key = dataclasses.replace(line, parameter="", pieces=line.pieces[:0])
+      names = collapse([line.parameter, *(part.source for part in line.slices)])
+      key = dataclasses.replace(line, parameter="", slices=line.slices[:0])
       rows[(tuple(template for template, _ in names), key)].append(line)
     table = []
     for group in rows.values():
       joined = " ".join(collapsed(line.parameter for line in group))
       shape = " x ".join(map(str, group[0].spec.shape)) or "scalar"
-      sources = " ".join(collapsed(p.source for line in group for p in line.pieces))
+      sources = " ".join(collapsed(p.source for line in group for p in line.slices))
       table.append((joined, shape, _fate_in_words(group[0], sources)))
     widths = [max((len(row[i]) for row in table), default=0) for i in (0, 1)]
     said = [
@@ -189,7 +189,7 @@ def plan(
   source: ArraySource,
   rules: Assignment,
   own: Assignment = (),
-) -> Plan:
+) -> WarmStartPlan:
   """Works out where every parameter comes from; reads no values.
 
   Args:
@@ -220,7 +220,7 @@ def plan(
     )
   rest = [name for name in source.arrays if name not in planner.used]
   optimizer = [name for name in rest if name.startswith(OPTIMIZER_PREFIX)]
-  return Plan(
+  return WarmStartPlan(
     path=str(source.path),
     kind=source.kind,
     lines=tuple(lines),
@@ -244,7 +244,7 @@ class _Planner:
     array = "" if source.endswith(name) else collapse([source])[0][0]
     self.mismatches[why, array].append(name)
 
-  def line(self, name: str, spec: ArraySpec) -> Line:
+  def line(self, name: str, spec: ArraySpec) -> PlanEntry:
     """Returns a parameter's line; fresh if something is wrong, which is noted."""
     stacked = _STACK.search(name) is not None and bool(spec.shape)
     if not stacked:
@@ -262,18 +262,18 @@ class _Planner:
     spec: ArraySpec,
     parts: Sequence[tuple[str, ArraySpec]],
     stacked: bool,
-  ) -> Line:
+  ) -> PlanEntry:
     made = [self._part(part, part_spec) for part, part_spec in parts]
-    there = [line for line in made if line is not None and line.pieces]
+    there = [line for line in made if line is not None and line.slices]
     if not there:
-      fates = {line.fate for line in made if line is not None}
-      if len(fates) > 1:
+      read_counts = {line.fate for line in made if line is not None}
+      if len(read_counts) > 1:
         self._note("some of its layers are 0 and others drawn", name)
-      return Line(name, spec, "zero" if fates == {"zero"} else "fresh")
+      return PlanEntry(name, spec, "zero" if read_counts == {"zero"} else "fresh")
     if len(there) < len(made):
       if None not in made:
         self._note("only some of its layers are there", name)
-      return Line(name, spec, "fresh")
+      return PlanEntry(name, spec, "fresh")
     first = there[0]
     if first.fate == "grown" and stacked:
       self._note("stacked layers cannot grow", name)
@@ -281,11 +281,11 @@ class _Planner:
       first,
       parameter=name,
       spec=spec,
-      pieces=tuple(piece for line in there for piece in line.pieces),
+      slices=tuple(part for line in there for part in line.slices),
       stacked=stacked,
     )
 
-  def _part(self, name: str, spec: ArraySpec) -> Line | None:
+  def _part(self, name: str, spec: ArraySpec) -> PlanEntry | None:
     """Returns the line of one array, None if something is wrong."""
     for number, (pattern, rule) in enumerate(self._rules):
       match = pattern.fullmatch(name)
@@ -297,7 +297,7 @@ class _Planner:
 
   def _by_rule(
     self, name: str, spec: ArraySpec, rule: Rule, match: re.Match[str]
-  ) -> Line | None:
+  ) -> PlanEntry | None:
     source = rule.source or ""
     optional = rule.source is None or source.endswith("?")
     try:
@@ -310,7 +310,7 @@ class _Planner:
     there = self._source.arrays.get(wanted)
     if rule.source is None or there is None:
       if optional:
-        return Line(name, spec, "zero" if chain.zeros else "fresh")
+        return PlanEntry(name, spec, "zero" if chain.zeros else "fresh")
       self._note("is not there", name, wanted)
       return None
     self.used.add(wanted)
@@ -318,14 +318,14 @@ class _Planner:
     if why is not None:
       self._note(why, name, wanted)
       return None
-    piece = Piece(wanted, chain)
-    return Line(
-      name, spec, fate, (piece,), transform=rule.transform.strip(), length=length
+    part = SourceSlice(wanted, chain)
+    return PlanEntry(
+      name, spec, fate, (part,), transform=rule.transform.strip(), length=length
     )
 
 
 def _fit(
-  there: ArraySpec, here: ArraySpec, chain: Chain
+  there: ArraySpec, here: ArraySpec, chain: TransformChain
 ) -> tuple[str | None, Fate, int | None]:
   """Returns why an array does not fit, or None; what is done; and the length there."""
   if not jnp.issubdtype(there.dtype, jnp.floating):
@@ -424,7 +424,7 @@ def _ranges(numbers: Sequence[int]) -> str:
   )
 
 
-def _fate_in_words(line: Line, sources: str) -> str:
+def _fate_in_words(line: PlanEntry, sources: str) -> str:
   if line.fate in NEW:
     return "fresh" if line.fate == "fresh" else "fresh, at 0"
   # That a rule allows for growth is worth no word where nothing grows.

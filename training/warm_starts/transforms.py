@@ -81,7 +81,7 @@ class Transpose:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class TakeRows:
   """Some of the rows, `start` to `stop`; to the last if None."""
 
   start: int
@@ -232,7 +232,7 @@ def _as_it_is(array: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class TransformChain:
   """Operations one after another, and whether the parameter may differ in length.
 
   Attributes:
@@ -278,7 +278,7 @@ class Chain:
     return array
 
 
-def parse(text: str, wanted: Shape) -> Chain:
+def parse(text: str, wanted: Shape) -> TransformChain:
   """Returns the operations that a text names.
 
   Args:
@@ -289,11 +289,11 @@ def parse(text: str, wanted: Shape) -> Chain:
     ValueError: naming what is none of them.
   """
   words = [word.strip() for word in text.split(",") if word.strip()]
-  chain = Chain()
+  chain = TransformChain()
   for number, word in enumerate(words):
     name, _, argument = word.partition(":")
     is_transform = name not in _FLAGS
-    if is_transform and chain != Chain(chain.transforms):
+    if is_transform and chain != TransformChain(chain.transforms):
       raise ValueError(f"{words[number - 1]!r} must come last")
     try:
       if is_transform:
@@ -312,7 +312,7 @@ def parse(text: str, wanted: Shape) -> Chain:
   return chain
 
 
-def _with_flag(chain: Chain, name: str, argument: str) -> Chain:
+def _with_flag(chain: TransformChain, name: str, argument: str) -> TransformChain:
   """Returns the operations, and how the parameter may differ in length."""
   if name == "zeros" and not argument:
     return dataclasses.replace(chain, zeros=True)
@@ -336,7 +336,7 @@ def _transform(name: str, argument: str, wanted: Shape) -> Transform:
   if name == "rows":
     start, colon, stop = argument.partition(":")
     if colon and int(start or 0) >= 0:
-      return Rows(int(start or 0), int(stop) if stop else None)
+      return TakeRows(int(start or 0), int(stop) if stop else None)
   if name == "part":
     *axis, share = argument.split(":")
     part, parts = map(int, share.split("/"))

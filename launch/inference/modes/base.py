@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 
 from commentree.launch.inference import forests
 from commentree.launch.inference.devices import Compute
-from commentree.launch.inference.documents import Document
-from commentree.launch.inference.forests import Filled
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.documents import TokenizedTree
+from commentree.launch.inference.forests import PackedForest
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.conditions import apply_condition
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
@@ -22,7 +22,7 @@ from commentree.tasks.trees.comment_tree import CommentTree
 Answer = dict[str, Any]
 """What is said of a comment; JSON-able, but for arrays of NumPy."""
 
-D = TypeVar("D", bound=Document)
+D = TypeVar("D", bound=TokenizedTree)
 
 
 class Mode(abc.ABC, Generic[D]):
@@ -37,7 +37,7 @@ class Mode(abc.ABC, Generic[D]):
 
   name: str
 
-  def __init__(self, run: RunFacts, ancestors: Condition = "true"):
+  def __init__(self, run: RunContext, ancestors: Condition = "true"):
     """Sets up; subclasses check what the user asked for."""
     self.run = run
     self.ancestors = ancestors
@@ -77,7 +77,7 @@ class Mode(abc.ABC, Generic[D]):
   def items(self, document: D) -> Iterator[PackItem]:
     """Yields what is to be computed of a document."""
 
-  def arrays(self, filled: Filled) -> Forest:
+  def arrays(self, filled: PackedForest) -> Forest:
     """Returns what the computation of a forest is given."""
     return filled.forest
 
@@ -86,7 +86,7 @@ class Mode(abc.ABC, Generic[D]):
     """Returns the computation of a forest; traced once."""
 
   @abc.abstractmethod
-  def collect(self, arrays: Any, filled: Filled) -> None:
+  def collect(self, arrays: Any, filled: PackedForest) -> None:
     """Takes in what was computed of a forest, into the documents it is of."""
 
   @abc.abstractmethod

@@ -10,10 +10,10 @@ import numpy as np
 
 from commentree.launch.inference import forests
 from commentree.launch.inference.devices import Compute
-from commentree.launch.inference.documents import EMPTY, Document
-from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.documents import EMPTY, TokenizedTree
+from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.modes.base import Answer, Mode, rounded
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.forest_layout import ForestShape
@@ -23,7 +23,7 @@ from commentree.tasks.trees.comment_tree import CommentTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ClassifiedDocument(Document):
+class ClassifiedDocument(TokenizedTree):
   """A tree and the probabilities of its comments' labels.
 
   Attributes:
@@ -38,7 +38,7 @@ class Classify(Mode[ClassifiedDocument]):
 
   name = "classify"
 
-  def __init__(self, run: RunFacts, ancestors: Condition = "true"):
+  def __init__(self, run: RunContext, ancestors: Condition = "true"):
     """Sets up."""
     super().__init__(run, ancestors)
     self._names = label_objectives.label_names(
@@ -55,12 +55,12 @@ class Classify(Mode[ClassifiedDocument]):
 
   def items(self, document: ClassifiedDocument) -> Iterator[PackItem]:
     """Yields every comment once; of one in chunks the first, as in training."""
-    nodes = document.piece()
+    nodes = document.subtree()
     asked = (nodes["lengths"] > 0) & (document.firsts == 0)
-    for piece in forests.cut(nodes, asked, self.run.builder.preprocessing.pieces):
-      piece["input_tokens"] = piece["tokens"]
-      piece["is_masked"] = (forests.columns(piece["lengths"]) == 0).astype(np.int32)
-      yield from forests.items_of(piece, self.shape)
+    for subtree in forests.cut(nodes, asked, self.run.builder.preprocessing.subtrees):
+      subtree["input_tokens"] = subtree["tokens"]
+      subtree["is_masked"] = (forests.columns(subtree["lengths"]) == 0).astype(np.int32)
+      yield from forests.items_of(subtree, self.shape)
 
   def compute(self, model: CommentTreeModel) -> Compute:
     """Returns the probabilities of all labels, `[B, R, M, C]`."""
@@ -71,7 +71,7 @@ class Classify(Mode[ClassifiedDocument]):
 
     return compute
 
-  def collect(self, arrays: Any, filled: Filled) -> None:
+  def collect(self, arrays: Any, filled: PackedForest) -> None:
     """Takes in the probabilities of a forest."""
     for row, column, target, _ in filled.predicted():
       document, node = filled.targets[target]

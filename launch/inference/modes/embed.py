@@ -12,10 +12,10 @@ import numpy as np
 
 from commentree.launch.inference import forests
 from commentree.launch.inference.devices import Compute
-from commentree.launch.inference.documents import EMPTY, Document
-from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.documents import EMPTY, TokenizedTree
+from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.modes.base import Answer, Mode
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.forest_layout import ForestShape
@@ -24,7 +24,7 @@ from commentree.tasks.trees.comment_tree import CommentTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EmbeddedDocument(Document):
+class EmbeddedDocument(TokenizedTree):
   """A tree and the vectors of its nodes.
 
   Attributes:
@@ -42,7 +42,7 @@ class Embed(Mode[EmbeddedDocument]):
   name = "embed"
 
   def __init__(
-    self, run: RunFacts, ancestors: Condition = "true", *, contextual: bool = False
+    self, run: RunContext, ancestors: Condition = "true", *, contextual: bool = False
   ):
     """Sets up.
 
@@ -61,10 +61,10 @@ class Embed(Mode[EmbeddedDocument]):
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold; nothing is predicted, but each target asks for it."""
-    causal = self.run.reads_in_order
+    causal = self.run.predicts_causally
     return self.shape_of(
       self.run.decoder_length,
-      extras=causal.extras if causal else (),
+      optional_features=causal.optional_features if causal else (),
       # Every comment by itself, and what comments see.
       encoded_share=1.6,
     )
@@ -78,19 +78,23 @@ class Embed(Mode[EmbeddedDocument]):
 
     What is encoded for a target's sake has numbers beyond the document's nodes.
     """
-    nodes = document.piece()
+    nodes = document.subtree()
     yield from forests.encoded_alone(nodes, self.shape)
     if not self._contextual:
       return
     lengths = nodes["lengths"]
     nodes["node_ids"] = nodes["node_ids"] + len(lengths)
-    for piece in forests.cut(nodes, lengths > 0, self.run.builder.preprocessing.pieces):
-      if (causal := self.run.reads_in_order) is not None:
-        piece = causal(piece, self.run.decoder_length, 0, 0, 0)
+    for subtree in forests.cut(
+      nodes, lengths > 0, self.run.builder.preprocessing.subtrees
+    ):
+      if (causal := self.run.predicts_causally) is not None:
+        subtree = causal(subtree, self.run.decoder_length, 0, 0, 0)
       else:
-        piece["input_tokens"] = piece["tokens"]
-        piece["is_masked"] = (forests.columns(piece["lengths"]) == 0).astype(np.int32)
-      yield from forests.items_of(piece, self.shape)
+        subtree["input_tokens"] = subtree["tokens"]
+        subtree["is_masked"] = (forests.columns(subtree["lengths"]) == 0).astype(
+          np.int32
+        )
+      yield from forests.items_of(subtree, self.shape)
 
   def compute(self, model: CommentTreeModel) -> Compute:
     """Returns vectors by slot `[B, E, J, D]` and, if asked for, target `[B, T, D]`."""
@@ -118,7 +122,7 @@ class Embed(Mode[EmbeddedDocument]):
 
     return compute
 
-  def collect(self, arrays: Any, filled: Filled) -> None:
+  def collect(self, arrays: Any, filled: PackedForest) -> None:
     """Takes in the vectors of a forest."""
     for slot, (document, node) in enumerate(filled.slots):
       if node < len(document.firsts):

@@ -14,10 +14,10 @@ import numpy as np
 from commentree.errors import UserError
 from commentree.launch.inference import forests
 from commentree.launch.inference.devices import Compute
-from commentree.launch.inference.documents import EMPTY, Document
-from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.documents import EMPTY, TokenizedTree
+from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.modes.base import Answer, Mode, rounded
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.forest_layout import ForestShape
@@ -41,7 +41,7 @@ _PARTIAL = "not filled: the likeliest token is only a part of a character"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MaskedDocument(Document):
+class MaskedDocument(TokenizedTree):
   """A tree with masks in its comments' texts.
 
   Attributes:
@@ -64,7 +64,7 @@ class Fill(Mode[MaskedDocument]):
 
   def __init__(
     self,
-    run: RunFacts,
+    run: RunContext,
     ancestors: Condition = "true",
     *,
     top_k: int = 5,
@@ -143,7 +143,7 @@ class Fill(Mode[MaskedDocument]):
 
   def items(self, document: MaskedDocument) -> Iterator[PackItem]:
     """Yields the comments that have masks."""
-    nodes = document.piece()
+    nodes = document.subtree()
     lengths = nodes["lengths"]
     node_of = np.repeat(np.arange(len(lengths)), lengths)
     shown = forests.columns(lengths) < self.run.decoder_length
@@ -153,15 +153,15 @@ class Fill(Mode[MaskedDocument]):
     nodes["lots"] = np.where(masked, rank // self._lot, -1)
     in_node = np.bincount(node_of, masked, len(lengths))
     for lot in range(int(nodes["lots"].max(initial=-1)) + 1):
-      for piece in forests.cut(
+      for subtree in forests.cut(
         nodes,
         in_node > lot * self._lot,
-        self.run.builder.preprocessing.pieces,
+        self.run.builder.preprocessing.subtrees,
         per_token=("tokens", "lots"),
       ):
-        piece["input_tokens"] = piece["tokens"]
-        piece["is_masked"] = (piece["lots"] == lot).astype(np.int32)
-        yield from forests.items_of(piece, self.shape)
+        subtree["input_tokens"] = subtree["tokens"]
+        subtree["is_masked"] = (subtree["lots"] == lot).astype(np.int32)
+        yield from forests.items_of(subtree, self.shape)
 
   def compute(self, model: CommentTreeModel) -> Compute:
     """Returns log probabilities and ids of the likeliest tokens, `[B, R, M, k]`."""
@@ -176,7 +176,7 @@ class Fill(Mode[MaskedDocument]):
 
     return compute
 
-  def collect(self, arrays: Any, filled: Filled) -> None:
+  def collect(self, arrays: Any, filled: PackedForest) -> None:
     """Takes in what may stand in a forest's masks."""
     log_probs, ids = arrays
     for row, column, target, position in filled.predicted():

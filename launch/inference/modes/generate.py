@@ -16,10 +16,10 @@ import numpy as np
 from commentree.errors import UserError
 from commentree.launch.inference import forests
 from commentree.launch.inference.devices import Compute
-from commentree.launch.inference.documents import Document
-from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.documents import TokenizedTree
+from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.modes.base import Answer, Mode, rounded
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.config import Condition
 from commentree.models.decoding import decoding
 from commentree.models.decoding.decoding_config import DecodingConfig, DecodingMethod
@@ -40,7 +40,7 @@ _IDENTITY_WORDS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AnsweredDocument(Document):
+class AnsweredDocument(TokenizedTree):
   """A tree and the replies to its comments.
 
   Attributes:
@@ -61,7 +61,7 @@ class Generate(Mode[AnsweredDocument]):
 
   def __init__(
     self,
-    run: RunFacts,
+    run: RunContext,
     ancestors: Condition = "true",
     *,
     reply_to: ReplyTo = "leaves",
@@ -185,15 +185,17 @@ class Generate(Mode[AnsweredDocument]):
 
   def items(self, document: AnsweredDocument) -> Iterator[PackItem]:
     """Yields the replies, each as a target."""
-    nodes = document.piece()
+    nodes = document.subtree()
     count = len(document.tree.comments) - len(document.asked)
     is_reply = document.nodes["node_ids"] >= count
-    for piece in forests.cut(nodes, is_reply, self.run.builder.preprocessing.pieces):
-      piece["input_tokens"] = piece["tokens"]
-      piece["is_masked"] = np.repeat(piece["is_target"], piece["lengths"])
-      yield from forests.items_of(piece, self.shape)
+    for subtree in forests.cut(
+      nodes, is_reply, self.run.builder.preprocessing.subtrees
+    ):
+      subtree["input_tokens"] = subtree["tokens"]
+      subtree["is_masked"] = np.repeat(subtree["is_target"], subtree["lengths"])
+      yield from forests.items_of(subtree, self.shape)
 
-  def arrays(self, filled: Filled) -> Forest:
+  def arrays(self, filled: PackedForest) -> Forest:
     """Returns the forest with what replies begin with and are told apart by."""
     slots = self.shape.target_slots
     firsts = np.full((slots, 1), decoding.FREE, np.int32)
@@ -229,7 +231,7 @@ class Generate(Mode[AnsweredDocument]):
 
     return compute
 
-  def collect(self, arrays: Any, filled: Filled) -> None:
+  def collect(self, arrays: Any, filled: PackedForest) -> None:
     """Takes in the replies of a forest."""
     for target, (document, node) in enumerate(filled.targets):
       comment = document.tree.comments[document.comment_of(node)]

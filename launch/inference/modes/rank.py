@@ -12,10 +12,10 @@ import numpy as np
 from commentree.errors import UserError
 from commentree.launch.inference import forests
 from commentree.launch.inference.devices import Compute
-from commentree.launch.inference.documents import EMPTY, Document
-from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.documents import EMPTY, TokenizedTree
+from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.modes.base import Answer, Mode, rounded
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.forest_layout import ForestShape
@@ -34,7 +34,7 @@ _WITHOUT_MATCHER = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class VectorsDocument(Document):
+class VectorsDocument(TokenizedTree):
   """A tree and the vectors of its nodes.
 
   Attributes:
@@ -72,7 +72,7 @@ class Rank(Mode[VectorsDocument]):
 
   def __init__(
     self,
-    run: RunFacts,
+    run: RunContext,
     ancestors: Condition = "true",
     *,
     top_k: int = 10,
@@ -110,9 +110,10 @@ class Rank(Mode[VectorsDocument]):
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold; nothing is predicted."""
-    causal = self.run.reads_in_order
+    causal = self.run.predicts_causally
     return self.shape_of(
-      self.run.decoder_length, extras=causal.extras if causal else ()
+      self.run.decoder_length,
+      optional_features=causal.optional_features if causal else (),
     )
 
   def read(self, tree: CommentTree) -> VectorsDocument:
@@ -121,7 +122,7 @@ class Rank(Mode[VectorsDocument]):
 
   def items(self, document: VectorsDocument) -> Iterator[PackItem]:
     """Yields every comment to be encoded."""
-    return forests.encoded_alone(document.piece(), self.shape)
+    return forests.encoded_alone(document.subtree(), self.shape)
 
   def compute(self, model: CommentTreeModel) -> Compute:
     """Returns vectors by slot `[B, E, D]`, and biases of distances `[B, P]`."""
@@ -134,7 +135,7 @@ class Rank(Mode[VectorsDocument]):
 
     return compute
 
-  def collect(self, arrays: Any, filled: Filled) -> None:
+  def collect(self, arrays: Any, filled: PackedForest) -> None:
     """Takes in the vectors of a forest."""
     self._bias_P = arrays["bias"]
     for slot, (document, node) in enumerate(filled.slots):

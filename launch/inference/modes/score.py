@@ -17,23 +17,23 @@ import numpy as np
 
 from commentree.launch.inference import forests
 from commentree.launch.inference.devices import Compute
-from commentree.launch.inference.documents import EMPTY, Document
-from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.documents import EMPTY, TokenizedTree
+from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.modes.base import Answer, Mode, rounded
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.subtrees import splitting
-from commentree.tasks.subtrees.subtree_builder import Piece
+from commentree.tasks.subtrees.subtree_builder import Subtree
 from commentree.tasks.trees.comment_tree import CommentTree
 
 _NO_TOKEN = "no token that the model predicts"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScoredDocument(Document):
+class ScoredDocument(TokenizedTree):
   """A tree and the sums over its comments.
 
   Attributes:
@@ -49,7 +49,7 @@ class Score(Mode[ScoredDocument]):
 
   name = "score"
 
-  def __init__(self, run: RunFacts, ancestors: Condition = "true"):
+  def __init__(self, run: RunContext, ancestors: Condition = "true"):
     """Sets up."""
     super().__init__(run, ancestors)
 
@@ -69,7 +69,7 @@ class Score(Mode[ScoredDocument]):
 
     return compute
 
-  def collect(self, arrays: Any, filled: Filled) -> None:
+  def collect(self, arrays: Any, filled: PackedForest) -> None:
     """Takes in the losses of a forest."""
     with_ancestors, without = arrays
     for row, column, target, _ in filled.predicted():
@@ -117,21 +117,21 @@ class PseudoLikelihood(Score):
 
   def items(self, document: ScoredDocument) -> Iterator[PackItem]:
     """Yields every comment as often as it has tokens."""
-    nodes = document.piece()
-    max_ancestors = self.run.builder.preprocessing.pieces.max_ancestors
+    nodes = document.subtree()
+    max_ancestors = self.run.builder.preprocessing.subtrees.max_ancestors
     visible = splitting.visible_ancestors(nodes["parents"], max_ancestors)
     starts = np.cumsum(nodes["lengths"]) - nodes["lengths"]
     for node in range(len(starts)):
       seen = visible[node]
       above = [i for i in seen[::-1].tolist() if i >= 0 and nodes["lengths"][i]]
-      piece = self._copies(nodes, starts, node, above)
-      if piece is not None:
-        yield from forests.items_of(piece, self.shape)
+      subtree = self._copies(nodes, starts, node, above)
+      if subtree is not None:
+        yield from forests.items_of(subtree, self.shape)
 
   def _copies(
-    self, nodes: Piece, starts: np.ndarray, node: int, above: list[int]
-  ) -> Piece | None:
-    """Returns a piece of a node's ancestors and copies of it, each with a mask."""
+    self, nodes: Subtree, starts: np.ndarray, node: int, above: list[int]
+  ) -> Subtree | None:
+    """Returns a subtree of a node's ancestors and copies of it, each with a mask."""
     tokenizer = self.run.tokenizer
 
     def tokens_of(which: int) -> np.ndarray:
@@ -173,14 +173,16 @@ class Likelihood(Score):
   def make_shape(self) -> ForestShape:
     """Returns what forests hold: every token is predicted."""
     assert self.run.causal is not None
-    return self.shape_of(self.run.decoder_length, extras=self.run.causal.extras)
+    return self.shape_of(
+      self.run.decoder_length, optional_features=self.run.causal.optional_features
+    )
 
   def items(self, document: ScoredDocument) -> Iterator[PackItem]:
     """Yields every comment once."""
-    nodes = document.piece()
+    nodes = document.subtree()
     assert self.run.causal is not None
-    for piece in forests.cut(
-      nodes, nodes["lengths"] > 0, self.run.builder.preprocessing.pieces
+    for subtree in forests.cut(
+      nodes, nodes["lengths"] > 0, self.run.builder.preprocessing.subtrees
     ):
-      read = self.run.causal(piece, self.run.decoder_length, 0, 0, 0)
+      read = self.run.causal(subtree, self.run.decoder_length, 0, 0, 0)
       yield from forests.items_of(read, self.shape)

@@ -10,10 +10,10 @@ import numpy as np
 
 from commentree.launch.inference import forests
 from commentree.launch.inference.devices import Compute
-from commentree.launch.inference.documents import EMPTY, Document
-from commentree.launch.inference.forests import Filled
+from commentree.launch.inference.documents import EMPTY, TokenizedTree
+from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.modes.base import Answer, Mode, rounded
-from commentree.launch.inference.run_facts import RunFacts
+from commentree.launch.inference.run_context import RunContext
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.forest_layout import ForestShape
@@ -28,7 +28,7 @@ _BEGINNING = "B-"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TaggedDocument(Document):
+class TaggedDocument(TokenizedTree):
   """A tree and the labels of its tokens.
 
   Attributes:
@@ -49,7 +49,7 @@ class Tag(Mode[TaggedDocument]):
 
   name = "tag"
 
-  def __init__(self, run: RunFacts, ancestors: Condition = "true"):
+  def __init__(self, run: RunContext, ancestors: Condition = "true"):
     """Sets up."""
     super().__init__(run, ancestors)
     self._names = label_objectives.label_names(
@@ -89,13 +89,15 @@ class Tag(Mode[TaggedDocument]):
 
   def items(self, document: TaggedDocument) -> Iterator[PackItem]:
     """Yields every comment once."""
-    builder, nodes = self.run.builder, document.piece()
-    for piece in forests.cut(nodes, nodes["lengths"] > 0, builder.preprocessing.pieces):
-      shown = forests.columns(piece["lengths"]) < self.run.decoder_length
-      shown &= ~builder.is_end(piece["tokens"])
-      piece["input_tokens"] = piece["tokens"]
-      piece["is_masked"] = shown.astype(np.int32)
-      yield from forests.items_of(piece, self.shape)
+    builder, nodes = self.run.builder, document.subtree()
+    for subtree in forests.cut(
+      nodes, nodes["lengths"] > 0, builder.preprocessing.subtrees
+    ):
+      shown = forests.columns(subtree["lengths"]) < self.run.decoder_length
+      shown &= ~builder.is_end(subtree["tokens"])
+      subtree["input_tokens"] = subtree["tokens"]
+      subtree["is_masked"] = shown.astype(np.int32)
+      yield from forests.items_of(subtree, self.shape)
 
   def compute(self, model: CommentTreeModel) -> Compute:
     """Returns labels and their log probabilities, `[B, R, M]`."""
@@ -106,7 +108,7 @@ class Tag(Mode[TaggedDocument]):
 
     return compute
 
-  def collect(self, arrays: Any, filled: Filled) -> None:
+  def collect(self, arrays: Any, filled: PackedForest) -> None:
     """Takes in the labels of a forest."""
     labels, log_probs = arrays
     for row, column, target, position in filled.predicted():

@@ -1,8 +1,8 @@
 """Files as streams of lines: globs and folders, plain and compressed.
 
 What a file holds is told from its first bytes, not its name. A file that is cut off
-yields what comes before, one that is damaged what can be read of it; `Fates` and the
-log say so.
+yields what comes before, one that is damaged what can be read of it; `ReadCounts` and
+the log say so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal
 from commentree.errors import UserError
 from commentree.paths import check_scheme
 from commentree.tasks.readers.parsing import compression, text_encodings
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 READ = "read"
 NOTHING_FOUND = "read: nothing of its format in it"
@@ -129,7 +129,7 @@ def _regular(pattern: str, paths: set[str]) -> set[str]:
 def lines(
   path: str,
   max_line_bytes: int,
-  fates: Fates,
+  read_counts: ReadCounts,
   holds: Literal["trees", "comments"] = "trees",
 ) -> Iterator[bytes]:
   """Yields a file's lines, in memory that does not grow with it.
@@ -141,22 +141,24 @@ def lines(
       it is counted, and not raised.
     max_line_bytes: lines longer than this are skipped, and so are those that would
       take more than 256 MiB of memory as values of JSON.
-    fates: the file's fate, and that of lines too long, are counted here.
+    read_counts: the file's fate, and that of lines too long, are counted here.
     holds: what a line too long counts as.
 
   Raises:
     UserError: if unpacking the file takes more memory than this process may take.
   """
-  yield from split(blocks(path, fates), max_line_bytes, too_long(fates, holds))
+  yield from split(
+    blocks(path, read_counts), max_line_bytes, too_long(read_counts, holds)
+  )
 
 
 def too_long(
-  fates: Fates, holds: Literal["trees", "comments"]
+  read_counts: ReadCounts, holds: Literal["trees", "comments"]
 ) -> tuple[Counter[str], str]:
   """What counts lines that are too long, and the key that it counts them by."""
   if holds == "trees":
-    return fates.trees, LINE_TOO_LONG
-  return fates.comments, DROPPED_LINE_TOO_LONG
+    return read_counts.trees, LINE_TOO_LONG
+  return read_counts.comments, DROPPED_LINE_TOO_LONG
 
 
 def is_heavy(line: bytes, copies: int = 1) -> bool:
@@ -183,12 +185,12 @@ def parsed_bytes(line: bytes, copies: int = 1) -> int:
   )
 
 
-def blocks(path: str, fates: Fates) -> Iterator[bytes]:
+def blocks(path: str, read_counts: ReadCounts) -> Iterator[bytes]:
   """Yields a file's contents, uncompressed and in UTF-8, in small blocks.
 
   Args:
     path: the file; what is wrong with it is counted, and not raised.
-    fates: gets the file's fate.
+    read_counts: gets the file's fate.
 
   Raises:
     UserError: if unpacking the file takes more memory than this process may take.
@@ -214,21 +216,21 @@ def blocks(path: str, fates: Fates) -> Iterator[bytes]:
   if damage:
     fate = DAMAGED
     _log.warning("%s: is damaged (%s); the rest was read", path, damage[0])
-  fates.files[fate] += 1
+  read_counts.files[fate] += 1
 
 
-def whole(path: str, max_bytes: int, fates: Fates) -> bytes | None:
+def whole(path: str, max_bytes: int, read_counts: ReadCounts) -> bytes | None:
   """Returns a file's contents, uncompressed; None if they are longer than `max_bytes`.
 
   Args:
     path: a file of XML; what is wrong with it is counted, and not raised.
     max_bytes: of the contents; files that would take more than 256 MiB of memory once
       they are parsed are too long as well.
-    fates: the file's fate is counted here, and a tree skipped if it is too long.
+    read_counts: the file's fate is counted here, and a tree skipped if it is too long.
   """
   content = bytearray()
   size = 0
-  for block in blocks(path, fates):
+  for block in blocks(path, read_counts):
     size += len(block)
     if size <= max_bytes:
       content += block
@@ -236,7 +238,7 @@ def whole(path: str, max_bytes: int, fates: Fates) -> bytes | None:
       content.clear()
   elements = content.count(b"<") * _ELEMENT_BYTES
   if size > max_bytes or elements + 4 * size > _MAX_PARSED_BYTES:
-    fates.trees[FILE_TOO_LONG] += 1
+    read_counts.trees[FILE_TOO_LONG] += 1
     return None
   return bytes(content)
 

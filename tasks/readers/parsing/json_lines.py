@@ -10,7 +10,7 @@ import msgspec
 
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import deep_json, files, json_records
-from commentree.tasks.trees.comment_tree import DROPPED_NOT_OBJECT, Fates
+from commentree.tasks.trees.comment_tree import DROPPED_NOT_OBJECT, ReadCounts
 
 BAD_JSON = "skipped: bad JSON"
 DROPPED_BAD_JSON = "dropped: bad JSON"
@@ -26,7 +26,7 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
 def objects(
-  path: str, kind: type[_Struct], config: TreeConfig, fates: Fates
+  path: str, kind: type[_Struct], config: TreeConfig, read_counts: ReadCounts
 ) -> Iterator[_Struct]:
   """Yields the objects of a file; a record that is none is a comment dropped.
 
@@ -35,22 +35,22 @@ def objects(
     kind: the fields to read, of type `Any` and with defaults; others are passed over
       without being decoded.
     config: how long a record may be.
-    fates: counts what became of the file, and of records that are no object.
+    read_counts: counts what became of the file, and of records that are no object.
   """
   decode = msgspec.json.Decoder(kind).decode
   fields = dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__))
-  for line, _ in json_records.records(path, config, fates, "comments"):
+  for line, _ in json_records.records(path, config, read_counts, "comments"):
     try:
       found = decode(line)
     except (ValueError, RecursionError):
       if not line or line.isspace():
         continue
-      record = parse(line, fates)
+      record = parse(line, read_counts)
       if record is BAD:
-        fates.comments[DROPPED_BAD_JSON] += 1
+        read_counts.comments[DROPPED_BAD_JSON] += 1
         continue
       if not isinstance(record, Mapping):
-        fates.comments[DROPPED_NOT_OBJECT] += 1
+        read_counts.comments[DROPPED_NOT_OBJECT] += 1
         continue
       found = kind(
         **{fields[key]: record[key] for key in fields.keys() & record.keys()}
@@ -58,22 +58,22 @@ def objects(
     yield found
 
 
-def parse(line: bytes, fates: Fates) -> Any:
+def parse(line: bytes, read_counts: ReadCounts) -> Any:
   """Returns the value on a line, or `BAD`; counts what it mended.
 
   Args:
     line: not empty.
-    fates: gets `MENDED_UTF8`.
+    read_counts: gets `MENDED_UTF8`.
   """
   try:
     return _decode(line)
   except ValueError:
-    return _parse_leniently(line, fates, is_deep=False)
+    return _parse_leniently(line, read_counts, is_deep=False)
   except RecursionError:
-    return _parse_leniently(line, fates, is_deep=True)
+    return _parse_leniently(line, read_counts, is_deep=True)
 
 
-def _parse_leniently(line: bytes, fates: Fates, is_deep: bool) -> Any:
+def _parse_leniently(line: bytes, read_counts: ReadCounts, is_deep: bool) -> Any:
   """Takes NaN, lone surrogates and control characters in strings, too."""
   if files.is_heavy(line, copies=2):
     return BAD
@@ -82,7 +82,7 @@ def _parse_leniently(line: bytes, fates: Fates, is_deep: bool) -> Any:
     content = line.decode("utf-8")
   except UnicodeDecodeError:
     content = line.decode("utf-8", "replace")
-    fates.mended[MENDED_UTF8] += 1
+    read_counts.mended[MENDED_UTF8] += 1
   try:
     if not is_deep:
       return json.loads(content, strict=False)

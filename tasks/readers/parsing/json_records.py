@@ -29,7 +29,7 @@ from commentree.tasks.readers.parsing.json_cutter import (
   breaks_off,
   top_keys,
 )
-from commentree.tasks.trees.comment_tree import Fates
+from commentree.tasks.trees.comment_tree import ReadCounts
 
 MENDED_NOT_CLOSED = "arrays of JSON without an end"
 
@@ -45,7 +45,7 @@ _decode = msgspec.json.Decoder().decode
 def records(
   path: str,
   config: TreeConfig,
-  fates: Fates,
+  read_counts: ReadCounts,
   holds: Literal["trees", "comments"] = "trees",
 ) -> Iterator[Record]:
   """Returns an iterator over the records of a file, broken ones as well.
@@ -53,29 +53,29 @@ def records(
   Args:
     path: the file; whatever is wrong with it, nothing is raised.
     config: how long a record may be.
-    fates: the file's fate, and that of records too long, are counted here.
+    read_counts: the file's fate, and that of records too long, are counted here.
     holds: what a record too long counts as.
   """
-  return of_blocks(files.blocks(path, fates), config, fates, holds)
+  return of_blocks(files.blocks(path, read_counts), config, read_counts, holds)
 
 
 def of_blocks(
   blocks: Iterable[bytes],
   config: TreeConfig,
-  fates: Fates,
+  read_counts: ReadCounts,
   holds: Literal["trees", "comments"] = "trees",
 ) -> Iterator[Record]:
   """Returns an iterator over the records in blocks of bytes; see `records`."""
   head, blocks = _peek(iter(blocks))
   limit = config.max_line_bytes
-  too_long = files.too_long(fates, holds)
+  too_long = files.too_long(read_counts, holds)
   lines = is_lines(head)
   del head
   if lines:
     return map(Record, files.split(blocks, limit, too_long), itertools.count())
 
   def unclosed() -> None:
-    fates.mended[MENDED_NOT_CLOSED] += 1
+    read_counts.mended[MENDED_NOT_CLOSED] += 1
 
   return _cut(blocks, Cutter(limit, too_long, unclosed))
 

@@ -55,7 +55,7 @@ class Pretrained:
 )
 def test_the_head_is_fresh_and_logits_are_unused(family, head):
   config = FAMILIES[family]
-  source, assignment = assignments.assign(Pretrained(specs_of(config)))
+  source, assignment = assignments.rules_for(Pretrained(specs_of(config)))
   target = specs_of(dataclasses.replace(config, **HEADS[head]))
   plan = rules.plan(target, source, assignment)
   fresh = {line.parameter for line in plan.of("fresh")}

@@ -274,7 +274,7 @@ def test_a_model_without_a_config_that_can_be_read_is_one_line(tmp_path, text, m
     (folder / "config.json").write_text(text)
   source = started.sources.open_source(folder)
   with pytest.raises(UserError, match=message) as raised:
-    started.hugging_face.assign(source)
+    started.hugging_face.rules_for(source)
   assert "\n" not in str(raised.value)
 
 
@@ -291,7 +291,7 @@ def test_settings_are_printed_as_gin_takes_them(roberta, capsys, tmp_path):
   run = gin_cli.load(["runs/pretrain.gin", str(file)], required)
   for name, value in started.settings_of(folder).items():
     assert getattr(run.model, name) == value
-  assert run.data.preprocessing.pieces.sequence_ends
+  assert run.data.preprocessing.slices.sequence_ends
 
 
 def test_a_missing_target_is_one_line(capsys):
@@ -305,7 +305,7 @@ def test_arrays_named_as_ours_find_their_places_without_a_config(roberta, of_rob
   written.write(folder, named)
   assert not (folder / "config.json").exists()
   source = started.sources.open_source(folder)
-  _, rules = started.hugging_face.assign(source)
+  _, rules = started.hugging_face.rules_for(source)
   specs = started.apply.specs_of(of_roberta.params)
   plan = started.assignments.plan_for(str(folder), specs)[1]
   assert len(plan.of("loaded")) == len(named)

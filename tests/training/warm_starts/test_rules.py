@@ -293,9 +293,9 @@ def test_what_no_array_is_for_is_0_where_a_rule_says_so():
     Rule("y|layers.*", None, "zeros"),
   ]
   plan, read = loaded(target, arrays, assignment)
-  fates = {line.parameter: line.fate for line in plan.lines}
+  read_counts = {line.parameter: line.fate for line in plan.lines}
   zero = dict.fromkeys(("w", "y", "layers.u"), "zero")
-  assert fates == zero | {"x": "loaded", "z": "fresh"}
+  assert read_counts == zero | {"x": "loaded", "z": "fresh"}
   np.testing.assert_array_equal(read["x"], counted(2))
   assert plan.fresh() == ["w", "y", "z", "layers.u"]
   assert set(rules.fresh_of(plan.to_json())) == set(plan.fresh())

@@ -121,7 +121,7 @@ def test_the_command_writes_what_a_run_of_ours_starts_from(tmp_path, capsys):
 
   # By its names, layers one by one; no config.json of Hugging Face's is asked for.
   source = safetensors.open_safetensors(epath.Path(target))
-  own, rules = assignments.assign(source)
+  own, rules = assignments.rules_for(source)
   assert "encoder.layers_1.mlp.wo.kernel" in own.arrays
   assert any(rule.source == "\\g<0>" for rule in rules)
 

@@ -247,7 +247,7 @@ def array_in_msgpack(shape, dtype="float32", length=12):
     ),
     (
       packed({"optimizer": {"target": {"x": {"__msgpack_chunked_array__": True}}}}),
-      "in pieces that do not fit",
+      "in slices that do not fit",
     ),
   ],
 )
@@ -303,7 +303,7 @@ def test_no_flipped_byte_raises_anything_but_a_user_error(
 def test_flax_reads_what_we_pack_and_we_what_it_packs(monkeypatch):
   from flax import serialization
 
-  # Lets Flax cut arrays in pieces, as it does beyond a gigabyte.
+  # Lets Flax cut arrays in slices, as it does beyond a gigabyte.
   monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 64)
   tree = {"a": np.arange(40.0).reshape(8, 5), "b": {"c": np.float32(3), "n": 3}}
   for read in (

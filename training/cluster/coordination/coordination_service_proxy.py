@@ -47,7 +47,7 @@ class PrivateSocket:
     shutil.rmtree(pathlib.Path(self.path).parent, ignore_errors=True)
 
 
-class PatientProxy:
+class CoordinationServiceProxy:
   """Passes bytes between a socket of this machine and the service, in threads."""
 
   def __init__(self, path: str, connect: Callable[[], socket.socket]):

@@ -30,7 +30,7 @@ from commentree.training.cluster.coordination.host_messages import (
   Refused,
   Waiting,
 )
-from commentree.training.cluster.coordination.shutdown_notice import Verdict
+from commentree.training.cluster.coordination.shutdown_notice import ShutdownNotice
 
 _CONNECT_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
@@ -224,7 +224,7 @@ def join(
             case Go():
               return link, message.names
             case End():
-              raise Verdict.from_message(message).error()
+              raise ShutdownNotice.from_message(message).error()
             case Waiting():
               next_news = _news(next_news, me, message.missing, shown_address, say)
         if time.monotonic() - heard > _NO_ANSWER_SECONDS:

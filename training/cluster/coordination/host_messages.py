@@ -170,7 +170,7 @@ class Agreed(_Message):
 
 
 class End(_Message):
-  """The run has to end; see `verdict.Verdict`."""
+  """The run has to end; see `verdict.ShutdownNotice`."""
 
   text: str
   code: _ExitCode

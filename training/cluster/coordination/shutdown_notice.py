@@ -10,7 +10,7 @@ from commentree.training.cluster.coordination.host_messages import End
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class ShutdownNotice:
   """The end of a run.
 
   Attributes:
@@ -24,7 +24,7 @@ class Verdict:
   hosts: tuple[int, ...] = ()
 
   @classmethod
-  def from_message(cls, message: End) -> Verdict:
+  def from_message(cls, message: End) -> ShutdownNotice:
     """Reads what the coordinator sent."""
     return cls(message.text, message.code, tuple(message.hosts))
 

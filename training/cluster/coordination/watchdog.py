@@ -34,7 +34,7 @@ from commentree.training.cluster.coordination.host_messages import (
   FromCoordinator,
   FromHost,
 )
-from commentree.training.cluster.coordination.shutdown_notice import Verdict
+from commentree.training.cluster.coordination.shutdown_notice import ShutdownNotice
 from commentree.training.config import HealthConfig
 
 _log = logging.getLogger("commentree")
@@ -262,9 +262,9 @@ class Watchdog:
       case AllDone():
         self._stopped.set()
       case End():
-        self._obey(Verdict.from_message(message))
+        self._obey(ShutdownNotice.from_message(message))
 
-  def _obey(self, verdict: Verdict) -> None:
+  def _obey(self, verdict: ShutdownNotice) -> None:
     if verdict.exit_code != HostLostError.exit_code:
       # A mistake of the user's is often found by every host for itself.
       time.sleep(_OWN_ERROR_SECONDS)

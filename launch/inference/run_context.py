@@ -15,13 +15,13 @@ from commentree.tasks.forests import forest_layout
 from commentree.tasks.objectives import objectives
 from commentree.tasks.objectives.causal import CausalObjective
 from commentree.tasks.sources import generated
-from commentree.tasks.subtrees.subtree_builder import PieceBuilder
+from commentree.tasks.subtrees.subtree_builder import SubtreeBuilder
 from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary.vocabularies import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class RunFacts:
+class RunContext:
   """A run, as far as its settings tell.
 
   Attributes:
@@ -32,7 +32,7 @@ class RunFacts:
 
   config: RunConfig
   tokenizer: Tokenizer
-  builder: PieceBuilder
+  builder: SubtreeBuilder
 
   @functools.cached_property
   def model_config(self) -> ModelConfig:
@@ -63,7 +63,7 @@ class RunFacts:
     return built
 
   @property
-  def reads_in_order(self) -> CausalObjective | None:
+  def predicts_causally(self) -> CausalObjective | None:
     """`causal`, if that is all that the model was trained to."""
     return self.causal if self.objectives[0] == "clm" else None
 
@@ -73,7 +73,7 @@ class RunFacts:
     return forest_layout.row_lengths(self.config.data.task_feature_lengths)[1]
 
 
-def of_run(config: RunConfig) -> RunFacts:
+def of_run(config: RunConfig) -> RunContext:
   """Finds a run's vocabulary; its trees are not looked at.
 
   A post is answered for as any comment is, though training may not have predicted it.
@@ -88,10 +88,10 @@ def of_run(config: RunConfig) -> RunFacts:
     trees=dataclasses.replace(asked.trees, target_post=True),
     cleaning=asked.cleaning,
     markers=asked.markers,
-    pieces=asked.pieces,
+    subtrees=asked.subtrees,
   )
-  builder = PieceBuilder(tokenizer, preprocessing)
-  return RunFacts(config, tokenizer, builder)
+  builder = SubtreeBuilder(tokenizer, preprocessing)
+  return RunContext(config, tokenizer, builder)
 
 
 def _tokenizer(data: DataConfig) -> Tokenizer:
