@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from unittest import mock
 
 import pytest
 from jax._src import cloud_tpu_init
 
+from commentree import compat
 from commentree.errors import HostLostError, UserError
 from commentree.training.cluster import tpu_lock
 
@@ -29,7 +29,7 @@ def hold(tmp_path, monkeypatch):
   monkeypatch.setattr(tpu_lock, "PATH", path)
   monkeypatch.setattr(tpu_lock, "_WAIT_SECONDS", 1.0)
   monkeypatch.setattr(cloud_tpu_init, "running_in_cloud_tpu_vm", True)
-  monkeypatch.setattr(tpu_lock, "jax_platforms", mock.Mock(value="tpu,cpu"))
+  monkeypatch.setattr(compat, "jax_setting", {"jax_platforms": "tpu,cpu"}.get)
   processes = []
 
   def start(seconds: float) -> subprocess.Popen[str]:
