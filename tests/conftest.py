@@ -5,6 +5,7 @@ import signal
 
 import hypothesis
 
+from commentree import compat
 from commentree.launch.settings import library_noise
 
 library_noise.disable_libtpu_without_tpu()
@@ -12,12 +13,7 @@ library_noise.disable_libtpu_without_tpu()
 # Programs of tests run for moments: what takes time is XLA's compiling them. With these
 # flags a small model's gradients compile in 0.6 s instead of 6, its initialization in 3
 # instead of 6. `XLA_FLAGS= make test` tests with the flags that users have.
-QUICK_COMPILE = (
-  "--xla_backend_optimization_level=0",
-  "--xla_cpu_use_fusion_emitters=false",
-  "--xla_cpu_parallel_codegen_split_count=1",
-)
-os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILE))
+os.environ.setdefault("XLA_FLAGS", " ".join(compat.quick_compile_flags()))
 
 # A shell that starts `make test &` has its children ignore SIGINT, `nohup` SIGHUP, and
 # what is ignored stays so in all that they start: tests that send one would wait in

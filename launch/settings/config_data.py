@@ -15,9 +15,9 @@ import tokenize
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from commentree import compat
 from commentree.errors import UserError
 from commentree.launch.settings.configurables import register
-from gin import config as gin_config
 from gin import config_parser
 
 FLAG = "--trust_config"
@@ -186,7 +186,7 @@ class _Bindings:
       selector = reference.name.rpartition("/")[2]
       self._own(selector, reference.line, f"`{reference}`")
       return
-    is_constant = bool(gin_config._CONSTANTS.matching_selectors(reference.name))
+    is_constant = compat.is_gin_constant(reference.name)
     is_set = f"%{reference.name}" in self._values
     if reference.name != _REQUIRED and (is_constant or not is_set):
       _refuse(

@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 import gin
+from commentree import compat
 from commentree.errors import UserError, suggestion
 from commentree.launch.settings import config_data, library_noise
 from commentree.launch.settings.configurables import RunConfig, register
@@ -123,7 +124,7 @@ def text_in_force(run: RunConfig) -> str:
     run: the settings that were loaded last.
   """
   bound: dict[str, set[str]] = {}
-  for (_, selector), parameters in gin_config._CONFIG.items():
+  for (_, selector), parameters in compat.gin_bindings().items():
     bound.setdefault(selector.rpartition(".")[2], set()).update(parameters)
   defaults = sorted(_defaults(run, bound))
   heading = ["", "# Defaults in force:", f"# {'=' * 78}"] if defaults else []
@@ -210,7 +211,7 @@ def _begin(folders: Sequence[str]) -> None:
   register()
   # gin would also seek 'runs/common.gin' in an importable package `runs`, and fails on
   # a folder of that name without an __init__.py, such as that of a user's MODEL_DIRs.
-  del gin_config._FILE_READERS[1:]
+  compat.seek_gin_files_in_folders_alone()
   for folder in reversed(folders):
     gin.add_config_file_search_path(folder)
 
@@ -292,7 +293,7 @@ def _macros() -> dict[str, Any]:
   """Macros in force and their values, unevaluated."""
   return {
     scope: parameters["value"]
-    for (scope, selector), parameters in gin_config._CONFIG.items()
+    for (scope, selector), parameters in compat.gin_bindings().items()
     if selector == "gin.macro" and "value" in parameters
   }
 
@@ -329,12 +330,12 @@ def _check_macros(known: set[str]) -> None:
   """
   used = {
     reference
-    for parameters in gin_config._CONFIG.values()
+    for parameters in compat.gin_bindings().values()
     for value in parameters.values()
     for reference in _references(value)
   }
   for name in sorted(used - known):
-    if not gin_config._CONSTANTS.matching_selectors(name):
+    if not compat.is_gin_constant(name):
       raise UserError(f"%{name}: nothing sets this macro{suggestion(name, known)}")
   for name in sorted(known - used):
     raise UserError(f"{name}: nothing reads this setting{suggestion(name, used)}")

@@ -46,7 +46,7 @@ def main() -> None:
   if arguments.one:
     _fuzz(arguments)
     return
-  from .surfaces import SURFACES
+  from commentree.tests.fuzz.surfaces import SURFACES
 
   names = arguments.surface or list(SURFACES)
   if unknown := set(names) - set(SURFACES):
@@ -89,8 +89,8 @@ def _fuzz(arguments: argparse.Namespace) -> None:
   resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
   [name] = arguments.surface
   if importlib.util.find_spec("atheris") is None:
-    from . import engine
-    from .surfaces import SURFACES
+    from commentree.tests.fuzz import engine
+    from commentree.tests.fuzz.surfaces import SURFACES
 
     trial = engine.Trial(SURFACES[name])
     inputs = engine.mutations(trial.seeds, arguments.seed)
@@ -101,8 +101,8 @@ def _fuzz(arguments: argparse.Namespace) -> None:
   import atheris
 
   with atheris.instrument_imports(include=["commentree.tasks", "commentree.training"]):
-    from . import engine, json_mutation
-    from .surfaces import SURFACES
+    from commentree.tests.fuzz import engine, json_mutation
+    from commentree.tests.fuzz.surfaces import SURFACES
   trial = engine.Trial(SURFACES[name])
   corpus = pathlib.Path(tempfile.mkdtemp())
   for seed in trial.seeds:

@@ -12,9 +12,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from commentree.errors import UserError
-
-from . import json_mutation
-from .surfaces import Surface
+from commentree.tests.fuzz import json_mutation
+from commentree.tests.fuzz.surfaces import Surface
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 2**19

@@ -34,10 +34,9 @@ from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary import vocabularies
 from commentree.tasks.vocabulary.vocabularies import Tokenizer, VocabularyConfig
+from commentree.tests.support.tasks import building_fixture, written_threads
 from commentree.training.cluster.coordination import host_messages
 from commentree.training.warm_starts.formats import flax_msgpack, safetensors
-
-from ..tasks import building_fixture, written_threads
 
 Check = Callable[[bytes], None]
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from . import engine
-from .surfaces import SURFACES
+from commentree.tests.fuzz import engine
+from commentree.tests.fuzz.surfaces import SURFACES
 
 _INPUTS = 150
 _LONG_INPUTS = 20

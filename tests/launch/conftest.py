@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from .cloud import Cloud
+from commentree.tests.support.launch.cloud import Cloud
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from commentree.launch.inference import run_context
 from commentree.launch.settings import gin_cli
 from commentree.models.batch import smallest
 from commentree.models.model import CommentTreeModel
-
-from . import made_runs
+from commentree.tests.support.launch import made_runs
 
 SETTINGS = {
   **made_runs.SETTINGS,

@@ -13,11 +13,10 @@ from commentree.tasks.config.preprocessing import MarkersConfig
 from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary import vocabulary_files
 from commentree.tasks.vocabulary.sentencepiece_backend import write_word_vocabulary
+from commentree.tests.support.launch import made_runs
+from commentree.tests.support.tasks.vocabulary_fixture import like_roberta
 from commentree.training.checkpointing import run_record
 from commentree.training.checkpointing.storage import as_path
-
-from ..tasks.vocabulary_fixture import like_roberta
-from . import made_runs
 
 WORDS = ("bama", "deni", "gipo", "kolu", "tera")
 TREES = [

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from commentree.models import diagnostics
-
-from . import forests
+from commentree.tests.support.models import forests
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,7 @@ from commentree.errors import UserError
 from commentree.models.interface import Model
 from commentree.models.metrics import metrics_of_sums
 from commentree.models.model import CommentTreeModel
-
-from . import conftest, forests
+from commentree.tests.support.models import forests, small_models
 
 # Name -> the parameters T5X passes by position, then those it passes by name.
 T5X_METHODS = {
@@ -55,7 +54,7 @@ def test_the_protocol_and_the_model_agree():
 def test_attributes_are_those_that_t5x_reads():
   vocabulary, optimizer, converter = object(), object(), object()
   model = CommentTreeModel(
-    conftest.CONFIG,
+    small_models.CONFIG,
     input_vocabulary=vocabulary,
     optimizer_def=optimizer,
     feature_converter_cls=converter,
@@ -66,7 +65,7 @@ def test_attributes_are_those_that_t5x_reads():
   assert model.FEATURE_CONVERTER_CLS is converter
   assert model.module.scan_layers is False
   with pytest.raises(UserError, match="feature_converter_cls"):
-    _ = CommentTreeModel(conftest.CONFIG).FEATURE_CONVERTER_CLS
+    _ = CommentTreeModel(small_models.CONFIG).FEATURE_CONVERTER_CLS
 
 
 def test_every_parameter_has_axes_of_its_rank(make, packed, family):
@@ -147,7 +146,7 @@ def test_loss_normalizing_factor_divides_the_sum(make, packed):
 
 def test_a_model_without_a_vocabulary_size_is_a_user_error():
   with pytest.raises(UserError, match="vocab_size"):
-    CommentTreeModel(dataclasses.replace(conftest.CONFIG, vocab_size=0))
+    CommentTreeModel(dataclasses.replace(small_models.CONFIG, vocab_size=0))
 
 
 def test_predictions_scores_and_evaluation_tell_the_same_story(make, packed):

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from commentree.models import occurrences
-
-from . import forests
+from commentree.tests.support.models import forests
 
 
 @pytest.fixture(autouse=True)

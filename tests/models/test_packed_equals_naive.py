@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from . import conftest, forests, naive, slopes
+from commentree.tests.support.models import forests, naive, slopes, small_models
 
 POINTER = {"ancestor_pointer": True}
 DIRECT = {"vectors_to_logits": True}
@@ -35,7 +35,7 @@ def test_packed_forest_has_the_loss_and_gradients_of_comments_one_by_one(
   make, packed, family, pooling, many, positions, layers, parts
 ):
   model, params = make(
-    **conftest.FAMILIES[family],
+    **small_models.FAMILIES[family],
     pooling=pooling,
     vectors_per_comment=many,
     ancestor_positions=positions,

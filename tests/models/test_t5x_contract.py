@@ -35,11 +35,10 @@ from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
 from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
+from commentree.tests.support.models import labelled, small_models
 from commentree.training.config import DEFAULT_AXIS_RULES, OptimizerConfig
 from commentree.training.optim import optimizers
 from commentree.training.optim.t5x_optimizer import OptaxOptimizer
-
-from . import conftest, labelled
 
 assert registration  # Registers the task of generated trees.
 TASK = "commentree_generated"
@@ -132,13 +131,13 @@ def test_inference_is_called_by_what_it_has_names_for(t5x, name, takes_rng, with
 def test_axes_of_every_head_are_known_to_the_rules_that_t5x_is_given():
   for changes in labelled.HEADS.values():
     t5x_model.check_axes(
-      CommentTreeModel(dataclasses.replace(conftest.CONFIG, **changes))
+      CommentTreeModel(dataclasses.replace(small_models.CONFIG, **changes))
     )
 
 
 def test_what_else_is_read_is_there():
   model = CommentTreeModel(
-    conftest.CONFIG, input_vocabulary="in", feature_converter_cls=dict
+    small_models.CONFIG, input_vocabulary="in", feature_converter_cls=dict
   )
   assert model.FEATURE_CONVERTER_CLS(pack=True, use_custom_packing_ops=False)
   assert model.FEATURE_CONVERTER_CLS(pack=False) == {"pack": False}
@@ -285,7 +284,7 @@ def test_statistics_lie_as_their_parameters_do(name):
 def test_the_model_of_the_gin_files_has_the_tasks_vocabulary_and_layout():
   layout = ForestLayout(decoder_rows=8)
   optimizer = OptaxOptimizer()
-  model = t5x_model.comment_tree_model(TASK, conftest.CONFIG, optimizer, layout)
+  model = t5x_model.comment_tree_model(TASK, small_models.CONFIG, optimizer, layout)
   task = registry.get_task(TASK)
   assert model.input_vocabulary is TokenizerVocabulary(task.tokenizer)
   assert model.optimizer_def is optimizer
@@ -301,7 +300,7 @@ def test_axes_of_which_t5x_would_say_nothing_are_refused_by_name(axes, monkeypat
     return flax_partitioning.param_with_axes(name, init, shape, axes=declared)
 
   monkeypatch.setattr(layers, "parameter", parameter)
-  model = CommentTreeModel(conftest.CONFIG)
+  model = CommentTreeModel(small_models.CONFIG)
   with pytest.raises((UserError, ValueError), match=r"wi_0\.kernel|dim"):
     t5x_model.check_axes(model)
 

@@ -16,8 +16,7 @@ from commentree.errors import UserError
 from commentree.models.config import AncestorPositions, ModelConfig, Pooling
 from commentree.models.heads.losses import token_losses
 from commentree.models.model import CommentTreeModel
-
-from . import conftest, forests
+from commentree.tests.support.models import forests, small_models
 
 
 def loss_and_gradients(model, params, batch):
@@ -103,7 +102,7 @@ def test_every_pooling_runs_with_every_position_kind_and_has_finite_gradients(
   ],
 )
 def test_scanned_and_rematerialized_layers_compute_the_same(make, packed, family, ways):
-  changes = conftest.FAMILIES[family]
+  changes = small_models.FAMILIES[family]
   model, params = make(**changes)
   loss, gradients = loss_and_gradients(model, params, packed.batch)
 
@@ -133,13 +132,13 @@ def test_scanned_and_rematerialized_layers_compute_the_same(make, packed, family
 @pytest.mark.parametrize("name", ["t5", "roberta"])
 def test_rematerialization_saves_nothing_or_what_projections_give(make, packed, name):
   def residuals(policy):
-    model, params = make(remat_policy=policy, **conftest.FAMILIES[name])
+    model, params = make(remat_policy=policy, **small_models.FAMILIES[name])
     _, backward = jax.eval_shape(
       lambda p: jax.vjp(lambda p: model.loss_sums(p, packed.batch, None)[0], p), params
     )
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backward))
 
-  config = make(**conftest.FAMILIES[name])[0].config
+  config = make(**small_models.FAMILIES[name])[0].config
   heads, mlps = config.num_heads * config.head_dim, len(config.mlp_activations)
   encoder, decoder = (
     packed.batch[f"{side}_input_tokens"].size for side in ("encoder", "decoder")
@@ -178,7 +177,7 @@ def test_the_loss_starts_near_that_of_guessing(packed, family, tied):
     vocab_size=4000,
     dtype="float32",
     logits_via_embedding=tied,
-    **conftest.FAMILIES[family],
+    **small_models.FAMILIES[family],
   )
   model = CommentTreeModel(config)
 
@@ -227,7 +226,7 @@ def test_the_compute_type_of_the_family_of_roberta_is_the_set_one(make, packed):
     dtype="bfloat16",
     num_encoder_layers=1,
     num_decoder_layers=1,
-    **conftest.FAMILIES["roberta"],
+    **small_models.FAMILIES["roberta"],
   )
   vectors = jax.eval_shape(lambda p: model.encode(p, packed.batch).vectors_BEJD, params)
   assert vectors.dtype == jnp.bfloat16
@@ -246,7 +245,7 @@ _SHIFTS = np.float32([np.zeros((2, 1)), [[1], [0]], [[0], [1]]]) * np.eye(1, 16)
 
 def test_of_bert_s_types_all_tokens_have_the_first(make, packed):
   model, params = make(
-    num_encoder_layers=1, num_decoder_layers=1, **conftest.FAMILIES["bert"]
+    num_encoder_layers=1, num_decoder_layers=1, **small_models.FAMILIES["bert"]
   )
   types = params["token_embedder"]["type_embedding"]
   loss = jax.jit(
@@ -267,9 +266,9 @@ def test_of_bert_s_types_all_tokens_have_the_first(make, packed):
 
 def test_rows_longer_than_there_are_positions_are_a_user_error(make, packed):
   length = packed.batch["encoder_positions"].shape[-1]
-  changes = {**conftest.FAMILIES["roberta"], "num_positions": length + 1}
+  changes = {**small_models.FAMILIES["roberta"], "num_positions": length + 1}
   message = f"rows of {length} tokens, but ModelConfig.num_positions = {length + 1}"
-  model = CommentTreeModel(dataclasses.replace(conftest.CONFIG, **changes))
+  model = CommentTreeModel(dataclasses.replace(small_models.CONFIG, **changes))
   _, params = make(**changes)
   with pytest.raises(UserError, match=message):
     jax.eval_shape(lambda: model.loss_fn(params, packed.batch, None))

@@ -6,9 +6,8 @@ import jax
 import pytest
 
 from commentree.console import Console
+from commentree.tests.support.training import stub
 from commentree.training import config as config_lib
-
-from . import stub
 
 _FLAGS = (
   "jax_threefry_partitionable",

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
+from commentree.tests.support.training import stub
 from commentree.training import data_input, partitioning
 from commentree.training.config import PartitioningConfig
-
-from . import stub
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 
 from commentree.console import Console
 from commentree.errors import UserError
+from commentree.tests.support.training import stub
 from commentree.training import evaluation, partitioning
 from commentree.training.config import EvalConfig, PartitioningConfig
 from commentree.training.metrics import (
@@ -18,8 +19,6 @@ from commentree.training.metrics import (
 )
 from commentree.training.metrics.baselines import Baseline
 from commentree.training.reports import evaluation_report
-
-from . import stub
 
 GROUPS = {"low": [4, 5, 6], "high": np.arange(10, stub.VOCAB), "never": [3]}
 CONFIG = EvalConfig(depth_edges=(0, 2, 3), frequency_ranks=(0, 2, 10))

@@ -4,9 +4,8 @@ import pathlib
 
 import pytest
 
+from commentree.tests.support.training import subprocesses
 from commentree.training.reports import metrics_log
-
-from . import subprocesses
 
 # data x fsdp x model, and over two slices.
 MESHES = {

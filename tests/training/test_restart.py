@@ -5,9 +5,8 @@ import signal
 
 import pytest
 
+from commentree.tests.support.training import subprocesses
 from commentree.training.reports import metrics_log
-
-from . import subprocesses
 
 STEPS = 14
 

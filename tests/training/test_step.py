@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from commentree.tests.support.training import stub
 from commentree.training import data_input, partitioning
 from commentree.training import state as state_lib
 from commentree.training import step as step_lib
 from commentree.training.config import OptimizerConfig, ScheduleConfig
 from commentree.training.optim import optimizers, schedules
-
-from . import stub
 
 
 def run(config, batches, *, dropout=0.0):

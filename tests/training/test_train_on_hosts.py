@@ -7,10 +7,9 @@ import signal
 
 import pytest
 
+from commentree.tests.support.training import subprocesses
 from commentree.training.checkpointing import checkpoints
 from commentree.training.reports import metrics_log
-
-from . import subprocesses
 
 pytestmark = pytest.mark.hosts
 

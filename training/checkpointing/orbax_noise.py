@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
-_LOGGED_IN = "orbax/checkpoint/_src/futures/future.py"
+from commentree.compat import ORBAX_FUTURES_FILE
+
 _UNRAISED = ("Event loop is closed", "Encountered error while reading array index")
 
 _is_silent = False
@@ -23,7 +24,7 @@ def silence() -> None:
     return
   _is_silent = True
   logging.getLogger("absl").addFilter(
-    lambda record: not record.pathname.endswith(_LOGGED_IN)
+    lambda record: not record.pathname.endswith(ORBAX_FUTURES_FILE)
   )
   hook = sys.unraisablehook
 

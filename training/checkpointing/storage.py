@@ -22,6 +22,7 @@ from typing import TypeVar
 import jax
 from etils import epath
 
+from commentree import compat
 from commentree.errors import StorageError, UserError
 from commentree.paths import check_scheme
 from commentree.training.checkpointing import s3
@@ -328,8 +329,7 @@ def end_when_done(exit_code: int) -> None:
     exit_code: what it ends with in that case.
   """
   done = threading.Event()
-  # Called before the first wait for threads; concurrent.futures uses it likewise.
-  threading._register_atexit(done.set)  # type: ignore[attr-defined]
+  compat.call_before_waiting_for_threads(done.set)
 
   def end() -> None:
     done.wait()

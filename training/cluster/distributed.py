@@ -12,14 +12,11 @@ import time
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 import jax
-from jax._src import clusters, xla_bridge
-from jax._src import config as jax_config
-from jax._src import distributed as jax_distributed
-from jax._src.clusters.cloud_tpu_cluster import BaseTpuCluster
-from jax._src.lib import _jax
 
+from commentree import compat
 from commentree.console import Console
 from commentree.errors import HostLostError, UserError
 from commentree.training.cluster import tpu_lock
@@ -245,18 +242,9 @@ def _bind_cpu_collectives(own_address: str) -> None:
   By itself it takes the address that this machine's own name has here, which on Debian
   is one of loopback.
   """
-  if jax_config.cpu_collectives_implementation.value != "gloo" or "%" in own_address:
-    return
-
-  def make_client():
-    collectives = _jax.make_gloo_tcp_collectives(
-      distributed_client=jax_distributed.global_state.client, hostname=own_address
-    )
-    return xla_bridge.make_cpu_client(collectives=collectives)
-
-  xla_bridge.register_backend_factory(
-    "cpu", make_client, priority=0, fail_quietly=False
-  )
+  is_gloo = compat.jax_setting("jax_cpu_collectives_implementation") == "gloo"
+  if is_gloo and "%" not in own_address:
+    compat.bind_gloo(own_address)
 
 
 def _versions() -> dict[str, str]:
@@ -292,7 +280,7 @@ def _told(settings: HostSettings) -> HostRank | None:
     )
     index = kind.get_process_id()
     local = None
-    if not issubclass(kind, BaseTpuCluster) and _LOCAL_DEVICES not in os.environ:
+    if not compat.is_tpu_cluster(kind) and _LOCAL_DEVICES not in os.environ:
       local = kind.get_local_process_id()
   except (RuntimeError, LookupError, ValueError, OSError) as error:
     raise HostLostError(
@@ -305,12 +293,12 @@ def _told(settings: HostSettings) -> HostRank | None:
   )
 
 
-def _surroundings() -> type[clusters.ClusterEnv] | None:
+def _surroundings() -> type[Any] | None:
   """What started this process, if JAX knows of it."""
   with warnings.catch_warnings():
     # Without the package `kubernetes` JAX warns; we look closer.
     warnings.simplefilter("ignore")
-    for kind in clusters.ClusterEnv._cluster_types:
+    for kind in compat.cluster_kinds():
       if not kind.opt_in_only_method and kind.is_env_present():
         return kind
   return None
@@ -324,8 +312,8 @@ def _port() -> str | None:
   return port
 
 
-def _source(kind: type[clusters.ClusterEnv]) -> str:
-  if issubclass(kind, BaseTpuCluster):
+def _source(kind: type[Any]) -> str:
+  if compat.is_tpu_cluster(kind):
     return "TPU metadata"
   return {"slurm": "Slurm", "ompi": "Open MPI"}.get(kind.name, "Kubernetes")
 

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
-from jax._src import distributed
 
-from commentree import errors
+from commentree import compat, errors
 from commentree.errors import HostLostError, UserError
 
 T = TypeVar("T")
@@ -246,6 +245,6 @@ def _get(key: str, who: str, name: str, end: float) -> str:
 
 
 def _store() -> Any:
-  client = distributed.global_state.client
+  client = compat.coordination_client()
   assert client is not None, "several processes, but jax.distributed is not set up"
   return client

@@ -16,9 +16,7 @@ import pwd
 import time
 from collections.abc import Mapping
 
-from jax._src import cloud_tpu_init
-from jax._src.config import jax_platforms
-
+from commentree import compat
 from commentree.errors import HostLostError, UserError
 
 PATH = pathlib.Path("/tmp/libtpu_lockfile")
@@ -45,8 +43,8 @@ def check(environ: Mapping[str, str] | None = None) -> None:
     UserError: if another user's file is in the way.
   """
   environ = os.environ if environ is None else environ
-  platforms = (jax_platforms.value or "tpu").split(",")
-  if not cloud_tpu_init.running_in_cloud_tpu_vm or "tpu" not in platforms:
+  platforms = (compat.jax_setting("jax_platforms") or "tpu").split(",")
+  if not compat.is_tpu_machine() or "tpu" not in platforms:
     return
   if not any(environ.get(name) for name in _UNLOCKED):
     await_lock(PATH)

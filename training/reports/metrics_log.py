@@ -17,7 +17,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
@@ -48,7 +48,7 @@ class MetricsLog:
     self._file = epath.Path(file)
     self._say = say
     self._rows: list[bytes] = []
-    self._copy: tempfile._TemporaryFileWrapper | None = None
+    self._copy: IO[bytes] | None = None
     if storage.is_remote(self._file):
       self._copy = tempfile.NamedTemporaryFile(  # noqa: SIM115, closed by close()
         prefix="commentree_metrics_"

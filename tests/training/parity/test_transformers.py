@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from ..warm_starts import started
+from commentree.tests.support.training.warm_starts import started
 
 torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
 transformers = pytest.importorskip(

@@ -14,9 +14,10 @@ import pytest
 from commentree.errors import UserError
 from commentree.launch.commands import convert
 from commentree.launch.main import main
-
-from . import started
-from . import written_by_hugging_face as written
+from commentree.tests.support.training.warm_starts import started
+from commentree.tests.support.training.warm_starts import (
+  written_by_hugging_face as written,
+)
 
 TOKENS = [4, 17, 8, 8, 29, 3, 11, 5, 23]
 VOCAB = 30

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-
-from . import started
-from . import written_by_hugging_face as written
+from commentree.tests.support.training.warm_starts import started
+from commentree.tests.support.training.warm_starts import (
+  written_by_hugging_face as written,
+)
 
 VOCAB = 30
 HEADS = {

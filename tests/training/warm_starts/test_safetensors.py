@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
+from commentree.tests.support.training.warm_starts import (
+  written_by_hugging_face as written,
+)
 from commentree.training.warm_starts import sources
 from commentree.training.warm_starts.formats import array_source, safetensors
-
-from . import written_by_hugging_face as written
 
 ARRAYS = {
   "a": np.arange(24, dtype=np.float32).reshape(4, 3, 2),

@@ -12,10 +12,11 @@ import pytest
 from etils import epath
 
 from commentree.models.batch import smallest
+from commentree.tests.support.training.warm_starts import started
+from commentree.tests.support.training.warm_starts import (
+  written_by_hugging_face as written,
+)
 from commentree.training.warm_starts.formats import array_source
-
-from . import started
-from . import written_by_hugging_face as written
 
 VOCAB = 30
 HEADS = {

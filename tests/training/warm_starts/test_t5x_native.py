@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
+from commentree.tests.support.training.warm_starts import written_by_t5x
 from commentree.training.checkpointing import storage
 from commentree.training.warm_starts import sources
 from commentree.training.warm_starts.formats import (
@@ -23,8 +24,6 @@ from commentree.training.warm_starts.formats import (
   flax_msgpack,
   t5x_native,
 )
-
-from . import written_by_t5x
 
 KERNEL = "target.encoder.layers_0.mlp.wi_0.kernel"
 

@@ -18,15 +18,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
+from commentree.tests.support.training import stub
+from commentree.tests.support.training.warm_starts import written_by_t5x
+from commentree.tests.support.training.warm_starts.started import abstract_params, draw
 from commentree.training import initial_state, partitioning
 from commentree.training import train as trainer
 from commentree.training.checkpointing import run_record
 from commentree.training.config import OptimizerConfig, ScheduleConfig
 from commentree.training.warm_starts import apply, assignments
-
-from .. import stub
-from . import written_by_t5x
-from .started import abstract_params, draw
 
 
 def abstract(**changes):

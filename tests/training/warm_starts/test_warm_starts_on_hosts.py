@@ -8,10 +8,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from commentree.tests.support.training import stub, subprocesses
+from commentree.tests.support.training.warm_starts import written_by_t5x
 from commentree.training.reports import metrics_log
-
-from .. import stub, subprocesses
-from . import written_by_t5x
 
 pytestmark = pytest.mark.hosts
 

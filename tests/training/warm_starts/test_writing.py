@@ -11,14 +11,13 @@ import pytest
 from etils import epath
 
 from commentree.errors import StorageError, UserError
+from commentree.tests.support.training import stub
+from commentree.tests.support.training.warm_starts import written_by_t5x
 from commentree.training import train as trainer
 from commentree.training.checkpointing import checkpoints, storage
 from commentree.training.config import CheckpointConfig
 from commentree.training.warm_starts import sources, writing
 from commentree.training.warm_starts.formats import array_source
-
-from .. import stub
-from . import written_by_t5x
 
 
 def converted(source, target, form):

@@ -1,0 +1,140 @@
+"""`commentree inspect`, from flags to the terminal or a page."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from commentree.launch.main import main
+from commentree.tasks.config.preprocessing import MarkersConfig
+from commentree.tasks.trees import markers
+from commentree.tasks.vocabulary import sentencepiece_backend
+from commentree.tests.support.tasks import written_threads
+
+SMALL = ["--decoder_length=32", "--encoder_length=32", "--decoder_rows=16"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return f"--cache_dir={tmp_path_factory.mktemp('cache')}"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("files")
+  replies = [
+    {"id": f"c{i}", "parent_id": "t" if i == 0 else f"c{i - 1}", "author": "bob",
+     "body": "word &amp; word http://example.org"}
+    for i in range(5)
+  ]  # fmt: skip
+  tree = {"title": "a post", "author": "ann", "comments": replies}
+  lines = [json.dumps({**tree, "id": "t"}), "no JSON", json.dumps({**tree, "id": "u"})]
+  (folder / "trees.jsonl").write_text("\n".join(lines))
+  sentencepiece_backend.write_word_vocabulary(
+    ["word", "a", "post"],
+    folder / "words.model",
+    markers.all_markers(MarkersConfig()),
+  )
+  return [
+    f"--files={folder / 'trees.jsonl'}",
+    f"--vocabulary={folder / 'words.model'}",
+    "--held_out_share=0",
+  ]
+
+
+def test_generated_trees_are_shown_without_any_flag_but_for_speed(cache, capsys):
+  assert main(["inspect", cache, *SMALL]) == 0
+  out = capsys.readouterr().out
+  assert out.count("\ntree ") == 3
+  assert "\x1b" not in out  # it is no terminal
+  assert "padding" in out
+
+
+def test_files_are_shown_with_what_became_of_them(files, capsys):
+  assert main(["inspect", *files, *SMALL]) == 0
+  out = capsys.readouterr().out
+  assert "tree B · u" in out
+  assert "-{http://example.org}" in out
+  assert "1 skipped: bad JSON" in out
+
+
+def test_a_page_is_written_and_named(files, tmp_path, capsys):
+  page = tmp_path / "new" / "page.html"
+  flags = [*files, *SMALL, "--count=1", "--tree_id=u", f"--html={page}"]
+  assert main(["inspect", *flags]) == 0
+  assert capsys.readouterr().out.strip() == str(page)
+  source = page.read_text()
+  assert source.startswith("<!doctype html>")
+  assert "<h2>u</h2>" in source
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--files=trees.jsonl"], "--vocabulary is missing.*commentree vocab"),
+    (["--task=commentree_files"], "--files is missing"),
+    (["--task=commentree_generated", "--files=x"], "are for the task"),
+    (["--max_ancestors=64"], "SubtreeConfig.max_tree_size = 64: must exceed"),
+    (["--format=x"], "--format is for --files"),
+    (
+      ["--files=x.jsonl", "--format=x", "--vocabulary=y"],
+      "format 'x': is not known; there are reddit_api, ",
+    ),
+    (["--count=0"], "count = 0: must be a whole number of at least 1"),
+    (["--decoder_length=4"], "TASK_FEATURE_LENGTHS.decoder = 4"),
+    (["--task=nobodys"], "no such task"),
+  ],
+)
+def test_a_users_mistake_is_one_line_that_names_the_mend(flags, message, capsys):
+  assert main(["inspect", *flags]) == 2
+  error = capsys.readouterr().err.strip()
+  assert "\n" not in error
+  assert re.search(message, error)
+
+
+def test_help_has_examples_and_loads_nothing_heavy():
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-c",
+      "import sys, commentree.launch.commands.inspect as inspect\n"
+      "try:\n  inspect.main(['--help'])\n"
+      "finally:\n  assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)",
+    ],
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "examples:" in done.stdout
+  assert "--html=trees.html" in done.stdout
+
+
+@pytest.mark.parametrize("name", written_threads.WRITERS)
+def test_files_of_every_format_are_shown_told_or_not(files, tmp_path, name, capsys):
+  """Also those whose comments lie apart from their posts."""
+  paths = written_threads.write(name, tmp_path, 1, count=4)
+  flags = ["--files", *paths, *files[1:], *SMALL]
+  shown = []
+  for told in ([], [f"--format={name}"]):
+    assert main(["inspect", *flags, *told]) == 0
+    shown.append(capsys.readouterr().out)
+  assert shown[0] == shown[1]
+  assert "tree A · " in shown[0]
+  assert ("labels: " in shown[0]) == (name == "cmv_modes")
+
+
+def test_labels_of_annotated_files_are_on_the_page(files, tmp_path):
+  paths = written_threads.write("cmv_modes", tmp_path, 1, count=4)
+  page = tmp_path / "page.html"
+  assert main(["inspect", "--files", *paths, *files[1:], *SMALL, f"--html={page}"]) == 0
+  assert "<b>claim</b>" in page.read_text()
+
+
+def test_a_vocabulary_is_trained_on_any_format(tmp_path, capsys):
+  paths = written_threads.write("hacker_news", tmp_path, 2, count=30)
+  flags = ["--size=120", "--format=hacker_news", f"--output={tmp_path / 'v'}"]
+  assert main(["vocab", "--input", *paths, *flags, "--max_users=4"]) == 0
+  assert "kept: post missing" in capsys.readouterr().err

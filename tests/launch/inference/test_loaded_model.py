@@ -1,0 +1,68 @@
+"""A run as a model in Python: what it says of itself, and of what it cannot take."""
+
+import subprocess
+import sys
+
+import pytest
+
+import commentree
+from commentree.errors import UserError
+from commentree.tests.support.launch import made_runs
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+  return made_runs.make(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(model_dir):
+  return commentree.load(model_dir)
+
+
+@pytest.mark.parametrize(
+  ("given", "said"),
+  [
+    (None, "None is no tree: give a text"),
+    (3, "3 is no tree"),
+    ([None], "None is no tree"),
+    (b"bytes", "b'bytes' is no tree"),
+    ("", "tree 'text': no comment is left"),
+    (" \n", "tree 'text': no comment is left"),
+    ({}, "tree None: no comment is left"),
+    ({"id": "t", "title": "a", "comments": "none"}, "tree 't': no comment is left"),
+    ([{"id": "t", "title": "a"}, ["b"]], "['b'] is no tree"),
+  ],
+)
+def test_what_is_no_tree_is_one_line_in_python(model, given, said):
+  with pytest.raises(UserError) as error:
+    model.fill(given)
+  assert said in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_a_condition_that_there_is_not_is_one_line_in_python(model):
+  with pytest.raises(UserError, match="ancestors = 'all': must be one of 'true'"):
+    model.fill("<mask>", ancestors="all")
+
+
+def test_a_model_says_what_it_is(model, model_dir):
+  path = model_dir / "checkpoint_1"
+  assert repr(model) == f"<commentree model {path} (mlm): fill, embed, rank, score>"
+
+
+def test_a_folder_that_is_none_is_one_line_in_python(tmp_path):
+  with pytest.raises(UserError, match="give the folder of a run"):
+    commentree.load(None)
+  with pytest.raises(UserError, match=r"holds no config\.gin"):
+    commentree.load(tmp_path)
+  with pytest.raises(UserError, match="https:// is not supported"):
+    commentree.load("https://somewhere/run")
+
+
+def test_importing_the_package_loads_nothing_heavy():
+  code = "import sys, commentree; print({'jax', 'numpy', 'gin'} & set(sys.modules))"
+  done = subprocess.run(
+    [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == "set()\n"

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import types
+
+import jax
+import pytest
+
+from commentree.models.config import ModelConfig
+from commentree.models.model import CommentTreeModel
+from commentree.tests.support.training import stub
+from commentree.training.tpu_compile import flops
+
+
+def device(kind: str):
+  return types.SimpleNamespace(device_kind=kind)
+
+
+def test_peaks_are_known_by_the_devices_name():
+  assert flops.peak_flops(device("NVIDIA H100 80GB HBM3")) == 989e12
+  assert flops.peak_flops(device("NVIDIA H100 PCIe")) == 756e12
+  assert flops.peak_flops(device("TPU v5 lite")) == 197e12
+  assert flops.peak_flops(device("TPU v5p")) == 459e12
+  assert flops.peak_flops(device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+  ("scan_layers", "changes"),
+  [
+    (False, {}),
+    (True, {}),
+    (False, {"vectors_per_comment": 16}),
+    (False, {"context": "concatenated", "max_context_tokens": 16}),
+    (False, {"context": "none"}),
+    (
+      False,
+      {
+        "nearest_context_tokens": 16,
+        "ancestor_pointer": True,
+        "vectors_to_logits": True,
+      },
+    ),
+    (False, {"ancestor_pointer": True}),
+    (False, {"num_thread_layers": 2, "vectors_per_comment": 4}),
+  ],
+)
+def test_the_count_of_a_step_is_near_the_compilers(scan_layers, changes):
+  # Wide enough for the products to outweigh what is not counted.
+  model = CommentTreeModel(
+    ModelConfig(
+      vocab_size=512,
+      emb_dim=256,
+      num_heads=4,
+      head_dim=64,
+      mlp_dim=512,
+      dtype="float32",
+      scan_layers=scan_layers,
+      **changes,
+    )
+  )
+  batch = stub.random_batch(0, 4)
+  shapes = {name: values.shape for name, values in batch.items()}
+  params = jax.eval_shape(
+    lambda: model.get_initial_variables(jax.random.key(0), shapes)
+  )["params"]
+  counted = flops.train_step_flops(model.config, params, batch)
+  if scan_layers:
+    unrolled = ModelConfig(**{**vars(model.config), "scan_layers": False})
+    same = jax.eval_shape(
+      lambda: CommentTreeModel(unrolled).get_initial_variables(
+        jax.random.key(0), shapes
+      )
+    )["params"]
+    assert counted == flops.train_step_flops(unrolled, same, batch)
+    return
+  step = jax.jit(jax.grad(lambda p: model.loss_sums(p, batch, None)[0]))
+  compiler = step.lower(params).cost_analysis()["flops"]
+  assert counted == pytest.approx(compiler, rel=0.15)
+
+
+@pytest.mark.parametrize(
+  "changes", [{}, {"logits_via_embedding": True}, {"family": "roberta"}]
+)
+def test_a_subtree_more_in_the_vocabulary_costs_a_product_a_masked_token(changes):
+  batch = stub.random_batch(0, 4)
+  shapes = {name: values.shape for name, values in batch.items()}
+
+  def counted(vocab_size):
+    model = CommentTreeModel(ModelConfig(vocab_size=vocab_size, **changes))
+    variables = jax.eval_shape(
+      lambda: model.get_initial_variables(jax.random.key(0), shapes)
+    )
+    return flops.train_step_flops(model.config, variables["params"], batch)
+
+  masked = batch["decoder_target_tokens"].size
+  assert counted(513) - counted(512) == 3 * 2 * 128 * masked
+
+
+def test_matching_replies_costs_two_maps_and_a_comparison_of_all_pairs():
+  batch = stub.random_batch(0, 4)
+  shapes = {name: values.shape for name, values in batch.items()}
+
+  def counted(weight):
+    model = CommentTreeModel(ModelConfig(vocab_size=512, reply_matching_weight=weight))
+    variables = jax.eval_shape(
+      lambda: model.get_initial_variables(jax.random.key(0), shapes)
+    )
+    return flops.train_step_flops(model.config, variables["params"], batch)
+
+  targets, width = batch["target_depths"].size, 128
+  expected = 3 * 2 * (2 * width**2 * targets + width * targets**2)
+  assert counted(0.1) - counted(0) == expected
