@@ -44,16 +44,6 @@ from commentree.training.reports.clock import Clock
 
 HELD_OUT = "held_out"
 
-_LATER_SETTINGS = (
-  "num_languages",
-  "head",
-  "num_labels",
-  "tagger",
-  "head_dropout_rate",
-  "class_weights",
-  "classify_from",
-)
-
 
 def train(run: RunConfig, config_text: str, joined: Cluster, clock: Clock) -> int:
   """Trains with the hosts joined, evaluates and reports; returns the exit code."""
@@ -290,11 +280,6 @@ def facts(model: CommentTreeModel, data: RunData) -> dict[str, Any]:
   """
   settings = dataclasses.asdict(model.config)
   del settings["remat_policy"]
-  default = dataclasses.asdict(ModelConfig())
-  for name in _LATER_SETTINGS:
-    # Where nothing is set, a run of an earlier version is gone on with.
-    if settings[name] == default[name]:
-      del settings[name]
   return {**{f"ModelConfig.{k}": v for k, v in settings.items()}, **data.facts()}
 
 

@@ -116,6 +116,6 @@ def test_files_that_documents_name_are_there():
   pattern = re.compile(r"`((?:tasks|models|training|launch|gin|tests|docs)/[\w./*]+)`")
   for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
     for name in pattern.findall(page.read_text()):
-      folder = ROOT / "gin" if name.endswith(".gin") else ROOT
-      name = name.removeprefix("gin/").rstrip("/")
-      assert [*folder.glob(name), *ROOT.glob(name)], f"{page.name}: there is no {name}"
+      name = name.rstrip("/")
+      found = [*ROOT.glob(name), *(ROOT / "gin").glob(name)]
+      assert found, f"{page.name}: there is no {name}"

@@ -20,7 +20,7 @@ from etils import epath
 from commentree.errors import StorageError, UserError
 from commentree.paths import open_path
 from commentree.tasks.dataset_files import manifest, tfrecord, tree_record
-from commentree.tasks.trees.columns import COLUMNS, OPTIONAL_COLUMNS
+from commentree.tasks.trees.columns import COLUMNS
 from commentree.tasks.trees.comment_tree import CommentTree
 
 _INFO, _FEATURES = "dataset_info.json", "features.json"
@@ -87,7 +87,6 @@ class BuiltDataset:
     folder: that of the version.
     name: the dataset's.
     splits: by name; those without records are left out.
-    columns: of its records; those of `columns.OPTIONAL_COLUMNS` may be missing.
     identity: differs for other contents; the same wherever the folder lies.
   """
 
@@ -114,7 +113,7 @@ class BuiltDataset:
       raise UserError(
         f"{self.folder}: holds {info['fileFormat']!r} files; only tfrecord is read"
       )
-    self.columns = self._check_features()
+    self._check_features()
     self.identity = self._check_files()
 
   def _json(self, name: str) -> Any:
@@ -146,8 +145,8 @@ class BuiltDataset:
     files = tuple(map(file, range(len(lengths))))
     return Split(files, lengths, int(split.get("numBytes", 0)))
 
-  def _check_features(self) -> frozenset[str]:
-    """Returns the columns that records have."""
+  def _check_features(self) -> None:
+    """Raises UserError unless records have the columns of ours."""
     features = self._json(_FEATURES)
     try:
       names = frozenset(features.get("featuresDict", {}).get("features", {}))
@@ -156,12 +155,11 @@ class BuiltDataset:
         f"{self.folder / _FEATURES}: is not as TFDS writes it ({error!r}); {_MEND}"
       ) from error
     for name in COLUMNS:
-      if name not in names and name not in OPTIONAL_COLUMNS:
+      if name not in names:
         raise UserError(
           f"{self.folder / _FEATURES}: names no feature {name!r}: this is no dataset"
           " made by `commentree build`"
         )
-    return names
 
   def _check_files(self) -> str:
     """Compares files with what is noted of them; returns the dataset's identity."""

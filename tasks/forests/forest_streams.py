@@ -2,10 +2,13 @@
 
 The data is dealt over a fixed number of *streams*, whatever the number of hosts:
 stream i of N reads positions i, i+N, i+2N… of an endless shuffled order, of one task
-or of several in turns (see `mixtures`), packs its own forests from its own pool, and
+or of several in turns (see `mixing`), packs its own forests from its own pool, and
 always fills the same rows of the global batch. A host owns whole streams. What a stream
 has read is a position and the keys of its pool, a few numbers: resuming seeks, and
 replays nothing.
+
+This is the trainer's way to a forest, by index; SeqIO and T5X take the same subtrees
+as a stream (`seqio_tasks/`). See docs/architecture.md.
 """
 
 from __future__ import annotations

@@ -8,6 +8,10 @@ makes a task that SeqIO's tools, our trainer and T5X's know by that name, and
     registry.add_mixture("both", {"my_forum": 0.7, "other_forum": 0.3})
 
 a mixture of such tasks.
+
+This is the one of two ways to a forest that SeqIO and T5X take: a stream. The trainer
+reads the same subtrees by index (`tasks/data.py`, `forests/forest_streams.py`); both
+call the same functions, see docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -23,7 +27,6 @@ from commentree.tasks.config import mixture_config
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.preprocessing import (
   HELD_OUT_SHARE,
-  CommentLabelsConfig,
   MaskingConfig,
   PreprocessingConfig,
 )
@@ -179,26 +182,10 @@ def add_files_task(
     source = TreeFilesSource(files, held_out_share, preprocessing.trees, files_format)
   else:
     source = BuiltTreesSource(built)
-    _check_labels(source, preprocessing.comment_labels)
-    if preprocessing.objective.languages and "languages" not in source.dataset.columns:
-      raise UserError(
-        f"ObjectiveConfig.languages: {built} was built before datasets noted languages;"
-        " build it again with `commentree build`"
-      )
   tokenizer = vocabularies.Tokenizer(
     lambda: vocabulary, all_markers(preprocessing.markers)
   )
   return _register(CommentTreeTask(name, source, tokenizer, preprocessing))
-
-
-def _check_labels(source: BuiltTreesSource, labels: CommentLabelsConfig) -> None:
-  """Raises UserError for labels that a dataset cannot have."""
-  column = {"label": "labels", "deleted_next": "reply_deleted"}.get(labels.source)
-  if column and column not in source.dataset.columns:
-    raise UserError(
-      f"CommentLabelsConfig.source = {labels.source!r}: {source.dataset.folder} was"
-      " built before datasets noted that; build it again with `commentree build`"
-    )
 
 
 def get_task(name: str) -> CommentTreeTask:

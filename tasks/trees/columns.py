@@ -11,8 +11,7 @@ empty string, a missing time -1 and a missing score -2**31. Of the S labelled sp
   span_starts    int32 [S]   span_ends  int32 [S]   in code points of its text
   span_labels    string [S]
 
-Of the K comments that have a label, and the R to which a reply was deleted; records
-that were built before there were these have neither:
+Of the K comments that have a label, and the R to which a reply was deleted:
 
   labelled       int32 [K]   the comment's row
   labels         string [K]
@@ -63,16 +62,6 @@ COLUMNS: dict[str, tuple[str, int]] = {
   "translation_languages": ("str", 1),
   "translations": ("str", 1),
 }
-OPTIONAL_COLUMNS = (
-  "labelled",
-  "labels",
-  "reply_deleted",
-  "language_comments",
-  "languages",
-  "translated",
-  "translation_languages",
-  "translations",
-)
 TREE_INDEX = "tree_index"
 NO_TIME = -1
 NO_SCORE = -(2**31)
@@ -138,16 +127,16 @@ def _check_shape(columns: Mapping[str, Any]) -> None:
   if np.any(parents[1:] < 0) or np.any(parents >= np.arange(count)):
     raise ValueError("a comment whose parent does not stand before it")
   for rows, others in _OF_SOME.items():
-    found = np.asarray(columns.get(rows, ()), np.int64)
+    found = np.asarray(columns[rows], np.int64)
     for name in others:
-      if len(columns.get(name, ())) != len(found):
-        raise ValueError(f"{len(found)} {rows} and {len(columns.get(name, ()))} {name}")
+      if len(columns[name]) != len(found):
+        raise ValueError(f"{len(found)} {rows} and {len(columns[name])} {name}")
     if np.any(found < 0) or np.any(found >= count):
       raise ValueError(f"{rows} names a comment that is not there")
 
 
 def from_columns(columns: Mapping[str, Any]) -> CommentTree:
-  """The inverse of `to_columns`, from NumPy values; optional columns may be missing.
+  """The inverse of `to_columns`, from NumPy values.
 
   Raises:
     ValueError: if they are not the columns of a tree.
@@ -166,21 +155,19 @@ def from_columns(columns: Mapping[str, Any]) -> CommentTree:
     spans[row].append(Span(start, end, label.decode("utf-8")))
   labels = {
     int(row): label.decode("utf-8")
-    for row, label in zip(columns.get("labelled", ()), columns.get("labels", ()))
+    for row, label in zip(columns["labelled"], columns["labels"])
   }
-  reply_deleted = frozenset(map(int, columns.get("reply_deleted", ())))
+  reply_deleted = frozenset(map(int, columns["reply_deleted"]))
   languages = {
     int(row): language.decode("utf-8")
-    for row, language in zip(
-      columns.get("language_comments", ()), columns.get("languages", ())
-    )
+    for row, language in zip(columns["language_comments"], columns["languages"])
   }
   translations = {
     int(row): Translation(language.decode("utf-8"), text.decode("utf-8"))
     for row, language, text in zip(
-      columns.get("translated", ()),
-      columns.get("translation_languages", ()),
-      columns.get("translations", ()),
+      columns["translated"],
+      columns["translation_languages"],
+      columns["translations"],
     )
   }
   rows = zip(

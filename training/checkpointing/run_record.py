@@ -27,7 +27,7 @@ from etils import epath
 from commentree import json_shapes
 from commentree.errors import UserError
 from commentree.training.checkpointing import saving, storage
-from commentree.training.config import OptimizerConfig, TrainConfig
+from commentree.training.config import TrainConfig
 
 _PACKAGES = (
   "commentree",
@@ -81,10 +81,6 @@ def training_facts(config: TrainConfig) -> dict[str, Any]:
   """
   optimizer = dataclasses.asdict(config.optimizer)
   schedule = optimizer.pop("schedule")
-  # Runs of before there were these have none.
-  for field in ("learning_rate_rules", "layer_decay"):
-    if optimizer[field] == getattr(OptimizerConfig, field):
-      del optimizer[field]
   if config.optimizer.schedule.name in ("constant", "rsqrt"):
     for field in ("decay_steps", "decay_share", "final_share"):
       del schedule[field]

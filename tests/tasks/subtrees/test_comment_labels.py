@@ -1,7 +1,6 @@
 """Labels of whole comments, from files to subtrees."""
 
 import dataclasses
-import json
 import string
 
 import numpy as np
@@ -21,17 +20,15 @@ from commentree.tasks.config.preprocessing import (
   TreeConfig,
 )
 from commentree.tasks.data_config import DataConfig
-from commentree.tasks.dataset_files import tfrecord, tree_record
 from commentree.tasks.inspection import views
 from commentree.tasks.preparation import preparing, records
 from commentree.tasks.seqio_tasks import registration
 from commentree.tasks.seqio_tasks import registry as registry_lib
 from commentree.tasks.subtrees.subtree_builder import SubtreeBuilder
 from commentree.tasks.trees import assembly
-from commentree.tasks.trees.columns import OPTIONAL_COLUMNS, from_columns, to_columns
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, ReadCounts
 from commentree.tasks.trees.row import Row
-from commentree.tests.support.tasks import building_fixture, built_fixture
+from commentree.tests.support.tasks import building_fixture
 from commentree.tests.support.tasks.building_fixture import comment, record, write_trees
 from commentree.tests.support.tasks.vocabulary_fixture import Characters
 
@@ -95,44 +92,6 @@ def test_a_comment_has_lost_a_reply_whether_deleted_ones_stay_or_go(drawn):
       {i for i, gone in zip(ids, deleted) if gone} if choice == "splice" else set()
     )
     assert {c.id for c in tree.comments if c.reply_deleted} == wanted & there
-
-
-def without_optional_columns(tree):
-  columns = to_columns(tree)
-  return {name: columns[name] for name in columns.keys() - set(OPTIONAL_COLUMNS)}
-
-
-def test_datasets_built_before_there_were_labels_are_read_but_for_what_they_lack(
-  tmp_path,
-):
-  trees = built_fixture.trees(0, 6)
-  folder = built_fixture.write(tmp_path, {"train": trees}, shards=1, checksums=False)
-  version = folder / "1.0.0"
-  (shard,) = version.glob("*.tfrecord-*")
-  old = [without_optional_columns(tree) for tree in trees]
-  assert [from_columns(columns) for columns in old] == trees  # as TFDS reads them
-  shard.write_bytes(
-    b"".join(tfrecord.frame(tree_record.encode_columns(c)) for c in old)
-  )
-  path = version / "features.json"
-  features = json.loads(path.read_text())
-  for name in OPTIONAL_COLUMNS:
-    del features["featuresDict"]["features"][name]
-  path.write_text(json.dumps(features))
-
-  def task(labels):
-    return registry_lib.add_files_task(
-      "old",
-      str(folder),
-      "none.model",
-      preprocessing=PreprocessingConfig(comment_labels=labels),
-    )
-
-  for labels in (CommentLabelsConfig(), CommentLabelsConfig("subreddit", ("a", "b"))):
-    assert list(task(labels).tree_source.trees("train")) == trees
-  for labels in (STANCES, CommentLabelsConfig("deleted_next")):
-    with pytest.raises(UserError, match=f"'{labels.source}'.* was built before"):
-      task(labels)
 
 
 def tree():

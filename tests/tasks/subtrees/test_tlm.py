@@ -27,7 +27,7 @@ from commentree.tasks.seqio_tasks import registry
 from commentree.tasks.sources import vocabulary_training_text
 from commentree.tasks.subtrees import translations
 from commentree.tasks.subtrees.subtree_builder import LANGUAGES, SubtreeBuilder
-from commentree.tasks.trees.columns import OPTIONAL_COLUMNS, from_columns, to_columns
+from commentree.tasks.trees.columns import from_columns, to_columns
 from commentree.tasks.trees.comment_tree import (
   MENDED_TRANSLATION,
   ReadCounts,
@@ -111,26 +111,6 @@ def test_built_datasets_keep_languages_and_translations(path, tmp_path):
   assert list(building_fixture.trees(built.folder)) == [tree]
   columns = to_columns(tree)
   assert from_columns(columns) == tree_record.decode(tree_record.encode(tree)) == tree
-  for name in OPTIONAL_COLUMNS:
-    del columns[name]
-  assert {c.language for c in from_columns(columns).comments} == {None}
-
-
-def test_datasets_built_before_there_were_languages_are_refused(
-  path, tmp_path, monkeypatch
-):
-  building_fixture.build([path], tmp_path / "forum", BuildConfig())
-  with_languages = PreprocessingConfig(objective=TLM)
-  registry.add_files_task("new", str(tmp_path / "forum"), "v", 0.1, with_languages)
-  without = frozenset({"tree_id"})
-  monkeypatch.setattr(
-    registry.built_dataset.BuiltDataset, "_check_features", lambda self: without
-  )
-  registry.add_files_task(
-    "old", str(tmp_path / "forum"), "v", 0.1, PreprocessingConfig()
-  )
-  with pytest.raises(UserError, match="build it again"):
-    registry.add_files_task("old", str(tmp_path / "forum"), "v", 0.1, with_languages)
 
 
 def test_vocabularies_are_trained_on_translations_too(path):

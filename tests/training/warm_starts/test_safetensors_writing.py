@@ -164,6 +164,6 @@ def test_what_the_library_of_the_format_writes_is_read(tmp_path):
   source = sources.open_source(file)
   assert set(source.arrays) == set(arrays)
   for name, values in arrays.items():
-    read = source.read(name, sources.whole(values.shape))
+    read = source.read(name, array_source.whole(values.shape))
     assert read.dtype == values.dtype
     np.testing.assert_array_equal(read, values)
