@@ -4,6 +4,7 @@ import os
 import signal
 
 import hypothesis
+import pytest
 
 from commentree import compat
 from commentree.launch.settings import library_noise
@@ -26,3 +27,12 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 # How long an example takes says more of the machine's other work than of ours.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture
+def strict_shapes():
+  """As the trainer has it: arrays of other ranks are not broadcast unasked."""
+  import jax
+
+  with jax.numpy_rank_promotion("raise"):
+    yield

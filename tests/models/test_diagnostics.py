@@ -8,12 +8,7 @@ import pytest
 from commentree.models import diagnostics
 from commentree.tests.support.models import forests
 
-
-@pytest.fixture(autouse=True)
-def strict_shapes():
-  """As the trainer has it: arrays of other ranks are not broadcast unasked."""
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 
 def noted(model, params, batch):

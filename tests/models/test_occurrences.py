@@ -7,12 +7,7 @@ import pytest
 from commentree.models import occurrences
 from commentree.tests.support.models import forests
 
-
-@pytest.fixture(autouse=True)
-def strict_shapes():
-  """As the trainer has it: arrays of other ranks are not broadcast unasked."""
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from commentree.console import Console
 from commentree.tests.support.training import stub
 from commentree.training import config as config_lib
+from commentree.training import partitioning
 
 _FLAGS = (
   "jax_threefry_partitionable",
@@ -66,3 +67,8 @@ def console():
 @pytest.fixture
 def model():
   return stub.StubModel()
+
+
+@pytest.fixture(scope="session")
+def mesh():
+  return partitioning.make_mesh(config_lib.PartitioningConfig())

@@ -8,13 +8,7 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.tests.support.training import stub
-from commentree.training import data_input, partitioning
-from commentree.training.config import PartitioningConfig
-
-
-@pytest.fixture(scope="module")
-def mesh():
-  return partitioning.make_mesh(PartitioningConfig())
+from commentree.training import data_input
 
 
 class Numbered:

@@ -41,17 +41,7 @@ def test_stop_saves_on_all_workers_and_says_how_each_ended(cloud, model_dir, cap
   assert len(starts(model_dir)) == 2
 
 
-@pytest.fixture
-def hanging_up_ends():
-  """SIGHUP has its usual effect, even if the tests run under nohup."""
-  previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-  yield
-  signal.signal(signal.SIGHUP, previous)
-
-
-def test_a_run_outlives_the_connection_that_started_it(
-  cloud, model_dir, hanging_up_ends
-):
+def test_a_run_outlives_the_connection_that_started_it(cloud, model_dir):
   bring_up(cloud, model_dir)
   # The stand-in's ssh has returned; hang up, as a dropped connection does.
   for record in wait_for(lambda: len(starts(model_dir)) == 2 and starts(model_dir)):

@@ -27,10 +27,7 @@ SETTINGS = ["--shard_mb=1", "--validation_share=0.2"]
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("dump")
-  config = pushshift_dump.DumpConfig(comments=8_000, files=4)
-  pushshift_dump.Dump(config).write(folder)
-  return folder
+  return pushshift_dump.write_small(tmp_path_factory.mktemp("dump"))
 
 
 def run(*arguments):

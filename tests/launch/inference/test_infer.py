@@ -36,11 +36,6 @@ def model_dir(folder):
 
 
 @pytest.fixture(scope="module")
-def model(model_dir):
-  return commentree.load(model_dir)
-
-
-@pytest.fixture(scope="module")
 def plain(model_dir):
   return made_runs.trees(model_dir, 12)
 

@@ -15,11 +15,6 @@ def model_dir(tmp_path_factory):
   return made_runs.make(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def model(model_dir):
-  return commentree.load(model_dir)
-
-
 @pytest.mark.parametrize(
   ("given", "said"),
   [

@@ -271,20 +271,12 @@ def test_a_stopped_host_is_killed(folder):
   assert run(folder, *starts, settings=HASTY) == 0
 
 
-@pytest.fixture
-def hanging_up_ends():
-  """SIGHUP has its usual effect, even if the tests run under nohup."""
-  previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-  yield
-  signal.signal(signal.SIGHUP, previous)
-
-
 @pytest.mark.parametrize(
   ("number", "code"),
   [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)],
 )
 def test_a_signal_is_passed_on_to_all_and_the_code_passed_on(
-  number, code, folder, hanging_up_ends, supervised
+  number, code, folder, supervised
 ):
   process = supervised([[["serve"]]] * 3, hosts=3)
   serving(folder, 3)

@@ -22,11 +22,7 @@ from commentree.tests.support.models import forests, naive, slopes, small_models
 LENGTH = 11
 
 
-@pytest.fixture(autouse=True)
-def strict_shapes():
-  """As the trainer has it: arrays of other ranks are not broadcast unasked."""
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 
 def concatenated(make, **changes):

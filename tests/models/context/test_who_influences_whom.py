@@ -19,12 +19,7 @@ from commentree.models.conditions import (
 )
 from commentree.tests.support.models import forests
 
-
-@pytest.fixture(autouse=True)
-def strict_shapes():
-  """As the trainer has it: arrays of other ranks are not broadcast unasked."""
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 
 def test_changing_a_comment_changes_its_descendants_and_by_exactly_0_all_others(

@@ -15,12 +15,7 @@ from commentree.models.heads.matching import Pairs
 from commentree.tests.support.models import forests
 from commentree.tests.support.models.small_models import CONFIG
 
-
-@pytest.fixture(autouse=True)
-def strict_shapes():
-  """As the trainer has it: arrays of other ranks are not broadcast unasked."""
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 
 def expected_pairs(forest):

@@ -44,3 +44,7 @@ def random_subtrees(count, seed=0, **settings):
   return [
     random_subtree(rng, tree_id=f"t{i}".encode(), **settings) for i in range(count)
   ]
+
+
+def node_of(subtree):
+  return np.repeat(np.arange(len(subtree["lengths"])), subtree["lengths"])

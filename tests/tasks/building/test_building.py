@@ -30,10 +30,7 @@ SMALL = BuildConfig(validation_share=0.2, test_share=0.1, shard_mb=1)
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("dump")
-  config = pushshift_dump.DumpConfig(comments=8_000, files=4)
-  pushshift_dump.Dump(config).write(folder)
-  return folder
+  return pushshift_dump.write_small(tmp_path_factory.mktemp("dump"))
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from commentree.tests.support.tasks.drawn_subtrees import (
   maskable,
   random_subtrees,
 )
+from commentree.tests.support.tasks.examples import assert_same, take
 
 RATES = st.lists(
   st.one_of(
@@ -143,16 +144,6 @@ def batches(read=None, **hosts):
   return forest_streams.TrainForests(
     read or sources(), SHAPE, batch_size=4, seed=7, lookahead=8, **hosts
   )
-
-
-def take(iterator, count):
-  return [next(iterator) for _ in range(count)]
-
-
-def assert_same(left, right):
-  for one, other in zip(left, right, strict=True):
-    for name in one:
-      np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 @pytest.mark.parametrize("num_hosts", [2, 4])

@@ -15,6 +15,7 @@ from commentree.tests.support.tasks.drawn_subtrees import (
   maskable,
   random_subtrees,
 )
+from commentree.tests.support.tasks.examples import assert_same, take
 
 MASKER = Masker(MaskingConfig(), MASK_ID, maskable())
 SHAPE = ForestShape(32, 32, 4, 6, 16, 24, 4, 12)
@@ -35,16 +36,6 @@ def batches(prepared, batch_size=4, **hosts):
     lookahead=8,
     **hosts,
   )
-
-
-def take(iterator, count):
-  return [next(iterator) for _ in range(count)]
-
-
-def assert_same(left, right):
-  for one, other in zip(left, right, strict=True):
-    for name in one:
-      np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def test_subtrees_come_back_from_disk_as_they_were(prepared):

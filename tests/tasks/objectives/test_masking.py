@@ -8,14 +8,11 @@ from commentree.tests.support.tasks.drawn_subtrees import (
   FIRST_WORD,
   MASK_ID,
   maskable,
+  node_of,
   random_subtrees,
 )
 
 MASKER = Masker(MaskingConfig(), MASK_ID, maskable())
-
-
-def node_of(subtree):
-  return np.repeat(np.arange(len(subtree["lengths"])), subtree["lengths"])
 
 
 def test_every_target_has_exactly_the_rounded_share_masked():

@@ -26,6 +26,7 @@ from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.sources import generated
 from commentree.tasks.subtrees.subtree_builder import SUBTREE_FEATURES
 from commentree.tests.support.tasks import built_fixture
+from commentree.tests.support.tasks.examples import take
 
 QUIET = Console(quiet=True)
 LENGTHS = {"encoder": 32, "decoder": 32}
@@ -88,10 +89,6 @@ def assert_same_batches(left, right):
     assert one.keys() == other.keys()
     for name in one:
       np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
-def take(iterator, count):
-  return [next(iterator) for _ in range(count)]
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commentree.errors import StorageError
-from commentree.tasks import readers
 from commentree.tasks.building import filters
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import TreeConfig
@@ -17,6 +16,7 @@ from commentree.tasks.readers.parsing import index_on_disk, json_cutter
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tests.support.tasks import building_fixture
+from commentree.tests.support.tasks.reading import parents, read_by_id
 
 
 def utterance(ident, conversation, reply_to, **fields):
@@ -38,16 +38,6 @@ def write(folder, utterances, conversations=None):
     (folder / "conversations.json").write_text(json.dumps(conversations))
 
 
-def read(folder):
-  read_counts = ReadCounts()
-  found = readers.iter_trees(str(folder), TreeConfig(), read_counts)
-  return {tree.id: tree for tree in found}, read_counts
-
-
-def shape(tree):
-  return {c.id: tree.comments[c.parent].id for c in tree.comments[1:]}
-
-
 def test_what_answers_itself_answers_the_post(tmp_path):
   lines = [
     utterance("p", "p", None),
@@ -57,8 +47,8 @@ def test_what_answers_itself_answers_the_post(tmp_path):
     utterance("d", "p", "c"),
   ]
   write(tmp_path, lines, {"p": {"meta": {"page_title": "User talk:Bridge"}}})
-  found, read_counts = read(tmp_path)
-  assert shape(found["p"]) == {"a": "p", "b": "a", "c": "p", "d": "c"}
+  found, read_counts = read_by_id(str(tmp_path))
+  assert parents(found["p"]) == {"a": "p", "b": "a", "c": "p", "d": "c"}
   assert found["p"].comments[0].text == "User talk:Bridge\n\ntext of p"
   assert found["p"].comments[1].text == "text of a"
   assert read_counts.comments == {comment_tree.KEPT: 3, comment_tree.KEPT_ORPHAN: 1}
@@ -81,11 +71,11 @@ def test_conversations_that_are_not_named_are_found_by_following_replies(
     utterance(None, None, None),
   ]
   write(tmp_path, lines[:: -1 if backwards else 1], {"p": {"meta": {"title": "page"}}})
-  found, read_counts = read(tmp_path)
-  assert shape(found["p"]) == {"a": "p", "b": "a"}
+  found, read_counts = read_by_id(str(tmp_path))
+  assert parents(found["p"]) == {"a": "p", "b": "a"}
   assert found["p"].comments[0].text == "page\n\ntext of p"
-  assert shape(found["q"]) == {"c": "q", "d": "c"}
-  assert shape(found["gone"]) == {"e": "gone", "f": "e"}
+  assert parents(found["q"]) == {"c": "q", "d": "c"}
+  assert parents(found["gone"]) == {"e": "gone", "f": "e"}
   assert read_counts.comments == {
     comment_tree.KEPT: 6,
     comment_tree.DROPPED_NO_ID: 1,
@@ -103,8 +93,8 @@ def test_a_conversation_may_have_an_id_that_is_not_its_roots(tmp_path):
     utterance("c", "case 7", "b"),
   ]
   write(tmp_path, lines, {"case 7": {"meta": {"title": "A case", "subreddit": "law"}}})
-  found, read_counts = read(tmp_path)
-  assert shape(found["root"]) == {"a": "root", "b": "root", "c": "b"}
+  found, read_counts = read_by_id(str(tmp_path))
+  assert parents(found["root"]) == {"a": "root", "b": "root", "c": "b"}
   assert found["root"].comments[0].text == "A case\n\ntext of root"
   assert found["root"].subreddit == "law"
   assert read_counts.trees == {comment_tree.KEPT: 1}
@@ -120,12 +110,12 @@ def test_of_several_roots_all_texts_stay_in_a_build_too(tmp_path, named):
     utterance("a", named, "r2"),
   ]
   write(tmp_path, lines)
-  found, read_counts = read(tmp_path)
+  found, read_counts = read_by_id(str(tmp_path))
   post = "r2" if named == "r2" else "r1"
   (tree,) = found.values()
   assert tree.id == post
   other = {"r1": "r2", "r2": "r1"}[post]
-  assert shape(tree) == {other: post, "a": "r2"}
+  assert parents(tree) == {other: post, "a": "r2"}
   assert tree.comments[1].text in (f"text of {other}", "text of a")
   counted = read_counts.comments.total() + read_counts.trees.total()
   assert counted == len(lines)
@@ -165,8 +155,8 @@ def test_the_oldest_corpora_are_arrays_and_other_files_of_a_corpus_are_left_out(
   (tmp_path / "conversations.json").write_text('{"p": {"title": "page"}}')
   for name in ("users.json", "corpus.json", "index.json", "info.parsed.jsonl"):
     (tmp_path / name).write_text('{"id": "a", "value": 1}')
-  found, read_counts = read(tmp_path)
-  assert shape(found["p"]) == {"a": "p"}
+  found, read_counts = read_by_id(str(tmp_path))
+  assert parents(found["p"]) == {"a": "p"}
   assert [c.author for c in found["p"].comments] == ["ann", "bob"]
   assert found["p"].comments[0].text == "page\n\nself"
   assert sum(read_counts.files.values()) == 1
@@ -202,7 +192,7 @@ def test_titles_of_a_file_that_is_cut_off_are_those_before(tmp_path):
   write(tmp_path, [utterance("p", "p", None), utterance("q", "q", None)])
   about = json.dumps({"p": {"meta": {"title": "page"}}, "q": {"meta": {"title": "x"}}})
   (tmp_path / "conversations.json").write_text(about[:-12])
-  _, read_counts = read(tmp_path)
+  _, read_counts = read_by_id(str(tmp_path))
   rows = convokit.FORMAT.rows(
     str(tmp_path / "utterances.jsonl"), TreeConfig(), read_counts
   )

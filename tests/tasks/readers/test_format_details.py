@@ -16,6 +16,7 @@ from commentree.tasks.readers import (
 from commentree.tasks.readers.parsing import json_lines, json_records
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
+from commentree.tests.support.tasks.reading import parents, read_by_id
 
 
 def read(folder, config=TreeConfig(), **contents):
@@ -25,13 +26,7 @@ def read(folder, config=TreeConfig(), **contents):
     path = folder / name.replace("__", ".")
     path.write_text(content)
     paths.append(str(path))
-  read_counts = ReadCounts()
-  found = {t.id: t for t in readers.iter_trees(paths, config, read_counts)}
-  return found, read_counts
-
-
-def shape(tree):
-  return {c.id: tree.comments[c.parent].id for c in tree.comments[1:]}
+  return read_by_id(paths, config)
 
 
 def listing(*things):
@@ -55,7 +50,7 @@ def test_stubs_are_counted_as_missing_and_as_nothing_else(tmp_path):
   nested = t1("a", listing(t1("b"), t1("d"), more("x", "y", count=5)))
   document = [listing(t3("p")), listing(nested, t1("c", None), more(count=0))]
   found, read_counts = read(tmp_path, a__json=json.dumps(document))
-  assert shape(found["p"]) == {"a": "p", "b": "a", "d": "a", "c": "p"}
+  assert parents(found["p"]) == {"a": "p", "b": "a", "d": "a", "c": "p"}
   assert [c.id for c in found["p"].comments] == ["p", "a", "b", "d", "c"]
   assert read_counts.comments == {comment_tree.KEPT: 4}
   assert read_counts.trees == {comment_tree.KEPT: 1}
@@ -71,7 +66,7 @@ def test_what_a_comment_says_of_its_place_counts_before_where_it_is_nested(tmp_p
   moved = t1("b", parent_id="t3_p", link_id="t3_p")
   document = [listing(t3("p")), listing(t1("a", listing(moved)))]
   found, _ = read(tmp_path, a__json=json.dumps(document))
-  assert shape(found["p"]) == {"a": "p", "b": "p"}
+  assert parents(found["p"]) == {"a": "p", "b": "p"}
 
 
 def test_parts_of_a_thread_in_several_files_become_one_tree(tmp_path):
@@ -81,7 +76,7 @@ def test_parts_of_a_thread_in_several_files_become_one_tree(tmp_path):
   found, read_counts = read(
     tmp_path, a__json=json.dumps(first), b__json=json.dumps(rest)
   )
-  assert shape(found["p"]) == {"a": "p", "b": "a"}
+  assert parents(found["p"]) == {"a": "p", "b": "a"}
   assert read_counts.comments == {
     comment_tree.KEPT: 2,
     comment_tree.DROPPED_DUPLICATE: 1,
@@ -108,7 +103,7 @@ def test_a_file_may_hold_a_document_a_line(tmp_path, bad):
     else:
       assert read_counts.trees == {fate: 1}
   else:
-    assert [shape(found[p]) for p in "pq"] == [{"pc": "p"}, {"qc": "q"}]
+    assert [parents(found[p]) for p in "pq"] == [{"pc": "p"}, {"qc": "q"}]
 
 
 def test_posts_alone_comments_alone_and_single_things_are_read(tmp_path):
@@ -117,7 +112,7 @@ def test_posts_alone_comments_alone_and_single_things_are_read(tmp_path):
   single = t1("b", link_id="t3_q", parent_id="t3_q")
   values = {"a__json": posts, "b__json": comments, "c__json": single}
   found, read_counts = read(tmp_path, **{k: json.dumps(v) for k, v in values.items()})
-  assert {k: shape(t) for k, t in found.items()} == {"p": {"a": "p"}, "q": {"b": "q"}}
+  assert {k: parents(t) for k, t in found.items()} == {"p": {"a": "p"}, "q": {"b": "q"}}
   assert read_counts.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NO_TREE: 1}
 
 
@@ -132,7 +127,7 @@ def test_copies_of_a_stub_count_once_and_not_at_all_once_it_is_read(tmp_path):
     "c__json": json.dumps([listing(t3("p")), listing(later)]),
   }
   found, read_counts = read(tmp_path, **copies)
-  assert shape(found["p"]) == {"a": "p"}
+  assert parents(found["p"]) == {"a": "p"}
   assert read_counts.missing == {
     comment_tree.MORE_STUBS: 2,
     comment_tree.MORE_IDS: 4,
@@ -142,7 +137,7 @@ def test_copies_of_a_stub_count_once_and_not_at_all_once_it_is_read(tmp_path):
   things.append({"kind": "more", "data": {"parent_id": "t1_x", "count": 1, "id": "_"}})
   answer = {"json": {"errors": [], "data": {"things": things}}}
   found, read_counts = read(tmp_path, **copies, d__json=json.dumps(answer))
-  assert shape(found["p"]) == {"a": "p", "x": "a", "y": "a", "w": "a"}
+  assert parents(found["p"]) == {"a": "p", "x": "a", "y": "a", "w": "a"}
   assert read_counts.missing == {
     comment_tree.MORE_STUBS: 2,
     comment_tree.MORE_IDS: 1,
@@ -157,7 +152,7 @@ def test_a_comment_tree_of_an_archive_is_read(tmp_path):
   found, read_counts = read(
     tmp_path, a__json=json.dumps({"data": [*things, more("y")]})
   )
-  assert shape(found["p"]) == {"a": "p", "b": "a"}
+  assert parents(found["p"]) == {"a": "p", "b": "a"}
   assert read_counts.missing == {
     comment_tree.MORE_STUBS: 2,
     comment_tree.MORE_IDS: 2,
@@ -181,7 +176,7 @@ def test_comments_nested_in_others_are_each_read_once(tmp_path):
   }
   found, read_counts = read(tmp_path, a__jsonl=json.dumps(record))
   expected = {"a": "p", "b": "a", "c": "b", "d": "c", "e": "d", "f": "c", "g": "p"}
-  assert shape(found["p"]) == {**expected, "h": "p"}
+  assert parents(found["p"]) == {**expected, "h": "p"}
   assert read_counts.comments == {
     comment_tree.KEPT: 8,
     comment_tree.DROPPED_NO_ID: 1,
@@ -229,7 +224,7 @@ def test_conversations_of_open_assistant_are_read_as_trees_and_as_messages(tmp_p
     message("x", None, message_tree_id=None),
   ]
   found, read_counts = read(tmp_path, a__jsonl="\n".join(map(json.dumps, messages)))
-  assert shape(found["p"]) == {"b": "p", "d": "b"}
+  assert parents(found["p"]) == {"b": "p", "d": "b"}
   assert found["p"].comments[2].created_utc == 1672628645
   assert read_counts.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NO_TREE: 1}
 
@@ -237,7 +232,7 @@ def test_conversations_of_open_assistant_are_read_as_trees_and_as_messages(tmp_p
 def test_replies_that_are_no_listing_are_passed_over(tmp_path):
   document = [listing(t3("p")), listing(t1("a", 5), t1("b", {"kind": "x"}))]
   found, read_counts = read(tmp_path, a__json=json.dumps(document))
-  assert shape(found["p"]) == {"a": "p", "b": "p"}
+  assert parents(found["p"]) == {"a": "p", "b": "p"}
   assert read_counts.mended == {reddit_api.REPLIES_PASSED_OVER: 2}
 
 
@@ -269,7 +264,7 @@ def test_corpora_of_every_version_are_read(tmp_path, version):
   )
   found, read_counts = read(tmp_path, utterances__jsonl="\n".join(lines))
   tree = found["p"]
-  assert shape(tree) == {"a": "p", "b": "a"}
+  assert parents(tree) == {"a": "p", "b": "a"}
   assert [c.author for c in tree.comments] == ["by p", "by a", "by b"]
   assert [c.score for c in tree.comments] == [7, 4, None]
   assert tree.comments[0].text == "title\n\nself"
@@ -323,7 +318,7 @@ def test_replies_answer_the_one_before_and_keep_what_is_marked(tmp_path):
   )
   found, read_counts = read(tmp_path, a__xml=thread(body))
   post, first, second = found["p"].comments
-  assert shape(found["p"]) == {"a": "p", "b": "a"}
+  assert parents(found["p"]) == {"a": "p", "b": "a"}
   assert post.text == "CMV: x\n\nso & so rest"
   assert marked(post) == [("CMV: x", "claim"), ("so & so", "premise")]
   assert first.text == "out in \u2206,"
@@ -385,7 +380,7 @@ def test_files_that_are_not_well_formed_are_mended(tmp_path, body, expected, men
   end = "" if body.endswith("z") else "</thread>"
   found, read_counts = read(tmp_path, a__xml=thread("<OP>op</OP>" + body + end))
   comments = found["p"].comments[1:]
-  assert shape(found["p"]) == {"a": "p", "b": "a"}
+  assert parents(found["p"]) == {"a": "p", "b": "a"}
   assert [[text for text, _ in marked(c)] for c in comments] == expected
   closed = read_counts.mended[cmv_modes.MENDED_NOT_CLOSED]
   assert (closed, read_counts.mended[cmv_modes.MENDED_NOT_OPENED]) == mended
@@ -395,7 +390,7 @@ def test_threads_that_begin_with_the_same_post_become_one_tree(tmp_path):
   first = thread(OP + "<reply id='a'>x</reply><reply id='b'>y</reply></thread>")
   second = thread(OP + "<reply id='a'>x</reply><reply id='c'>z</reply></thread>")
   found, read_counts = read(tmp_path, a__xml=first, b__xml=second)
-  assert shape(found["p"]) == {"a": "p", "b": "a", "c": "a"}
+  assert parents(found["p"]) == {"a": "p", "b": "a", "c": "a"}
   assert read_counts.trees == {comment_tree.KEPT: 1, comment_tree.TREE_DUPLICATE: 1}
 
 
@@ -464,8 +459,8 @@ def test_items_find_their_story_across_files(tmp_path):
     b__jsonl=items(top, story),
     c__jsonl=items(gone),
   )
-  assert shape(found["1"]) == {"2": "1", "4": "2"}
-  assert shape(found["8"]) == {"9": "8"}
+  assert parents(found["1"]) == {"2": "1", "4": "2"}
+  assert parents(found["8"]) == {"9": "8"}
   assert found["1"].comments[0].text == "A & B"
   assert found["1"].comments[1].text == "top\n\nmore"
   assert read_counts.comments == {comment_tree.KEPT: 3, comment_tree.SPLICED_DELETED: 1}
@@ -505,7 +500,7 @@ def test_an_item_that_is_no_living_comment_has_a_fate(tmp_path, item, fate):
   story = {"id": 1, "type": "poll", "title": "t", "parts": [2]}
   good = {"id": 7, "type": "comment", "parent": 1, "text": "good"}
   found, read_counts = read(tmp_path, a__jsonl=items(story, good, item))
-  assert shape(found["1"]) == {"7": "1"}
+  assert parents(found["1"]) == {"7": "1"}
   assert read_counts.comments == {comment_tree.KEPT: 1, fate: 1}
 
 

@@ -13,14 +13,10 @@ from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tests.support.real_data import DATA, REAL
 from commentree.tests.support.tasks import slow_reading, written_threads
+from commentree.tests.support.tasks.reading import read
 
 DEFAULT = TreeConfig()
 NAMES = [format_.name for format_ in readers.FORMATS]
-
-
-def read(patterns, name=None):
-  read_counts = ReadCounts()
-  return list(readers.iter_trees(patterns, DEFAULT, read_counts, name)), read_counts
 
 
 def same_as_slow(name, paths):
@@ -77,12 +73,14 @@ def test_a_format_is_known_by_its_contents_and_by_no_other_formats(tmp_path, nam
 @pytest.mark.parametrize("name", NAMES)
 def test_a_format_given_by_name_is_not_judged(tmp_path, name):
   paths = written_threads.write(name, tmp_path, 3)
-  by_name, _ = read(paths, name)
+  by_name, _ = read(paths, name=name)
   assert slow_reading.summary(by_name) == slow_reading.summary(read(paths)[0])
   other = "tree_jsonl" if name != "tree_jsonl" else "pushshift"
-  assert slow_reading.summary(read(paths, other)[0]) != slow_reading.summary(by_name)
+  assert slow_reading.summary(read(paths, name=other)[0]) != slow_reading.summary(
+    by_name
+  )
   with pytest.raises(UserError, match="format 'x': is not known; there are reddit_api"):
-    read(paths, "x")
+    read(paths, name="x")
 
 
 def test_files_of_all_formats_in_one_folder_are_read_each_as_its_own(tmp_path):

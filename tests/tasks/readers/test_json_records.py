@@ -14,6 +14,7 @@ from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import files, json_lines, json_records, unread
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
+from commentree.tests.support.tasks import reading
 
 DEFAULT = TreeConfig()
 
@@ -33,8 +34,7 @@ COMMENTS = [comment("a", "t3_p"), comment("b", "t1_a"), comment("c", "t1_b")]
 
 def read(path, content, config=DEFAULT, name=None):
   path.write_bytes(content if isinstance(content, bytes) else content.encode())
-  read_counts = ReadCounts()
-  return list(readers.iter_trees(str(path), config, read_counts, name)), read_counts
+  return reading.read(str(path), config, name)
 
 
 def cut(content, size, limit=DEFAULT.max_line_bytes):

@@ -2,11 +2,10 @@ import json
 
 import pytest
 
-from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import files, json_lines
 from commentree.tasks.trees import comment_tree
-from commentree.tasks.trees.comment_tree import ReadCounts
+from commentree.tests.support.tasks.reading import parents, read_by_id
 
 
 def comment(ident, parent, link="t3_p", **fields):
@@ -42,20 +41,10 @@ def write(path, *records):
   return str(path)
 
 
-def read(patterns, config=TreeConfig(), name=None):
-  read_counts = ReadCounts()
-  found = {t.id: t for t in readers.iter_trees(patterns, config, read_counts, name)}
-  return found, read_counts
-
-
 def accounted(read_counts):
   """Lines that the read_counts stand for."""
   missing = sum(read_counts.trees[fate] for fate in comment_tree.NO_POST)
   return read_counts.comments.total() + read_counts.trees.total() - missing
-
-
-def shape(tree):
-  return {c.id: tree.comments[c.parent].id for c in tree.comments[1:]}
 
 
 def test_comments_and_posts_of_the_same_or_other_files_are_one_tree(tmp_path):
@@ -66,13 +55,13 @@ def test_comments_and_posts_of_the_same_or_other_files_are_one_tree(tmp_path):
     write(tmp_path / "RS.jsonl", post()),
   ]
   for patterns in (both, apart):
-    found, read_counts = read(patterns)
-    assert shape(found["p"]) == {"a": "p", "b": "a"}
+    found, read_counts = read_by_id(patterns)
+    assert parents(found["p"]) == {"a": "p", "b": "a"}
     assert found["p"].comments[0].text == "title\n\nself"
     assert found["p"].comments[0].score == 7
     assert found["p"].comments[1].score == 3
     assert found["p"].subreddit == found["q"].subreddit == "here"
-    assert shape(found["q"]) == {"x": "q"}
+    assert parents(found["q"]) == {"x": "q"}
     assert read_counts.comments == {comment_tree.KEPT: 3}
     assert read_counts.trees == {comment_tree.KEPT: 1, comment_tree.KEPT_NO_POST: 1}
     assert accounted(read_counts) == 4
@@ -81,7 +70,7 @@ def test_comments_and_posts_of_the_same_or_other_files_are_one_tree(tmp_path):
 @pytest.mark.parametrize("created", [10, 10.0, 10.7, "10", "10.0", " 10 "])
 def test_timestamps_are_numbers_or_strings(tmp_path, created):
   line = comment("a", "t3_p", created_utc=created)
-  found, _ = read(write(tmp_path / "a.jsonl", line))
+  found, _ = read_by_id(write(tmp_path / "a.jsonl", line))
   assert found["p"].comments[1].created_utc == 10
 
 
@@ -92,14 +81,14 @@ def test_prefixes_may_be_there_or_not(tmp_path):
     comment("t1_c", "t1_b", "p"),
     post("t3_p"),
   ]
-  found, read_counts = read(write(tmp_path / "a.jsonl", *lines))
-  assert shape(found["t3_p"]) == {"t1_a": "t3_p", "b": "t1_a", "t1_c": "b"}
+  found, read_counts = read_by_id(write(tmp_path / "a.jsonl", *lines))
+  assert parents(found["t3_p"]) == {"t1_a": "t3_p", "b": "t1_a", "t1_c": "b"}
   assert read_counts.trees == {comment_tree.KEPT: 1}
 
 
 def test_a_post_and_a_comment_of_the_same_id_are_told_apart(tmp_path):
   lines = [comment("p", "t3_p"), comment("b", "t1_p"), comment("c", "t3_p"), post("p")]
-  found, _ = read(write(tmp_path / "a.jsonl", *lines))
+  found, _ = read_by_id(write(tmp_path / "a.jsonl", *lines))
   tree = found["p"]
   assert [(c.id, c.parent) for c in tree.comments] == [
     ("p", -1),
@@ -130,8 +119,8 @@ def test_a_post_and_a_comment_of_the_same_id_are_told_apart(tmp_path):
 )
 def test_a_bad_line_is_a_comment_dropped_for_a_reason(tmp_path, bad, fate):
   path = write(tmp_path / "a.jsonl", comment("a", "t3_p"), bad, b" ", post())
-  found, read_counts = read(path, TreeConfig(max_line_bytes=5000))
-  assert shape(found["p"]) == {"a": "p"}
+  found, read_counts = read_by_id(path, TreeConfig(max_line_bytes=5000))
+  assert parents(found["p"]) == {"a": "p"}
   assert read_counts.comments == {comment_tree.KEPT: 1, fate: 1}
   assert read_counts.trees == {comment_tree.KEPT: 1}
   assert accounted(read_counts) == 3
@@ -148,7 +137,7 @@ def test_a_bad_line_is_a_comment_dropped_for_a_reason(tmp_path, bad, fate):
 )
 def test_a_post_without_id_or_comments_or_seen_before_is_counted(tmp_path, odd, fate):
   path = write(tmp_path / "a.jsonl", comment("a", "t3_p"), post(), odd)
-  found, read_counts = read(path)
+  found, read_counts = read_by_id(path)
   assert list(found) == ["p"]
   assert read_counts.trees == {comment_tree.KEPT: 1, fate: 1}
   assert accounted(read_counts) == 3
@@ -163,7 +152,7 @@ def test_lone_surrogates_and_what_only_python_takes_for_json_are_read(tmp_path):
     .replace("__", "\xe9")
     .encode("latin1"),
   ]
-  found, read_counts = read(write(tmp_path / "a.jsonl", *lines))
+  found, read_counts = read_by_id(write(tmp_path / "a.jsonl", *lines))
   texts = {c.id: c.text for c in found["p"].comments}
   assert texts["a"] == "x\ufffdy"
   assert texts["d"] == "caf\ufffd"
@@ -186,8 +175,8 @@ def test_ids_that_are_numbers_stand_for_their_digits_to_base_36(tmp_path, kind):
     comment("c", "12", "zyw900"),
     post("zyw900"),
   ]
-  found, read_counts = read(write(tmp_path / "a.jsonl", *lines))
-  assert shape(found["zyw900"]) == {
+  found, read_counts = read_by_id(write(tmp_path / "a.jsonl", *lines))
+  assert parents(found["zyw900"]) == {
     "j2aaaa1": "zyw900",
     "j2aaaa2": "j2aaaa1",
     "j2aaaa3": "j2aaaa2",
@@ -201,13 +190,17 @@ def test_ids_that_are_numbers_stand_for_their_digits_to_base_36(tmp_path, kind):
 
 @pytest.mark.parametrize("odd", [-1, 2**80, 1.5, True, float("nan"), [1], {}])
 def test_a_parent_that_is_no_id_is_a_missing_one(tmp_path, odd):
-  found, read_counts = read(write(tmp_path / "a.jsonl", comment("a", odd), post()))
-  assert shape(found["p"]) == {"a": "p"}
+  found, read_counts = read_by_id(
+    write(tmp_path / "a.jsonl", comment("a", odd), post())
+  )
+  assert parents(found["p"]) == {"a": "p"}
   assert read_counts.comments == {comment_tree.KEPT_ORPHAN: 1}
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_a_comment_without_a_parent_answers_the_post(tmp_path, nothing):
-  found, read_counts = read(write(tmp_path / "a.jsonl", comment("a", nothing), post()))
-  assert shape(found["p"]) == {"a": "p"}
+  found, read_counts = read_by_id(
+    write(tmp_path / "a.jsonl", comment("a", nothing), post())
+  )
+  assert parents(found["p"]) == {"a": "p"}
   assert read_counts.comments == {comment_tree.KEPT: 1}

@@ -22,6 +22,7 @@ from commentree.tasks.readers.parsing import files, json_lines
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tests.support.real_data import DATA
+from commentree.tests.support.tasks import reading
 
 DEFAULT = TreeConfig()
 
@@ -72,10 +73,9 @@ def write(folder, name, content):
 
 
 def read(patterns, config=DEFAULT):
-  read_counts = ReadCounts()
-  found = [tree.id for tree in readers.iter_trees(patterns, config, read_counts)]
+  found, read_counts = reading.read_by_id(patterns, config)
   assert read_counts.kept == 3 * len(found)
-  return found, read_counts
+  return list(found), read_counts
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

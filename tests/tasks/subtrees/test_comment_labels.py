@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from commentree import fingerprints
 from commentree.errors import UserError
-from commentree.tasks import readers
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import (
   CommentLabelsConfig,
@@ -30,14 +29,10 @@ from commentree.tasks.trees.comment_tree import Comment, CommentTree, ReadCounts
 from commentree.tasks.trees.row import Row
 from commentree.tests.support.tasks import building_fixture
 from commentree.tests.support.tasks.building_fixture import comment, record, write_trees
+from commentree.tests.support.tasks.reading import read
 from commentree.tests.support.tasks.vocabulary_fixture import Characters
 
 STANCES = CommentLabelsConfig("label", ("for", "against"))
-
-
-def read(path, **settings):
-  read_counts = ReadCounts()
-  return list(readers.iter_trees(str(path), TreeConfig(**settings), read_counts))
 
 
 def test_labels_are_read_of_posts_and_comments_whatever_they_are_written_as(tmp_path):
@@ -47,7 +42,7 @@ def test_labels_are_read_of_posts_and_comments_whatever_they_are_written_as(tmp_
     record("p", *[comment(f"c{i}", "p", label=x) for i, x in enumerate(written)]),
     record("q", comment("c", "q"), label=0),
   )
-  first, second = read(path)
+  (first, second), _ = read(path)
   labels = [c.label for c in first.comments[1:]]
   assert labels == ["for", "1", "true", None, None, "against", None, None, "\ufffd"]
   assert [c.label for c in second.comments] == ["0", None]

@@ -11,6 +11,7 @@ from commentree.tests.support.tasks.drawn_subtrees import (
   FIRST_WORD,
   MASK_ID,
   maskable,
+  node_of,
   random_subtrees,
 )
 
@@ -101,10 +102,6 @@ def with_phrases(subtrees, seed=0, density=0.3):
 
 def masker(share, **settings):
   return Masker(MaskingConfig(**settings), MASK_ID, maskable(), share)
-
-
-def node_of(subtree):
-  return np.repeat(np.arange(len(subtree["lengths"])), subtree["lengths"])
 
 
 def counts(subtree, chosen):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commentree.errors import UserError
-from commentree.tasks import data, readers
+from commentree.tasks import data
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.objective import ObjectiveConfig
 from commentree.tasks.config.preprocessing import (
@@ -36,6 +36,7 @@ from commentree.tasks.trees.comment_tree import (
 from commentree.tests.support.tasks import building_fixture
 from commentree.tests.support.tasks.building_fixture import comment, record, write_trees
 from commentree.tests.support.tasks.forest_reading import SHAPE, pack_and_read
+from commentree.tests.support.tasks.reading import read
 from commentree.tests.support.tasks.vocabulary_fixture import Characters
 
 TLM = ObjectiveConfig("tlm", languages=("en", "de"))
@@ -45,11 +46,6 @@ MASK = 999
 
 def german(text):
   return {"language": "de", "text": text}
-
-
-def read(path):
-  read_counts = ReadCounts()
-  return list(readers.iter_trees(str(path), TreeConfig(), read_counts)), read_counts
 
 
 def subtrees_of(trees, objective=TLM, **subtrees):

@@ -29,11 +29,6 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def theirs(folder):
-  return {kind: make(folder) for kind, make in MAKERS.items()}
-
-
-@pytest.fixture(scope="module")
 def ours(theirs, folder):
   """Tokenizers of the extended vocabularies."""
   extended = {}

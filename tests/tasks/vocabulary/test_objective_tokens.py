@@ -20,11 +20,6 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def theirs(folder):
-  return {kind: make(folder) for kind, make in MAKERS.items()}
-
-
-@pytest.fixture(scope="module")
 def grown(theirs, folder):
   paths = {}
   for kind, source in theirs.items():

@@ -31,11 +31,6 @@ def abstract(state: TrainState) -> TrainState:
 
 
 @pytest.fixture
-def lines():
-  return []
-
-
-@pytest.fixture
 def open_folder(tmp_path, lines):
   opened = []
 

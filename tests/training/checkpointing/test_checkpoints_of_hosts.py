@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from commentree.tests.support import training as support
+from commentree.tests.support.folders import names
+from commentree.tests.support.training.host_processes import free_port
 
 pytestmark = pytest.mark.hosts
 
 _SCRIPT = pathlib.Path(support.__file__).with_name("run_hosts.py")
 _SECONDS = 120
-
-
-def free_port() -> int:
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    return listener.getsockname()[1]
 
 
 def run(hosts: int, devices: int, **options) -> list[dict]:
@@ -50,10 +45,6 @@ def run(hosts: int, devices: int, **options) -> list[dict]:
     for process in processes:
       process.kill()
   return outcomes
-
-
-def names(folder: pathlib.Path) -> list[str]:
-  return sorted(entry.name for entry in folder.iterdir())
 
 
 def test_what_many_hosts_save_any_number_of_hosts_restores(tmp_path):

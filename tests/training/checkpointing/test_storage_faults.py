@@ -20,6 +20,7 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from commentree.errors import StorageError, UserError
 from commentree.tests.support import training as support
+from commentree.tests.support.folders import names
 from commentree.training.checkpointing import (
   checkpoints,
   model_dir_lock,
@@ -36,11 +37,6 @@ from commentree.training.state import TrainState
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
   monkeypatch.setattr(storage, "_PAUSES_SECONDS", (0.01,))
-
-
-@pytest.fixture
-def lines():
-  return []
 
 
 @pytest.fixture
@@ -76,10 +72,6 @@ def save(saved: checkpoints.Checkpoints, *steps: int) -> None:
   for step in steps:
     saved.save(state_of(step), step, {"next": step}, None)
   saved.wait()
-
-
-def names(folder: pathlib.Path) -> list[str]:
-  return sorted(entry.name for entry in folder.iterdir())
 
 
 class Failing:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,11 +17,7 @@ UNIGRAM = Unigram.of_counts(np.arange(VOCAB))
 WEIGHTS = np.array([[0.7, 0.3, 0], [0.5, 0.2, 0.3], [0.6, 0.2, 0.2], [0.6, 0.3, 0.1]])
 
 
-@pytest.fixture(autouse=True)
-def strict_shapes():
-  """As the trainer has it: arrays of other ranks are not broadcast unasked."""
-  with jax.numpy_rank_promotion("raise"):
-    yield
+pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from commentree.training import partitioning
-from commentree.training.config import PartitioningConfig
 from commentree.training.metrics import baselines
 from commentree.training.metrics.baselines import Baseline
 
 COUNTS = np.array([3, 0, 5])
 WEIGHTS = np.full((4, 3), 1 / 3)
-
-
-@pytest.fixture(scope="module")
-def mesh():
-  return partitioning.make_mesh(PartitioningConfig())
 
 
 def get(folder, mesh, made, with_bags=True, writes=True):

@@ -13,6 +13,8 @@ import struct
 import ml_dtypes
 import numpy as np
 
+from commentree.tests.support.models.naive import softmax
+
 ROBERTA = {
   "model_type": "roberta",
   "vocab_size": 30,
@@ -190,11 +192,6 @@ def t5_encoder_arrays(config, seed=0):
   """Returns the arrays of a T5's encoder alone."""
   arrays = t5_arrays(config, seed)
   return {n: a for n, a in arrays.items() if n.startswith(("shared.", "encoder."))}
-
-
-def softmax(scores):
-  exponentials = np.exp(scores - scores.max(-1, keepdims=True))
-  return exponentials / exponentials.sum(-1, keepdims=True)
 
 
 def split(x, heads):

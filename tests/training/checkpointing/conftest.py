@@ -1,0 +1,7 @@
+import pytest
+
+
+@pytest.fixture
+def lines():
+  """Where a test's console writes."""
+  return []
