@@ -227,7 +227,7 @@ def check_held_out(run: RunConfig, data: RunData) -> None:
 
 
 def describe(run: RunConfig) -> int:
-  """Prints the parameters and how they would lie on the devices here."""
+  """Prints the parameters and their shardings on the devices here."""
   registration.register_tasks(run.data)
   task = registry.get_parts(run.data.mixture_or_task_name)[0].task
   console = Console()

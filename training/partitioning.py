@@ -203,9 +203,9 @@ def parameter_shardings(
     config: the rules.
 
   Raises:
-    UserError: naming the parameter, if it has no axes, as many as it has not, one
-      that no rule knows, or one that the mesh does not divide; naming the rule, if
-      nothing has its logical axis.
+    UserError: naming the parameter, if it has no axes, the wrong number of axes,
+      an axis that no rule covers, or one that the mesh does not divide; naming the
+      rule, if nothing has its logical axis.
   """
   names_of = axis_names(axes)
   _check_rules(config, {axis for names in names_of.values() for axis in names if axis})

@@ -271,7 +271,7 @@ def train(
       ends = step == last_step or bool(stopping)
       logs = ends or step % config.log_period == 0
       evaluates = step == last_step or _due(step, config.eval_period)
-      # What was said before the last such save came of the same reason.
+      # Votes from before the last timed save are stale.
       timed = bool(overdue) and step > last_timed_save + agreement.delay
       last_timed_save = step if timed else last_timed_save
       saves = ends or timed or _due(step, config.checkpoint.period)
@@ -310,7 +310,7 @@ def train(
 
 @contextlib.contextmanager
 def _first(act: Callable[[], None]) -> Iterator[None]:
-  """Does something before an error goes on its way."""
+  """Runs a callback, then re-raises."""
   try:
     yield
   except Exception:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--dry_run",
     action="store_true",
-    help="check the settings, print them and how the parameters would lie, and stop",
+    help="check the settings, print them and the parameters' shardings, and stop",
   )
   parsed = gin_cli.parse(parser, argv)
   settings = distributed_flags.settings(parsed.arguments)

@@ -127,7 +127,7 @@ class Ancestors(nn.Module):
     if cfg.ancestor_positions not in ("distance", "relative_bias"):
       return AncestorContext(vectors_BSD, visible_BNS, watched=watched)
     distances_BUE = jnp.clip(distances_BUE, 0, cfg.max_ancestor_distance)
-    # The null vector stands nowhere.
+    # The null vector has no distance.
     distances_BUS = jnp.pad(
       jnp.repeat(distances_BUE, per_comment, axis=-1),
       ((0, 0), (0, 0), (1, 0)),

@@ -124,7 +124,7 @@ def generate(
   end = jax.lax.while_loop(more, body, begin)
 
   tokens_QKL, log_probs_QK = method.replies(end.written)
-  # A search that nobody wants goes on as long as others do.
+  # Searches that were not asked for run until the others finish.
   tokens_QKL = jnp.where(settled_Q[:, None, None], config.end_id, tokens_QKL)
   log_probs_QK = jnp.where(settled_Q[:, None], 0, log_probs_QK)
   shape = (batch_size, targets, config.num_replies)

@@ -7,7 +7,7 @@ The decoder reads a start and then the comment, and predicts the comment and its
 
 The author's marker is given rather than predicted, unless a setting says otherwise:
 who writes the reply is known to whoever asks for one. So a generator of replies begins
-with start and marker. Of a comment that was cut no end is predicted: it had none there.
+with start and marker. No end token is predicted for a truncated comment.
 Where comments have ends of their own (`sequence_ends`), start and end are those.
 """
 

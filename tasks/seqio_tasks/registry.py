@@ -226,7 +226,7 @@ def add_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
   """Registers (or replaces) a mixture of registered tasks of comment trees.
 
   SeqIO wants all tasks of a mixture to have the same features: those that a task lacks
-  are added to it, saying what goes without saying. For our trainer they change nothing.
+  are added to it, filled with default values. For our trainer they change nothing.
 
   Args:
     name: what SeqIO is to know it by.

@@ -47,7 +47,7 @@ DROPPED_ORPHAN = "dropped: parent missing, or below such a comment"
 DROPPED_WITH_TREE = "dropped: its tree has no id"
 DROPPED_NO_TREE = "dropped: id of its post missing or of a wrong type"
 DROPPED_NEITHER = "dropped: neither a comment nor a post"
-# ...and of a tree; a line that is none counts here too.
+# ...and of a tree; lines that are not trees are counted here too.
 TREE_NO_ID = "skipped: id missing or of a wrong type"
 TREE_NO_LIST = "skipped: no list of comments"
 TREE_EMPTY = "skipped: no comments left"

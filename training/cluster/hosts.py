@@ -1,4 +1,4 @@
-"""What hosts tell each other in words, beside what their devices compute.
+"""Host-to-host messages over JAX's key-value store.
 
 It goes through the key-value store of JAX's coordination service, which lives on host
 0: that works in threads, has time limits, and lets no device wait. Every host calls

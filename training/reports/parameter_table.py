@@ -29,7 +29,7 @@ _MAX_NAME, _MAX_DIMENSIONS = 28, 25
 
 
 def describe(config: TrainConfig, model: Model, console: Console) -> None:
-  """Prints how the state would lie on the devices there are, and where it would start.
+  """Prints the shardings of the state on the devices there are, and its initial values.
 
   Trains nothing.
 

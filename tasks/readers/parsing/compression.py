@@ -260,7 +260,7 @@ def _find(file: IO[bytes], compression: Compression, start: int) -> int | None:
 
 
 class _GzipMember:
-  """Decodes a member; unlike `zlib`, gives its data though the checksum be wrong."""
+  """Decodes a member; unlike `zlib`, returns the data even if the checksum is wrong."""
 
   _FLAG_HEADER_CRC, _FLAG_EXTRA, _FLAG_NAME, _FLAG_COMMENT = 2, 4, 8, 16
   _LONGEST_HEADER_BYTES = 2**17

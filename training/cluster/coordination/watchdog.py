@@ -306,7 +306,7 @@ def _end_process(code: int, line: str, stacks: bool = False) -> NoReturn:
 
 
 def _exit(code: int) -> NoReturn:
-  """Ends the process without JAX's farewells, which wait for the other hosts."""
+  """Ends the process without `jax.distributed.shutdown()`, which waits for others."""
   _log.info("exit code %d", code)
   logging.shutdown()
   for stream in (sys.stdout, sys.stderr):
