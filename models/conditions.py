@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from commentree.models.config import Condition
 from commentree.models.layers import Array
-from commentree.setting_checks import check_choice
+from commentree.settings import check_choice
 
 Batch = Mapping[str, Array]
 

@@ -30,7 +30,7 @@ from commentree.models.network import CommentTreeTransformer
 from commentree.models.transformer.roberta import ROBERTA
 from commentree.models.transformer.stacks import Family
 from commentree.models.transformer.t5 import T5
-from commentree.setting_checks import check_range
+from commentree.settings import check_range
 
 FAMILIES: dict[str, Family] = {"t5": T5, "roberta": ROBERTA}
 

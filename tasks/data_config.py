@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from commentree.errors import UserError
-from commentree.setting_checks import check_range
+from commentree.settings import NonNegativeInt, PositiveInt, Share, check_fields
 from commentree.tasks import readers
 from commentree.tasks.config import mixture_config
 from commentree.tasks.config.generated import GeneratedTreesConfig
@@ -50,12 +50,12 @@ class DataConfig:
   files: str | Sequence[str] | None = None
   files_format: str | None = None
   vocabulary: str | None = None
-  held_out_share: float = HELD_OUT_SHARE
+  held_out_share: Share = HELD_OUT_SHARE
   cache_dir: str | None = None
   use_cached: bool = False
   seqio_additional_cache_dirs: str | Sequence[str] = ()
-  prepare_processes: int | None = None
-  eval_seed: int = 0
+  prepare_processes: PositiveInt | None = None
+  eval_seed: NonNegativeInt = 0
   layout: ForestLayout = ForestLayout()
   preprocessing: PreprocessingConfig = PreprocessingConfig()
   mixture: Mapping[str, float] | None = None
@@ -63,6 +63,7 @@ class DataConfig:
   generated: GeneratedTreesConfig = GeneratedTreesConfig()
 
   def __post_init__(self):
+    check_fields(self)
     subtrees = self.preprocessing.subtrees
     shortest = min(row_lengths(self.task_feature_lengths))
     if subtrees.sequence_ends and subtrees.max_comment_tokens > shortest:
@@ -71,16 +72,8 @@ class DataConfig:
         f" {shortest} tokens (TASK_FEATURE_LENGTHS) would cut off the ends of comments"
         f" that SubtreeConfig.sequence_ends asks for; set it to {shortest} or less"
       )
-    check_range("DataConfig", "held_out_share", self.held_out_share, 0, 1)
-    check_range("DataConfig", "eval_seed", self.eval_seed, 0, whole=True)
-    if self.prepare_processes is not None:
-      check_range(
-        "DataConfig", "prepare_processes", self.prepare_processes, 1, whole=True
-      )
     if self.files_format is not None:
       readers.check_name(self.files_format)
-    if not isinstance(self.use_cached, bool):
-      raise UserError(f"USE_CACHED_TASKS = {self.use_cached!r}: must be True or False")
     if not isinstance(self.mixture_or_task_name, str):
       raise UserError(
         f"MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r}: give a task's name in"

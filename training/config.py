@@ -9,11 +9,20 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from commentree.errors import UserError
 from commentree.models.config import Condition
-from commentree.setting_checks import check_choice, check_range, check_switches
+from commentree.settings import (
+  NonNegative,
+  NonNegativeInt,
+  PositiveInt,
+  Share,
+  check_fields,
+  check_range,
+)
 
 Schedule = Literal["constant", "rsqrt", "linear", "cosine", "wsd"]
 
@@ -87,20 +96,14 @@ class ScheduleConfig:
   """
 
   name: Schedule = "rsqrt"
-  learning_rate: float = 0.01
-  warmup_steps: int = 1000
-  decay_steps: int | None = None
-  decay_share: float = 0.2
-  final_share: float = 0.0
+  learning_rate: NonNegative = 0.01
+  warmup_steps: NonNegativeInt = 1000
+  decay_steps: PositiveInt | None = None
+  decay_share: Share = 0.2
+  final_share: Share = 0.0
 
   def __post_init__(self):
-    check_choice("ScheduleConfig", "name", self.name, Schedule)
-    check_range("ScheduleConfig", "learning_rate", self.learning_rate, 0)
-    check_range("ScheduleConfig", "warmup_steps", self.warmup_steps, 0, whole=True)
-    if self.decay_steps is not None:
-      check_range("ScheduleConfig", "decay_steps", self.decay_steps, 1, whole=True)
-    check_range("ScheduleConfig", "decay_share", self.decay_share, 0, 1)
-    check_range("ScheduleConfig", "final_share", self.final_share, 0, 1)
+    check_fields(self)
 
   def last_decay_step(self, train_steps: int) -> int:
     """Returns the step at which the decay ends."""
@@ -140,25 +143,20 @@ class OptimizerConfig:
 
   name: str = "adafactor"
   schedule: ScheduleConfig = ScheduleConfig()
-  clip_norm: float | Literal["auto"] | None = "auto"
-  weight_decay: float = 0.0
+  clip_norm: Annotated[float, Meta(ge=1e-12)] | Literal["auto"] | None = "auto"
+  weight_decay: NonNegative = 0.0
   kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   learning_rate_rules: tuple[tuple[str, float], ...] = ()
-  layer_decay: float = 1.0
-  fresh_multiple: float = 5.0
+  layer_decay: Annotated[float, Meta(ge=1e-3, le=1)] = 1.0
+  fresh_multiple: Annotated[float, Meta(ge=1e-3)] = 5.0
 
   def __post_init__(self):
-    clip_norm = self.clip_norm
-    if clip_norm == "auto":
+    check_fields(self)
+    if self.clip_norm == "auto":
       clip_norm = None if self.name == "adafactor" else 1.0
-    if clip_norm is not None:
-      check_range("OptimizerConfig", "clip_norm", clip_norm, 1e-12)
-    object.__setattr__(self, "clip_norm", clip_norm)
+      object.__setattr__(self, "clip_norm", clip_norm)
     if not isinstance(self.name, str):
       raise UserError(f"OptimizerConfig.name = {self.name!r}: must be a name in quotes")
-    check_range("OptimizerConfig", "weight_decay", self.weight_decay, 0)
-    check_range("OptimizerConfig", "layer_decay", self.layer_decay, 1e-3, 1)
-    check_range("OptimizerConfig", "fresh_multiple", self.fresh_multiple, 1e-3)
     rules = tuple(map(self._rule, self.learning_rate_rules))
     object.__setattr__(self, "learning_rate_rules", rules)
 
@@ -203,22 +201,19 @@ class PartitioningConfig:
       reported by name.
   """
 
-  num_slices: int | None = None
+  num_slices: PositiveInt | None = None
   fsdp_parallel: int = 1
-  model_parallel: int = 1
+  model_parallel: PositiveInt = 1
   logical_axis_rules: tuple[tuple[str, MeshAxes], ...] = DEFAULT_AXIS_RULES
-  fsdp_min_elements: int = 2**16
-  replicated_max_elements: int = 2**20
+  fsdp_min_elements: NonNegativeInt = 2**16
+  replicated_max_elements: NonNegativeInt = 2**20
 
   def __post_init__(self):
-    owner = "PartitioningConfig"
-    if self.num_slices is not None:
-      check_range(owner, "num_slices", self.num_slices, 1, whole=True)
+    check_fields(self)
     if self.fsdp_parallel != -1:
-      check_range(owner, "fsdp_parallel", self.fsdp_parallel, 1, whole=True)
-    check_range(owner, "model_parallel", self.model_parallel, 1, whole=True)
-    for field in ("fsdp_min_elements", "replicated_max_elements"):
-      check_range(owner, field, getattr(self, field), 0, whole=True)
+      check_range(
+        "PartitioningConfig", "fsdp_parallel", self.fsdp_parallel, 1, whole=True
+      )
     rules = tuple(map(self._rule, self.logical_axis_rules))
     object.__setattr__(self, "logical_axis_rules", rules)
 
@@ -258,24 +253,16 @@ class CheckpointConfig:
     save_attempts: saves that may fail in a row before the run stops.
   """
 
-  period: int = 1000
-  period_minutes: float | None = None
-  keep: int = 3
-  keep_best: int = 1
+  period: PositiveInt = 1000
+  period_minutes: Annotated[float, Meta(ge=0.01)] | None = None
+  keep: PositiveInt = 3
+  keep_best: NonNegativeInt = 1
   best_metric: str = "true/loss"
-  save_timeout_seconds: float = 1800.0
-  save_attempts: int = 3
+  save_timeout_seconds: Annotated[float, Meta(ge=1)] = 1800.0
+  save_attempts: PositiveInt = 3
 
   def __post_init__(self):
-    check_range("CheckpointConfig", "period", self.period, 1, whole=True)
-    check_range("CheckpointConfig", "keep", self.keep, 1, whole=True)
-    check_range("CheckpointConfig", "keep_best", self.keep_best, 0, whole=True)
-    if self.period_minutes is not None:
-      check_range("CheckpointConfig", "period_minutes", self.period_minutes, 0.01)
-    check_range(
-      "CheckpointConfig", "save_timeout_seconds", self.save_timeout_seconds, 1
-    )
-    check_range("CheckpointConfig", "save_attempts", self.save_attempts, 1, whole=True)
+    check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,11 +288,7 @@ class EvalConfig:
   reply_matching: bool = True
 
   def __post_init__(self):
-    object.__setattr__(self, "conditions", tuple(self.conditions))
-    for field in ("depth_edges", "frequency_ranks"):
-      object.__setattr__(self, field, tuple(getattr(self, field)))
-    for condition in self.conditions:
-      check_choice("EvalConfig", "conditions", condition, Condition)
+    check_fields(self)
     if not self.conditions or len(set(self.conditions)) < len(self.conditions):
       raise UserError(
         f"EvalConfig.conditions = {self.conditions}: must name at least one, none twice"
@@ -315,7 +298,6 @@ class EvalConfig:
       rises = all(a < b for a, b in itertools.pairwise(edges))
       if not edges or edges[0] != 0 or not rises:
         raise UserError(f"EvalConfig.{field} = {edges}: must rise from 0")
-    check_switches(self)
 
   def check_metric(self, owner: str, name: str) -> None:
     """Raises UserError unless there is such a metric, by its path in the results."""
@@ -356,9 +338,9 @@ class HealthConfig:
       elsewhere.
   """
 
-  host_timeout_seconds: float = 60.0
-  stall_timeout_seconds: float = 1800.0
-  allowances: Mapping[str, float] = dataclasses.field(
+  host_timeout_seconds: Annotated[float, Meta(ge=2)] = 60.0
+  stall_timeout_seconds: Annotated[float, Meta(ge=1)] = 1800.0
+  allowances: Mapping[str, Annotated[float, Meta(ge=1)]] = dataclasses.field(
     default_factory=lambda: {
       "data": 86400.0,
       "compile": 7200.0,
@@ -369,12 +351,7 @@ class HealthConfig:
   waiting_phases: tuple[str, ...] = ("step", "eval", "log")
 
   def __post_init__(self):
-    owner = "HealthConfig"
-    check_range(owner, "host_timeout_seconds", self.host_timeout_seconds, 2)
-    check_range(owner, "stall_timeout_seconds", self.stall_timeout_seconds, 1)
-    for what, seconds in self.allowances.items():
-      check_range(owner, f"allowances[{what!r}]", seconds, 1)
-    object.__setattr__(self, "waiting_phases", tuple(self.waiting_phases))
+    check_fields(self)
 
   def allowance(self, what: str) -> float:
     """Seconds that a main thread may be in `what` without a sign of progress."""
@@ -418,15 +395,15 @@ class TrainConfig:
   """
 
   model_dir: str
-  train_steps: int
-  batch_size: int
-  random_seed: int = 0
-  eval_period: int = 1000
-  eval_batches: int | None = None
-  patience: int | None = None
-  log_period: int = 10
-  console_seconds: float = 5.0
-  gradient_accumulation_steps: int = 1
+  train_steps: PositiveInt
+  batch_size: PositiveInt
+  random_seed: NonNegativeInt = 0
+  eval_period: NonNegativeInt = 1000
+  eval_batches: PositiveInt | None = None
+  patience: PositiveInt | None = None
+  log_period: PositiveInt = 10
+  console_seconds: NonNegative = 5.0
+  gradient_accumulation_steps: PositiveInt = 1
   stop_on_nonfinite: bool = True
   initial_checkpoint_path: str | None = None
   warm_start_rules: tuple[tuple[str, str | None, str], ...] = ()
@@ -440,20 +417,8 @@ class TrainConfig:
   health: HealthConfig = HealthConfig()
 
   def __post_init__(self):
-    for field in (
-      "train_steps",
-      "batch_size",
-      "log_period",
-      "gradient_accumulation_steps",
-    ):
-      check_range("TrainConfig", field, getattr(self, field), 1, whole=True)
-    for field in ("random_seed", "eval_period"):
-      check_range("TrainConfig", field, getattr(self, field), 0, whole=True)
-    check_range("TrainConfig", "console_seconds", self.console_seconds, 0)
-    if self.eval_batches is not None:
-      check_range("TrainConfig", "eval_batches", self.eval_batches, 1, whole=True)
+    check_fields(self)
     if self.patience is not None:
-      check_range("TrainConfig", "patience", self.patience, 1, whole=True)
       check_range("TrainConfig", "eval_period", self.eval_period, 1, whole=True)
     rules = tuple(map(self._warm_start_rule, self.warm_start_rules))
     object.__setattr__(self, "warm_start_rules", rules)

@@ -24,7 +24,6 @@ from commentree.tasks.config.preprocessing import (
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.inspection.views import InspectionConfig
-from commentree.tasks.seqio_tasks import registration
 
 _GENERATED, _FILES = "commentree_generated", "commentree_files"
 _MAX_COMMENTS_ON_TERMINAL = 12
@@ -215,7 +214,7 @@ def main(argv: Sequence[str]) -> int:
   # TensorFlow loads here, once the settings are sound.
   library_noise.load_tensorflow()
   from commentree.tasks.inspection import inspecting
-  from commentree.tasks.seqio_tasks import registry
+  from commentree.tasks.seqio_tasks import registration, registry
 
   registration.register_tasks(data_config)
   task = registry.get_task(data_config.mixture_or_task_name)

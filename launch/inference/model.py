@@ -21,7 +21,7 @@ from commentree.errors import UserError
 from commentree.launch.inference import mode_table, run_context
 from commentree.launch.inference.run_context import RunContext
 from commentree.launch.settings import library_noise, run_folder
-from commentree.setting_checks import check_choice
+from commentree.settings import check_choice
 from commentree.tasks.readers import tree_jsonl
 from commentree.tasks.trees.assembly import assemble
 from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from commentree.setting_checks import check_range
+from commentree.settings import check_range
 from commentree.tasks.config import mixture_config
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests import forest_layout

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from commentree.errors import UserError
-from commentree.setting_checks import check_choice, check_range
+from commentree.settings import (
+  NonNegative,
+  NonNegativeInt,
+  PositiveInt,
+  check_fields,
+  check_range,
+)
 
 DecodingMethod = Literal["greedy", "sample", "beam"]
 
@@ -18,47 +26,40 @@ class DecodingConfig:
   """How the tokens of a reply are chosen, and which never are.
 
   The ids are those of the objective that the model was trained with (`clm`).
+
+  Attributes:
+    start_id: what the decoder reads in front of a reply.
+    end_id: what it predicts at the end of a reply.
+    max_length: most tokens of a reply, forced ones and the end included.
+    method: 'greedy' takes the top_k_top_p token each time; 'sample' draws one; 'beam'
+      keeps the `beam_width` top_k_top_p beginnings.
+    num_replies: replies for each comment: different draws, or the best of the beam.
+    temperature: of 'sample': scores are divided by it.
+    top_k: of 'sample': after that the `top_k` top_k_top_p tokens are kept; 0 for all.
+    top_p: of 'sample': of these, the fewest that make up this share of their
+      probability, the top_k_top_p first (Holtzman et al. 2020).
+    beam_width: of 'beam': how many beginnings are kept.
+    length_penalty: of 'beam': a finished reply of n tokens is ranked by its log
+      probability over ((5 + n) / 6) ** length_penalty (Wu et al. 2016). At 0 short
+      replies win, as every token makes one less likely; at 1 it is close to the mean
+      of the tokens.
+    never: ids that are never written: padding, `<mask>`, markers.
   """
 
-  # What the decoder reads in front of a reply, and what it predicts at its end.
-  start_id: int
-  end_id: int
-
-  # Most tokens of a reply, forced ones and the end included.
-  max_length: int = 64
+  start_id: NonNegativeInt
+  end_id: NonNegativeInt
+  max_length: PositiveInt = 64
   method: DecodingMethod = "greedy"
-  # Replies for each comment: different draws, or the best of the beam.
-  num_replies: int = 1
-
-  # Of the method "sample". Scores are divided by the temperature; then the `top_k`
-  # top_k_top_p tokens are kept (0: all); of these the fewest that make up a share
-  # `top_p` of their probability, the top_k_top_p first (Holtzman et al. 2020).
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-
-  # Of the method "beam". A finished reply of n tokens is ranked by its log probability
-  # over ((5 + n) / 6) ** length_penalty (Wu et al. 2016). At 0 short replies win, as
-  # every token makes one less likely; at 1 it is close to the mean of the tokens.
-  beam_width: int = 4
-  length_penalty: float = 0.6
-
-  # Ids that are never written: padding, `<mask>`, markers.
-  never: tuple[int, ...] = ()
+  num_replies: PositiveInt = 1
+  temperature: Annotated[float, Meta(ge=1e-4)] = 1.0
+  top_k: NonNegativeInt = 0
+  top_p: Annotated[float, Meta(ge=1e-6, le=1)] = 1.0
+  beam_width: PositiveInt = 4
+  length_penalty: NonNegative = 0.6
+  never: tuple[NonNegativeInt, ...] = ()
 
   def __post_init__(self):
-    for field in ("start_id", "end_id", "top_k"):
-      check_range(_OWNER, field, getattr(self, field), 0, whole=True)
-    for field in ("max_length", "num_replies", "beam_width"):
-      check_range(_OWNER, field, getattr(self, field), 1, whole=True)
-    check_choice(_OWNER, "method", self.method, DecodingMethod)
-    check_range(_OWNER, "temperature", self.temperature, 1e-4)
-    check_range(_OWNER, "top_p", self.top_p, 1e-6, 1)
-    check_range(_OWNER, "length_penalty", self.length_penalty, 0)
-    # gin and JSON hand over lists; a frozen configuration must be hashable.
-    object.__setattr__(self, "never", tuple(self.never))
-    for token in self.never:
-      check_range(_OWNER, "never", token, 0, whole=True)
+    check_fields(self)
     if self.end_id in self.never:
       raise UserError(
         f"{_OWNER}.never has {self.end_id}, which is end_id: no reply would end"

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from commentree.errors import UserError
-from commentree.setting_checks import check_range
+from commentree.settings import NonNegativeInt, PositiveInt, Share, check_fields
 from commentree.tasks.config.preprocessing import HELD_OUT_SHARE, TreeConfig
 
 SPLITS = ("train", "validation", "test")
@@ -45,9 +45,9 @@ class BuildConfig:
     trees: what becomes of what is odd in a tree.
   """
 
-  seed: int = 0
-  validation_share: float = HELD_OUT_SHARE
-  test_share: float = 0.0
+  seed: NonNegativeInt = 0
+  validation_share: Share = HELD_OUT_SHARE
+  test_share: Share = 0.0
   validation_after: int | None = None
   test_after: int | None = None
   subreddits: tuple[str, ...] = ()
@@ -59,17 +59,16 @@ class BuildConfig:
   max_words: int | None = None
   min_chars: int | None = None
   max_chars: int | None = None
-  min_comments: int = 1
+  min_comments: NonNegativeInt = 1
   max_comments: int | None = None
-  max_tree_comments: int = 100_000
-  max_tree_mb: int = 32
-  shard_mb: int = 128
+  max_tree_comments: PositiveInt = 100_000
+  max_tree_mb: PositiveInt = 32
+  shard_mb: PositiveInt = 128
   format: str | None = None
   trees: TreeConfig = TreeConfig()
 
   def __post_init__(self):
-    for share in ("validation_share", "test_share"):
-      check_range("BuildConfig", share, getattr(self, share), 0, 1)
+    check_fields(self)
     if self.validation_share + self.test_share > 1:
       raise UserError(
         f"validation_share = {self.validation_share} and test_share ="
@@ -77,14 +76,6 @@ class BuildConfig:
       )
     if self.test_after is not None and self.validation_after is None:
       raise UserError("test_after is of use only with validation_after: give both")
-    for field, low in (
-      ("seed", 0),
-      ("min_comments", 0),
-      ("max_tree_comments", 1),
-      ("max_tree_mb", 1),
-      ("shard_mb", 1),
-    ):
-      check_range("BuildConfig", field, getattr(self, field), low, whole=True)
     for low_field, high_field in (
       ("after", "before"),
       ("validation_after", "test_after"),

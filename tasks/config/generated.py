@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
+
+from msgspec import Meta
 
 from commentree.errors import UserError
-from commentree.setting_checks import check_range
+from commentree.settings import (
+  NonNegative,
+  NonNegativeInt,
+  PositiveInt,
+  Share,
+  check_fields,
+)
 
 # Two-syllable stems that `generated` can spell.
 NUM_STEMS = 4900
@@ -44,53 +53,31 @@ class GeneratedTreesConfig:
       everybody does.
   """
 
-  seed: int = 0
-  num_train_trees: int = 10_000
-  num_validation_trees: int = 500
-  hops: tuple[int, ...] = (1, 2, 3)
-  num_values: int = 16
-  noise: float = 0.05
-  recall_rate: float = 0.7
-  num_filler_words: int = 50
-  zipf_exponent: float = 1.0
-  median_filler_words: float = 3.0
-  filler_words_sigma: float = 1.0
-  max_filler_words: int = 64
-  median_tree_size: float = 12.0
-  tree_size_sigma: float = 1.0
-  max_tree_size: int = 256
-  root_share: float = 0.3
-  chain_share: float = 0.75
+  seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+  num_train_trees: PositiveInt = 10_000
+  num_validation_trees: PositiveInt = 500
+  hops: tuple[Annotated[int, Meta(ge=1, le=MAX_HOPS)], ...] = (1, 2, 3)
+  num_values: Annotated[int, Meta(ge=2, le=NUM_STEMS // 2)] = 16
+  noise: Share = 0.05
+  recall_rate: Share = 0.7
+  num_filler_words: Annotated[int, Meta(ge=1, le=NUM_STEMS // 2)] = 50
+  zipf_exponent: NonNegative = 1.0
+  median_filler_words: NonNegative = 3.0
+  filler_words_sigma: NonNegative = 1.0
+  max_filler_words: NonNegativeInt = 64
+  median_tree_size: Annotated[float, Meta(ge=1)] = 12.0
+  tree_size_sigma: NonNegative = 1.0
+  max_tree_size: Annotated[int, Meta(ge=2)] = 256
+  root_share: Share = 0.3
+  chain_share: Share = 0.75
 
   def __post_init__(self):
-    def check(field, low, high=float("inf"), whole=False):
-      check_range(
-        "GeneratedTreesConfig", field, getattr(self, field), low, high, whole=whole
-      )
-
-    # gin hands over lists; a frozen configuration must be hashable.
-    object.__setattr__(self, "hops", tuple(self.hops))
+    check_fields(self)
     if not self.hops or len(set(self.hops)) < len(self.hops):
       raise UserError(
         f"GeneratedTreesConfig.hops = {self.hops}: name at least one hop, each once,"
         " as in (1, 2, 3)"
       )
-    for hop in self.hops:
-      check_range("GeneratedTreesConfig", "hops", hop, 1, MAX_HOPS, whole=True)
-    check("seed", 0, 2**63 - 1, whole=True)
-    check("num_train_trees", 1, whole=True)
-    check("num_validation_trees", 1, whole=True)
-    check("num_values", 2, NUM_STEMS // 2, whole=True)
-    check("num_filler_words", 1, NUM_STEMS // 2, whole=True)
-    for field in ("noise", "recall_rate", "root_share", "chain_share"):
-      check(field, 0, 1)
-    check("zipf_exponent", 0)
-    check("median_filler_words", 0)
-    check("filler_words_sigma", 0)
-    check("max_filler_words", 0, whole=True)
-    check("median_tree_size", 1)
-    check("tree_size_sigma", 0)
-    check("max_tree_size", 2, whole=True)
 
   @property
   def max_comment_tokens(self) -> int:

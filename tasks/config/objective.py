@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
+
+from msgspec import Meta
 
 from commentree.errors import UserError
-from commentree.setting_checks import check_choice, check_range
+from commentree.settings import check_fields, check_names
 
 ObjectiveName = Literal["mlm", "clm", "tlm", "span_corruption", "classify", "tag"]
 
@@ -36,42 +38,23 @@ class ObjectiveConfig:
   """
 
   name: ObjectiveName = "mlm"
-  noise_density: float = 0.15
-  mean_span: float = 3.0
+  noise_density: Annotated[float, Meta(ge=0.01, le=0.9)] = 0.15
+  mean_span: Annotated[float, Meta(ge=1)] = 3.0
   predict_authors: bool = False
   languages: tuple[str, ...] = ()
 
   def __post_init__(self):
-    check_choice("ObjectiveConfig", "name", self.name, ObjectiveName)
-    check_range("ObjectiveConfig", "noise_density", self.noise_density, 0.01, 0.9)
-    check_range("ObjectiveConfig", "mean_span", self.mean_span, 1)
-    if not isinstance(self.predict_authors, bool):
-      raise UserError(
-        f"ObjectiveConfig.predict_authors = {self.predict_authors!r}: must be True or"
-        " False"
-      )
-    # gin hands over lists; a frozen configuration must be hashable.
-    given = self.languages
-    languages = (given,) if isinstance(given, str) else tuple(given)
-    object.__setattr__(self, "languages", languages)
-    if not all(isinstance(name, str) and name for name in languages):
-      raise UserError(
-        f"ObjectiveConfig.languages = {languages!r}: must be names in quotes, as the"
-        " data has them, such as ('en', 'de')"
-      )
-    if len(set(languages)) < len(languages):
-      raise UserError(
-        f"ObjectiveConfig.languages = {languages!r}: must name each language once"
-      )
-    if self.name == "tlm" and not languages:
+    check_fields(self)
+    check_names("ObjectiveConfig", "languages", self.languages, "language")
+    if self.name == "tlm" and not self.languages:
       raise UserError(
         "ObjectiveConfig.languages is missing: 'tlm' needs the languages of comments"
         " and translations, such as ('en', 'de')"
       )
-    if languages and self.name in CAUSAL:
+    if self.languages and self.name in CAUSAL:
       raise UserError(
-        f"ObjectiveConfig.languages = {languages!r}: {self.name!r} knows no languages;"
-        " leave them out"
+        f"ObjectiveConfig.languages = {self.languages!r}: {self.name!r} knows no"
+        " languages; leave them out"
       )
 
   def named(self, name: str) -> ObjectiveConfig:

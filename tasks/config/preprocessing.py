@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from commentree.errors import UserError
-from commentree.setting_checks import check_choice, check_range, check_switches
+from commentree.settings import PositiveInt, Share, check_fields, check_names
 from commentree.tasks.config.objective import ObjectiveConfig
 
 Deleted = Literal["splice", "keep"]
@@ -24,16 +25,6 @@ does."""
 
 SEQUENCE_ENDS = 2
 """Tokens that `SubtreeConfig.sequence_ends` puts around the words of a comment."""
-
-
-def _check_names(owner: str, names: str | Sequence[str]) -> tuple[str, ...]:
-  """Names as a tuple, since gin hands over lists; raises UserError for others."""
-  names = (names,) if isinstance(names, str) else tuple(names)
-  if not all(isinstance(name, str) and name for name in names):
-    raise UserError(f"{owner}.names = {names!r}: must be names in quotes")
-  if len(set(names)) < len(names):
-    raise UserError(f"{owner}.names = {names!r}: must name each label once")
-  return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +46,11 @@ class TreeConfig:
   deleted: Deleted = "splice"
   orphans: Orphans = "attach"
   target_post: bool = False
-  max_line_bytes: int = 64 * 2**20
-  max_comment_chars: int = 1_000_000
+  max_line_bytes: PositiveInt = 64 * 2**20
+  max_comment_chars: PositiveInt = 1_000_000
 
   def __post_init__(self):
-    check_choice("TreeConfig", "deleted", self.deleted, Deleted)
-    check_choice("TreeConfig", "orphans", self.orphans, Orphans)
-    for name in ("max_line_bytes", "max_comment_chars"):
-      check_range("TreeConfig", name, getattr(self, name), 1, whole=True)
-    check_switches(self)
+    check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +74,10 @@ class CleaningConfig:
   footnotes: bool = True
   quotes: bool = True
   whitespace: bool = True
-  copied_quotations: int = 0
+  copied_quotations: Annotated[int, Meta(ge=0, le=100)] = 0
 
   def __post_init__(self):
-    check_switches(self)
-    check_range(
-      "CleaningConfig", "copied_quotations", self.copied_quotations, 0, 100, whole=True
-    )
+    check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +91,10 @@ class MarkersConfig:
   """
 
   authors: bool = True
-  max_users: int = 32
+  max_users: Annotated[int, Meta(ge=0, le=10_000)] = 32
 
   def __post_init__(self):
-    check_range("MarkersConfig", "max_users", self.max_users, 0, 10_000, whole=True)
-    check_switches(self)
+    check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +114,8 @@ class LabelsConfig:
   bare_trees: BareTrees = "outside"
 
   def __post_init__(self):
-    check_choice("LabelsConfig", "bare_trees", self.bare_trees, BareTrees)
-    object.__setattr__(self, "names", _check_names("LabelsConfig", self.names))
+    check_fields(self)
+    check_names("LabelsConfig", "names", self.names, "label")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +134,9 @@ class CommentLabelsConfig:
   names: tuple[str, ...] = ()
 
   def __post_init__(self):
-    check_choice("CommentLabelsConfig", "source", self.source, LabelSource)
-    names = _check_names("CommentLabelsConfig", self.names)
+    check_fields(self)
+    check_names("CommentLabelsConfig", "names", self.names, "label")
+    names = self.names
     if self.source == "deleted_next":
       names = names or ("kept", "deleted")
       if len(names) != 2:
@@ -186,10 +170,10 @@ class DiscourseMarkersConfig:
   """
 
   file: str | None = None
-  share: float = 0.5
+  share: Share = 0.5
 
   def __post_init__(self):
-    check_range("DiscourseMarkersConfig", "share", self.share, 0, 1)
+    check_fields(self)
     if self.file is not None and not (isinstance(self.file, str) and self.file):
       raise UserError(
         f"DiscourseMarkersConfig.file = {self.file!r}: must be a file's name or"
@@ -218,20 +202,14 @@ class SubtreeConfig:
       count as two of its tokens.
   """
 
-  max_tree_size: int = 64
-  max_ancestors: int = 16
-  max_comment_tokens: int = 128
+  max_tree_size: Annotated[int, Meta(ge=2)] = 64
+  max_ancestors: PositiveInt = 16
+  max_comment_tokens: Annotated[int, Meta(ge=4)] = 128
   long_comments: LongComments = "truncate"
   sequence_ends: bool = False
 
   def __post_init__(self):
-    check_switches(self)
-    check_range("SubtreeConfig", "max_ancestors", self.max_ancestors, 1, whole=True)
-    check_range("SubtreeConfig", "max_tree_size", self.max_tree_size, 2, whole=True)
-    check_range(
-      "SubtreeConfig", "max_comment_tokens", self.max_comment_tokens, 4, whole=True
-    )
-    check_choice("SubtreeConfig", "long_comments", self.long_comments, LongComments)
+    check_fields(self)
     context = most_context(self.max_ancestors)
     if self.max_tree_size <= context:
       raise UserError(
@@ -259,15 +237,13 @@ class MaskingConfig:
       word does has single tokens chosen.
   """
 
-  rate: float = 0.15
-  mask_share: float = 0.8
-  random_share: float = 0.1
+  rate: Share = 0.15
+  mask_share: Share = 0.8
+  random_share: Share = 0.1
   whole_words: bool = False
 
   def __post_init__(self):
-    check_switches(self)
-    for field in ("rate", "mask_share", "random_share"):
-      check_range("MaskingConfig", field, getattr(self, field), 0, 1)
+    check_fields(self)
     if self.rate == 0:
       raise UserError("MaskingConfig.rate = 0: nothing would be predicted; try 0.15")
     if self.mask_share + self.random_share > 1 + 1e-9:

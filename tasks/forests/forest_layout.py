@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from commentree.errors import UserError
-from commentree.setting_checks import check_range
+from commentree.settings import PositiveInt, check_fields, check_range
 
 # Masked tokens per row beyond rate * length: short comments round up to one.
 _MASK_HEADROOM = 1.15
@@ -37,20 +37,16 @@ class ForestLayout:
     lookahead: tree subtrees held back from which the next example is composed.
   """
 
-  decoder_rows: int = 64
-  encoder_rows: int | None = None
-  target_slots: int | None = None
-  encoder_slots: int | None = None
-  max_ancestors: int = 16
-  masked_per_row: int | None = None
-  lookahead: int = 256
+  decoder_rows: PositiveInt = 64
+  encoder_rows: PositiveInt | None = None
+  target_slots: PositiveInt | None = None
+  encoder_slots: PositiveInt | None = None
+  max_ancestors: PositiveInt = 16
+  masked_per_row: PositiveInt | None = None
+  lookahead: PositiveInt = 256
 
   def __post_init__(self):
-    for field in ("decoder_rows", "max_ancestors", "lookahead"):
-      check_range("ForestLayout", field, getattr(self, field), 1, whole=True)
-    for field in ("encoder_rows", "target_slots", "encoder_slots", "masked_per_row"):
-      if getattr(self, field) is not None:
-        check_range("ForestLayout", field, getattr(self, field), 1, whole=True)
+    check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Packing subtrees of trees into forests: rows of fixed length, static shapes.
 
 Comments are short and ragged, so padding is the enemy. A forest takes subtrees
-from commentree.training.warm_starts.formats.array_source import whole
 from a pool held back for the purpose, so that decoder rows, encoder rows, slots and
 masked positions all fill up together: vector bin packing, greedily taking the subtree
 that leaves the least room (the norm-based greedy of Panigrahy et al., "Heuristics for

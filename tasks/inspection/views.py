@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from commentree.setting_checks import check_range
+from commentree.settings import NonNegativeInt, PositiveInt, check_fields
 from commentree.tasks.forests import forest_layout
 from commentree.tasks.forests.forest_layout import ForestLayout, ForestShape
 from commentree.tasks.forests.packing import Fill
@@ -36,27 +36,20 @@ class InspectionConfig:
   """
 
   split: str = "train"
-  count: int = 3
-  skip: int = 0
+  count: PositiveInt = 3
+  skip: NonNegativeInt = 0
   tree_id: str | None = None
-  seed: int = 0
-  epoch: int = 0
+  seed: NonNegativeInt = 0
+  epoch: NonNegativeInt = 0
   lengths: Mapping[str, int] = dataclasses.field(
     default_factory=lambda: {"encoder": 128, "decoder": 128}
   )
   layout: ForestLayout = dataclasses.field(default_factory=ForestLayout)
-  max_comments: int = 20
+  max_comments: PositiveInt = 20
 
   def __post_init__(self):
+    check_fields(self)
     forest_layout.row_lengths(self.lengths)
-    for field, low in (
-      ("count", 1),
-      ("skip", 0),
-      ("seed", 0),
-      ("epoch", 0),
-      ("max_comments", 1),
-    ):
-      check_range("InspectionConfig", field, getattr(self, field), low, whole=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,14 +12,15 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import sentencepiece
 import tokenizers
+from msgspec import Meta
 
 from commentree.errors import UserError
-from commentree.setting_checks import check_choice, check_range
+from commentree.settings import check_fields
 from commentree.tasks.trees.markers import MASK
 from commentree.tasks.vocabulary import (
   backend_kinds,
@@ -54,13 +55,12 @@ class VocabularyConfig:
       as unknown; SentencePiece only.
   """
 
-  size: int = 8000
+  size: Annotated[int, Meta(ge=8, le=1_000_000)] = 8000
   model_type: ModelType = "unigram"
   byte_fallback: bool = False
 
   def __post_init__(self):
-    check_range("VocabularyConfig", "size", self.size, 8, 1_000_000, whole=True)
-    check_choice("VocabularyConfig", "model_type", self.model_type, ModelType)
+    check_fields(self)
     if self.byte_fallback and not self.is_sentencepiece:
       raise UserError(
         f"VocabularyConfig.byte_fallback with model_type = {self.model_type!r}: is for"

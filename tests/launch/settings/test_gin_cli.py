@@ -171,7 +171,7 @@ def test_a_mistake_is_told_in_three_seconds_and_before_jax_is_imported(tmp_path)
     ("FILES = 5\nVOCABULARY = 'v'", "DataConfig.files = 5: Expected `str |"),
     ("CACHE_DIR = 5", "DataConfig.cache_dir = 5: Expected `str | null`, got `int`"),
     ("PreprocessingConfig.cleaning = @ModelConfig()", "must be @CleaningConfig()"),
-    ("WARM_START_RULES = 3", "settings: TrainConfig: 'int' object is not iterable"),
+    ("WARM_START_RULES = 3", "TrainConfig.warm_start_rules = 3: must be a list"),
   ],
 )
 def test_whatever_gin_raises_of_a_file_is_one_line(
