@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/demo
 
-.PHONY: help train test slow fuzz lint format bench feed aot clean
+.PHONY: help train test slow fuzz lint format bench feed aot settings clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -ts:
@@ -49,6 +49,9 @@ feed: $(VENV)/.installed  ## how fast one core masks, packs and tokenises, again
 
 aot: $(VENV)/.installed-test  ## docs/aot.md: every size on TPU slices, by the TPU compiler; goes on where it stopped
 	$(BIN)/python -m commentree.launch.compiling.aot_table $(AOT_FLAGS)
+
+settings: $(VENV)/.installed  ## docs/settings.md, from the classes of settings
+	$(BIN)/python -m commentree.launch.settings.settings_page
 
 clean:  ## remove the virtual environment and what tools left
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -35,7 +35,13 @@ from commentree.training.config import (
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-  """All settings of a run: the model, its data, its training."""
+  """All settings of a run: the model, its data, its training.
+
+  Attributes:
+    model: the model.
+    data: the data.
+    train: the training.
+  """
 
   model: ModelConfig
   data: DataConfig

@@ -255,7 +255,19 @@ class MaskingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessingConfig:
-  """How a task turns trees into masked subtrees."""
+  """How a task turns trees into masked subtrees.
+
+  Attributes:
+    trees: what becomes of what is odd in a tree.
+    cleaning: which steps of cleaning are taken.
+    markers: author markers.
+    subtrees: how trees are cut.
+    masking: which tokens are predicted.
+    labels: labels of tokens.
+    discourse: words that are masked first.
+    comment_labels: labels of comments.
+    objective: what is predicted.
+  """
 
   trees: TreeConfig = TreeConfig()
   cleaning: CleaningConfig = CleaningConfig()

@@ -1,0 +1,109 @@
+"""docs/settings.md: every setting that gin binds, from the classes themselves.
+
+`python -m commentree.launch.settings.settings_page` writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pathlib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from commentree.launch.settings.configurables import register
+from commentree.launch.settings.gin_cli import GIN_ROOT
+from commentree.settings import bounds_text, kinds_of, unpack
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "settings.md"
+
+_HEAD = """\
+# Settings
+
+Made from the classes by `make settings`; do not edit. A setting is a field of a class:
+`--gin.MaskingConfig.rate=0.2`. Where a macro of `runs/common.gin` sets the field, give
+the macro: `--gin.LEARNING_RATE=0.001`.
+"""
+_BINDING = re.compile(r"^(\w+\.\w+) = %(\w+)$", re.MULTILINE)
+_ATTRIBUTE = re.compile(r"^  (\w+): ")
+_LONGEST_DEFAULT = 100
+
+
+def text() -> str:
+  """Returns the page."""
+  macros = dict(_BINDING.findall((GIN_ROOT / "runs" / "common.gin").read_text()))
+  return "\n".join([_HEAD, *(_section(config, macros) for config in register())])
+
+
+def _section(config: Any, macros: Mapping[str, str]) -> str:
+  summary = inspect.cleandoc(config.__doc__).splitlines()[0]
+  lines = [f"## {config.__name__}", "", summary, ""]
+  lines += ["| setting | type | default | macro | meaning |", "|---|---|---|---|---|"]
+  said, kinds = meanings(config), kinds_of(config)
+  for field in dataclasses.fields(config):
+    macro = macros.get(f"{config.__name__}.{field.name}")
+    cells = [
+      f"`{field.name}`",
+      describe(kinds[field.name]),
+      _default(field),
+      f"`{macro}`" if macro else "",
+      said.get(field.name, ""),
+    ]
+    lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+  return "\n".join([*lines, ""])
+
+
+def meanings(config: Any) -> dict[str, str]:
+  """Returns what a class's docstring says of each of its fields."""
+  found: dict[str, str] = {}
+  name = ""
+  section = inspect.cleandoc(config.__doc__).partition("\nAttributes:\n")[2]
+  for line in section.splitlines():
+    if match := _ATTRIBUTE.match(line):
+      name, line = match[1], line[match.end() :]
+    if name:
+      found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+  return found
+
+
+def describe(kind: Any) -> str:
+  """Returns an annotation in words."""
+  base, bounds = unpack(kind)
+  origin, members = get_origin(base), get_args(base)
+  if dataclasses.is_dataclass(base):
+    name = typing.cast(type, base).__name__
+    return f"[{name}](#{name.lower()})"
+  if base in (int, float):
+    number = "whole number" if base is int else "number"
+    return f"{number} {bounds_text(*bounds)}".strip()
+  if origin in (typing.Union, types.UnionType):
+    return " or ".join(map(describe, members))
+  if origin is Literal:
+    return ", ".join(f"`{choice!r}`" for choice in members)
+  if origin is tuple and members[-1] is not Ellipsis:
+    return f"({', '.join(map(describe, members))})"
+  if origin is not None and issubclass(origin, Mapping):
+    return f"mapping to: {describe(members[1])}"
+  if origin is not None:
+    return f"list of: {describe(members[0])}"
+  names = {bool: "True or False", str: "text", type(None): "None", Any: "anything"}
+  return names[base]
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+  value = field.default
+  if field.default_factory is not dataclasses.MISSING:
+    value = field.default_factory()
+  if value is dataclasses.MISSING:
+    return "required"
+  if dataclasses.is_dataclass(value):
+    return "its defaults"
+  shown = repr(value)
+  return f"`{shown}`" if len(shown) <= _LONGEST_DEFAULT else "see the class"
+
+
+if __name__ == "__main__":
+  PAGE.write_text(text())
