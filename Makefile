@@ -35,7 +35,7 @@ lint: $(VENV)/.installed-test  ## formatting, lint and types
 	$(BIN)/ruff check .
 	mkdir -p .mypy_cache/path && ln -sfn ../.. .mypy_cache/path/commentree
 	cd .mypy_cache/path && $(abspath $(BIN))/mypy --config-file=../../pyproject.toml \
-	  $(addprefix -p commentree.,models tasks training launch)
+	  $(addprefix -p commentree.,models tasks training launch tests)
 
 format: $(VENV)/.installed-test  ## format in place
 	$(BIN)/ruff format .

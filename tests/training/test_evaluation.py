@@ -8,6 +8,7 @@ import pytest
 
 from commentree.console import Console
 from commentree.errors import UserError
+from commentree.tests.support.consoles import printed
 from commentree.tests.support.training import stub
 from commentree.training import evaluation, partitioning
 from commentree.training.config import EvalConfig, PartitioningConfig
@@ -329,7 +330,7 @@ def test_depths_are_named_by_their_ranges():
 def test_the_table_shows_conditions_depths_groups_and_tokens(results):
   console = Console(file=io.StringIO(), width=160)
   console.print(evaluation_report.table(results, "held out"))
-  text = console.file.getvalue()
+  text = printed(console)
   for shown in ("held out", "parent_only", "depth 3+", "high", "tokens", "unigram"):
     assert shown in text
   more = results["shuffled"]["minus_true"], results["shuffled"]["standard_error"]
@@ -342,7 +343,7 @@ def test_the_table_shows_conditions_depths_groups_and_tokens(results):
 def test_the_table_of_bags_shows_what_they_and_the_model_gain(results):
   console = Console(file=io.StringIO(), width=160)
   console.print(evaluation_report.bags_table(results))
-  text = console.file.getvalue()
+  text = printed(console)
   gain = "{gain:+.3f} ± {gain_standard_error:.3f}".format(**results["bag_true"])
   more = results["shuffled"]["minus_true"], results["shuffled"]["standard_error"]
   for shown in (gain, "{:+.3f} ± {:.3f}".format(*more), "+ shuffled", "depth 3+"):

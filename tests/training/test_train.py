@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
+from commentree.tests.support.consoles import printed
 from commentree.tests.support.training import stub
 from commentree.training import data_input, evaluation
 from commentree.training.checkpointing import checkpoint_choice, checkpoints
@@ -35,7 +36,7 @@ def run(console):
 
 
 def said(console) -> str:
-  return console.file.getvalue()
+  return printed(console)
 
 
 def test_a_run_ends_with_its_last_step_evaluated_and_saved(make_config, run, tmp_path):
@@ -257,10 +258,10 @@ def test_a_run_without_a_better_evaluation_ends_and_stays_ended(
     )
 
   run(config(patience=2))
-  said = console.file.getvalue()
+  said = printed(console)
   assert "step 6 ends the run: " in said
   assert checkpoints.steps_in(config(2).model_dir)[-1] == 6
   run(config(patience=2))
-  assert "step 7" not in console.file.getvalue()
+  assert "step 7" not in printed(console)
   run(config(patience=None))
   assert checkpoints.steps_in(config(None).model_dir)[-1] == 12

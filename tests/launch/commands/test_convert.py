@@ -10,6 +10,7 @@ import pytest
 from commentree.console import Console
 from commentree.launch import assemble_run, main
 from commentree.launch.settings import gin_cli
+from commentree.tests.support.consoles import printed
 from commentree.tests.support.training.warm_starts import written_by_t5x
 
 SETTINGS = [
@@ -116,4 +117,4 @@ def test_a_warm_start_of_robertas_family_without_ends_is_told_of_them(settings, 
   files = ["runs/pretrain.gin", "models/roberta_tiny.gin"]
   console = Console(file=io.StringIO(), width=250)
   assemble_run.advise_sequence_ends(gin_cli.load(files, bindings), console)
-  assert ("SubtreeConfig.sequence_ends = True" in console.file.getvalue()) == said
+  assert ("SubtreeConfig.sequence_ends = True" in printed(console)) == said

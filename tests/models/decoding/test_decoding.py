@@ -227,7 +227,7 @@ def sampled(build):
     keys = decoding.reply_keys(7, identities)
     return generate_of(model)(params, batch, config, keys, **arguments)
 
-  write.uncached = uncached
+  write.uncached = uncached  # type: ignore[attr-defined]
   return write
 
 

@@ -206,9 +206,9 @@ def test_what_fills_room_whole_does_not_wait_on_as_a_subtree_of_nothing(monkeypa
   def subtree(*lengths):
     one = random_subtrees(1, nodes=len(lengths), max_length=3, deep=0.0)[0]
     one["parents"][1:] = 0
-    lengths = np.array(lengths, np.int32)
-    tokens = np.full(lengths.sum(), 50, np.int32)
-    return MASKER({**one, "lengths": lengths, "tokens": tokens}, 10, 0, 0, 0)
+    tokens = np.full(sum(lengths), 50, np.int32)
+    changes = {"lengths": np.array(lengths, np.int32), "tokens": tokens}
+    return MASKER({**one, **changes}, 10, 0, 0, 0)
 
   packer = packing.Packer(shape, 3)
   # Of the second the size fits best into what the first leaves, two times 4 tokens.

@@ -69,7 +69,7 @@ def inspect(request, tmp_path_factory):
     page = re.sub(r"(?s)<style>.*?</style>|<script>.*?</script>", "", _page(view))
     return view, file.getvalue(), page
 
-  inspect.odd = trees.odd
+  inspect.odd = trees.odd  # type: ignore[attr-defined]
   return inspect
 
 

@@ -11,6 +11,7 @@ from jax._src.clusters import cloud_tpu_cluster
 
 from commentree.console import Console
 from commentree.errors import HostLostError, UserError
+from commentree.tests.support.consoles import printed
 from commentree.tests.support.training.host_processes import free_port
 from commentree.training.cluster import distributed
 from commentree.training.cluster.coordination import host_link
@@ -183,7 +184,7 @@ def test_while_waiting_it_says_for_whom_and_where(monkeypatch):
     )
   name = socket.gethostname()
   said = f"host 0 ({name}) waits for hosts 1, 2 at {address}; was the same command"
-  assert console.file.getvalue().startswith(said)
+  assert printed(console).startswith(said)
 
 
 def test_a_host_without_host_0_says_so_where_it_was_started(monkeypatch, capsys):

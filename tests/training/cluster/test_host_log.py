@@ -9,6 +9,7 @@ from rich.table import Table
 
 from commentree.console import Console
 from commentree.errors import UserError
+from commentree.tests.support.consoles import printed
 from commentree.training.cluster.coordination import host_log
 from commentree.training.cluster.coordination.host_log import HostConsole
 
@@ -26,7 +27,7 @@ def test_host_0_alone_prints_and_every_host_logs(tmp_path):
     with keep(tmp_path, index):
       console.print("said [not markup]", markup=False)
       console.print(table)
-    shown[index] = console.file.getvalue()
+    shown[index] = printed(console)
     log = (tmp_path / f"host_{index}.log").read_text()
     assert "INFO said [not markup]\n" in log
     assert "cell" in log
@@ -73,7 +74,7 @@ def test_a_folder_that_cannot_be_written_to_matters_only_if_asked_for(tmp_path):
   console = Console(file=io.StringIO(), width=200)
   with host_log.kept(None, str(tmp_path), 0, console):
     console.print("goes on")
-  first, second = console.file.getvalue().splitlines()
+  first, second = printed(console).splitlines()
   assert first.startswith("no log is kept: ")
   assert second == "goes on"
   refused = pytest.raises(UserError, match=r"^--log_dir=.*: cannot write host_0\.log")

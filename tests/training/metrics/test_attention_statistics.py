@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from commentree.console import Console
+from commentree.tests.support.consoles import printed
 from commentree.training.metrics import attention_statistics
 from commentree.training.metrics.attention_statistics import AttentionSums
 from commentree.training.reports import evaluation_report
@@ -78,7 +79,7 @@ def test_layers_stand_in_the_table_and_their_mean_in_a_line_and_in_metrics():
   of_true = {"loss": 1.0, attention_statistics.ATTENTION: results(BATCH)}
   console = Console(file=io.StringIO(), width=160)
   console.print(attention_statistics.table(of_true))
-  text = console.file.getvalue()
+  text = printed(console)
   for shown in ("update / stream", "0.100", "0.500", "0.300", "mean"):
     assert shown in text
   said = attention_statistics.sentence(of_true)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from commentree.console import Console
 from commentree.errors import UserError
 from commentree.models.heads import label_counts
+from commentree.tests.support.consoles import printed
 from commentree.tests.support.training import stub
 from commentree.training import evaluation, partitioning
 from commentree.training.checkpointing import checkpoint_choice
@@ -239,7 +240,7 @@ def test_f1_is_in_the_table_and_among_what_chooses_checkpoints(results):
   found, _ = results
   console = Console(file=io.StringIO(), width=160)
   console.print(evaluation_report.table(found))
-  text = console.file.getvalue()
+  text = printed(console)
   for shown in ("F1 of labels: macro", "F1 of spans: micro", "F1 of spans: premise"):
     assert shown in text
   assert f"{found['none']['span_f1']['micro']:.3f}" in text

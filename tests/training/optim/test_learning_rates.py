@@ -14,6 +14,7 @@ from commentree.console import Console
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
+from commentree.tests.support.consoles import printed
 from commentree.tests.support.training import stub
 from commentree.training.checkpointing import checkpoints, run_record
 from commentree.training.config import OptimizerConfig, TrainConfig
@@ -263,7 +264,7 @@ def test_a_run_with_frozen_parameters_goes_on_where_it_stood(
   for name in ("scale", "out"):
     assert np.any(one[name] != first[name])
   trained = sum(np.prod(_STUB_SHAPES[name]) for name in ("scale", "out"))
-  assert f"parameters, {trained} of them trained" in console.file.getvalue()
+  assert f"parameters, {trained} of them trained" in printed(console)
 
 
 _STUB_SHAPES = {
@@ -294,7 +295,7 @@ def test_a_dry_run_shows_each_parameters_multiple(make_config):
   )
   console = Console(file=io.StringIO(), width=250)
   parameter_table.describe(make_config(optimizer=optimizer), model, console)
-  lines = console.file.getvalue().splitlines()
+  lines = printed(console).splitlines()
 
   def row(name):
     return next(line for line in lines if f" {name} " in line)

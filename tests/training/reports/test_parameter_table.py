@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from commentree.console import Console
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
+from commentree.tests.support.consoles import printed
 from commentree.tests.support.training import stub
 from commentree.training import state
 from commentree.training.config import MESH_AXES, OptimizerConfig, PartitioningConfig
@@ -36,7 +37,7 @@ def test_every_parameter_is_shown_with_its_axes_and_bytes_before_training(make_c
   config = make_config(partitioning=PartitioningConfig(fsdp_parallel=-1))
   console = Console(file=io.StringIO(), width=160)
   parameter_table.describe(config, Model(), console)
-  lines = console.file.getvalue().splitlines()
+  lines = printed(console).splitlines()
   (kernel,) = [line for line in lines if line.startswith(" kernel ")]
   cells = re.split(r" {2,}", kernel.strip())
   size = stub.WIDTH * 4 * stub.WIDTH * 4
@@ -57,7 +58,7 @@ def test_equal_layers_are_one_row_and_all_fits_a_terminal_of_80_columns(make_con
   parameter_table.describe(
     make_config(optimizer=optimizer), CommentTreeModel(config), console
   )
-  lines = console.file.getvalue().splitlines()
+  lines = printed(console).splitlines()
   shown = [line for line in lines if "automatic" not in line and "whole on" not in line]
   assert max(map(len, shown)) <= 80
   assert not any("…" in line for line in shown)

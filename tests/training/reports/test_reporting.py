@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from commentree.errors import UserError
+from commentree.tests.support.consoles import printed
 from commentree.training.reports import metrics_log, reporting, writers
 from commentree.training.reports.clock import Clock
 
@@ -54,7 +55,7 @@ def make_report(make_config, console, tmp_path):
 
 
 def steps_said(console) -> list[str]:
-  lines = console.file.getvalue().splitlines()
+  lines = printed(console).splitlines()
   return [line for line in lines if line.startswith("step ")]
 
 
@@ -74,7 +75,7 @@ def test_the_way_to_the_first_step_is_told_once_with_what_it_took(
     time.sleep(0.2)
   drive(report, range(5, 8))
   report.close()
-  (line,) = [x for x in console.file.getvalue().splitlines() if "first step" in x]
+  (line,) = [x for x in printed(console).splitlines() if "first step" in x]
   assert "compile 0.2" in line
   assert "eval" not in line
   (row,) = metrics_log.read(tmp_path / "metrics.jsonl", "start")
@@ -89,7 +90,7 @@ def test_a_hundred_steps_take_fewer_than_40_lines(make_report, console):
     drive(report, range(first, first + 20))
     report.evaluation(first + 19, {"held_out": {"true": RESULT, "none": RESULT}})
   report.finish()
-  lines = console.file.getvalue().splitlines()
+  lines = printed(console).splitlines()
   assert 10 <= len(lines) < 40
   for part in ("step     100 of 100", "loss 2.0000", "comments/s", "left"):
     assert any(part in line for line in lines)
@@ -107,7 +108,7 @@ def test_the_remaining_time_is_that_of_the_steps_to_come(make_report, console):
   report._began = {**report._began, "step": report._began["step"] - 100.0}
   drive(report, range(81, 91))
   # 10 steps in 100 seconds, 10 to go.
-  assert "0:01:40 left" in console.file.getvalue()
+  assert "0:01:40 left" in printed(console)
 
 
 def test_rows_are_means_per_masked_token_for_every_step(make_report, tmp_path):
@@ -125,7 +126,7 @@ def test_rows_that_are_not_full_are_said_once(make_report, console):
     report.step(step, {**SUMS, "decoder_tokens": 77.0 if step > 1 else 90.0})
     report.flush()
     report.progress(step)
-  said = console.file.getvalue()
+  said = printed(console)
   assert said.count("decoder rows are 77% full") == 1
   assert "90% full" not in said
 
@@ -151,7 +152,7 @@ def test_the_first_step_that_is_not_finite_is_found(make_report, console):
   drive(report, range(4, 7), finite=0.0)
   assert report.flush() == 4
   report.progress(6)
-  assert "3 steps skipped: not finite" in console.file.getvalue()
+  assert "3 steps skipped: not finite" in printed(console)
 
 
 def test_writers_are_given_training_speed_and_evaluation(make_report):
@@ -174,7 +175,7 @@ def test_an_evaluation_says_in_a_sentence_whether_ancestors_help(make_report, co
   left_out = {"left_out_tokens": 40, "left_out_comments": 7}
   results = {"true": RESULT, "shuffled": {**other, **left_out}}
   make_report().evaluation(10, {"held_out": results})
-  said = console.file.getvalue()
+  said = printed(console)
   assert "ancestors save 0.500 ± 0.010 nats a token (9 trees" in said
   assert "left out: 7 comments, 40 tokens" in said
 
@@ -224,7 +225,7 @@ def test_wandb_that_is_asked_for_and_not_installed_is_named(
 def test_a_run_without_replies_to_match_is_told_so_once(make_report, console):
   report = make_report()
   drive(report, range(1, 21), reply_matching=0.0, reply_pairs=0.0)
-  said = console.file.getvalue().replace("\n", " ")
+  said = printed(console).replace("\n", " ")
   assert said.count("reply matching had nothing to learn from in 10 steps") == 1
   assert report.last_row["reply_pairs"] == 0
   assert "reply_matching" not in report.last_row
@@ -234,4 +235,4 @@ def test_the_loss_of_matching_is_a_mean_over_its_pairs(make_report, console):
   report = make_report()
   drive(report, range(1, 11), reply_matching=6.0, reply_pairs=4.0)
   assert report.last_row["reply_matching"] == 1.5
-  assert "reply matching had" not in console.file.getvalue()
+  assert "reply matching had" not in printed(console)

@@ -292,7 +292,7 @@ def test_settings_are_printed_as_gin_takes_them(roberta, capsys, tmp_path):
   run = gin_cli.load(["runs/pretrain.gin", str(file)], required)
   for name, value in started.settings_of(folder).items():
     assert getattr(run.model, name) == value
-  assert run.data.preprocessing.slices.sequence_ends
+  assert run.data.preprocessing.subtrees.sequence_ends
 
 
 def test_a_missing_target_is_one_line(capsys):

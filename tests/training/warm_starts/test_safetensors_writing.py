@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,7 +22,7 @@ from commentree.training.warm_starts import (
 from commentree.training.warm_starts.formats import array_source, safetensors
 
 RNG = np.random.default_rng(5)
-ARRAYS = {
+ARRAYS: dict[str, Any] = {
   "ancestors.null_vector": np.float32(RNG.normal(size=4)),
   "encoder.layers.mlp.wi_0.kernel": np.float32(RNG.normal(size=(2, 3, 40))),
   "encoder.layers.mlp.wo.kernel": RNG.normal(size=(2, 4, 3)).astype(ml_dtypes.bfloat16),

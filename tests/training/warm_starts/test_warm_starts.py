@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
+from commentree.tests.support.consoles import printed
 from commentree.tests.support.training import stub
 from commentree.tests.support.training.warm_starts import written_by_t5x
 from commentree.tests.support.training.warm_starts.started import abstract_params, draw
@@ -301,7 +302,7 @@ def test_a_run_says_what_it_took_notes_it_and_takes_it_once(
     train_steps=2, optimizer=frozen, initial_checkpoint_path=str(folder)
   )
   assert run(config)["step"] == 2
-  said = console.file.getvalue()
+  said = printed(console)
   assert f"took parameters from {folder} (rule 2: initial_checkpoint_path" in said
   assert "4 loaded" in said
   assert "unused: target.old" in said
@@ -317,7 +318,7 @@ def test_a_run_says_what_it_took_notes_it_and_takes_it_once(
   # The run's own checkpoint counts from now on; the other may be gone.
   shutil.rmtree(folder)
   assert run(make_config(**{**vars(config), "train_steps": 3}))["step"] == 3
-  again = console.file.getvalue()[len(said) :]
+  again = printed(console)[len(said) :]
   assert "restored step 2" in again
   assert "took parameters" not in again
   starts = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
@@ -357,7 +358,7 @@ def test_what_no_array_is_for_learns_at_a_rate_of_its_own(
     after[4]["out"] - after[1]["out"], 3 * step, rtol=1e-3, atol=1e-7
   )
   assert "learn at 4 times the learning rate (OptimizerConfig.fresh_multiple)" in (
-    console.file.getvalue()
+    printed(console)
   )
 
 

@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 
 from commentree.errors import StorageError, UserError
+from commentree.tests.support.consoles import printed
 from commentree.tests.support.training import stub
 from commentree.tests.support.training.warm_starts import written_by_t5x
 from commentree.training import train as trainer
@@ -96,7 +97,7 @@ def test_a_run_goes_on_from_its_checkpoint_by_way_of_t5xs_form(
     return outcome["train"]["loss"]
 
   assert losses(back.parent) == losses(trained.parent)
-  assert f"restored step 3 from {back}" in console.file.getvalue()
+  assert f"restored step 3 from {back}" in printed(console)
 
 
 def test_from_t5xs_form_data_begin_at_their_beginning(tmp_path):
@@ -221,7 +222,7 @@ def test_a_run_starts_from_a_checkpoint_0_with_the_first_batch(
 
   config = make_config(train_steps=1, model_dir=str(tmp_path / "new"))
   trainer.train(config, model, Watched, {}, console=console)
-  assert f"restored step 0 from {path} (rule 1" in console.file.getvalue()
+  assert f"restored step 0 from {path} (rule 1" in printed(console)
   # One to know the shapes by, and then the first.
   assert positions[:2] == [0, 0]
 

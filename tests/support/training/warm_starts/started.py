@@ -16,6 +16,7 @@ from commentree.training import partitioning
 from commentree.training import state as state_lib
 from commentree.training.config import PartitioningConfig
 from commentree.training.warm_starts import apply, assignments, hugging_face, sources
+from commentree.training.warm_starts.rules import WarmStartPlan
 
 
 @dataclasses.dataclass
@@ -24,7 +25,7 @@ class Started:
 
   model: CommentTreeModel
   params: dict
-  plan: object
+  plan: WarmStartPlan
 
   @property
   def named(self):

@@ -233,11 +233,12 @@ def bert_hidden(arrays, config, tokens, prefix="", states=None):
     read = [("attention", None)] + [("crossattention", states)] * (states is not None)
     for name, keys in read:
       keys = x if keys is None else keys
-      parts = [
+      query, key, value = (
         dense(f"{layer}.{name}.self.{part}", one)
         for part, one in (("query", x), ("key", keys), ("value", keys))
-      ]
-      update = dense(f"{layer}.{name}.output.dense", mixed(*parts, heads, scale=scale))
+      )
+      update = mixed(query, key, value, heads, scale=scale)
+      update = dense(f"{layer}.{name}.output.dense", update)
       x = norm(f"{layer}.{name}.output.LayerNorm", x + update)
     hidden = dense(f"{layer}.intermediate.dense", x)
     hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
