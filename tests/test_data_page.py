@@ -70,7 +70,7 @@ def test_every_fate_is_explained():
       reddit_api,
     )
     for name, value in vars(module).items()
-    if name.isupper() and not name.startswith(("_", "MENDED", "MORE", "REPLIES"))
+    if name.isupper() and not name.startswith(("_", "REPAIRED", "MORE", "REPLIES"))
     if isinstance(value, str) and name not in ("POST_PREFIX", "COMMENT_PREFIX")
   }
   assert len(read_counts) > 30

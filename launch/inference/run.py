@@ -132,7 +132,7 @@ def _fill_in(
 def _tell_fates(read_counts: ReadCounts, joined: Cluster) -> None:
   """Tells what became of what was read, if anything but well."""
   became = [*read_counts.trees, *read_counts.comments]
-  if read_counts.mended or not all(fate == KEPT for fate in became):
+  if read_counts.repaired or not all(fate == KEPT for fate in became):
     read_counts.tell(joined.console)
 
 

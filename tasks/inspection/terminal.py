@@ -108,7 +108,7 @@ def summary(inspection: Inspection) -> RenderableType:
     inspection.read_counts, lambda fate: fate[0]
   ):
     counts = ", ".join(f"{number:,} {fate}" for _, fate, number in read_counts)
-    table.add_row(what if what in ("mended", "missing") else f"{what} read", counts)
+    table.add_row(what if what in ("repaired", "missing") else f"{what} read", counts)
   return table
 
 

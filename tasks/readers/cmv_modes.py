@@ -15,7 +15,7 @@ Not all files are well-formed, so tags are read as they come:
 - an end tag without a beginning is passed over;
 - whatever else looks like a tag is text, and so is an entity that is neither of XML's
   five nor a number: none is ever expanded into more.
-`ReadCounts.mended` counts the first three.
+`ReadCounts.repaired` counts the first three.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from commentree.tasks.trees.comment_tree import ReadCounts, Span
 from commentree.tasks.trees.row import Row
 
 NO_THREAD = "skipped: no thread in the file"
-MENDED_NOT_CLOSED = "elements without an end tag closed"
-MENDED_NOT_OPENED = "end tags without a beginning passed over"
+REPAIRED_NOT_CLOSED = "elements without an end tag closed"
+REPAIRED_NOT_OPENED = "end tags without a beginning passed over"
 
 _LABELS = ("claim", "premise")
 _DOCTYPE_HEAD = 1000  # characters in which the brackets of a document type begin
@@ -107,10 +107,10 @@ def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Ro
     document = content.decode("utf-8-sig")
   except UnicodeDecodeError:
     document = content.decode("utf-8-sig", "replace")
-    read_counts.mended[json_lines.MENDED_UTF8] += 1
+    read_counts.repaired[json_lines.REPAIRED_UTF8] += 1
   if "\0" in document:
     document = document.replace("\0", "")
-    read_counts.mended[comment_tree.REPAIRED_NUL] += 1
+    read_counts.repaired[comment_tree.REPAIRED_NUL] += 1
   yield from document_rows(document.replace("\r\n", "\n"), config, read_counts)
 
 
@@ -216,7 +216,7 @@ class _Parser:
     self._text(document[place:])
     self._end_part(expected=False)
     if self._in_thread:
-      self._mended(MENDED_NOT_CLOSED)
+      self._repaired(REPAIRED_NOT_CLOSED)
 
   def _text(self, written: str) -> None:
     if self._inside is not None:
@@ -233,7 +233,7 @@ class _Parser:
         self._open[name] += 1
     elif ends and name != "thread":
       if self._inside is None or self._inside.name != name:
-        self._mended(MENDED_NOT_OPENED)
+        self._repaired(REPAIRED_NOT_OPENED)
       else:
         self._end_part(expected=True)
     else:
@@ -245,19 +245,19 @@ class _Parser:
           self._end_part(expected=True)
         return
       if ends and not self._in_thread:
-        self._mended(MENDED_NOT_OPENED)
+        self._repaired(REPAIRED_NOT_OPENED)
       self._in_thread = not ends
       if not ends and self.thread is None:
         self.thread = _attributes(attributes).get("id", "")
 
   def _end_label(self, name: str) -> None:
     if not self._open[name]:
-      self._mended(MENDED_NOT_OPENED)
+      self._repaired(REPAIRED_NOT_OPENED)
       return
     number = len(self._labels) - 1
     while self._labels[number][0] != name:
       number -= 1
-    self._mended(MENDED_NOT_CLOSED, len(self._labels) - 1 - number)
+    self._repaired(REPAIRED_NOT_CLOSED, len(self._labels) - 1 - number)
     self._end_labels(number)
 
   def _end_labels(self, down_to: int) -> None:
@@ -269,13 +269,13 @@ class _Parser:
 
   def _end_part(self, expected: bool) -> None:
     if self._inside is not None:
-      self._mended(MENDED_NOT_CLOSED, len(self._labels) + (not expected))
+      self._repaired(REPAIRED_NOT_CLOSED, len(self._labels) + (not expected))
     self._end_labels(0)
     self._inside = None
 
-  def _mended(self, fate: str, number: int = 1) -> None:
+  def _repaired(self, fate: str, number: int = 1) -> None:
     if number:
-      self._fates.mended[fate] += number
+      self._fates.repaired[fate] += number
 
 
 def _closer(opener: str, document: str, place: int) -> str:

@@ -44,7 +44,7 @@ from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.row import Row
 
 TITLES_UNREADABLE = "not read: conversations.json, titles"
-MENDED_TITLE_LEFT_OUT = "titles of conversations that are too long left out"
+REPAIRED_TITLE_LEFT_OUT = "titles of conversations that are too long left out"
 
 _UTTERANCES = ("utterances.jsonl", "utterances.json")
 _CONVERSATIONS = "conversations.json"
@@ -156,7 +156,7 @@ def _unnamed_rows(
     above: what each of these utterances answers, by its id.
     facts: of a conversation.
     config: as in `_rows`.
-    read_counts: counts what is mended in these utterances, but not the file again.
+    read_counts: counts what is repaired in these utterances, but not the file again.
   """
   for utterance in json_lines.objects(path, _Utterance, config, ReadCounts()):
     conversation = _conversation(utterance, ReadCounts())
@@ -224,7 +224,7 @@ def _read_conversations(
   """Puts title and subreddit of every conversation beside a file into an index."""
   for beside in _beside(path):
     of_file = ReadCounts()
-    too_long = read_counts.mended, MENDED_TITLE_LEFT_OUT
+    too_long = read_counts.repaired, REPAIRED_TITLE_LEFT_OUT
     blocks = files.blocks(beside, of_file)
     found = False
     for key, value in json_cutter.members(blocks, config.max_line_bytes, too_long):

@@ -183,7 +183,7 @@ def _replies(
     return []
   children = _children(replies)
   if children is None:
-    read_counts.mended[REPLIES_PASSED_OVER] += 1
+    read_counts.repaired[REPLIES_PASSED_OVER] += 1
     return []
   parent_id = thing.parent_id
   if row.id:

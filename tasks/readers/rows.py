@@ -159,11 +159,11 @@ def _cut(row: Row, config: TreeConfig, read_counts: ReadCounts) -> Row:
     value = getattr(row, name)
     if value is not None and len(value) > limit:
       changes[name] = value[:limit]
-      read_counts.mended[CUT] += 1
+      read_counts.repaired[CUT] += 1
   for name in _NAMES:
     if len(getattr(row, name) or "") > _MAX_NAME_CHARS:
       changes[name] = "" if name == "parent_id" else None  # whose None is the post
-      read_counts.mended[NAME_LEFT_OUT] += 1
+      read_counts.repaired[NAME_LEFT_OUT] += 1
   cut = row._replace(**changes)
   if row.spans and not changes.keys().isdisjoint(("text", "selftext")):
     if row.is_post:
@@ -183,11 +183,11 @@ def text(value: object, read_counts: ReadCounts) -> str | None:
     try:
       value.encode("utf-8")
     except UnicodeEncodeError:
-      read_counts.mended[REPAIRED_SURROGATES] += 1
+      read_counts.repaired[REPAIRED_SURROGATES] += 1
       # Halves that belong together become the character they stand for.
       value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
   if "\0" in value:
-    read_counts.mended[REPAIRED_NUL] += 1
+    read_counts.repaired[REPAIRED_NUL] += 1
     value = value.replace("\0", "")
   return value
 

@@ -206,7 +206,7 @@ def _with_nested(
         values = [v for v in values if not isinstance(v, (str, int, float))]
         nested += _objects(values, read_counts)
       elif isinstance(values, Mapping) and values:
-        read_counts.mended[REPLIES_PASSED_OVER] += 1
+        read_counts.repaired[REPLIES_PASSED_OVER] += 1
     waiting += [(c, ident or parent_id) for c in reversed(nested)]
 
 
@@ -218,6 +218,6 @@ def _translation(value: Any, read_counts: ReadCounts) -> tuple[str | None, str |
   language = identifier(parts.get("language"), read_counts)
   translated = text(parts.get("text"), read_counts)
   if not language or not translated or translated.isspace():
-    read_counts.mended[comment_tree.MENDED_TRANSLATION] += 1
+    read_counts.repaired[comment_tree.REPAIRED_TRANSLATION] += 1
     return None, None
   return translated, language

@@ -1,6 +1,6 @@
 """How rows become a tree, whatever they hold.
 
-No input raises: what cannot be used is left out, what can be mended is mended, and
+No input raises: what cannot be used is left out, what can be repaired is repaired, and
 `ReadCounts` counts every comment exactly once, by what became of it.
 """
 

@@ -56,10 +56,10 @@ TREE_NOT_OBJECT = "skipped: not an object"
 TREE_DUPLICATE = "dropped: post seen before"
 KEPT_NO_POST = "kept: post missing, stands without text"
 NO_POST = (KEPT_NO_POST, TREE_EMPTY_NO_POST)  # trees that no post was read for
-# What was mended inside a comment or tree.
+# What was repaired inside a comment or tree.
 REPAIRED_SURROGATES = "lone surrogates replaced"
 REPAIRED_NUL = "NUL characters removed"
-MENDED_TRANSLATION = "translation without text or language left out"
+REPAIRED_TRANSLATION = "translation without text or language left out"
 # What a source says that it left out.
 MORE_STUBS = "stubs (kind: more)"
 MORE_IDS = "comments whose ids stubs list"
@@ -179,14 +179,14 @@ class ReadCounts:
   Attributes:
     comments: each comment read, exactly once.
     trees: each tree, and each line that was none, exactly once.
-    mended: repairs; a comment may have several or none.
+    repaired: repairs; a comment may have several or none.
     missing: what the source says that it leaves out; in no other count.
     files: each file, exactly once.
   """
 
   comments: collections.Counter[str] = dataclasses.field(default_factory=_counter)
   trees: collections.Counter[str] = dataclasses.field(default_factory=_counter)
-  mended: collections.Counter[str] = dataclasses.field(default_factory=_counter)
+  repaired: collections.Counter[str] = dataclasses.field(default_factory=_counter)
   missing: collections.Counter[str] = dataclasses.field(default_factory=_counter)
   files: collections.Counter[str] = dataclasses.field(default_factory=_counter)
 
@@ -248,7 +248,7 @@ class ReadCounts:
     for field in dataclasses.fields(self):
       counts = getattr(self, field.name)
       for fate, number in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        shared = field.name not in ("mended", "missing")
+        shared = field.name not in ("repaired", "missing")
         share = f"{number / counts.total():.2%}" if shared else ""
         table.add_row(field.name, fate, f"{number:,}", share)
     return table

@@ -30,7 +30,7 @@ from commentree.models.model import CommentTreeModel
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.preprocessing import MaskingConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
-from commentree.tasks.seqio_tasks import registration, registry
+from commentree.tasks.seqio_tasks import registered, registry
 from commentree.tasks.seqio_tasks.feature_converters import (
   CommentForestFeatureConverter,
 )
@@ -40,7 +40,7 @@ from commentree.training.config import DEFAULT_AXIS_RULES, OptimizerConfig
 from commentree.training.optim import optimizers
 from commentree.training.optim.t5x_optimizer import OptaxOptimizer
 
-assert registration  # Registers the task of generated trees.
+assert registered  # Registers the task of generated trees.
 TASK = "commentree_generated"
 
 
@@ -286,7 +286,7 @@ def test_the_model_of_the_gin_files_has_the_tasks_vocabulary_and_layout():
   optimizer = OptaxOptimizer()
   model = t5x_model.comment_tree_model(TASK, small_models.CONFIG, optimizer, layout)
   task = registry.get_task(TASK)
-  assert model.input_vocabulary is TokenizerVocabulary(task.tokenizer)
+  assert model.input_vocabulary == TokenizerVocabulary(task.tokenizer)
   assert model.optimizer_def is optimizer
   converter = model.FEATURE_CONVERTER_CLS(pack=False)
   assert isinstance(converter, CommentForestFeatureConverter)

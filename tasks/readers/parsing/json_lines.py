@@ -14,7 +14,7 @@ from commentree.tasks.trees.comment_tree import DROPPED_NOT_OBJECT, ReadCounts
 
 BAD_JSON = "skipped: bad JSON"
 DROPPED_BAD_JSON = "dropped: bad JSON"
-MENDED_UTF8 = "invalid UTF-8 replaced"
+REPAIRED_UTF8 = "invalid UTF-8 replaced"
 
 # What `parse` returns for a line that is no JSON; None is a value.
 BAD = object()
@@ -59,11 +59,11 @@ def objects(
 
 
 def parse(line: bytes, read_counts: ReadCounts) -> Any:
-  """Returns the value on a line, or `BAD`; counts what it mended.
+  """Returns the value on a line, or `BAD`; counts what it repaired.
 
   Args:
     line: not empty.
-    read_counts: gets `MENDED_UTF8`.
+    read_counts: gets `REPAIRED_UTF8`.
   """
   try:
     return _decode(line)
@@ -82,7 +82,7 @@ def _parse_leniently(line: bytes, read_counts: ReadCounts, is_deep: bool) -> Any
     content = line.decode("utf-8")
   except UnicodeDecodeError:
     content = line.decode("utf-8", "replace")
-    read_counts.mended[MENDED_UTF8] += 1
+    read_counts.repaired[REPAIRED_UTF8] += 1
   try:
     if not is_deep:
       return json.loads(content, strict=False)

@@ -31,7 +31,7 @@ from commentree.tasks.readers.parsing.json_cutter import (
 )
 from commentree.tasks.trees.comment_tree import ReadCounts
 
-MENDED_NOT_CLOSED = "arrays of JSON without an end"
+REPAIRED_NOT_CLOSED = "arrays of JSON without an end"
 
 _LINES_LOOKED_AT = 50
 # A file is looked at as far as this to tell its records, and farther for a first line.
@@ -75,7 +75,7 @@ def of_blocks(
     return map(Record, files.split(blocks, limit, too_long), itertools.count())
 
   def unclosed() -> None:
-    read_counts.mended[MENDED_NOT_CLOSED] += 1
+    read_counts.repaired[REPAIRED_NOT_CLOSED] += 1
 
   return _cut(blocks, Cutter(limit, too_long, unclosed))
 

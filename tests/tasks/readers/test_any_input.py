@@ -281,7 +281,7 @@ def test_entities_are_never_expanded(path):
   )
   (tree,), read_counts = read(path, content.encode(), None)
   assert [c.text for c in tree.comments] == ["&l19;", "&l19; <"]
-  assert read_counts.mended == {}
+  assert read_counts.repaired == {}
 
 
 JSON = st.recursive(

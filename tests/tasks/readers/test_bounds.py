@@ -101,7 +101,7 @@ def test_long_texts_are_cut_and_counted():
   comment_row = Row("p", False, "a", "p", "ann", "0123456789ABC", translation="x" * 11)
   (found,), read_counts = cut(comment_row)
   assert (found.text, found.translation) == ("0123456789", "x" * 10)
-  assert read_counts.mended == {rows.CUT: 2}
+  assert read_counts.repaired == {rows.CUT: 2}
   assert cut(found) == ([found], ReadCounts())
 
 
@@ -123,7 +123,7 @@ def test_names_that_are_too_long_are_none():
   row = Row("p", False, "a", parent_id=name, author=name, text="t", subreddit=name)
   (found,), read_counts = cut(row)
   assert found == Row("p", False, "a", parent_id="", text="t")
-  assert read_counts.mended == {rows.NAME_LEFT_OUT: 3}
+  assert read_counts.repaired == {rows.NAME_LEFT_OUT: 3}
   found, read_counts = cut(row._replace(tree_id=name))
   assert not found
   assert read_counts.comments == {comment_tree.DROPPED_NO_TREE: 1}

@@ -208,19 +208,19 @@ def test_members_of_an_object_are_those_that_are_objects(pairs, size, indent):
   content = b" \n" + json.dumps(pairs, indent=indent).encode()
   blocks = [content[i : i + size] for i in range(0, len(content), size)]
   counted = ReadCounts()
-  found = json_cutter.members(blocks, 1_000, (counted.mended, "long"))
+  found = json_cutter.members(blocks, 1_000, (counted.repaired, "long"))
   assert {json.loads(key): json.loads(value) for key, value in found} == {
     key: value for key, value in pairs.items() if isinstance(value, dict)
   }
-  assert not counted.mended
+  assert not counted.repaired
 
 
 def test_members_that_are_too_long_are_counted():
   counted = ReadCounts()
   content = json.dumps({"a": {"b": "c" * 100}, "d": {}}).encode()
-  found = list(json_cutter.members([content], 50, (counted.mended, "long")))
+  found = list(json_cutter.members([content], 50, (counted.repaired, "long")))
   assert found == [(b'"d"', b"{}")]
-  assert counted.mended == {"long": 1}
+  assert counted.repaired == {"long": 1}
 
 
 @given(

@@ -99,7 +99,7 @@ def test_a_file_may_hold_a_document_a_line(tmp_path, bad):
     assert len(rows) == 4
     fate = reddit_api.NO_LISTING if "kind" in bad else json_lines.BAD_JSON
     if bad == "[":
-      assert read_counts.mended == {json_records.MENDED_NOT_CLOSED: 1}
+      assert read_counts.repaired == {json_records.REPAIRED_NOT_CLOSED: 1}
     else:
       assert read_counts.trees == {fate: 1}
   else:
@@ -182,7 +182,7 @@ def test_comments_nested_in_others_are_each_read_once(tmp_path):
     comment_tree.DROPPED_NO_ID: 1,
     comment_tree.DROPPED_NOT_OBJECT: 1,
   }
-  assert read_counts.mended == {tree_jsonl.REPLIES_PASSED_OVER: 1}
+  assert read_counts.repaired == {tree_jsonl.REPLIES_PASSED_OVER: 1}
   del record["id"]
   _, read_counts = read(tmp_path, a__jsonl=json.dumps(record))
   assert read_counts.comments[comment_tree.DROPPED_WITH_TREE] == 9
@@ -233,7 +233,7 @@ def test_replies_that_are_no_listing_are_passed_over(tmp_path):
   document = [listing(t3("p")), listing(t1("a", 5), t1("b", {"kind": "x"}))]
   found, read_counts = read(tmp_path, a__json=json.dumps(document))
   assert parents(found["p"]) == {"a": "p", "b": "p"}
-  assert read_counts.mended == {reddit_api.REPLIES_PASSED_OVER: 2}
+  assert read_counts.repaired == {reddit_api.REPLIES_PASSED_OVER: 2}
 
 
 UTTERANCE_KEYS = {
@@ -325,7 +325,7 @@ def test_replies_answer_the_one_before_and_keep_what_is_marked(tmp_path):
   assert marked(first) == [("out in \u2206", "claim"), ("in", "premise")]
   assert marked(second) == [("\u201cyes\u201d", "premise")]
   assert [c.author for c in (post, first, second)] == ["ann", "bob", "ann"]
-  assert read_counts.mended == {}
+  assert read_counts.repaired == {}
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_marks_of_a_post_fit_its_text_whatever_is_deleted(
 
 
 @pytest.mark.parametrize(
-  ("body", "expected", "mended"),
+  ("body", "expected", "repaired"),
   [
     # A reply that does not end, and one inside it that does.
     ("<reply id='a'>x<claim>y</claim><reply id='b'>z</reply>", [["y"], []], (1, 0)),
@@ -376,14 +376,14 @@ def test_marks_of_a_post_fit_its_text_whatever_is_deleted(
     ("<reply id='a'>x</reply><reply id='b'><claim>z", [[], ["z"]], (3, 0)),
   ],
 )
-def test_files_that_are_not_well_formed_are_mended(tmp_path, body, expected, mended):
+def test_files_that_are_not_well_formed_are_mended(tmp_path, body, expected, repaired):
   end = "" if body.endswith("z") else "</thread>"
   found, read_counts = read(tmp_path, a__xml=thread("<OP>op</OP>" + body + end))
   comments = found["p"].comments[1:]
   assert parents(found["p"]) == {"a": "p", "b": "a"}
   assert [[text for text, _ in marked(c)] for c in comments] == expected
-  closed = read_counts.mended[cmv_modes.MENDED_NOT_CLOSED]
-  assert (closed, read_counts.mended[cmv_modes.MENDED_NOT_OPENED]) == mended
+  closed = read_counts.repaired[cmv_modes.REPAIRED_NOT_CLOSED]
+  assert (closed, read_counts.repaired[cmv_modes.REPAIRED_NOT_OPENED]) == repaired
 
 
 def test_threads_that_begin_with_the_same_post_become_one_tree(tmp_path):
@@ -433,7 +433,7 @@ def test_comments_markup_and_sections_are_told_from_text(tmp_path):
     "ab<claim>&amp;c<br/>&copy;<",
     "x < y > z",
   ]
-  assert read_counts.mended == {}
+  assert read_counts.repaired == {}
 
 
 def items(*values):

@@ -91,7 +91,7 @@ def test_trees_and_comments_are_read_in_any_layout(tmp_path, layout):
   assert [t.id for t in found] == ["p", "q"]
   assert found[0].comments[1].text == 'a "p" [b] {c}\\'
   assert read_counts.trees == {comment_tree.KEPT: 2}
-  assert read_counts.mended == {}
+  assert read_counts.repaired == {}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_unicode_is_read_in_any_encoding(tmp_path, encoding, layout):
   found, read_counts = read(tmp_path / "a.json", written.encode(encoding))
   assert [t.comments[0].text for t in found] == ["\u00e9 \u4e2d", "t"]
   assert read_counts.comments == {comment_tree.KEPT: 2}
-  assert read_counts.mended == {}
+  assert read_counts.repaired == {}
 
 
 VALUES = st.recursive(
@@ -129,7 +129,7 @@ def test_elements_come_out_as_they_are_however_they_are_cut_into_blocks(
   content = written.encode("utf-8", "surrogatepass")
   found, read_counts = cut(content, size)
   assert [json.loads(c) for c in found] == json.loads(content)
-  assert read_counts.mended == {}
+  assert read_counts.repaired == {}
 
 
 @given(st.binary(max_size=200), st.integers(1, 50))
@@ -159,7 +159,7 @@ def test_an_array_that_is_cut_off_gives_what_comes_before(tmp_path):
   found, read_counts = read(tmp_path / "a.json", content[: content.index('"r"') + 20])
   assert [t.id for t in found] == ["p", "q"]
   assert read_counts.trees == {comment_tree.KEPT: 2, json_lines.BAD_JSON: 1}
-  assert read_counts.mended == {json_records.MENDED_NOT_CLOSED: 1}
+  assert read_counts.repaired == {json_records.REPAIRED_NOT_CLOSED: 1}
 
 
 def test_an_element_too_long_is_left_out_and_the_next_one_read(tmp_path):

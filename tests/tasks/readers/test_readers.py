@@ -177,7 +177,7 @@ def test_invalid_utf8_is_mended_and_counted(tmp_path):
     write(tmp_path, "a.jsonl", content), TreeConfig(), read_counts
   )
   assert tree.comments[1].text == "caf\ufffd"
-  assert read_counts.mended == {json_lines.MENDED_UTF8: 1}
+  assert read_counts.repaired == {json_lines.REPAIRED_UTF8: 1}
 
 
 def test_empty_files_are_counted(tmp_path):

@@ -29,7 +29,7 @@ from commentree.tasks.subtrees import translations
 from commentree.tasks.subtrees.subtree_builder import LANGUAGES, SubtreeBuilder
 from commentree.tasks.trees.columns import from_columns, to_columns
 from commentree.tasks.trees.comment_tree import (
-  MENDED_TRANSLATION,
+  REPAIRED_TRANSLATION,
   ReadCounts,
   Translation,
 )
@@ -87,7 +87,7 @@ def test_languages_and_translations_are_read_of_posts_and_comments(path):
   assert [c.language for c in tree.comments[1:]] == ["en", "de", "fr", "en", "de", None]
   assert tree.comments[1].translation == Translation("de", "ja doch")
   assert tree.comments[2].translation is None
-  assert MENDED_TRANSLATION not in read_counts.mended
+  assert REPAIRED_TRANSLATION not in read_counts.repaired
 
 
 def test_odd_translations_are_left_out_and_counted(tmp_path):
@@ -98,7 +98,7 @@ def test_odd_translations_are_left_out_and_counted(tmp_path):
   assert [c.translation for c in tree.comments[:-1]] == [None] * 9
   assert tree.comments[-1].language == "5"
   assert tree.comments[-1].translation == Translation("7", "a\ufffd")
-  assert read_counts.mended[MENDED_TRANSLATION] == len(odd)
+  assert read_counts.repaired[REPAIRED_TRANSLATION] == len(odd)
 
 
 def test_built_datasets_keep_languages_and_translations(path, tmp_path):

@@ -133,8 +133,11 @@ def test_what_was_cleaned_is_counted():
 
 
 def as_a_tokenizer_reads(text):
-  """Compatibility forms folded and invisible characters gone, as in SentencePiece."""
-  text = unicodedata.normalize("NFKC", text)
+  """Compatibility forms folded and invisible characters gone, as in SentencePiece.
+
+  A line end is a space to SentencePiece and BERT's tokenizer, no invisible character.
+  """
+  text = unicodedata.normalize("NFKC", text).translate(dict.fromkeys(b"\t\n\r", " "))
   return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf"))
 
 

@@ -294,8 +294,8 @@ def test_lone_surrogates_and_nul_are_mended_and_counted():
   assert bad.text == "x\ufffdy \U0001f600 zw"
   assert bad.author == "n\ufffd"
   assert shape(tree)["b"] == bad.id == "a\ufffd"
-  assert read_counts.mended[comment_tree.REPAIRED_SURROGATES] == 4
-  assert read_counts.mended[comment_tree.REPAIRED_NUL] == 1
+  assert read_counts.repaired[comment_tree.REPAIRED_SURROGATES] == 4
+  assert read_counts.repaired[comment_tree.REPAIRED_NUL] == 1
 
 
 @pytest.mark.parametrize(

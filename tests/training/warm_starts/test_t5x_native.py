@@ -246,7 +246,7 @@ def array_in_msgpack(shape, dtype="float32", length=12):
     ),
     (
       packed({"optimizer": {"target": {"x": {"__msgpack_chunked_array__": True}}}}),
-      "in slices that do not fit",
+      "in pieces that do not fit",
     ),
   ],
 )
