@@ -70,7 +70,7 @@ def started(folder):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=150):
   deadline = time.monotonic() + seconds
   while not (found := condition()):
     assert time.monotonic() < deadline, "waited in vain"

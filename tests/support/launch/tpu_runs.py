@@ -32,7 +32,7 @@ def newest(model_dir):
   return max(found, default=0)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=150):
   deadline = time.monotonic() + seconds
   while not (found := condition()):
     assert time.monotonic() < deadline, "waited in vain"
