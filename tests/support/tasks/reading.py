@@ -19,3 +19,13 @@ def read_by_id(patterns, config=TreeConfig(), name=None):
 def parents(tree):
   """Comments of a tree by id: the id of what each answers."""
   return {c.id: tree.comments[c.parent].id for c in tree.comments[1:]}
+
+
+def read_contents(folder, config=TreeConfig(), **contents):
+  """Trees by id of files of these contents (`__` in a name is a dot); and counts."""
+  paths = []
+  for name, content in contents.items():
+    path = folder / name.replace("__", ".")
+    path.write_text(content)
+    paths.append(str(path))
+  return read_by_id(paths, config)

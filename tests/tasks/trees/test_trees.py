@@ -486,19 +486,3 @@ def test_what_sites_put_in_place_of_a_text_is_no_text(text):
   assert read_counts.comments == {comment_tree.KEPT: 1, comment_tree.SPLICED_DELETED: 2}
   assert [c.reply_deleted for c in tree.comments] == [True, True]
   assert comment_tree.post_text(text, text, TreeConfig()) == ""
-
-
-@pytest.mark.parametrize(
-  "text",
-  [
-    "[removed] but why",
-    "[removed by me]",
-    "[deleted",
-    "[removed by Reddit because] I say [so]",
-    "removed by Reddit",
-    "[]",
-    "[ Removed by Reddit " + "x" * 300 + "]",
-  ],
-)
-def test_what_people_write_in_brackets_is_a_text(text):
-  assert not comment_tree.is_deleted(text)
