@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from commentree.errors import UserError
-from commentree.launch.inference import mode_table
+from commentree.launch.inference.modes import mode_table
 from commentree.launch.settings import gin_cli, library_noise, run_folder
 
 _EPILOG = """\

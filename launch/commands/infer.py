@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from commentree.errors import UserError
-from commentree.launch.inference import mode_table
+from commentree.launch.inference.modes import mode_table
 from commentree.launch.settings import distributed_flags, gin_cli, run_folder
 from commentree.launch.settings.configurables import RunConfig
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from commentree.launch.inference import mode_table
+from commentree.launch.inference.modes import mode_table
 from commentree.launch.inference.modes.base import Mode
 from commentree.launch.inference.modes.generate import Generate
 from commentree.launch.inference.modes.score import Likelihood

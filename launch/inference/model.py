@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from commentree.errors import UserError
-from commentree.launch.inference import mode_table, run_context
+from commentree.launch.inference import run_context
+from commentree.launch.inference.modes import mode_table
 from commentree.launch.inference.run_context import RunContext
 from commentree.launch.settings import library_noise, run_folder
 from commentree.settings import check_choice

@@ -14,7 +14,7 @@ import pytest
 import commentree
 from commentree.errors import UserError
 from commentree.launch import main
-from commentree.launch.inference import mode_table
+from commentree.launch.inference.modes import mode_table
 from commentree.launch.inference.parts import Parts
 from commentree.launch.supervision import local
 from commentree.tasks import readers

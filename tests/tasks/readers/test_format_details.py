@@ -6,12 +6,7 @@ import pytest
 
 from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import TreeConfig
-from commentree.tasks.readers import (
-  cmv_modes,
-  convokit,
-  reddit_api,
-  tree_jsonl,
-)
+from commentree.tasks.readers import cmv_modes, convokit, reddit_api, tree_jsonl
 from commentree.tasks.readers.parsing import json_lines, json_records
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
