@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from commentree import fingerprints
 from commentree.console import Console
 from commentree.errors import UserError
 from commentree.tasks.data_config import DataConfig
@@ -45,7 +44,7 @@ class TaskData:
   def facts(self) -> dict[str, Any]:
     """What of it decides a run's results."""
     return {
-      "subtrees": fingerprints.jsonable(self.task.preprocessing),
+      "subtrees": dataclasses.asdict(self.task.preprocessing),
       **{
         f"{name}_subtrees": f"{len(split):,}, of digest {split.totals.digest:016x}"
         for name, split in self.splits.items()

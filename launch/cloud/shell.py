@@ -1,7 +1,7 @@
 """Runs the cloud's own commands, or shows what would run.
 
 Commands are argument lists, never strings: a shell sees them only when a dry run
-prints them, quoted. Nothing secret goes into them (see `remote.env_file`).
+prints them, quoted. Nothing secret goes into them (see `worker_scripts.env_file`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Keeps the processes of a run going: starts, watches, ends and restarts them together.
 
-What to do after which exit is decided in `policy`; here are processes, signals and
-time. The hosts of a run live and die together: once one has ended badly, the others get
-time to end by themselves, are then told to (SIGTERM), and are killed at last.
+What to do after which exit is decided in `restart_policy`; here are processes, signals
+and time. The hosts of a run live and die together: once one has ended badly, the
+others get time to end by themselves, are then told to (SIGTERM), and are killed at
+last.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from commentree.tasks.trees.row import Row
 ORDER = ("key", "tree_id", "is_post DESC", "file", "place")
 
 _ROWS_AT_ONCE = 2_048  # as DuckDB has them
-# Posts of another id than the tree's become comments; see `assembling.assemble`.
+# Posts of another id than the tree's become comments; see `assembly.assemble`.
 _IS_POST = "is_post AND coalesce(id, tree_id) IN (tree_id, 't3_' || tree_id)"
 _GLOB = re.compile(r"[*?\[]")
 

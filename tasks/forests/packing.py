@@ -285,7 +285,7 @@ class Packer:
 
   Where no whole subtree fits into what is left of a forest, one is cut: its first
   comments go, the others wait. Subtrees are known by a key of the caller's, so that the
-  pool can be written down as keys and numbers and built again (see `streams`).
+  pool can be written down as keys and numbers and built again (see `forest_streams`).
   """
 
   def __init__(self, shape: ForestShape, lookahead: int, enough: int | None = None):
@@ -426,7 +426,7 @@ def pack(
   """Packs masked subtrees into forests until none are left; the last may be part empty.
 
   Args:
-    subtrees: features of `subtrees.SUBTREE_FEATURES` and those of an objective.
+    subtrees: features of `subtree_builder.SUBTREE_FEATURES` and those of an objective.
     shape: what a forest holds.
     lookahead: subtrees held back to choose from.
   """

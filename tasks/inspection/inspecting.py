@@ -3,7 +3,7 @@
 A few trees of a task go through the very code of a run: cleaned, tokenised, split,
 masked, packed into forests. What comes out is read back from the forests' arrays, so
 that what is shown is what a model would get. Rendering is elsewhere (see
-`inspection_terminal` and `inspection_html`).
+`terminal` and `html_page`).
 """
 
 from __future__ import annotations

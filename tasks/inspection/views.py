@@ -1,4 +1,4 @@
-"""What an inspection shows, as plain data; see `inspection` for where it comes from."""
+"""What an inspection shows, as plain data; see `inspecting` for where it comes from."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class LabelObjective:
     """Returns the subtree with what the decoder reads and the labels it predicts.
 
     Args:
-      subtree: features of `subtrees.SUBTREE_FEATURES`, and `subtrees.LABELS` or
+      subtree: features of `subtree_builder.SUBTREE_FEATURES`, and `subtrees.LABELS` or
         `subtrees.COMMENT_LABELS`.
       max_length: tokens of a decoder row.
       seed: changes nothing: nothing is drawn.

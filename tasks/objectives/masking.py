@@ -70,7 +70,7 @@ class Masker:
     """Returns the subtree with `input_tokens` and `is_masked`, both [sum(lengths)].
 
     Args:
-      subtree: features of `subtrees.SUBTREE_FEATURES`, and `subtrees.PHRASES` if
+      subtree: features of `subtree_builder.SUBTREE_FEATURES`, and `subtrees.PHRASES` if
         discourse markers are to be preferred.
       max_length: tokens of a target that a decoder row shows; none beyond is masked.
       seed: seed of the run.

@@ -69,7 +69,7 @@ class Objective(Protocol):
     A pure function of its arguments.
 
     Args:
-      subtree: features of `subtrees.SUBTREE_FEATURES`, and annotations.
+      subtree: features of `subtree_builder.SUBTREE_FEATURES`, and annotations.
       max_length: tokens of a decoder row; no node gets more.
       seed: seed of the run.
       epoch: pass over the data.

@@ -15,7 +15,6 @@ from typing import Any
 import seqio
 from etils import epath
 
-from commentree import fingerprints
 from commentree.console import Console
 from commentree.errors import UserError
 from commentree.paths import cache_root
@@ -42,12 +41,12 @@ def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
   return {
     "source": task.tree_source.signature(split),
     "vocabulary": task.tokenizer.fingerprint,
-    "cleaning": fingerprints.jsonable(config.cleaning),
-    "markers": fingerprints.jsonable(config.markers),
-    "subtrees": fingerprints.jsonable(config.subtrees),
+    "cleaning": dataclasses.asdict(config.cleaning),
+    "markers": dataclasses.asdict(config.markers),
+    "subtrees": dataclasses.asdict(config.subtrees),
     "target_post": config.trees.target_post,
-    "labels": fingerprints.jsonable(config.labels),
-    "comment_labels": fingerprints.jsonable(config.comment_labels),
+    "labels": dataclasses.asdict(config.labels),
+    "comment_labels": dataclasses.asdict(config.comment_labels),
     "phrases": discourse.fingerprint(builder.phrases),
     "languages": list(config.objective.languages),
     "translations": bool(config.objective.languages) and config.objective.name == "tlm",

@@ -9,8 +9,8 @@ the post. Every record is counted once:
 
     records = comments + trees - trees of which the post is missing
 
-(`ReadCounts.comments`, `ReadCounts.trees` and, in those, `trees.NO_POST`). A record of
-which nobody can tell what it was counts as a comment.
+(`ReadCounts.comments`, `ReadCounts.trees` and, in those, `comment_tree.NO_POST`). A
+record of which nobody can tell what it was counts as a comment.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def output_features(
   Args:
     vocabulary: of its tokens.
     added: the features that the objective adds.
-    annotations: those of `subtrees.ANNOTATIONS` that it has.
+    annotations: those of `subtree_builder.ANNOTATIONS` that it has.
     predicts_tokens: whether tokens are what is predicted; labels otherwise.
   """
   numbers = seqio.PassThroughVocabulary(size=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from commentree import fingerprints
 from commentree.tasks import readers
 from commentree.tasks.building.order import id_fraction
 from commentree.tasks.config.generated import GeneratedTreesConfig
@@ -107,7 +107,7 @@ class GeneratedTreesSource(TreeSource):
 
   def signature(self, split: str) -> dict[str, Any]:
     """The generator's settings."""
-    return {"generated": fingerprints.jsonable(self.config), "split": split}
+    return {"generated": dataclasses.asdict(self.config), "split": split}
 
 
 class TreeFilesSource(TreeSource):
@@ -148,12 +148,10 @@ class TreeFilesSource(TreeSource):
   def signature(self, split: str) -> dict[str, Any]:
     """The files' names, sizes and times, and the settings."""
     return {
-      "files": fingerprints.file_signature(
-        readers.inputs(self.files, self.format_name)
-      ),
+      "files": _file_signature(readers.inputs(self.files, self.format_name)),
       "format": self.format_name,
       "held_out_share": self.held_out_share,
-      "trees": fingerprints.jsonable(self.config),
+      "trees": dataclasses.asdict(self.config),
       "split": split,
     }
 
@@ -192,3 +190,9 @@ class BuiltTreesSource(TreeSource):
   def num_input_examples(self, split: str) -> int:
     """Trees in a split."""
     return sum(self.dataset.split(split).lengths)
+
+
+def _file_signature(paths: Sequence[str]) -> list[tuple[str, int, int]]:
+  """Name, bytes and modification time (ns) of each file: what a fingerprint takes."""
+  stats = [(path, os.stat(path)) for path in paths]
+  return [(os.path.abspath(p), s.st_size, s.st_mtime_ns) for p, s in stats]

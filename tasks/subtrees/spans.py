@@ -212,7 +212,7 @@ def owners(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
 def label_tokens(
   offsets: np.ndarray, spans: Sequence[Span], names: Sequence[str]
 ) -> np.ndarray:
-  """Labels of tokens, int32 [n]: see `config.LabelsConfig`.
+  """Labels of tokens, int32 [n]: see `LabelsConfig`.
 
   The first token that a span has, though an inner span may have those before it, is
   its beginning.

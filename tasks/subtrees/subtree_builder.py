@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 NODE_FEATURES = ("lengths", "parents", "depths", "is_target", "node_ids")
 SUBTREE_FEATURES = ("tokens", *NODE_FEATURES)
 # Those of them that settings ask for come along, int32 [sum(lengths)] as the tokens:
-# `config.LabelsConfig`'s labels, and which occurrence of a discourse marker in its
+# `LabelsConfig`'s labels, and which occurrence of a discourse marker in its
 # comment a token is part of, from 1 on, 0 for none.
 LABELS, PHRASES = "token_labels", "phrases"
-# And int32 [N] as the nodes: the class of a comment by `config.CommentLabelsConfig`, at
+# And int32 [N] as the nodes: the class of a comment by `CommentLabelsConfig`, at
 # the node that its text begins in; -1 for none.
 COMMENT_LABELS = "comment_labels"
 # Per token again: its language by `ObjectiveConfig.languages` from 1, 0 for none. Where

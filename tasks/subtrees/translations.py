@@ -3,7 +3,7 @@
 Source: Conneau and Lample, "Cross-lingual Language Model Pretraining" (2019), section
 3.3: a text and its translation are read together, tokens of both are masked, and where
 a word cannot be guessed, it may be found in the other language. Each token's vector has
-its language's added, and positions begin anew in the translation (see `laying_out`).
+its language's added, and positions begin anew in the translation (see `forest_arrays`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ class Row(NamedTuple):
   """A post or a comment, as its source has it.
 
   Texts are valid Unicode without NUL. Ids are as the source names them; those of
-  Reddit may have their prefix or not (see `assembling.assemble`).
+  Reddit may have their prefix or not (see `assembly.assemble`).
 
   Attributes:
     tree_id: id of the post, always without `t3_`: rows of equal `tree_id` are a tree.
@@ -30,10 +30,11 @@ class Row(NamedTuple):
     translation: the text (a post's title and text) in another language, or None.
     translation_language: which; None if there is no translation.
     stub: if the row is no comment but stands for some that the source left out, what
-      is known of them: see `trees.Stub`. Its id, and what it answers, tell copies of
+      is known of them: see `comment_tree.Stub`. Its id, and what it answers, tell
+        copies of
       it from others.
-    spans: labelled parts of a comment's `text`, or of what `trees.post_text` makes of
-      a post.
+    spans: labelled parts of a comment's `text`, or of what `comment_tree.post_text`
+      makes of a post.
   """
 
   tree_id: str

@@ -1,5 +1,6 @@
-"""What a vocabulary of any kind can do; `sentencepiece_vocabulary` and
-`hf_vocabulary` each do it with their library.
+"""What a tokenizer can do, whichever library does it.
+
+`sentencepiece_backend` and `hugging_face_backend` implement it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Encoded(NamedTuple):
   offsets: np.ndarray | None
 
 
-class Encoder(abc.ABC):
+class TokenizerBackend(abc.ABC):
   """A vocabulary in memory.
 
   Attributes:
@@ -119,7 +120,7 @@ def first_there(*token_ids: int | None) -> int | None:
   return next((i for i in token_ids if i is not None), None)
 
 
-def first_known(encoder: Encoder, names: Sequence[str]) -> int | None:
+def first_known(encoder: TokenizerBackend, names: Sequence[str]) -> int | None:
   """Id of the first of `names` that the vocabulary has."""
   for name in names:
     token_id = encoder.piece_to_id(name)

@@ -11,12 +11,12 @@ from commentree.tasks.vocabulary import (
   sentencepiece_backend,
   vocabulary_files,
 )
-from commentree.tasks.vocabulary.backend import Encoder
+from commentree.tasks.vocabulary.backend import TokenizerBackend
 
 
 def open_encoder(
   content: bytes, where: str | os.PathLike[str], markers: Sequence[str] = ()
-) -> Encoder:
+) -> TokenizerBackend:
   """Opens a vocabulary by its content.
 
   Args:
@@ -29,8 +29,8 @@ def open_encoder(
   """
   try:
     if vocabulary_files.is_json(content):
-      return hugging_face_backend.HfEncoder(content, markers)
-    return sentencepiece_backend.SentencePieceEncoder(content)
+      return hugging_face_backend.HuggingFaceBackend(content, markers)
+    return sentencepiece_backend.SentencePieceBackend(content)
   except ValueError as error:
     what = vocabulary_files.part_of_tokenizer(content, where)
     raise UserError(

@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 
-from commentree.tasks.vocabulary.backend import Encoded, Encoder
+from commentree.tasks.vocabulary.backend import Encoded, TokenizerBackend
 
 
-def strip_marker_spaces(encoder: Encoder, encoded: Encoded) -> Encoded:
+def strip_marker_spaces(encoder: TokenizerBackend, encoded: Encoded) -> Encoded:
   """Leaves out the token of a lone space in front of a marker.
 
   It says nothing and would be masked like a word.

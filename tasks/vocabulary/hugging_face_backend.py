@@ -36,7 +36,7 @@ from commentree.tasks.vocabulary.backend import (
   MASK_NAMES,
   WORD_START,
   Encoded,
-  Encoder,
+  TokenizerBackend,
   first_known,
   first_there,
   sentinel_names,
@@ -235,7 +235,7 @@ def add_markers(
 
 
 def call_mask(content: bytes, name: str, new_name: str) -> bytes:
-  """Renames the token for masking; see `vocabulary_kinds.call_mask`."""
+  """Renames the token for masking; see `backend_kinds.call_mask`."""
   document = json.loads(content)
   token_id = tokenizers.Tokenizer.from_str(content.decode()).get_vocab()[name]
   listed = document.get("added_tokens") or []
@@ -255,7 +255,7 @@ def call_mask(content: bytes, name: str, new_name: str) -> bytes:
   return _write(document)
 
 
-class HfEncoder(Encoder):
+class HuggingFaceBackend(TokenizerBackend):
   """A `tokenizer.json`."""
 
   def __init__(self, content: bytes, markers: Sequence[str] = ()):
@@ -328,12 +328,12 @@ class HfEncoder(Encoder):
 
   @functools.cached_property
   def begins_word(self) -> np.ndarray | None:
-    """Whether a token begins a word; see `Encoder`."""
+    """Whether a token begins a word; see `TokenizerBackend`."""
     pieces = [self.id_to_piece(token_id) for token_id in range(self.size)]
     return word_starts.starts_word(pieces, self._continues)
 
   def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
-    """Returns the tokens of each text; see `Encoder`."""
+    """Returns the tokens of each text; see `TokenizerBackend`."""
     if offsets:
       encode = self.backend.encode_batch
     else:
@@ -350,13 +350,13 @@ class HfEncoder(Encoder):
     return Encoded(ids, lengths, np.array(spans, np.int32).reshape(-1, 2))
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of tokens; see `Encoder`."""
+    """Returns the text of tokens; see `TokenizerBackend`."""
     kept = [int(i) for i in ids if int(i) not in self._silent]
     with _panics_as_errors():
       return self.backend.decode(kept, skip_special_tokens=False)
 
   def id_to_piece(self, token_id: int) -> str:
-    """Returns a token's name; see `Encoder`."""
+    """Returns a token's name; see `TokenizerBackend`."""
     piece = self.backend.id_to_token(int(token_id)) or ""
     if not self._byte_level or self.is_marker[token_id]:
       return piece
@@ -365,14 +365,14 @@ class HfEncoder(Encoder):
     return _LONE_BYTE.sub(lambda byte: f"<0x{ord(byte[0]) & 0xFF:02X}>", text)
 
   def is_bytes(self, token_id: int) -> bool:
-    """Whether a token holds bytes; see `Encoder`."""
+    """Whether a token holds bytes; see `TokenizerBackend`."""
     piece = self.backend.id_to_token(int(token_id)) or ""
     if self._byte_level:
       return "\ufffd" in _raw(piece).decode("utf-8", "replace")
     return self._byte_fallback and _BYTE.fullmatch(piece) is not None
 
   def piece_to_id(self, piece: str) -> int | None:
-    """Returns a token's id, or None; see `Encoder`."""
+    """Returns a token's id, or None; see `TokenizerBackend`."""
     return self.backend.token_to_id(piece)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from commentree.errors import UserError
 from commentree.tasks.trees.markers import MASK
-from commentree.tasks.vocabulary.backend import Encoder
+from commentree.tasks.vocabulary.backend import TokenizerBackend
 from commentree.tasks.vocabulary.encoded_texts import split, strip_marker_spaces
 
 
 def check_unchanged(
-  before: Encoder, after: Encoder, source: str | os.PathLike[str]
+  before: TokenizerBackend, after: TokenizerBackend, source: str | os.PathLike[str]
 ) -> None:
   """Raises UserError unless the old tokens, and what they encode, are as before."""
   pieces = [before.id_to_piece(i) for i in range(before.size)]
@@ -32,7 +32,7 @@ def check_unchanged(
 
 
 def check_markers(
-  encoder: Encoder, markers: Sequence[str], where: str | os.PathLike[str]
+  encoder: TokenizerBackend, markers: Sequence[str], where: str | os.PathLike[str]
 ) -> None:
   """Raises UserError for a marker that is not there, or is cut somewhere."""
   missing = [m for m in markers if m != MASK and encoder.piece_to_id(m) is None]

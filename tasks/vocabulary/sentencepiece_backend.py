@@ -26,7 +26,7 @@ from commentree.tasks.vocabulary.backend import (
   MASK_NAMES,
   WORD_START,
   Encoded,
-  Encoder,
+  TokenizerBackend,
   first_known,
   first_there,
   sentinel_names,
@@ -252,7 +252,7 @@ def add_markers(
 
 
 def call_mask(content: bytes, name: str, new_name: str) -> bytes:
-  """Renames the token for masking; see `vocabulary_kinds.call_mask`."""
+  """Renames the token for masking; see `backend_kinds.call_mask`."""
   proto = _model_proto()
   model = proto.ModelProto.FromString(content)
   for piece in model.pieces:
@@ -261,7 +261,7 @@ def call_mask(content: bytes, name: str, new_name: str) -> bytes:
   return model.SerializeToString(deterministic=True)
 
 
-class SentencePieceEncoder(Encoder):
+class SentencePieceBackend(TokenizerBackend):
   """A SentencePiece model: unigram or BPE, with bytes for rare characters or not."""
 
   def __init__(self, content: bytes):
@@ -311,11 +311,11 @@ class SentencePieceEncoder(Encoder):
 
   @functools.cached_property
   def begins_word(self) -> np.ndarray | None:
-    """Whether a token begins a word; see `Encoder`."""
+    """Whether a token begins a word; see `TokenizerBackend`."""
     return word_starts.starts_word(list(self._ids))
 
   def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
-    """Returns the tokens of each text; see `Encoder`."""
+    """Returns the tokens of each text; see `TokenizerBackend`."""
     if offsets:
       return self._encode_with_offsets(texts)
     encoded = self.backend.encode(list(texts), num_threads=1)
@@ -342,7 +342,7 @@ class SentencePieceEncoder(Encoder):
     return Encoded(np.concatenate(ids), lengths, np.concatenate(spans))
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of tokens; see `Encoder`."""
+    """Returns the text of tokens; see `TokenizerBackend`."""
     whole = [int(i) for i in ids]
     sentinels = set(self.sentinels.tolist())
     if sentinels.isdisjoint(whole):
@@ -355,15 +355,15 @@ class SentencePieceEncoder(Encoder):
     )
 
   def id_to_piece(self, token_id: int) -> str:
-    """Returns a token's name; see `Encoder`."""
+    """Returns a token's name; see `TokenizerBackend`."""
     return self.backend.id_to_piece(int(token_id))
 
   def is_bytes(self, token_id: int) -> bool:
-    """Whether a token holds bytes; see `Encoder`."""
+    """Whether a token holds bytes; see `TokenizerBackend`."""
     return self.backend.is_byte(int(token_id))
 
   def piece_to_id(self, piece: str) -> int | None:
-    """Returns a token's id, or None; see `Encoder`."""
+    """Returns a token's id, or None; see `TokenizerBackend`."""
     return self._ids.get(piece)
 
 

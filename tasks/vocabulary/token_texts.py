@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from commentree.tasks.vocabulary.backend import WORD_START, Encoder
+from commentree.tasks.vocabulary.backend import WORD_START, TokenizerBackend
 from commentree.tasks.vocabulary.encoded_texts import split
 
 _REPLACEMENT = "\ufffd"
@@ -54,7 +54,7 @@ class Slot(NamedTuple):
 class TokenTexts:
   """What tokens read as, one behind another."""
 
-  def __init__(self, encoder: Encoder):
+  def __init__(self, encoder: TokenizerBackend):
     """Takes the vocabulary."""
     self._encoder = encoder
 

@@ -29,7 +29,7 @@ from commentree.tasks.vocabulary import (
   sentencepiece_backend,
   vocabulary_files,
 )
-from commentree.tasks.vocabulary.backend import Encoder
+from commentree.tasks.vocabulary.backend import TokenizerBackend
 from commentree.tasks.vocabulary.encoded_texts import (
   split,
   strip_marker_spaces,
@@ -260,7 +260,7 @@ class Tokenizer:
     return vocabulary_files.read(self.path)
 
   @functools.cached_property
-  def _encoder(self) -> Encoder:
+  def _encoder(self) -> TokenizerBackend:
     encoder = backend_kinds.open_encoder(self.content, self.path, self.markers)
     marker_checks.check_markers(encoder, self.markers, self.path)
     return encoder
@@ -300,7 +300,7 @@ class Tokenizer:
 
   @property
   def start_id(self) -> int:
-    """Id of what is read before a text's first token is predicted; see `Encoder`.
+    """Id of what is read before a text's first token is predicted.
 
     Raises:
       UserError: if there is nothing of the kind.
@@ -381,7 +381,7 @@ class Tokenizer:
     return TokenTexts(self._encoder)
 
   def id_to_piece(self, token_id: int) -> str:
-    """Returns a token's name, for people: `▁word`, `##ing`, `<0xE6>`; see `Encoder`."""
+    """Returns a token's name, for people: `▁word`, `##ing`, `<0xE6>`."""
     return self._encoder.id_to_piece(token_id)
 
   def piece_to_id(self, piece: str) -> int | None:
@@ -410,7 +410,7 @@ class Tokenizer:
     return split(strip_marker_spaces(encoder, encoder.encode(texts)))
 
   @functools.cached_property
-  def _mask_encoder(self) -> Encoder:
+  def _mask_encoder(self) -> TokenizerBackend:
     """The vocabulary with its token for masking as a marker that texts may hold."""
     if self._encoder.is_marker[self.mask_id]:
       return self._encoder

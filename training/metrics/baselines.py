@@ -41,7 +41,7 @@ class Baseline:
 
   Attributes:
     counts: how often each id is a target in its training data. [V]
-    bag_weights: of the bags of words, `[4, 3]` as `bags.BAGS`; None without.
+    bag_weights: of the bags of words, `[4, 3]` as `bags_of_words.BAGS`; None without.
   """
 
   counts: np.ndarray

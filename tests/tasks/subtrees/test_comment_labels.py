@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commentree import fingerprints
 from commentree.errors import UserError
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import (
@@ -157,7 +156,7 @@ def test_labels_prepare_anew():
     )
     registration.register_tasks(config)
     task = registry_lib.get_task("commentree_generated")
-    facts = fingerprints.jsonable(task.preprocessing)
+    facts = dataclasses.asdict(task.preprocessing)
     return preparing.settings(task, "train"), facts
 
   none, one, other = map(

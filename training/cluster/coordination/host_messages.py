@@ -170,7 +170,7 @@ class Agreed(_Message):
 
 
 class End(_Message):
-  """The run has to end; see `verdict.ShutdownNotice`."""
+  """The run has to end; see `shutdown_notice.ShutdownNotice`."""
 
   text: str
   code: _ExitCode
