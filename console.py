@@ -34,7 +34,7 @@ class Console(RichConsole):
     return super().render_str(printable(text), **options)
 
   def status(self, status: Any, **options: Any) -> Status:
-    """Shows what goes on, as Rich's, whose spinner reads markup."""
+    """Shows what is going on, as Rich's, whose spinner reads markup."""
     if isinstance(status, str):
       status = Text(printable(status))
     return super().status(status, **options)

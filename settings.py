@@ -119,7 +119,7 @@ def unpack(kind: Any) -> tuple[Any, tuple[float, float]]:
 
 
 def bounds_text(low: float, high: float) -> str:
-  """Returns bounds in words, such as 'from 0 to 1'; '' if there are none."""
+  """Returns bounds in words, such as 'from 0 to 1'; '' without bounds."""
   if high == math.inf:
     return "" if low == -math.inf else f"of at least {low}"
   return f"from {low} to {high}"
@@ -160,7 +160,7 @@ def check_range(
 ) -> None:
   """Raises UserError unless `low <= value <= high` (and, if asked, a whole number).
 
-  Infinity is no number, whatever the bounds.
+  Infinity is no number, regardless of the bounds.
   """
   number = isinstance(value, int if whole else (int, float))
   if isinstance(value, float) and not math.isfinite(value):

@@ -81,7 +81,7 @@ def shuffle_ancestors(batch: Batch) -> dict[str, Array]:
   as many ancestors as it has itself at the same depth, else of the next larger number,
   of which it takes the nearest; if there are only shorter lists, the longest. It keeps
   its own distances. So no link leads to a comment on the target's path, below it, or
-  to itself, in whatever subtrees its tree lies in the batch.
+  to itself, in all subtrees of its tree in the batch.
 
   A target that no list is left for (see `has_two_trees`) sees nothing.
 

@@ -55,7 +55,7 @@ def metrics_of_sums(sums: Mapping[str, Array]) -> dict[str, clu_metrics.Metric]:
     Averages per masked token (`loss` and `z_loss` in nats, `accuracy` or
     `logits_accuracy`), the shares of positions that hold tokens, and totals of comments
     and tokens. With reply matching also that loss, `reply_matching`, averaged over
-    pairs: 0 where there are none.
+    pairs: 0 without any.
   """
   averages = {
     "loss": ("loss", "weights"),

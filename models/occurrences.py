@@ -68,7 +68,7 @@ def in_ancestors(batch: Batch) -> tuple[Array, Array]:
   def in_example(slots_TA, targets_RM, wanted_RM, ids_RL, tokens_RL):
     sees_TE = jax.nn.one_hot(slots_TA - 1, num_slots).max(axis=1)
     of_slot_NE = jax.nn.one_hot(ids_RL.reshape(-1) - 1, num_slots)
-    # Sums of ones, which are exact whatever the precision of the product's factors.
+    # Sums of ones, which are exact at any precision of the product's factors.
     tokens_T = jnp.sum(sees_TE * of_slot_NE.sum(axis=0)[None], axis=-1)
 
     def in_row(row):

@@ -30,7 +30,7 @@ class DataConfig:
     vocabulary: SentencePiece model or tokenizer.json for `files`, from `commentree
       vocab`.
     held_out_share: share of the trees in `files` held out for evaluation; 0 for a run
-      that holds out and evaluates nothing, whatever its data; else a dataset
+      that holds out and evaluates nothing, regardless of its data; else a dataset
       made by `commentree build` has splits of its own.
     cache_dir: where prepared data lies; None for the user's cache folder.
     use_cached: whether to read subtrees from a SeqIO cache instead of preparing them.

@@ -23,7 +23,7 @@ EXAMPLES = re.findall(
 
 
 def words(line):
-  """Of a line of a table, whatever the width of its columns."""
+  """Of a line of a table, regardless of the width of its columns."""
   return " ".join(re.sub(r"[│├└]", " ", line).split())
 
 

@@ -192,7 +192,7 @@ class Prefetcher:
             "the training data came to an end: it must repeat for ever"
           ) from None
         self._put((self._place(batch), self._batches.get_state()))
-    except BaseException as error:  # handed to the consumer, whatever it is
+    except BaseException as error:  # every error is handed to the consumer
       self._put(error)
 
   def _put(self, item: Any) -> None:

@@ -299,7 +299,7 @@ def evaluate_checkpoint(
     partitioning_config: devices; may differ from those of the run.
     best_metric: what 'best' means.
     compile_cache_dir: as `TrainConfig.compile_cache_dir`.
-    watchdog: is told of progress; none if None.
+    watchdog: receives progress; none if None.
 
   Returns:
     `step`, `path`, and `results` by dataset.

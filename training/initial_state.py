@@ -160,7 +160,7 @@ def restore_or_initialize(
     UserError: if what there is cannot be read or does not fit the model.
   """
   # 1. The newest checkpoint in MODEL_DIR that can be read: parameters, optimizer, step,
-  #    and the data goes on where it stood.
+  #    and the data continues where it stood.
   restored = saved.restore(like)
   if restored is not None:
     step = int(restored.state.step)
@@ -232,7 +232,7 @@ def open_plan(
       )
     )
 
-  # Host 0 first, so that what does not fit is told once.
+  # Host 0 first, so that what does not fit is reported once.
   hosts.run_on_host0("plan of the warm start", open_and_plan)
   if not opened:
     open_and_plan()

@@ -60,7 +60,7 @@ def train(
   watchdog: Watchdog | None = None,
   clock: Clock | None = None,
 ) -> dict[str, Any]:
-  """Trains, continuing whatever MODEL_DIR holds.
+  """Trains, continuing the run in MODEL_DIR if there is one.
 
   Args:
     config: the settings.
@@ -75,7 +75,7 @@ def train(
       weights of bags of words are fitted to; without bags where there are none.
     record: the caller's settings that decide results, and the gin text.
     console: for people; stdout of host 0 if None.
-    watchdog: is told of progress, and knows the other hosts; none if None.
+    watchdog: receives progress, and knows the other hosts; none if None.
     clock: runs since the command began; since now if None.
 
   Returns:

@@ -314,7 +314,7 @@ def _config(arguments: argparse.Namespace, command: Sequence[str]) -> JobSetConf
     if "=" not in flag:
       raise UserError(
         f"--env={flag}: write {flag}=VALUE, or --secret_env={flag}=SECRET/KEY for what"
-        " nobody is to see in the manifest"
+        " no one is to see in the manifest"
       )
   return JobSetConfig(
     name=arguments.name,

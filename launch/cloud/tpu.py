@@ -60,7 +60,7 @@ class _Job:
     self._absence = tpu_watch.Absence(patience_s)
     self._arguments = arguments
     self._command = command
-    # Mistakes in flags are told before anything is asked for.
+    # Mistakes in flags are reported before anything is asked for.
     if arguments.verb in ("create", "up"):
       self._request = _request(arguments)
     if arguments.verb in ("setup", "up"):
@@ -175,7 +175,7 @@ class _Job:
       return self._keep_up()
     except KeyboardInterrupt:
       say(
-        f"{self._name}: no longer watched, the run goes on, and its bill;"
+        f"{self._name}: no longer watched, the run continues, and its bill;"
         " `up` again watches it, `stop` and `delete` end it"
       )
       return 130

@@ -36,7 +36,7 @@ alive() {
 
 
 def over_ssh(script: str) -> str:
-  """Returns a script as one command for whatever login shell a worker has."""
+  """Returns a script as one command for any login shell of a worker."""
   return f"bash -c {shlex.quote(script)}"
 
 

@@ -39,8 +39,8 @@ examples:
   is what was copied whole?
     commentree build --check data/january
 
-A build that was stopped, however it was, goes on when the same command is given again.
-The dataset is --out's folder 1.0.0, there when it is whole; FILES of a run, or
+A build that was stopped, however it was, continues when the same command is given
+again. The dataset is --out's folder 1.0.0, there when it is whole; FILES of a run, or
 tfds.load("january", data_dir="data"), read it.
 exit codes: 0 done, 2 a mistake of the user's, 74 the disk is full or refuses, 130
 stopped by Ctrl-C.
@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> int:
     ):
       built = building.build(sources, out, config, pool, division, progress)
   except KeyboardInterrupt:
-    console.print("stopped; the same command goes on from here")
+    console.print("stopped; the same command continues from here")
     return _INTERRUPTED
   if built.already:
     console.print("this dataset is built already")

@@ -41,13 +41,13 @@ examples:
     zcat trees.jsonl.gz | commentree infer --model_dir=runs/mine --mode=score \\
       --input - --output - | jq .difference
 
-  three replies to each comment that nobody answered:
+  three replies to each comment without replies:
     commentree infer --model_dir=runs/replies --mode=generate --input trees.jsonl \\
       --output=replies.jsonl --num_replies=3 --top_p=0.9 --temperature=0.8
 
 Every comment that is read gets one line, in the input's order; so do posts. What is
 done lies in OUTPUT.parts until all is: the same command again, with any number of
-hosts, goes on from there. Settings are those the run was started with
+hosts, continues from there. Settings are those the run was started with
 (MODEL_DIR/config.gin); --gin.NAME=VALUE changes them.
 
 """
@@ -250,7 +250,7 @@ def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     "--reply_to",
     choices=("leaves", "post", "all", "marked"),
-    help="comments that nobody answered (default), posts, all, or marked ones",
+    help="comments without replies (default), posts, all, or marked ones",
   )
   group.add_argument(
     "--mark", metavar="WORD", help="what marks comments in their text (default <reply>)"

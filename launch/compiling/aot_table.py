@@ -3,7 +3,7 @@
     python -m commentree.launch.compiling.aot_table --minutes=40
 
 Compiles cell by cell, the most telling first, and keeps each result in a JSON Lines
-file beside the table, so that an interrupted run goes on where it stopped.
+file beside the table, so that an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations

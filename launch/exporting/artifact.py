@@ -47,7 +47,7 @@ def write(
     run: the run, for its vocabulary and labels.
     model: its model.
     checkpoint: holds the parameters.
-    say: is told of progress.
+    say: receives progress.
 
   Raises:
     UserError: if the folder is there, or the checkpoint is of another model.

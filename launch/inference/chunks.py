@@ -34,7 +34,7 @@ class Chunk:
     unit: which of the input's.
     number: which of the unit's chunks.
     trees: in order; none only in a unit that has none.
-    end: the position where the next chunk begins; None if there is none.
+    end: the position where the next chunk begins, or None.
   """
 
   unit: int

@@ -254,7 +254,7 @@ class LoadedModel:
       record = tree
     else:
       raise _no_tree(tree)
-    # A post without a list of comments is one that nobody answered.
+    # A post without a list of comments is one without replies.
     if record.get("comments") is None:
       record = {**record, "comments": []}
     rows = list(tree_jsonl.record_rows(record, self.read_counts))

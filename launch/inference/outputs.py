@@ -1,7 +1,7 @@
 """The forms that answers are written in, told by how the output's name ends.
 
-A part holds the answers of a chunk; all parts in order are the output, whatever runs
-they came of.
+A part holds the answers of a chunk; all parts in order are the output, whichever runs
+wrote them.
 """
 
 from __future__ import annotations

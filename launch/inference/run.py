@@ -235,5 +235,5 @@ class _Tick:
       number = int(hosts.flag("stop") or 0)
     if number:
       name = signal.Signals(number).name
-      self._joined.say(f"{name}: stopped; the same command goes on from what is done")
+      self._joined.say(f"{name}: stopped; the same command continues from what is done")
       raise SystemExit(128 + number)

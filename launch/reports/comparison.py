@@ -242,7 +242,7 @@ class Run:
     """Returns the last evaluation, or that of a step, and its step.
 
     Raises:
-      UserError: if there is none.
+      UserError: if it is missing.
     """
     if step is None:
       step = max(self.by_step)
@@ -274,7 +274,7 @@ def read_run(folder: str, dataset: str) -> Run:
   """Reads a run's evaluations on a dataset.
 
   Raises:
-    UserError: if there is none.
+    UserError: if it is missing.
   """
   check_scheme(folder)
   file = epath.Path(folder) / "metrics.jsonl"

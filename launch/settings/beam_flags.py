@@ -28,7 +28,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def require(what: str) -> None:
   """Makes sure that Apache Beam is there, and keeps its remarks to itself.
 
-  It remarks on libraries of clouds that nobody asked for, and logs what it raises.
+  It remarks on libraries of clouds that were not asked for, and logs what it raises.
 
   Raises:
     UserError: naming the extra, if it is not installed.

@@ -1,4 +1,4 @@
-"""Mistakes that are told before TensorFlow loads and data are read.
+"""Mistakes that are reported before TensorFlow loads and data are read.
 
 Each check takes what is cheap by then: settings and the names of files first, then JAX,
 then the devices, then the model's shapes.

@@ -77,7 +77,7 @@ def load(
     overrides: `NAME = VALUE` of settings to change.
     trust_config: whether the folder's settings may import modules and say where
       things lie on this machine.
-    say: is told which settings of the folder are left out.
+    say: receives which settings of the folder are left out.
 
   Raises:
     UserError: if there is no run, or its settings are not sound.
@@ -115,7 +115,7 @@ def _literal(override: str) -> tuple[str, Any]:
 def _as_given(config: Any, fields: Mapping[str, str], given: Mapping[str, Any]) -> Any:
   """Returns settings with fields as the user gave them here, else by default.
 
-  What the folder's file binds them to, by whatever ways gin has, counts no longer.
+  What the folder's file binds them to, in any of gin's ways, counts no longer.
   """
   changed = {}
   for field in dataclasses.fields(config):

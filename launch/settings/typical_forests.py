@@ -24,7 +24,7 @@ _SAMPLE = 1000
 def typical_shape(data: DataConfig, comment_tokens: float) -> tuple[ForestShape, float]:
   """Returns the shape that such data would give, and the comments in a forest.
 
-  Whatever `data.layout` sets stays as set.
+  What `data.layout` sets stays as set.
 
   Args:
     data: rows, lengths, masking, objective.

@@ -95,7 +95,7 @@ def run(
   Args:
     command: program and arguments; T5X's flags for many hosts are added.
     hosts: processes to start.
-    devices_per_host: CPU devices that XLA is told to make in each.
+    devices_per_host: CPU devices that XLA makes in each.
     log_dir: folder for the output of all hosts but the first; a new one without.
     settings: how patient to be.
     env: environment of the hosts; this process's own without.

@@ -63,7 +63,7 @@ def reader(command: Sequence[str]) -> Callable[[], int | None]:
 
 
 def newest_step(model_dir: str) -> int | None:
-  """Returns the step of the newest checkpoint, None if there is none to be seen.
+  """Returns the step of the newest checkpoint, None if none can be seen.
 
   A bucket is listed by a process of its own: what reads buckets is heavy, and a
   supervisor must outlive a library that hangs.
@@ -77,7 +77,7 @@ def newest_step(model_dir: str) -> int | None:
 
 
 def parts_of(output: str) -> int | None:
-  """Returns how many parts of an output are done, None if there are none to be seen."""
+  """Returns how many parts of an output are done, None if none can be seen."""
   folder = f"{output}.parts"
   try:
     names = _list_remote(folder) if _REMOTE.match(folder) else os.listdir(folder)

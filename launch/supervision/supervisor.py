@@ -85,7 +85,7 @@ class Supervisor:
     Args:
       plan: gives the hosts to start, afresh for each start.
       settings: how patient to be.
-      newest_step: gives the newest checkpoint's step, by which progress is told;
+      newest_step: gives the newest checkpoint's step, which measures progress;
         without it no restart counts as progress.
       noun: what to call what that counts.
     """

@@ -39,9 +39,9 @@ class Replies:
     tokens: `[B, T, K, L]` int32, the end and what is after it `end_id`. A beam's
       replies come best first.
     log_probabilities: `[B, T, K]` float32, in nats: of all tokens that the model chose,
-      its end included, under the model's own distribution, whatever the temperature or
-      what is never written. Forced tokens do not count. -inf: there is no such reply,
-      as a beam found fewer.
+      its end included, under the model's own distribution, regardless of the
+      temperature or what is never written. Forced tokens do not count. -inf: there is
+      no such reply, as a beam found fewer.
     lengths: `[B, T, K]` int32, tokens without the end.
     ended: `[B, T, K]` bool, False for what `max_length` cut off.
   """

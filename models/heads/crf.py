@@ -65,7 +65,7 @@ def repair_iob2(labels: Array, segment_ids: Array) -> Array:
   """Returns labels `[..., L]` in which what is inside of nothing is a beginning.
 
   So that the labels of data are among those that a structured chain may have: a span
-  that goes on after another inside of it, or in the next chunk of a long comment.
+  that continues after another inside of it, or in the next chunk of a long comment.
   """
   kind = (labels + 1) // 2
   begins = begins_of(segment_ids)

@@ -218,7 +218,7 @@ def chains_of(batch: Batch) -> Array:
 def labels_of(config: ModelConfig, batch: Batch) -> Array:
   """Returns what is to be predicted, `[B, R, M]` int32.
 
-  Labels of tokens are `crf.repair_iob2`, whatever predicts them.
+  Labels of tokens are `crf.repair_iob2`, from any head.
   """
   labels_BRM = batch["decoder_target_tokens"]
   if config.head != "tagging":

@@ -5,8 +5,8 @@ rightly, how many are predicted, how many there are.
 
 Spans are those of seqeval's default mode (Nakayama 2018), which are conlleval's (Tjong
 Kim Sang & Buchholz 2000): a span begins at a beginning, and at an inside that follows
-an outside or another kind; it goes on while insides of its kind follow. It is right if
-there is one of the same kind, the same first and the same last token.
+an outside or another kind; it continues while insides of its kind follow. It is right
+if there is one of the same kind, the same first and the same last token.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from commentree.models.config import ModelConfig
 from commentree.models.layers import Array, Dense, parameter
 from commentree.models.transformer.attention import MASKED_SCORE
 
-# Comments of other trees that a comment is told from, where recall is measured.
+# Comments of other trees that a comment is ranked among, where recall is measured.
 NEGATIVES = 99
 # A tenth of a cosine is two in the logits at first, and never more than ten: a scale
 # that grows without bound makes a single mismatch outweigh all else (Radford et al.

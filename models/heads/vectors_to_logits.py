@@ -53,7 +53,7 @@ class VectorsToLogits(nn.Module):
     hops_BUEP = jax.nn.one_hot(jnp.clip(distances_BUE, 0, farthest), farthest + 1)
     scores_BUE = jnp.where(visible_BUE, hops_BUEP @ bias_P, MASKED_SCORE)
     weights_BUE = jax.nn.softmax(scores_BUE, axis=-1) * visible_BUE
-    # Of one size, whatever the encoder's: it is not to be learnt here.
+    # Of one size, regardless of the encoder's: it is not to be learnt here.
     means_BED = unit(mean_vectors(encoded.vectors_BEJD, encoded.used_BEJ))
     means_BED *= cfg.emb_dim**0.5
     threads_BUD = jnp.einsum(

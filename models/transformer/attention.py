@@ -1,6 +1,6 @@
 """Self-attention within comments and cross-attention to ancestors' vectors.
 
-Scores and softmax are float32 whatever the compute dtype. T5 does not divide by
+Scores and softmax are float32 in any compute dtype. T5 does not divide by
 the square root of the head's width: its query initializer does. RoBERTa does.
 
 Applied with the collection "cache" mutable, both read one token of each row at a time

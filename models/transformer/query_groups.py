@@ -46,7 +46,7 @@ class QueryGroups:
   place_BN: Array
 
   def by_target(self, x: Array) -> Array:
-    """Returns values `[B * T, L, ...]` of the tokens of rows; 0 where there is none."""
+    """Returns values `[B * T, L, ...]` of the tokens of rows; 0 elsewhere."""
     batch_size, targets, length = self.token_BTL.shape
     x_BNF = x.reshape(*self.place_BN.shape, -1)
     x_BMF = _pick(x_BNF, self.token_BTL.reshape(batch_size, -1), self.place_BN)

@@ -1,4 +1,4 @@
-"""The encoder stack and the decoder stack, whatever the family of their blocks."""
+"""The encoder stack and the decoder stack, regardless of the family of their blocks."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@
     DIR/1.0.0/             the dataset; appears at once, when whole
     DIR/.sources.json      sizes and times of the files that it was made from
 
-The same input, settings and seed give the same bytes, whatever the workers, the memory,
-the kills and the order of the paths. The input is the same if its files, in order of
-name (then of path), have the same names and contents.
+The same input, settings and seed give the same bytes, regardless of the workers, the
+memory, the kills and the order of the paths. The input is the same if its files, in
+order of name (then of path), have the same names and contents.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Pool(Protocol):
 
 
 class ProgressReporter(Protocol):
-  """What is told how far a build is."""
+  """What receives how far a build is."""
 
   def stage(self, name: str, unit: str, total: int, done: int) -> None:
     """A stage begins: `done` of `total` are done already."""
@@ -111,7 +111,7 @@ def build(
   division: Division,
   progress: ProgressReporter,
 ) -> Built:
-  """Makes a dataset, or goes on with making it.
+  """Makes a dataset, or continues making it.
 
   Args:
     sources: what to read.
@@ -119,7 +119,7 @@ def build(
     config: what decides what it holds.
     pool: does the work.
     division: of memory among the pool's workers.
-    progress: is told of stages.
+    progress: receives the stages.
 
   Raises:
     UserError: if the folder holds or is becoming another dataset, another build is at
@@ -148,7 +148,7 @@ def build_with(
   out: pathlib.Path,
   config: BuildConfig,
 ) -> Built:
-  """Makes a dataset, its shards by whatever engine; see `build`.
+  """Makes a dataset, its shards by any engine; see `build`.
 
   Args:
     make_shards: given the folder to work in, returns the one, there or below, in whose
@@ -390,7 +390,7 @@ def _place_split(
   """Puts a split's files of records into the dataset; small ones are joined.
 
   Returns:
-    What TFDS is told of the split; and by file, what `CHECKSUMS.json` says of it.
+    What TFDS records of the split; and by file, what `CHECKSUMS.json` says of it.
   """
   record_bytes = sum(facts["record_bytes"] for facts in of_shards)
   number = len(of_shards)

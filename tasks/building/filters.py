@@ -34,7 +34,7 @@ def without_post(fate: str) -> str:
 
 
 def posts_missing(read_counts: ReadCounts) -> int:
-  """Trees that no post was read for, whatever became of them."""
+  """Trees that no post was read for, kept or not."""
   return sum(
     number
     for fate, number in read_counts.trees.items()

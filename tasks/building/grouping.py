@@ -140,7 +140,7 @@ def trees_of_rows(
 
 
 def _without_globs(path: str) -> str:
-  """A path as DuckDB reads it by name, whatever characters of a glob it holds."""
+  """A path as DuckDB reads it by name, also with characters of a glob in it."""
   return _GLOB.sub(r"[\g<0>]", path)
 
 

@@ -72,7 +72,7 @@ class SourceFile:
   """A file to read.
 
   Attributes:
-    number: its place among all files, by which earlier rows are told from later ones.
+    number: its place among all files, which orders rows.
     path: the file.
     format: its format's name.
     prepared: a file with what the format's `prepare` returned for all files; None if
@@ -171,7 +171,7 @@ def _load_format(name: str, path: str) -> readers.Format:
 
 
 def encode_spans(spans: Sequence[Span]) -> str | None:
-  """Spans as a row's column has them; None if there are none."""
+  """Spans as a row's column has them, or None."""
   return json.dumps(spans) if spans else None
 
 

@@ -1,6 +1,6 @@
 """What a build is of: its settings and files, for telling it from another.
 
-A build goes on, or is finished already, only if its plan is the same; the first
+A build continues, or is finished already, only if its plan is the same; the first
 difference is named otherwise.
 """
 
@@ -46,7 +46,7 @@ def make_plan(sources: Sequence[SourceFile], config: BuildConfig) -> BuildPlan:
 
 
 def difference(old: BuildPlan, new: BuildPlan) -> str | None:
-  """What the first difference between two plans is, in words; None if there is none."""
+  """What the first difference between two plans is, in words, or None."""
   if old.get("building_format") != new["building_format"]:
     return "was made by another version of commentree"
   settings = {"was": old["settings"], "is": new["settings"]}

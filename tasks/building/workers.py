@@ -147,7 +147,7 @@ class Workers:
       at_once: so many tasks are at work at most; None for one in each process.
 
     Raises:
-      UserError: if a worker was killed; and whatever `work` raises.
+      UserError: if a worker was killed; and what `work` raises.
     """
     waiting = iter(tasks)
     at_work: set[concurrent.futures.Future[None]] = set()

@@ -47,7 +47,7 @@ class GeneratedTreesConfig:
     median_tree_size: median number of comments in a tree, post included (log-normal).
     tree_size_sigma: standard deviation of the logarithm of that number.
     max_tree_size: most comments in a tree, post included.
-    root_share: share of comments that answer the post, in a tree where nobody talks
+    root_share: share of comments that answer the post, in a tree where no one talks
       back and forth.
     chain_share: share of comments that answer the newest comment, in a tree where
       everybody does.

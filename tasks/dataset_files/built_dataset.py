@@ -2,7 +2,7 @@
 
 It is a folder as TFDS has them: shards of records, `dataset_info.json`, and beside
 those `CHECKSUMS.json`. What can be told without reading records (a shard that is
-missing, or has another size) is told on opening, the rest at the damaged record.
+missing, or has another size) is reported on opening, the rest at the damaged record.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class BuiltDataset:
     """A split.
 
     Raises:
-      UserError: if there is none of that name with records in it.
+      UserError: if no split of that name has records.
     """
     if name not in self.splits:
       raise UserError(

@@ -148,7 +148,7 @@ def find_version(folder: pathlib.Path) -> pathlib.Path:
       return candidate
   raise UserError(
     f"{folder}: is no dataset made by `commentree build` (no {CHECKSUMS} in it, nor in"
-    f" {VERSION}/); a build that was not finished goes on when started again"
+    f" {VERSION}/); a build that was not finished continues when started again"
   )
 
 

@@ -104,7 +104,7 @@ def decode(record: bytes) -> CommentTree:
   """The inverse of `encode`.
 
   Raises:
-    tfrecord.DamagedError: if the record holds no tree, whatever its checksum.
+    tfrecord.DamagedError: if the record holds no tree, regardless of its checksum.
   """
   columns: dict[str, Any] = {}
   try:

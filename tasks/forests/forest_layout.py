@@ -173,7 +173,7 @@ def resolve(
     )
   decoder_tokens = layout.decoder_rows * decoder_length
   encoded_share = totals.encoded_tokens / totals.target_tokens
-  # A row for each ancestor of a comment: whatever their lengths, they fit.
+  # A row for each ancestor of a comment: at any lengths they fit.
   headroom = _ENCODER_HEADROOM + max(0, 1 / layout.decoder_rows - 1 / _MANY_ROWS)
   encoder_rows = layout.encoder_rows or max(
     layout.max_ancestors,

@@ -1,6 +1,6 @@
 """Batches whose order is a pure function of the run's seed and the step.
 
-The data is dealt over a fixed number of *streams*, whatever the number of hosts:
+The data is dealt over a fixed number of *streams*, regardless of the number of hosts:
 stream i of N reads positions i, i+N, i+2N… of an endless shuffled order, of one task
 or of several in turns (see `mixing`), packs its own forests from its own pool, and
 always fills the same rows of the global batch. A host owns whole streams. What a stream
@@ -213,7 +213,7 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """This host's rows of batches that hold every subtree once, always alike.
 
-  Dealt over the same streams as training, whatever the number of hosts. Rows whose
+  Dealt over the same streams as training, regardless of the number of hosts. Rows whose
   stream has ended are padding; a host's batches end with its last stream, and there is
   at least one.
 

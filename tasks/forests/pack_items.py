@@ -24,7 +24,7 @@ from commentree.tasks.subtrees.subtree_builder import (
 class PackItem:
   """A subtree that an objective was at, measured: what it takes of a forest.
 
-  "Masked" are the tokens to predict, whatever the decoder reads in their places.
+  "Masked" are the tokens to predict, also where the decoder reads other tokens.
 
   Attributes:
     subtree: features, with those of `objectives`.

@@ -38,7 +38,7 @@ class OpenRows:
     return self._free[-1][0]
 
   def find(self, lengths: list[int], masked: list[int]) -> Placed | None:
-    """Finds places for items, longest first; None if there are none."""
+    """Finds places for items, longest first, or None."""
     free, masked_left = self._free[:], self._masked_left[:]
     places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
     for item in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):

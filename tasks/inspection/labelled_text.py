@@ -13,7 +13,7 @@ _MAX_SPANS = 200  # of one text
 
 
 class Label(NamedTuple):
-  """A label that begins; or goes on, where the end of another broke it off."""
+  """A label that begins; or continues, where the end of another broke it off."""
 
   name: str
   goes_on: bool

@@ -1,7 +1,7 @@
 """An inspection on the terminal, readable with and without colours.
 
-Everything is told by characters and only stressed by colours, so that nothing is lost
-in a pipe or a file. Users' text never reaches the terminal raw: it could hold escape
+Characters carry all information and colours only stress it, so that nothing is lost in
+a pipe or a file. Users' text never reaches the terminal raw: it could hold escape
 sequences.
 """
 

@@ -316,7 +316,7 @@ class Inspection:
     )
 
 
-# What a person is told of each objective but 'mlm' and 'tlm', whose tokens say it.
+# What the page says of each objective but 'mlm' and 'tlm', whose tokens say it.
 EXPLAINED = {
   "clm": "the decoder reads the upper line and predicts the lower, each token from"
   " those before it",

@@ -1,4 +1,4 @@
-"""SeqIO's cache job for a run's task, whatever its settings, on any Beam runner.
+"""SeqIO's cache job for a run's task, regardless of its settings, on any Beam runner.
 
 `seqio.scripts.cache_tasks_main` knows the tasks that a module registers when imported;
 ours come from settings too. The transforms, the files and their names are SeqIO's.
@@ -65,7 +65,7 @@ def run(job: CacheJob, console: Console) -> list[epath.Path]:
 def _cache(job: CacheJob, task: CommentTreeTask, console: Console) -> epath.Path:
   """Caches a task; returns its folder."""
   folder = _empty_folder(job, task)
-  note = preparing.note(task)  # reads the vocabulary: a missing one is told now
+  note = preparing.note(task)  # reads the vocabulary: a missing one is reported now
   pipeline = beam.Pipeline(options=beam_pipeline.options_of(job.pipeline_options))
   for split in task.splits:
     _add_split(pipeline, task, split, folder, job)

@@ -1,8 +1,8 @@
 """Subtrees in a cache that SeqIO's job wrote, by index, in the order of their source.
 
-SeqIO's job tokenises on many machines and writes subtrees in whatever order Beam has
-them in. An *index*, made once, brings them back into the order of the trees in their
-source and of the subtrees in their tree, which is the order of prepared subtrees:
+SeqIO's job tokenises on many machines and writes subtrees in the order in which Beam
+has them in. An *index*, made once, brings them back into the order of the trees in
+their source and of the subtrees in their tree, which is the order of prepared subtrees:
   training
 sees the same examples, cached or not.
 """
@@ -100,13 +100,13 @@ class CachedSubtrees(Sequence[Subtree]):
   def __init__(
     self, folder: epath.Path, split: str, index_root: pathlib.Path, say: Say
   ):
-    """Opens a cached split; makes its index if there is none.
+    """Opens a cached split; makes its index if it is missing.
 
     Args:
       folder: the task's folder in a SeqIO cache.
       split: which.
       index_root: where an index goes that does not lie beside the cache.
-      say: is told of slow work.
+      say: receives messages about slow work.
 
     Raises:
       UserError: naming a file that is missing or damaged.
@@ -178,7 +178,7 @@ def decode(record: bytes) -> Subtree:
   """A subtree from its serialised example.
 
   Raises:
-    tfrecord.DamagedError: if the record holds no subtree, whatever its checksum.
+    tfrecord.DamagedError: if the record holds no subtree, regardless of its checksum.
   """
   try:
     features = Example.FromString(record).features.feature

@@ -231,7 +231,7 @@ def open_cached(
   """Opens a split's subtrees in the SeqIO cache that has the task.
 
   Raises:
-    UserError: if there is none, or it was made with other settings.
+    UserError: if it is missing, or it was made with other settings.
   """
   check_split(task, split)
   dirs = config.seqio_additional_cache_dirs

@@ -65,7 +65,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass
 class Totals:
-  """How many subtrees, and a sum by which other subtrees are told from these.
+  """How many subtrees, and a sum that differs for other subtrees.
 
   Attributes:
     subtrees: their number.

@@ -39,7 +39,7 @@ FORMATS = (
 )
 
 # How far a file is looked at to tell its format; farther if that does not tell it, or
-# if its first record goes on.
+# if its first record continues.
 _HEAD_BYTES = (2**16, 2**20)
 # Files of comments apart from their posts are grouped in memory up to this size.
 _MAX_GROUPED_BYTES = 256 * 2**20
@@ -80,7 +80,7 @@ def check_name(name: str) -> Format:
   """Returns the format of a name.
 
   Raises:
-    UserError: if there is none.
+    UserError: if it is missing.
   """
   for format_ in FORMATS:
     if format_.name == name:

@@ -10,7 +10,7 @@ the post. Every record is counted once:
     records = comments + trees - trees of which the post is missing
 
 (`ReadCounts.comments`, `ReadCounts.trees` and, in those, `comment_tree.NO_POST`). A
-record of which nobody can tell what it was counts as a comment.
+record of unknown kind counts as a comment.
 """
 
 from __future__ import annotations

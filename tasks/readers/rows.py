@@ -69,7 +69,7 @@ class Format:
       are found in a folder.
     matches: whether a file of this name whose contents begin so (uncompressed, in
       UTF-8, 64 KiB or more) looks like one.
-    rows: reads a file; whatever is wrong with it is counted in the `ReadCounts`.
+    rows: reads a file; all that is wrong with it is counted in the `ReadCounts`.
     contiguous: whether the rows of a tree follow each other, the post's first, even if
       nothing is known of the post. Otherwise they may lie anywhere in any file.
     aside: whether a file in a folder is there for another one's sake, by its path.
@@ -167,7 +167,7 @@ def _cut(row: Row, config: TreeConfig, read_counts: ReadCounts) -> Row:
   cut = row._replace(**changes)
   if row.spans and not changes.keys().isdisjoint(("text", "selftext")):
     if row.is_post:
-      # Where the title was cut, nobody knows where spans lie.
+      # Where the title was cut, it is unknown where spans lie.
       end = -1 if "text" in changes else len(post_text(cut.text, cut.selftext, config))
     else:
       end = limit
@@ -176,7 +176,7 @@ def _cut(row: Row, config: TreeConfig, read_counts: ReadCounts) -> Row:
 
 
 def text(value: object, read_counts: ReadCounts) -> str | None:
-  """A string as valid Unicode without NUL; None for whatever else."""
+  """A string as valid Unicode without NUL; None for anything else."""
   if not isinstance(value, str):
     return None
   if not value.isascii():

@@ -112,7 +112,7 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     _, length = row_lengths(task_feature_lengths)
     layout = self.layout
     if TARGET_TOKENS in features and layout.masked_per_row is None:
-      # Whatever share of its tokens the objective predicts, they fit.
+      # The tokens to predict fit at any share.
       layout = dataclasses.replace(layout, masked_per_row=length)
     return resolve(
       layout, task_feature_lengths, optional_features=optional_features_of(features)

@@ -192,7 +192,7 @@ def get_task(name: str) -> CommentTreeTask:
   """Returns a registered task.
 
   Raises:
-    UserError: if there is none of that name, or it is not of comment trees.
+    UserError: if no such name is known, or it is not of comment trees.
   """
   if name in seqio.MixtureRegistry.names():
     tasks = ", ".join(task.name for task in seqio.MixtureRegistry.get(name).tasks)
@@ -261,7 +261,7 @@ def get_parts(name: str) -> list[MixedTask]:
   """Returns the tasks of a mixture as it names them, or one task.
 
   Raises:
-    UserError: if there is none of that name; or a mixture's tasks are not all of
+    UserError: if no such name is known; or a mixture's tasks are not all of
       comment trees, or not of one vocabulary, or predict different things.
   """
   if name not in seqio.MixtureRegistry.names():

@@ -223,7 +223,7 @@ def _draw_shape(config: GeneratedTreesConfig, rng: np.random.Generator) -> np.nd
 
 
 def _draw_authors(parents: np.ndarray, rng: np.random.Generator) -> list[str]:
-  """A few authors a tree, some much busier than others; nobody answers themselves."""
+  """A few authors a tree, some much busier than others; none answers itself."""
   number = 2 + int(len(parents) ** 0.6)
   draws = rng.random((len(parents), 2))
   names = [

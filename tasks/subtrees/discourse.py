@@ -87,7 +87,7 @@ class PhraseFinder:
 
 
 def _any_of(phrases: Sequence[str]) -> re.Pattern[str]:
-  """Matches the longest of the phrases that a text goes on with."""
+  """Matches the longest of the phrases that a text continues with."""
   spelled = [
     r"\s+".join(
       "['\u2019]".join(re.escape(part) for part in _APOSTROPHE.split(word))

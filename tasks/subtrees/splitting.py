@@ -38,7 +38,7 @@ class SplitSubtree:
 def visible_ancestors(parents: np.ndarray, max_ancestors: int) -> np.ndarray:
   """Lists the ancestors that each node sees: intp [N, max_ancestors].
 
-  Nearest first, -1 where there are none. Where there are too many, the last is the
+  Nearest first, -1 for no ancestor. Where there are too many, the last is the
   post, unless it is the only one.
   """
   above = np.empty(len(parents) + 1, np.intp)  # the last stands for -1

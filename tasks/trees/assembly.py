@@ -1,4 +1,4 @@
-"""How rows become a tree, whatever they hold.
+"""How rows of any content become a tree.
 
 No input raises: what cannot be used is left out, what can be repaired is repaired, and
 `ReadCounts` counts every comment exactly once, by what became of it.
@@ -51,7 +51,7 @@ def assemble(
   config: TreeConfig,
   unwanted: Callable[[Row], str | None] | None = None,
 ) -> CommentTree | None:
-  """Builds a tree from its rows, whatever they hold.
+  """Builds a tree from its rows, which may hold anything.
 
   Ids are compared as on Reddit: `t3_` marks a post's and `t1_` a comment's, with or
   without. A post without text stays, as the root; so does one that is missing. Replies
@@ -304,7 +304,7 @@ def _below(tops: list[str], replies: Mapping[str | None, list[str]]) -> list[str
 def _parent_key(parent_id: str | None, post_key: str) -> str | None:
   """The parent's key among the candidates, or None for the post.
 
-  A missing parent's key is the empty string, which is nobody's: ids are not empty.
+  A missing parent's key is the empty string, which no comment has: ids are not empty.
   """
   if parent_id is None:
     return None

@@ -20,7 +20,7 @@ class Row(NamedTuple):
     parent_id: of what a comment answers; None if the source names nothing, and then it
       answers the post; empty if what the source names is no id.
     author: None if unknown; may still say `[deleted]`.
-    text: a comment's body, None if there is none; a post's title.
+    text: a comment's body, None without one; a post's title.
     selftext: a post's text below the title.
     created_utc: seconds since 1970, or None.
     score: votes, or None.

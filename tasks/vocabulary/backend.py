@@ -45,7 +45,7 @@ class TokenizerBackend(abc.ABC):
       or a `tokenizers.Tokenizer`.
     size: rows of the embedding table that it needs.
     pad_id: padding; 0 if the vocabulary has none, for nothing ever reads it.
-    eos_id: end of sequence; None if there is none, as below.
+    eos_id: end of sequence, or None, as below.
     bos_id: beginning of sequence.
     start_id: what is read before a text's first token is predicted: the beginning of
       sequence, else padding (as T5 does), else the end (as GPT-2 does).
@@ -106,7 +106,7 @@ class TokenizerBackend(abc.ABC):
 
   @abc.abstractmethod
   def piece_to_id(self, piece: str) -> int | None:
-    """Returns a token's id by the vocabulary's own spelling; None if there is none."""
+    """Returns a token's id by the vocabulary's own spelling, or None."""
 
 
 def sentinel_names(number: int) -> tuple[str, str]:

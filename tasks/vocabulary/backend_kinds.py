@@ -22,10 +22,10 @@ def open_encoder(
   Args:
     content: of the file.
     where: its name, for errors.
-    markers: tokens that are markers, whatever the file says of them.
+    markers: tokens that are markers, even if the file says otherwise.
 
   Raises:
-    UserError: if it is of no kind that we know.
+    UserError: if its kind is unknown.
   """
   try:
     if vocabulary_files.is_json(content):

@@ -263,7 +263,7 @@ class HuggingFaceBackend(TokenizerBackend):
 
     Args:
       content: of a `tokenizer.json`.
-      markers: added tokens that are markers, whatever the file says of them.
+      markers: added tokens that are markers, even if the file says otherwise.
 
     Raises:
       ValueError: if it is not one.

@@ -1,6 +1,6 @@
 """How the texts of tokens join, for vocabularies of every kind.
 
-A token's text is not its name: `▁do` begins with a space, `##ing` goes on with a word,
+A token's text is not its name: `▁do` begins with a space, `##ing` continues a word,
 a character may take several tokens of bytes, and the first token of a text loses its
 space. Only the vocabulary's own `decode` knows all that. So what a token adds to a text
 is what `decode` gives with it, beyond what it gives without it.
@@ -127,7 +127,7 @@ class TokenTexts:
   ) -> tuple[str, list[Slot]]:
     """Writes tokens into a text, each joined to what stands on both sides of it.
 
-    White space of the text stays, whatever it is, unless the vocabulary says that there
+    All white space of the text stays unless the vocabulary says that there
     is none. Some vocabularies of words have none of the text's: they get a space where
     two words would be one without it.
 

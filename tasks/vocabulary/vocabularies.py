@@ -269,7 +269,7 @@ class Tokenizer:
     """Reads the vocabulary.
 
     Raises:
-      UserError: if there is none, it is of no kind that we know, or it lacks markers.
+      UserError: if it is missing, its kind is unknown, or it lacks markers.
     """
     _ = self._encoder
 
@@ -312,7 +312,7 @@ class Tokenizer:
     """Id of what is predicted behind a text's last token: the end of a sequence.
 
     Raises:
-      UserError: if there is none.
+      UserError: if it is missing.
     """
     return self._needed(self._encoder.eos_id, "end", "</s>, [SEP], <eos>")
 
@@ -385,7 +385,7 @@ class Tokenizer:
     return self._encoder.id_to_piece(token_id)
 
   def piece_to_id(self, piece: str) -> int | None:
-    """Returns a token's id by the vocabulary's own spelling; None if there is none."""
+    """Returns a token's id by the vocabulary's own spelling, or None."""
     return self._encoder.piece_to_id(piece)
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -403,8 +403,8 @@ class Tokenizer:
     """Returns the token ids of each text, as `encode_batch`, with masks in them.
 
     Args:
-      texts: cleaned texts, in which `<mask>` is the token for masking, whatever the
-        vocabulary calls it. Its own name, such as `[MASK]`, is a word as any other.
+      texts: cleaned texts, in which `<mask>` is the token for masking, regardless of
+        the vocabulary calls it. Its own name, such as `[MASK]`, is a word as any other.
     """
     encoder = self._mask_encoder
     return split(strip_marker_spaces(encoder, encoder.encode(texts)))

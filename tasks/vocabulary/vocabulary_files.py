@@ -221,7 +221,7 @@ def record_path(path: Path) -> Path:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-  """Returns the record of how a vocabulary was made; nothing if there is none."""
+  """Returns the record of how a vocabulary was made; nothing without one."""
   try:
     record = json.loads(record_path(path).read_bytes())
   except Exception:  # no record, or none that we can read: it says nothing

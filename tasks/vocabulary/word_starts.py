@@ -23,7 +23,7 @@ def starts_word(
 
   Args:
     pieces: by id, their names (`Encoder.id_to_piece`).
-    continues: what stands in front of a piece that goes on with a word, as WordPiece's
+    continues: what stands in front of a piece that continues a word, as WordPiece's
       `##`; None where a space in front tells that one begins.
   """
   if continues is not None:

@@ -202,7 +202,7 @@ def _dataset_with(pattern: str) -> Callable[[pathlib.Path], Check]:
 
 
 def _records(folder: pathlib.Path) -> Check:
-  """A shard of the input, whatever the sizes noted elsewhere."""
+  """A shard of the input, regardless of the sizes noted elsewhere."""
   copy = folder / "copy"
   shutil.copytree(_dataset(), copy)
   (copy / "CHECKSUMS.json").unlink()

@@ -11,7 +11,7 @@ from commentree.tasks.trees.markers import all_markers
 from commentree.tasks.vocabulary.sentencepiece_backend import write_word_vocabulary
 
 COLOURS = ("red", "blue")
-# What a span begins with, and what it goes on with.
+# What a span begins with, and what continues it.
 CUE, INSIDE = "namely", ("moru", "pake", "suli")
 # So few that no comment can be known by its words.
 FILLERS = ("bama", "deni", "gipo", "kolu", "tera")

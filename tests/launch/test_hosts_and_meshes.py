@@ -1,4 +1,4 @@
-"""The whole command over hosts and meshes: the same run, whatever the devices.
+"""The whole command over hosts and meshes: the same run, regardless of the devices.
 
 Takes minutes: part of `make slow`. The trainer alone is tested so, shorter, in
 `tests/training/test_meshes.py` and `tests/training/test_train_on_hosts.py`.

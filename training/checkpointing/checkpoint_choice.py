@@ -72,7 +72,7 @@ def choose(
   Every host calls it, and gets the same.
 
   Raises:
-    UserError: if there is none.
+    UserError: if it is missing.
   """
   return hosts.run_on_host0("choice", lambda: _choose(model_dir, step, best_metric))
 

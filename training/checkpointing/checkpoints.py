@@ -145,7 +145,7 @@ class Checkpoints:
     return Best() if best is None else Best(best, self._quality(best))
 
   def due_by_time(self) -> bool:
-    """Whether to save now whatever the step is.
+    """Whether to save now, at any step.
 
     Because `period_minutes` are over; because a save failed and is to be tried again;
     or because one does not end, which `save` then says. Hosts may differ in their
@@ -204,7 +204,7 @@ class Checkpoints:
     return self._newest()
 
   def restore(self, like: TrainState) -> Restored | None:
-    """Reads the newest checkpoint that can be read; None if there is none.
+    """Reads the newest checkpoint that can be read, or None.
 
     One that is damaged is said, and put aside under another name if an older one can
     be read.

@@ -67,7 +67,7 @@ _CLOUD = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "tensorflow")
 
 
 def print_line(line: str) -> None:
-  """Tells the user a line, where nobody else does."""
+  """Tells the user a line, where nothing else does."""
   print(f"commentree: {line}", file=sys.stderr, flush=True)
 
 

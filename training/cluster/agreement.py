@@ -57,7 +57,7 @@ class HostMax:
 
 
 class AsyncHostMax:
-  """An agreement of some calls ago, so that nobody waits for the others' devices.
+  """An agreement of some calls ago, so that no one waits for the others' devices.
 
   A process that is alone acts at once.
 

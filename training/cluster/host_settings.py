@@ -21,7 +21,7 @@ class HostSettings:
     process_count: number of hosts.
     process_index: which of them this is, from 0.
     mode: `auto`: several hosts if flags or surroundings say so; `on`: an error if
-      they do not; `off`: this process alone, whatever they say.
+      they do not; `off`: this process alone, also if they do.
     wait_seconds: how long to wait for the others.
   """
 

@@ -1,6 +1,6 @@
 """optax's optimizers by name, looked up without importing optax.
 
-Importing takes seconds where a name takes none: a misspelt one is told at once.
+Importing takes seconds where a name takes none: a misspelt one is reported at once.
 """
 
 from __future__ import annotations

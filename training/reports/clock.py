@@ -18,7 +18,7 @@ class Clock:
   What is none of `PHASES` is `step`: computing, and waiting for the device.
 
   Attributes:
-    watch: is told what time is spent on from now on.
+    watch: receives what time is spent on from now on.
   """
 
   def __init__(self):

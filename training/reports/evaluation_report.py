@@ -237,7 +237,7 @@ def gain(result: Mapping[str, Any]) -> str:
 
 
 def difference(result: Mapping[str, Any]) -> str:
-  """Returns a paired difference with its standard error, "" where there is none."""
+  """Returns a paired difference with its standard error, "" without one."""
   return _with_error(result, "minus_true", "standard_error")
 
 

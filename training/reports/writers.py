@@ -83,7 +83,7 @@ class TensorBoardWriter:
       self._files = None
       self._say(
         f"TensorBoard files cannot be written to {self._folder}"
-        f" ({storage.reason(error)}): training goes on without them"
+        f" ({storage.reason(error)}): training continues without them"
       )
 
 

@@ -76,7 +76,7 @@ class CompilePlan:
         f" data-parallel devices of {self.topology.name} times the microbatches; add"
         f" --gin.BATCH_SIZE={math.ceil(rows / shared) * shared}"
       )
-    # Hosts that cannot share out the examples are told so here, as in a run.
+    # Raises as a run does if the hosts cannot share out the examples.
     partitioning.data_share(self.mesh, self.mesh.devices.flat[0].process_index)
     sharding = partitioning.batch_sharding(self.mesh)
     return {

@@ -37,7 +37,7 @@ class Chip:
     flops_per_cycle: bfloat16 FLOPs of a device in a cycle, at most.
     ici_bytes_per_second: what a chip sends to its neighbours, all links together.
     dcn_bytes_per_second: what a chip sends to other slices.
-    options: what libtpu is told besides the name.
+    options: what is passed to libtpu besides the name.
   """
 
   name: str

@@ -66,7 +66,7 @@ def rules_for(source: ArraySource, settings: ModelConfig | None = None) -> Mappe
   Raises:
     UserError: if the files are of a model that these settings do not make.
   """
-  # Every model of ours has one, whatever it was written as.
+  # Every model of ours has one, in any format.
   ours = "ancestors.null_vector" in source.arrays
   if source.kind == safetensors.KIND and not ours:
     return hugging_face.rules_for(source, settings)
@@ -91,7 +91,7 @@ def _check_logits(source: ArraySource, settings: ModelConfig) -> None:
 def t5x_rules(source: ArraySource) -> list[Rule]:
   """Returns the rules for arrays that are named as T5X names them, ours among them.
 
-  A T5's parts must all be there, so that a part that is missing is told; what T5 does
+  A T5's parts must all be there, so that a missing part is reported; what T5 does
   not have is fresh where it is not there.
   """
   prefix = next(p for p in _PARAMETERS if any(n.startswith(p) for n in source.arrays))

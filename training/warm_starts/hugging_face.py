@@ -57,7 +57,7 @@ def rules_for(
   file, config = read_config(source.path)
   if config is None:
     raise UserError(
-      f"{file}: there is no such file, and without it nobody knows how many heads the"
+      f"{file}: there is no such file, and without it nothing says how many heads the"
       " model has: get it from where the arrays are from"
     )
   there = settings_of(file, config)

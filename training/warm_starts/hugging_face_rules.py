@@ -26,8 +26,8 @@ _HEADS = (
   ("cls.predictions", "transform.dense", "transform.LayerNorm"),
 )
 _NULL_VECTOR = r"ancestors\.null_vector"
-# Of ours, whatever the family; a file has no counterpart. What is added to the inputs
-# of either stack is 0 at first, so that they are what they were.
+# Of ours, regardless of the family; a file has no counterpart. What is added to the
+# inputs of either stack is 0 at first, so that they are what they were.
 _OURS = (
   Rule(r"language_embedding|ancestors\.depth_embedding", None, "zeros"),
   Rule(r"(?!token_embedder\.|encoder\.|decoder\.).*", None),
@@ -53,7 +53,7 @@ def _prefixes(source: ArraySource, tail: str) -> list[str]:
 
 
 def _first_there(source: ArraySource, names: Iterable[str]) -> str:
-  """Returns the first name that there is; if there is none, the first."""
+  """Returns the first name that there is; without one, the first."""
   names = list(names)
   return next((name for name in names if name in source.arrays), names[0])
 

@@ -1,7 +1,7 @@
 """Which array each parameter comes from: rules, and the plan that they make.
 
 A plan accounts for every parameter and for every array of the source. What does not
-fit is told at once, all of it.
+fit is reported at once, all of it.
 """
 
 from __future__ import annotations

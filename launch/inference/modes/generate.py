@@ -170,7 +170,7 @@ class Generate(Mode[AnsweredDocument]):
     marker = markers.author_markers(more, builder.preprocessing.markers)[-1]
     first = tokenizer.piece_to_id(marker) if marker else None
     encoded = builder.encode_texts(builder.texts(more)[:-1])
-    # A reply is a comment of one token that nobody reads, below what it answers.
+    # A reply is a comment of one token that is not read, below what it answers.
     replies = [dataclasses.replace(reply, parent=parent) for parent in asked]
     grown = dataclasses.replace(tree, comments=[*comments, *replies])
     unread = [np.zeros(1, np.int32)] * len(replies)
@@ -196,7 +196,7 @@ class Generate(Mode[AnsweredDocument]):
       yield from forests.items_of(subtree, self.shape)
 
   def arrays(self, filled: PackedForest) -> Forest:
-    """Returns the forest with what replies begin with and are told apart by."""
+    """Returns the forest with what replies begin with and what distinguishes them."""
     slots = self.shape.target_slots
     firsts = np.full((slots, 1), decoding.FREE, np.int32)
     identities = np.zeros((slots, _IDENTITY_WORDS), np.uint32)
@@ -267,7 +267,7 @@ class Generate(Mode[AnsweredDocument]):
 
 
 def _somebody_new(tree: CommentTree) -> str:
-  """A name that nobody in the tree has."""
+  """A name that no one in the tree has."""
   names = {comment.author for comment in tree.comments}
   return next(name for n in range(len(names) + 1) if (name := f"{n}") not in names)
 

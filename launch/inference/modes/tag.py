@@ -183,7 +183,7 @@ class Tag(Mode[TaggedDocument]):
 def spans_of(names: Sequence[str]) -> list[tuple[int, int, str]]:
   """Returns first token, the one behind the last, and label of each span.
 
-  A span begins at a `B-`, or at an `I-` that goes on with nothing, as in seqeval.
+  A span begins at a `B-`, or at an `I-` that continues nothing, as in seqeval.
   """
   found: list[tuple[int, int, str]] = []
   for number, name in enumerate(names):

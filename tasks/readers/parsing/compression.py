@@ -1,7 +1,7 @@
 """Compressed files as blocks of bytes: gzip, bzip2, xz and zstd, past what is damaged.
 
 Each is a sequence of frames (a member, a stream) that can be told by how they begin.
-Where one is damaged, reading goes on at the next that is none of its contents.
+Where one is damaged, reading continues at the next that is none of its contents.
 
 Memory does not depend on how well a file is compressed: a call of a decoder returns
 `_BLOCK_BYTES` at most, and what a decoder looks back at (a window, a dictionary) is
@@ -124,7 +124,8 @@ class Compression:
 def blocks(file: IO[bytes], damage: list[str]) -> Iterator[bytes]:
   """Yields a file's contents, uncompressed if they are compressed.
 
-  What holds them is told by their beginning; by the file's name where that is damaged.
+  What holds them is recognized by their beginning; by the file's name where that is
+  damaged.
 
   Args:
     file: at its beginning; can seek.
@@ -199,7 +200,7 @@ def _frames(
     ends = hungry and not bite
     try:
       if ends:
-        raise _DamagedError("a frame goes on where the file ends")
+        raise _DamagedError("a frame continues where the file ends")
       try:
         block = decoder.decompress(bite, max_length=_BLOCK_BYTES)
       except errors as error:
@@ -239,7 +240,7 @@ def _check_memory(error: Exception) -> None:
 
 
 def _find(file: IO[bytes], compression: Compression, start: int) -> int | None:
-  """Where a frame begins, at `start` or behind it; None if there is none."""
+  """Where a frame begins, at `start` or behind it, or None."""
   file.seek(start)
   searched = b""
   while True:
@@ -302,7 +303,7 @@ class _GzipMember:
     return block
 
   def _header_end(self, header: bytearray) -> int | None:
-    """Where the header ends; None if it goes on.
+    """Where the header ends; None if it continues.
 
     Raises:
       zlib.error: if it is none.

@@ -1,8 +1,8 @@
 """Files as streams of lines: globs and folders, plain and compressed.
 
-What a file holds is told from its first bytes, not its name. A file that is cut off
-yields what comes before, one that is damaged what can be read of it; `ReadCounts` and
-the log say so.
+What a file holds is recognized from its first bytes, not its name. A file that is cut
+off yields what comes before, one that is damaged what can be read of it; `ReadCounts`
+and the log say so.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def expand(
     patterns: files, globs (`**` for any depth) and folders.
     suffixes: of a folder, files with one of these, compressed or not, are taken, and
       compressed ones without any other, as dumps are named (`RC_2005-12.zst`); a file
-      named, or matched by a glob, is taken whatever its name. Of folders and globs only
+      named, or matched by a glob, is taken under any name. Of folders and globs only
       regular files, and links to some, are taken.
     aside: which files of a folder are not taken all the same, by their path.
 
@@ -285,7 +285,7 @@ def split(
 
 
 def head(path: str, size: int = 2**16) -> bytes:
-  """The first bytes of a file, as `blocks` has them; empty if there are none."""
+  """The first bytes of a file, as `blocks` has them; empty without one."""
   found = bytearray()
   try:
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""JSON values, fast, and whatever Python's own parser takes."""
+"""JSON values, fast, and all that Python's own parser takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def objects(
   """Yields the objects of a file; a record that is none is a comment dropped.
 
   Args:
-    path: the file; whatever is wrong with it, nothing is raised.
+    path: the file; its mistakes are counted, not raised.
     kind: the fields to read, of type `Any` and with defaults; others are passed over
       without being decoded.
     config: how long a record may be.

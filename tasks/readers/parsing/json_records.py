@@ -51,7 +51,7 @@ def records(
   """Returns an iterator over the records of a file, broken ones as well.
 
   Args:
-    path: the file; whatever is wrong with it, nothing is raised.
+    path: the file; its mistakes are counted, not raised.
     config: how long a record may be.
     read_counts: the file's fate, and that of records too long, are counted here.
     holds: what a record too long counts as.

@@ -1,8 +1,8 @@
-"""Contents of files as UTF-8, whatever Unicode encoding they are in.
+"""Contents of files as UTF-8, from any Unicode encoding.
 
-UTF-16 and UTF-32 are told by their byte order mark or, where a file begins as JSON, XML
-or a table does, by the NUL bytes beside its first characters. What is neither is taken
-for UTF-8: readers replace what is invalid there, and count it.
+UTF-16 and UTF-32 are recognized by their byte order mark or, where a file begins as
+JSON, XML or a table does, by the NUL bytes beside its first characters. What is
+neither is taken for UTF-8: readers replace what is invalid there, and count it.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def test_a_watch_that_is_interrupted_leaves_the_run_and_another_takes_it_up(
   process.send_signal(signal.SIGINT)
   told = process.communicate(timeout=60)[1]
   assert process.returncode == 130
-  assert "no longer watched, the run goes on, and its bill" in told
+  assert "no longer watched, the run continues, and its bill" in told
   before = newest(model_dir)
   wait_for(lambda: newest(model_dir) > before)
   up()

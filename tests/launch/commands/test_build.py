@@ -127,7 +127,7 @@ def test_ctrl_c_stops_a_build_and_says_that_it_goes_on(dump, tmp_path):
   os.killpg(process.pid, signal.SIGINT)
   _, told = process.communicate(timeout=60)
   assert process.returncode == 130
-  assert "the same command goes on from here" in told
+  assert "the same command continues from here" in told
   assert "Traceback" not in told
 
 

@@ -75,7 +75,7 @@ found = {f"{c} {p}": outputs["tokens"][0][rc].tolist() for (c, p), rc in places.
 def make_run(tmp_path_factory):
   """Returns (gin files, bindings) -> settings, model and parameters of a run there is.
 
-  Its only checkpoint has parameters that nobody trained.
+  Its only checkpoint has parameters that are untrained.
   """
 
   def make(files=(), bindings=()):

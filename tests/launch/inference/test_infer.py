@@ -1,4 +1,4 @@
-"""`commentree infer` on models that nobody trained: what answers are and what not."""
+"""`commentree infer` on models that are untrained: what answers are and what not."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Replies, tags and labels, by models that nobody trained."""
+"""Replies, tags and labels, by models that are untrained."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""`commentree infer --mode=rank`: replies ranked by models that nobody trained."""
+"""`commentree infer --mode=rank`: replies ranked by models that are untrained."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What needs no data is told before data are read, and before TensorFlow loads."""
+"""What needs no data is reported before data are read, and before TensorFlow loads."""
 
 import subprocess
 import sys

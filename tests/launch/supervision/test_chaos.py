@@ -164,7 +164,7 @@ def test_a_run_whose_hosts_are_killed_has_the_undisturbed_runs_losses_bit_by_bit
   assert [row[0] for row in undisturbed] == list(range(1, STEPS + 1))
   output = said(killed)
   assert output.count("was killed by SIGKILL") == KILLS, output
-  # Each start goes on from the newest checkpoint there was.
+  # Each start continues from the newest checkpoint there was.
   assert output.count("restored step") + output.count("drew parameters") == KILLS + 1
 
 

@@ -83,7 +83,7 @@ def alive(pid):
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  # A process that nobody waits for is dead all the same.
+  # A process that no one waits for is dead all the same.
   state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
   return state != "Z"
 

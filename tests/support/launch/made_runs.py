@@ -1,4 +1,4 @@
-"""Runs that nobody trained: settings and drawn parameters, in a moment."""
+"""Runs that are untrained: settings and drawn parameters, in a moment."""
 
 from __future__ import annotations
 

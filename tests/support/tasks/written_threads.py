@@ -45,7 +45,7 @@ def threads(seed, count=6, most=12, odd=True):
       if odd and rng.random() < 0.15:
         body = "[deleted]"
       if odd and rng.random() < 0.1:
-        parent = str(number)  # which nobody has
+        parent = str(number)  # which no comment has
         number += 1
       thread.comments.append(
         Comment(str(number), parent, body, rng.choice(["ann", "bob", None]), number)

@@ -148,7 +148,7 @@ def test_a_mixture_of_objectives_shares_subtrees_vocabulary_and_forests(opened, 
   )
   assert alone.shape.masked_per_row < 32
   assert alone.shape.optional_features == ()
-  # Whoever would change the rates is told that the run is another.
+  # Whoever would change the rates learns that the run is another.
   facts = json.loads(json.dumps(opened.facts()))
   mlm, clm = BOTH
   assert facts["mixture"] == f"7/10 {mlm}, 3/10 {clm}"

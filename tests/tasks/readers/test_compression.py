@@ -143,7 +143,7 @@ def test_what_looks_like_a_frame_but_is_none_is_passed_over(tmp_path):
 
 def test_a_header_that_no_compressor_writes_is_none(tmp_path):
   decoy = bytearray(gzip.compress(b"decoy\n"))
-  decoy[9] = 77  # an operating system that nobody has
+  decoy[9] = 77  # an operating system that none has
   good = gzip.compress(b"good\n")
   content = gzip.compress(b"first\n") + b"\xff" * 50 + decoy + b"\xff" * 50 + good
   found, _ = read(tmp_path / "a", content)

@@ -1,4 +1,4 @@
-"""Corpora of ConvoKit are whole, whatever their ids say."""
+"""Corpora of ConvoKit are whole, with ids of any form."""
 
 import json
 import tracemalloc

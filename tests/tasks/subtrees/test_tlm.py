@@ -135,7 +135,7 @@ def test_a_translation_stands_behind_its_comment_in_a_language_of_its_own(path):
     ("yes indeed" + "ja doch", [1] * 10 + [2] * 7),
     ("nein", [2] * 4),
     ("peut-être" + "vielleicht", [0] * 9 + [2] * 10),
-    ("why", [1] * 3),  # of a language that nobody asked for
+    ("why", [1] * 3),  # of a language that was not asked for
     ("same", [2] * 4),  # of its own language: nothing would part the two
     ("plain", [0] * 5),
   ]

@@ -106,7 +106,7 @@ SPACED = ("t5", "bpe", "roberta", "byte_fallback", "byte_fallback_json", "metasp
 
 
 def some_word(tokenizer, kind, begins):
-  """A token that begins a word, or one that goes on with one, and how it reads."""
+  """A token that begins a word, or one that continues with one, and how it reads."""
   mark = {"bert": "##", "word_ends": "</w>"}.get(kind, "▁")
   for token_id in np.flatnonzero(tokenizer.maskable).tolist():
     name = tokenizer.id_to_piece(token_id)

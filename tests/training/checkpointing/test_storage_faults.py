@@ -438,7 +438,7 @@ def test_training_goes_on_without_tensorboard(tmp_path, lines, monkeypatch):
     writer.write(step, {"loss": 1.0})
   writer.close()
   (line,) = lines
-  assert "training goes on without them" in line
+  assert "training continues without them" in line
 
 
 def test_where_there_are_no_locks_a_lease_keeps_others_out(tmp_path, monkeypatch):

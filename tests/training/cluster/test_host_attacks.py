@@ -1,4 +1,4 @@
-"""A run of several hosts goes on whatever strangers send to its coordinator."""
+"""A run of several hosts continues whatever strangers send to its coordinator."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def test_the_coordinator_listens_on_the_address_that_is_named_and_no_other():
   port = coordinate(2)
   with pytest.raises(ConnectionRefusedError):
     socket.create_connection(("127.0.0.2", port), 1)
-  # A name that is nobody's here: behind a router this machine has another address.
+  # A name that no host has here: behind a router this machine has another address.
   sockets, address = host_server.listen("192.0.2.1", free_port())
   assert address == ""
   sockets[0].close()

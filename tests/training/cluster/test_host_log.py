@@ -73,10 +73,10 @@ def test_a_folder_that_cannot_be_written_to_matters_only_if_asked_for(tmp_path):
   (tmp_path / "logs").write_text("a file, not a folder")
   console = Console(file=io.StringIO(), width=200)
   with host_log.kept(None, str(tmp_path), 0, console):
-    console.print("goes on")
+    console.print("continues")
   first, second = printed(console).splitlines()
   assert first.startswith("no log is kept: ")
-  assert second == "goes on"
+  assert second == "continues"
   refused = pytest.raises(UserError, match=r"^--log_dir=.*: cannot write host_0\.log")
   with refused, host_log.kept(str(tmp_path / "logs"), "unused", 0, console):
     pass

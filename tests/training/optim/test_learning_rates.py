@@ -140,7 +140,7 @@ def test_fresh_parameters_have_a_multiple_unless_a_rule_names_them(params, layer
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_multiples_leave_the_optimizers_state_as_it_is(name):
-  """So that a run goes on under T5X, whose trainer knows of no warm start of ours."""
+  """So that a run continues under T5X, whose trainer knows of no warm start of ours."""
   plain = optimizers.make_optimizer(config(name), lambda _: 0.1).init(UNROLLED)
   ruled = config(name, learning_rate_rules=((r"head\..*", 7),))
   state = optimizers.make_optimizer(ruled, lambda _: 0.1).init(UNROLLED)

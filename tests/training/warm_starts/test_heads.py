@@ -41,7 +41,7 @@ def specs_of(config):
 
 
 class Pretrained:
-  """The arrays of a checkpoint of ours, which nobody reads."""
+  """The arrays of a checkpoint of ours, which are not read."""
 
   path, kind = epath.Path("/runs/pretrained/checkpoint_1"), "Orbax checkpoint"
 

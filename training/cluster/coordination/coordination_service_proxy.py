@@ -5,7 +5,7 @@ was lost, in the instant that its connection to the service breaks. So the hosts
 than 0 connect to the service through this proxy, which keeps their side open: whoever
 was lost is then named by `watchdog`, and JAX's own heartbeats still notice, later.
 
-The service asks nobody who they are. So it listens on a socket in a folder that only
+The service does not check who they are. So it listens on a socket in a folder that only
 its user may enter, and so does this proxy; between the two bytes go through the
 coordinator's port, which asks for the run's secret.
 """

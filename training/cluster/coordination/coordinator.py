@@ -198,7 +198,7 @@ class Coordinator:
   def _does_not_fit(self, member: _Member, text: str) -> None:
     """Ends the run, if it is one of its hosts that was started in a wrong way.
 
-    Without a secret it may be anybody: then it alone is told.
+    Without a secret it may be a stranger: then only it receives the error.
     """
     if self._server.secret:
       member.connection.member = member

@@ -66,7 +66,7 @@ class HostLink:
     """Sends a message, from any thread.
 
     Raises:
-      Closed: if there is nobody to take it.
+      Closed: if the peer is gone.
     """
     try:
       with self._lock:

@@ -35,12 +35,12 @@ def make() -> str:
 
 
 def nonce() -> str:
-  """Returns a number that nobody can guess and that is used once."""
+  """Returns a number that cannot be guessed and that is used once."""
   return secrets.token_hex(_RANDOM_BYTES)
 
 
 def read(environ: Mapping[str, str] | None = None) -> bytes:
-  """Returns the secret that this process was given; empty if there is none.
+  """Returns the secret that this process was given; empty without one.
 
   Args:
     environ: the environment; this process's own without.

@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
 
   Attributes:
     address: of the other side.
-    member: whatever the coordinator keeps of the host.
+    member: what the coordinator keeps of the host.
   """
 
   def __init__(self, server: HostServer):

@@ -1,4 +1,4 @@
-"""Why a run over several hosts has to end, as each of its hosts is told."""
+"""Why a run over several hosts has to end, as each of its hosts receives it."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Watchdog:
 
   @contextlib.contextmanager
   def guard(self) -> Iterator[None]:
-    """Around all that the hosts do together: they end together, whatever comes.
+    """Around all that the hosts do together: they end together, also after an error.
 
     At the end each waits for the others to get there; for errors see
     `ends_on_error`. A process that is alone is only watched for standing still.
@@ -209,7 +209,7 @@ class Watchdog:
     try:
       self._watch()
     except Exception as error:
-      # A defect of ours: a process that nobody watches may wait without end.
+      # A defect of ours: a process that is not watched may wait without end.
       line = " ".join("".join(traceback.format_exception_only(error)).split())
       _log.exception("the watchdog")
       _end_process(1, f"the watchdog failed: {line}", stacks=True)
@@ -297,7 +297,7 @@ class Watchdog:
 
 
 def _end_process(code: int, line: str, stacks: bool = False) -> NoReturn:
-  """Prints and logs the line and ends the process, whatever its threads do."""
+  """Prints and logs the line and ends the process with all its threads."""
   _log.error("%s", line)
   if stacks:
     host_log.dump_stacks()
