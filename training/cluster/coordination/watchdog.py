@@ -1,6 +1,6 @@
 """Ends this process with one clear line where the run cannot go on.
 
-A thread of every process tells the coordinator (see `coordinator`) once a second where
+A thread of every process tells the coordinator (see `coordinator`) twice a second where
 the main thread is, and hears from it when another host is lost, failed or stands still.
 The main thread is then stuck in a collective that never ends, or about to fail for a
 reason that says little; so the thread prints the line and ends the process itself.
