@@ -278,14 +278,18 @@ class Writing:
         self.notes.append(f"checkpoint {step} is not needed, but stays ({error})")
 
   def _discard(self) -> list[str]:
-    try:
-      # Of several arrays, Orbax tells the first failure while others are still being
-      # written, and TensorStore makes their folders anew.
-      for _ in range(_DISCARDS):
+    # Of several arrays, Orbax tells the first failure while others are still being
+    # written: TensorStore makes their folders anew, or fills those that are being
+    # removed.
+    left = ""
+    for _ in range(_DISCARDS):
+      try:
         self._folder.rmtree(missing_ok=True)
         time.sleep(_SECONDS_BETWEEN_DISCARDS)
         if not self._folder.exists():
-          break
-    except Exception as error:
-      return [f"{self._folder} is left, not removed: {storage.reason(error)}"]
-    return []
+          return []
+        left = "it is still being written"
+      except Exception as error:
+        left = storage.reason(error)
+        time.sleep(_SECONDS_BETWEEN_DISCARDS)
+    return [f"{self._folder} is left, not removed: {left}"]

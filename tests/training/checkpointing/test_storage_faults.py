@@ -144,6 +144,22 @@ def test_a_save_that_fails_once_is_made_up_for(
   assert open_folder().restore(like()).data_state == {"next": 1}
 
 
+def test_a_folder_that_is_filled_while_it_is_removed_is_removed_again(
+  open_folder, lines, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    saving.Writing, "_commit", Failing(saving.Writing._commit, full(), 1)
+  )
+  not_empty = OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+  kind = type(storage.as_path(tmp_path))
+  failing = Failing(kind.rmtree, not_empty, 1)
+  monkeypatch.setattr(kind, "rmtree", failing)
+  save(open_folder(), 1)
+  assert failing.calls == 2
+  assert names(tmp_path / "run") == ["checkpoint_1"]
+  assert "Directory not empty" not in lines[0]
+
+
 def test_a_failed_save_is_due_again_at_once(open_folder, monkeypatch):
   monkeypatch.setattr(
     saving.Writing, "_commit", Failing(saving.Writing._commit, full(), 1)
