@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.launch.settings import library_noise
-from commentree.tasks.config.objective import ObjectiveConfig, ObjectiveName
-from commentree.tasks.config.preprocessing import (
-  CommentLabelsConfig,
-  DiscourseMarkersConfig,
-  LabelsConfig,
-  LongComments,
-  MaskingConfig,
-  PreprocessingConfig,
-  SubtreeConfig,
+from commentree.launch.settings import (
+  early_checks,
+  gin_cli,
+  library_noise,
+  run_folder,
 )
+from commentree.launch.settings.configurables import RunConfig
+from commentree.tasks.config import mixture_config
+from commentree.tasks.config.objective import ObjectiveName
+from commentree.tasks.config.preprocessing import LongComments
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.inspection.views import InspectionConfig
 
-_GENERATED, _FILES = "commentree_generated", "commentree_files"
 _MAX_COMMENTS_ON_TERMINAL = 12
 _MAX_COMMENTS_ON_PAGE = 150
 
@@ -39,13 +38,24 @@ examples:
     commentree inspect --files=trees.jsonl.gz --vocabulary=trees.model \\
       --html=trees.html
 
+  what a run has read: its mixture, cleaning, subtrees, masks and forests:
+    commentree inspect --model_dir=runs/mine
+
+  one held-out tree of it, masked as in its evaluations:
+    commentree inspect --model_dir=runs/mine --split=validation \\
+      --tree_id=t3_7cqm1 --count=1
+
+  what a run would read, by its command with `inspect` for `train`:
+    commentree inspect --gin_file=runs/pretrain.gin \\
+      --gin.MIXTURE_OR_TASK_NAME='"commentree_files"' \\
+      --gin.FILES='"trees.jsonl.gz"' --gin.VOCABULARY='"trees.model"'
+
+  the same with other masks, without a new run:
+    commentree inspect --model_dir=runs/mine --gin.MaskingConfig.rate=0.3 --epoch=1
+
   annotated threads with their labels, a corpus, a dump (see docs/data.md):
     commentree inspect --files cmv_modes/ convokit/ RC_2005-12.zst \\
       --vocabulary=trees.model
-
-  one held-out tree, with the masks of the second pass over the data:
-    commentree inspect --files=trees.jsonl.gz --vocabulary=trees.model \\
-      --split=validation --tree_id=t3_7cqm1 --count=1 --epoch=1
 
   what a run that writes replies reads and predicts:
     commentree inspect --objective=clm
@@ -54,9 +64,35 @@ examples:
     FORCE_COLOR=1 commentree inspect --decoder_length=64 --encoder_length=64 \\
       --max_tree_size=16 --max_ancestors=4 | less -R
 
-Masks are those of a run with the same data, settings and --seed.
+Settings are those of --model_dir (MODEL_DIR/config.gin) or of --gin_file, else the
+defaults of runs/common.gin; --gin.NAME=VALUE changes them, and the flags below change
+them last. Without such changes, forests have the shape that the run of --model_dir
+recorded; else it is chosen for the trees read here.
 exit codes: 0 done, 2 a mistake of the user's.
 """
+
+_DEFAULTS = "runs/inspect.gin"
+# What runs/*.gin demand of their users, and showing trees does not need.
+_NOT_NEEDED = ("MODEL_DIR = 'nowhere'", "TRAIN_STEPS = 1")
+
+# The settings that a flag is short for.
+_SETTINGS: Mapping[str, tuple[str, ...]] = {
+  "files": ("DataConfig.files",),
+  "format": ("DataConfig.files_format",),
+  "vocabulary": ("DataConfig.vocabulary",),
+  "held_out_share": ("DataConfig.held_out_share",),
+  "cache_dir": ("DataConfig.cache_dir",),
+  "decoder_rows": ("ForestLayout.decoder_rows",),
+  "max_ancestors": ("ForestLayout.max_ancestors", "SubtreeConfig.max_ancestors"),
+  "max_tree_size": ("SubtreeConfig.max_tree_size",),
+  "max_comment_tokens": ("SubtreeConfig.max_comment_tokens",),
+  "long_comments": ("SubtreeConfig.long_comments",),
+  "objective": ("ObjectiveConfig.name",),
+  "languages": ("ObjectiveConfig.languages",),
+  "whole_words": ("MaskingConfig.whole_words",),
+  "discourse_markers": ("DiscourseMarkersConfig.file",),
+  "labels": ("LabelsConfig.names",),
+}
 
 
 class _PipedConsole(Console):
@@ -67,7 +103,7 @@ class _PipedConsole(Console):
 
 
 def _parser() -> argparse.ArgumentParser:
-  subtrees, layout, view = SubtreeConfig(), ForestLayout(), InspectionConfig()
+  view = InspectionConfig()
   parser = argparse.ArgumentParser(
     prog="commentree inspect",
     description="Show a few trees as the model sees them: drawn, cleaned, tokenised,"
@@ -77,9 +113,13 @@ def _parser() -> argparse.ArgumentParser:
     allow_abbrev=False,
   )
 
+  run = parser.add_argument_group("the settings of a run")
+  run_folder.add_folder_flags(run, required=False)
+  gin_cli.add_gin_flags(run, required=False)
+
   which = parser.add_argument_group("which trees")
   which.add_argument(
-    "--task", metavar="NAME", help=f"{_GENERATED} (default), or {_FILES} for --files"
+    "--task", metavar="NAME", help="of a mixture, the task to show (default: each)"
   )
   which.add_argument(
     "--files",
@@ -98,10 +138,8 @@ def _parser() -> argparse.ArgumentParser:
   which.add_argument(
     "--held_out_share",
     type=float,
-    default=0.1,
     metavar="X",
-    help="share of the trees in --files that is the validation split (default"
-    " %(default)s)",
+    help="share of the trees in --files that is the validation split",
   )
   which.add_argument(
     "--split",
@@ -110,64 +148,71 @@ def _parser() -> argparse.ArgumentParser:
     help="(default %(default)s)",
   )
   which.add_argument("--tree_id", metavar="ID", help="begin at the tree of this id")
-  _number(which, "--skip", view.skip, "trees to pass over")
-  _number(which, "--count", view.count, "trees to show")
-
-  how = parser.add_argument_group("as in which run")
-  _number(how, "--seed", view.seed, "seed of the run, for the masks")
-  _number(how, "--epoch", view.epoch, "pass over the data; each has its own masks")
-  for side in ("encoder", "decoder"):
-    _number(how, f"--{side}_length", 128, f"tokens in {side} rows")
-  _number(how, "--decoder_rows", layout.decoder_rows, "decoder rows of a forest")
-  _number(how, "--max_ancestors", layout.max_ancestors, "most ancestors seen")
-  _number(how, "--max_tree_size", subtrees.max_tree_size, "most comments in a subtree")
-  _number(
-    how,
-    "--max_comment_tokens",
-    subtrees.max_comment_tokens,
-    "tokens after which a comment is cut",
+  which.add_argument(
+    "--skip", type=int, default=view.skip, metavar="N", help="trees to pass over"
   )
+  which.add_argument(
+    "--count",
+    type=int,
+    default=view.count,
+    metavar="N",
+    help="trees to show (default %(default)s)",
+  )
+
+  how = parser.add_argument_group("as in which run (default: as the settings say)")
+  how.add_argument(
+    "--epoch",
+    type=int,
+    default=view.epoch,
+    metavar="N",
+    help="pass over the data, from 0; in training each has its own masks",
+  )
+  for flag, what in (
+    ("--seed", "seed of the masks: of the run, or of its evaluations"),
+    ("--encoder_length", "tokens in encoder rows"),
+    ("--decoder_length", "tokens in decoder rows"),
+    ("--decoder_rows", "decoder rows of a forest"),
+    ("--max_ancestors", "most ancestors seen"),
+    ("--max_tree_size", "most comments in a subtree"),
+    ("--max_comment_tokens", "tokens after which a comment is cut"),
+  ):
+    how.add_argument(flag, type=int, metavar="N", help=what)
   how.add_argument(
     "--long_comments",
     choices=get_args(LongComments),
-    default=subtrees.long_comments,
-    help="what is done with longer ones (default %(default)s)",
+    help="what is done with longer ones",
   )
 
-  predicted = parser.add_argument_group("what is predicted")
+  predicted = parser.add_argument_group("what is predicted (default: likewise)")
   predicted.add_argument(
-    "--objective",
-    choices=get_args(ObjectiveName),
-    default=ObjectiveConfig().name,
-    help="see docs/objectives.md (default %(default)s)",
+    "--objective", choices=get_args(ObjectiveName), help="see docs/objectives.md"
   )
   predicted.add_argument(
     "--languages",
     nargs="+",
-    default=(),
     metavar="NAME",
     help="of comments and translations, as the data calls them, for --objective=tlm",
   )
   predicted.add_argument(
-    "--whole_words", action="store_true", help="mask all tokens of a word together"
+    "--whole_words",
+    action="store_true",
+    default=None,
+    help="mask all tokens of a word together",
   )
   predicted.add_argument(
     "--discourse_markers",
     metavar="FILE",
     help="phrases to mask first, one a line; or 'english'",
   )
-
   predicted.add_argument(
     "--labels",
     nargs="+",
-    default=(),
     metavar="NAME",
     help="of parts of comments, such as: claim premise; for --objective=tag",
   )
   predicted.add_argument(
     "--comment_labels",
     nargs="+",
-    default=("none",),
     metavar=("SOURCE", "NAME"),
     help="where labels of whole comments come from (label, subreddit, deleted_next),"
     " and which there are; for --objective=classify",
@@ -175,7 +220,9 @@ def _parser() -> argparse.ArgumentParser:
 
   output = parser.add_argument_group("output")
   output.add_argument(
-    "--html", metavar="FILE", help="write a page there, instead of to the terminal"
+    "--html",
+    metavar="FILE",
+    help="write a page there, of one task, instead of to the terminal",
   )
   output.add_argument(
     "--max_comments",
@@ -192,58 +239,104 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _number(parser: Any, flag: str, default: int, text: str) -> None:
-  parser.add_argument(
-    flag,
-    type=int,
-    default=default,
-    metavar="N",
-    help=f"{text} (default %(default)s)",
-  )
-
-
 def main(argv: Sequence[str]) -> int:
   """Shows trees; returns the exit code.
 
   Raises:
     UserError: for anything the user can mend.
   """
-  arguments = _parser().parse_args(argv)
-  data_config, view_config = _configs(arguments)
+  others, overrides = gin_cli.split_overrides(argv)
+  arguments = _parser().parse_args(others)
+  run, changed = _load(arguments, overrides)
+  early_checks.check_data(run.data)
 
   # TensorFlow loads here, once the settings are sound.
   library_noise.load_tensorflow()
   from commentree.tasks.inspection import inspecting
   from commentree.tasks.seqio_tasks import registration, registry
 
-  registration.register_tasks(data_config)
-  task = registry.get_task(data_config.mixture_or_task_name)
-  inspected = inspecting.inspect_trees(task, view_config)
-  for remark in task.tree_source.read_counts.remarks():
-    print(f"warning: {remark}", file=sys.stderr)
-  if arguments.html:
-    from commentree.tasks.inspection import html_page
-
-    html_page.write(inspected, arguments.html)
-    print(arguments.html)
-    return 0
-
-  from commentree.tasks.inspection import terminal
-
+  registration.register_tasks(run.data)
+  parts = _choose(arguments, registry.get_parts(run.data.mixture_or_task_name))
+  as_recorded = arguments.model_dir is not None and not changed
+  config = _view_config(arguments, run, as_recorded)
+  console = _PipedConsole()
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="replace")  # a pipe's encoding may be ASCII
-  terminal.render(inspected, _PipedConsole())
+  for part in parts:
+    inspected = inspecting.inspect_trees(part.task, config)
+    for remark in part.task.tree_source.read_counts.remarks():
+      print(f"warning: {remark}", file=sys.stderr)
+    if arguments.html:
+      from commentree.tasks.inspection import html_page
+
+      html_page.write(inspected, arguments.html)
+      print(arguments.html)
+      return 0
+
+    from commentree.tasks.inspection import terminal
+
+    if part.share < 1:
+      console.print(f"{float(part.share):.1%} of the subtrees of a run:", style="bold")
+    terminal.render(inspected, console)
   return 0
 
 
-def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfig]:
-  task = arguments.task or (_FILES if arguments.files else _GENERATED)
-  if task == _FILES and not arguments.files:
-    raise UserError(f"--files is missing: the task {_FILES!r} needs it")
-  if task != _FILES and (arguments.files or arguments.vocabulary):
-    raise UserError(
-      f"--files and --vocabulary are for the task {_FILES!r}, not {task!r}"
+def _load(
+  arguments: argparse.Namespace, overrides: Sequence[str]
+) -> tuple[RunConfig, bool]:
+  """Returns the settings, and whether they are others than the run's.
+
+  Raises:
+    UserError: for anything the user can mend.
+  """
+  values = {name: getattr(arguments, name) for name in _SETTINGS}
+  flags = [
+    f"{field} = {value!r}"
+    for name, value in values.items()
+    if value is not None
+    for field in _SETTINGS[name]
+  ]
+  if arguments.comment_labels is not None:
+    source, *names = arguments.comment_labels
+    flags += [
+      f"CommentLabelsConfig.source = {source!r}",
+      f"CommentLabelsConfig.names = {names!r}",
+    ]
+  if arguments.model_dir is not None:
+    if arguments.gin_file:
+      raise UserError(
+        "--gin_file and --model_dir: give one of them; --gin.NAME=VALUE changes a run's"
+        " settings"
+      )
+    run = run_folder.load(
+      arguments.model_dir, overrides, arguments.trust_config, _say, flags
     )
+  else:
+    _check_files(arguments)
+    needed = list(_NOT_NEEDED)
+    if arguments.files and not arguments.gin_file:
+      needed.append(f"MIXTURE_OR_TASK_NAME = {mixture_config.FILES!r}")
+    run = gin_cli.load(
+      [_DEFAULTS, *arguments.gin_file],
+      [*needed, *overrides],
+      arguments.gin_search_paths,
+      flags,
+    )
+  _check_reads_files(arguments, run.data)
+  given = {
+    side: getattr(arguments, f"{side}_length") for side in ("encoder", "decoder")
+  }
+  given = {side: length for side, length in given.items() if length is not None}
+  lengths = {**run.data.task_feature_lengths, **given}
+  data = dataclasses.replace(run.data, task_feature_lengths=lengths)
+  changed = bool(overrides or flags or given)
+  return dataclasses.replace(run, data=data), changed
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+  """Checks the flags of files where no run says which and of which vocabulary."""
+  if arguments.gin_file:
+    return
   if arguments.format and not arguments.files:
     raise UserError("--format is for --files, which is missing")
   if arguments.files and not arguments.vocabulary:
@@ -251,47 +344,69 @@ def _configs(arguments: argparse.Namespace) -> tuple[DataConfig, InspectionConfi
       "--vocabulary is missing: give your model's, or make one with `commentree vocab"
       f" --input {arguments.files[0]} --output=trees.model`"
     )
-  lengths = {"encoder": arguments.encoder_length, "decoder": arguments.decoder_length}
-  layout = ForestLayout(
-    decoder_rows=arguments.decoder_rows, max_ancestors=arguments.max_ancestors
-  )
-  source, *names = arguments.comment_labels
-  data_config = DataConfig(
-    mixture_or_task_name=task,
-    task_feature_lengths=lengths,
-    files=arguments.files,
-    files_format=arguments.format,
-    vocabulary=arguments.vocabulary,
-    held_out_share=arguments.held_out_share,
-    cache_dir=arguments.cache_dir,
-    layout=layout,
-    preprocessing=PreprocessingConfig(
-      subtrees=SubtreeConfig(
-        max_tree_size=arguments.max_tree_size,
-        max_ancestors=arguments.max_ancestors,
-        max_comment_tokens=arguments.max_comment_tokens,
-        long_comments=arguments.long_comments,
-      ),
-      objective=ObjectiveConfig(arguments.objective, languages=arguments.languages),
-      masking=MaskingConfig(whole_words=arguments.whole_words),
-      discourse=DiscourseMarkersConfig(arguments.discourse_markers),
-      labels=LabelsConfig(arguments.labels),
-      comment_labels=CommentLabelsConfig(source, tuple(names)),
-    ),
-  )
-  default = _MAX_COMMENTS_ON_PAGE if arguments.html else _MAX_COMMENTS_ON_TERMINAL
-  view_config = InspectionConfig(
+
+
+def _check_reads_files(arguments: argparse.Namespace, data: DataConfig) -> None:
+  """Raises UserError if there are `--files`, and no task reads them."""
+  name = data.mixture_or_task_name
+  sources = {member.source for member in data.members()} or {name}
+  if arguments.files and mixture_config.FILES not in sources:
+    raise UserError(
+      f"--files: the task {name!r} reads none; add"
+      f" --gin.MIXTURE_OR_TASK_NAME='\"{mixture_config.FILES}\"'"
+    )
+
+
+def _choose(arguments: argparse.Namespace, parts: Sequence[Any]) -> Sequence[Any]:
+  """Returns the tasks to show, of those that the run mixes."""
+  names = ", ".join(part.task.name for part in parts)
+  if arguments.task is not None:
+    parts = [part for part in parts if part.task.name == arguments.task]
+    if not parts:
+      raise UserError(f"--task={arguments.task}: no such task; there are {names}")
+  if arguments.html and len(parts) > 1:
+    raise UserError(f"--html: a page shows one task; choose it by --task: {names}")
+  return parts
+
+
+def _view_config(
+  arguments: argparse.Namespace, run: RunConfig, as_recorded: bool
+) -> InspectionConfig:
+  seed = arguments.seed
+  if seed is None:
+    in_training = arguments.split == "train"
+    seed = run.train.random_seed if in_training else run.data.eval_seed
+  most = _MAX_COMMENTS_ON_PAGE if arguments.html else _MAX_COMMENTS_ON_TERMINAL
+  layout = run.data.layout
+  if as_recorded:
+    layout = _recorded_layout(layout, arguments.model_dir)
+  return InspectionConfig(
     split=arguments.split,
     count=arguments.count,
     skip=arguments.skip,
     tree_id=arguments.tree_id,
-    seed=arguments.seed,
+    seed=seed,
     epoch=arguments.epoch,
-    lengths=lengths,
+    lengths=run.data.task_feature_lengths,
     layout=layout,
-    max_comments=default if arguments.max_comments is None else arguments.max_comments,
+    max_comments=most if arguments.max_comments is None else arguments.max_comments,
   )
-  return data_config, view_config
+
+
+def _recorded_layout(layout: ForestLayout, model_dir: str) -> ForestLayout:
+  """Returns the layout with rows and slots as the run chose them from all its data."""
+  from commentree.training.checkpointing import run_record, storage
+
+  facts = run_record.recorded_facts(storage.as_path(model_dir))
+  fields = [field.name for field in dataclasses.fields(layout)]
+  recorded = {
+    name: facts[f"forest.{name}"] for name in fields if f"forest.{name}" in facts
+  }
+  return dataclasses.replace(layout, **recorded)
+
+
+def _say(line: str) -> None:
+  print(f"commentree: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

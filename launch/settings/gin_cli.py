@@ -73,7 +73,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return others, overrides
 
 
-def add_override_flag(parser: argparse.ArgumentParser) -> None:
+def add_override_flag(parser: argparse.ArgumentParser | Any) -> None:
   """Lists `--gin.NAME=VALUE` in a parser's help; `split_overrides` takes them off."""
   parser.add_argument(
     f"{_OVERRIDE}NAME=VALUE",
@@ -85,8 +85,8 @@ def add_override_flag(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_gin_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
-  """Adds T5X's gin flags to a parser."""
+def add_gin_flags(parser: argparse.ArgumentParser | Any, required: bool = True) -> None:
+  """Adds T5X's gin flags to a parser, or to a group of its arguments."""
   parser.add_argument(
     "--gin_file",
     action="append",
@@ -163,11 +163,20 @@ def _binding(name: str, value: Any) -> str:
 
 
 def load(
-  files: Sequence[str], overrides: Sequence[str] = (), search_paths: str = ""
+  files: Sequence[str],
+  overrides: Sequence[str] = (),
+  search_paths: str = "",
+  flags: Sequence[str] = (),
 ) -> RunConfig:
   """Builds the settings of a run from gin files and `NAME = VALUE` overrides.
 
   The files are the user's own: they may import modules, also of the current folder.
+
+  Args:
+    files: gin files; later ones win.
+    overrides: `NAME = VALUE` of the user's `--gin.` flags.
+    search_paths: folders to seek files in, with commas between.
+    flags: `CLASS.FIELD = VALUE` of the verb's other flags; they win over the rest.
 
   Raises:
     UserError: for anything the user can mend, in one line.
@@ -179,11 +188,15 @@ def load(
     if _imports(_find(path, folders), folders):
       _let_import()
     _guarded(lambda path=path: gin.parse_config_file(path), path)
-  return _finish(overrides)
+  return _finish(overrides, flags)
 
 
 def load_text(
-  text: str, where: str, overrides: Sequence[str] = (), trusted: bool = False
+  text: str,
+  where: str,
+  overrides: Sequence[str] = (),
+  trusted: bool = False,
+  flags: Sequence[str] = (),
 ) -> RunConfig:
   """Builds the settings of a run from those that lie in its MODEL_DIR.
 
@@ -192,6 +205,7 @@ def load_text(
     where: its name, for errors.
     overrides: `NAME = VALUE` of the user's.
     trusted: whether it may import modules; else it is data, see `config_data`.
+    flags: as of `load`.
 
   Raises:
     UserError: for anything the user can mend, in one line.
@@ -202,7 +216,7 @@ def load_text(
   elif _IMPORT.search(text):
     _let_import()
   _guarded(lambda: gin.parse_config(text), where)
-  return _finish(overrides)
+  return _finish(overrides, flags)
 
 
 def _begin(folders: Sequence[str]) -> None:
@@ -225,8 +239,8 @@ def _let_import() -> None:
   library_noise.load_tensorflow()
 
 
-def _finish(overrides: Sequence[str]) -> RunConfig:
-  """Applies overrides to what gin has read; returns the settings."""
+def _finish(overrides: Sequence[str], flags: Sequence[str]) -> RunConfig:
+  """Applies overrides and flags to what gin has read; returns the settings."""
   known = set(_macros())
   for override in overrides:
     name = override.partition(" =")[0]
@@ -234,6 +248,7 @@ def _finish(overrides: Sequence[str]) -> RunConfig:
     _guarded(lambda text=override: gin.parse_config(text), f"--gin.{name}", override)
   _check_macros(known)
   _check_required()
+  gin.parse_config(flags)  # After the checks: a macro that they replace is unread now.
   run = _guarded(lambda: gin.get_configurable(RunConfig)(), "settings")
   _check_types(run)
   return run

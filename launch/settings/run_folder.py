@@ -40,9 +40,17 @@ _VOCABULARY = "vocabulary", "VOCABULARY"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds `--model_dir`, `--step` and the flag that trusts the folder's settings."""
-  parser.add_argument("--model_dir", required=True, help="folder of a training run")
+  add_folder_flags(parser, required=True)
   parser.add_argument(
     "--step", type=_step, help="checkpoint to take, or 'best'; default the newest"
+  )
+  gin_cli.add_override_flag(parser)
+
+
+def add_folder_flags(parser: argparse.ArgumentParser | Any, *, required: bool) -> None:
+  """Adds `--model_dir` and the flag that trusts the folder's settings."""
+  parser.add_argument(
+    "--model_dir", required=required, metavar="DIR", help="folder of a training run"
   )
   parser.add_argument(
     config_data.FLAG,
@@ -50,7 +58,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     help="let the folder's config.gin import modules, which runs their code, and say"
     " where caches lie; for folders of your own",
   )
-  gin_cli.add_override_flag(parser)
 
 
 def _step(text: str) -> int | str:
@@ -69,6 +76,7 @@ def load(
   overrides: Sequence[str] = (),
   trust_config: bool = False,
   say: Callable[[str], None] | None = None,
+  flags: Sequence[str] = (),
 ) -> RunConfig:
   """Returns the settings that a run was started with, for use here.
 
@@ -78,13 +86,14 @@ def load(
     trust_config: whether the folder's settings may import modules and say where
       things lie on this machine.
     say: receives which settings of the folder are left out.
+    flags: `CLASS.FIELD = VALUE` of the verb's own flags; they win over the rest.
 
   Raises:
     UserError: if there is no run, or its settings are not sound.
   """
   text, where = _read(model_dir)
-  run = gin_cli.load_text(text, where, overrides, trust_config)
-  given = dict(map(_literal, overrides))
+  run = gin_cli.load_text(text, where, overrides, trust_config, flags)
+  given = dict(map(_literal, [*overrides, *flags]))
   data, train = run.data, run.train
   if not trust_config:
     data = _as_given(data, _DATA_PLACES, given)

@@ -164,6 +164,17 @@ def check_vocabulary(
     )
 
 
+def recorded_facts(
+  model_dir: epath.Path, say: Say = storage.print_line
+) -> Mapping[str, Any]:
+  """Returns the facts that a run was recorded with; none where it was not.
+
+  Raises:
+    UserError: if the record is damaged.
+  """
+  return _read(model_dir, say).facts or {}
+
+
 def warm_start_of(model_dir: epath.Path, say: Say) -> dict[str, Any] | None:
   """Returns what was noted of the latest start that took parameters from elsewhere.
 

@@ -1,6 +1,7 @@
 """`commentree inspect`, from flags to the terminal or a page."""
 
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -8,10 +9,13 @@ import sys
 import pytest
 
 from commentree.launch.main import main
+from commentree.launch.settings import gin_cli
 from commentree.tasks.config.preprocessing import MarkersConfig
 from commentree.tasks.trees import markers
 from commentree.tasks.vocabulary import sentencepiece_backend
 from commentree.tests.support.tasks import written_threads
+from commentree.training.checkpointing import run_record
+from commentree.training.checkpointing.storage import as_path
 
 SMALL = ["--decoder_length=32", "--encoder_length=32", "--decoder_rows=16"]
 
@@ -74,8 +78,14 @@ def test_a_page_is_written_and_named(files, tmp_path, capsys):
   ("flags", "message"),
   [
     (["--files=trees.jsonl"], "--vocabulary is missing.*commentree vocab"),
-    (["--task=commentree_files"], "--files is missing"),
-    (["--task=commentree_generated", "--files=x"], "are for the task"),
+    (["--task=nobodys"], "--task=nobodys: no such task; there are commentree_gen"),
+    (
+      ["--files=x", "--vocabulary=y", "--gin_file=runs/demo.gin"],
+      "--files: the task 'commentree_generated' reads none; add --gin.MIXTURE_OR_TASK",
+    ),
+    (["--gin_file=runs/demo.gin", "--model_dir=x"], "give one of them"),
+    (["--model_dir=nowhere"], "--model_dir=nowhere: holds no config.gin"),
+    (["--gin.MAX_ANCESTOR=3"], "no such setting; did you mean MAX_ANCESTORS"),
     (["--max_ancestors=64"], "SubtreeConfig.max_tree_size = 64: must exceed"),
     (["--format=x"], "--format is for --files"),
     (
@@ -84,7 +94,7 @@ def test_a_page_is_written_and_named(files, tmp_path, capsys):
     ),
     (["--count=0"], "count = 0: must be a whole number of at least 1"),
     (["--decoder_length=4"], "TASK_FEATURE_LENGTHS.decoder = 4"),
-    (["--task=nobodys"], "no such task"),
+    (["--gin.MIXTURE_OR_TASK_NAME='nobodys'"], "'nobodys': no such task"),
   ],
 )
 def test_a_users_mistake_is_one_line_that_names_the_mend(flags, message, capsys):
@@ -92,6 +102,90 @@ def test_a_users_mistake_is_one_line_that_names_the_mend(flags, message, capsys)
   error = capsys.readouterr().err.strip()
   assert "\n" not in error
   assert re.search(message, error)
+
+
+@pytest.fixture(scope="module")
+def run(files, tmp_path_factory):
+  """The MODEL_DIR of a mixture, as a run leaves it, but for checkpoints."""
+  model_dir = tmp_path_factory.mktemp("run")
+  settings = {
+    "MODEL_DIR": str(model_dir),
+    "TRAIN_STEPS": 1,
+    "RANDOM_SEED": 7,
+    "FILES": files[0].partition("=")[2],
+    "VOCABULARY": files[1].partition("=")[2],
+    "HELD_OUT_SHARE": 0,
+    "MIXTURE_OR_TASK_NAME": "commentree_mixture",
+    "MIXTURE": {"mlm": 3, "clm": 1},
+    "TASK_FEATURE_LENGTHS": {"encoder": 24, "decoder": 32},
+    "ForestLayout.decoder_rows": 16,
+    "MaskingConfig.rate": 0.9,
+    "CleaningConfig.urls": False,
+    "SubtreeConfig.max_ancestors": 2,
+    "SubtreeConfig.max_tree_size": 4,
+  }
+  overrides = [f"{name} = {value!r}" for name, value in settings.items()]
+  loaded = gin_cli.load(["runs/pretrain.gin"], overrides)
+  record = {"facts": {"forest.encoder_rows": 29, "forest.masked_per_row": 32}}
+  contents = {
+    "config.gin": gin_cli.text_in_force(loaded).encode(),
+    "run.json": json.dumps(record).encode(),
+    "vocabulary/vocabulary.model": pathlib.Path(settings["VOCABULARY"]).read_bytes(),
+  }
+  run_record.write_files(as_path(model_dir), contents)
+  return f"--model_dir={model_dir}"
+
+
+def test_of_a_run_its_mixture_cleaning_subtrees_masks_and_forest_are_shown(run, capsys):
+  assert main(["inspect", run]) == 0
+  second, first = capsys.readouterr().out.split("75.0% of the subtrees of a run:\n")
+  assert second.startswith("25.0% of the subtrees of a run:\ncommentree_files:clm")
+  assert first.startswith("commentree_files:mlm")
+  for shown in (first, second):
+    assert "train · seed 7 · epoch 0" in shown
+    assert "cleaned: " in shown  # entities are
+    assert "-{http://example.org}" not in shown
+    assert "2 subtrees" in shown
+    assert "decoder 16 rows of 32" in shown
+    assert "encoder 29 rows of 24" in shown
+  share = re.search(r"masks +\d+ of \d+ tokens to predict \((\d+)", first)
+  assert int(share[1]) > 60
+  assert "predicts " in second
+
+
+def test_overrides_and_flags_change_what_a_run_says(run, capsys):
+  flags = ["--task=commentree_files:mlm", "--decoder_length=40", "--max_ancestors=1"]
+  overrides = ["--gin.CleaningConfig.urls=True", "--gin.SubtreeConfig.max_ancestors=3"]
+  assert main(["inspect", run, *overrides, *flags]) == 0
+  out = capsys.readouterr().out
+  assert "commentree_files:clm" not in out
+  assert "-{http://example.org}" in out
+  assert "decoder 16 rows of 40" in out
+  assert "rows of 24" in out
+  assert "encoder 29" not in out  # recorded of other settings
+  assert not re.search(r"sees A\d \(1 hop.*\), A", out)
+
+
+def test_a_page_of_a_mixture_wants_one_task(run, tmp_path, capsys):
+  page = f"--html={tmp_path / 'page.html'}"
+  assert main(["inspect", run, page]) == 2
+  assert "choose it by --task: commentree_files:clm, " in capsys.readouterr().err
+  assert main(["inspect", run, page, "--task=commentree_files:clm"]) == 0
+
+
+def test_the_command_of_a_run_shows_what_it_would_read(files, capsys):
+  settings = [
+    "--gin_file=runs/pretrain.gin",
+    "--gin.MIXTURE_OR_TASK_NAME='commentree_files'",
+    "--gin.FILES='elsewhere.jsonl'",
+    "--gin.HELD_OUT_SHARE=1.0",
+    "--gin.DataConfig.eval_seed=5",
+  ]
+  flags = [*files[:2], *SMALL, "--split=validation"]
+  assert main(["inspect", *settings, *flags]) == 0
+  out = capsys.readouterr().out
+  assert "commentree_files · validation · seed 5 · epoch 0" in out
+  assert "tree B · u" in out
 
 
 def test_help_has_examples_and_loads_nothing_heavy():
