@@ -133,7 +133,7 @@ class LoadedModel:
     Returns:
       Of each comment `replies`, the best first, with `tree`, `comment`, `score` and
       `rank` of each; `true_replies`, those that it has among the candidates; and how
-      many `candidates` of other trees there are. SamplerState that are candidates have
+      many `candidates` of other trees there are. Texts that are candidates have
       the ids "text 0", "text 1" and so on.
     """
     options = {"top_k": top_k}

@@ -1,8 +1,8 @@
-"""Beam search: the top_k_top_p replies, by log probability and length.
+"""Beam search: the likeliest replies, by log probability and length.
 
-A beam holds the `beam_width` (W) top_k_top_p beginnings of a reply. In each step they
+A beam holds the `beam_width` (W) likeliest beginnings of a reply. In each step they
 are continued by every token. Those of the W best continuations that end are finished;
-the W best others are the next beam. A reply is is_done once W have finished, or once
+the W best others are the next beam. A reply is done once W have finished, or once
 none of the beam can still be better than the best that are asked for. What
 `max_length` cuts off comes after all that ended.
 """
@@ -130,7 +130,7 @@ class BeamSearch:
     """
     cfg = self.config
     num_finished_Q1 = jnp.isfinite(beams.scores_QW).sum(-1, keepdims=True)
-    # SamplerState of a beam are of one length, and sorted.
+    # Texts of a beam are of one length, and sorted.
     place_QK = jnp.arange(cfg.num_replies)[None]
     in_beam_QK = cfg.beam_width + place_QK - num_finished_Q1
     index_QK = jnp.where(place_QK < num_finished_Q1, place_QK, in_beam_QK)

@@ -31,13 +31,13 @@ class DecodingConfig:
     start_id: what the decoder reads in front of a reply.
     end_id: what it predicts at the end of a reply.
     max_length: most tokens of a reply, forced ones and the end included.
-    method: 'greedy' takes the top_k_top_p token each time; 'sample' draws one; 'beam'
-      keeps the `beam_width` top_k_top_p beginnings.
+    method: 'greedy' takes the likeliest token each time; 'sample' draws one; 'beam'
+      keeps the `beam_width` likeliest beginnings.
     num_replies: replies for each comment: different draws, or the best of the beam.
     temperature: of 'sample': scores are divided by it.
-    top_k: of 'sample': after that the `top_k` top_k_top_p tokens are kept; 0 for all.
+    top_k: of 'sample': after that the `top_k` likeliest tokens are kept; 0 for all.
     top_p: of 'sample': of these, the fewest that make up this share of their
-      probability, the top_k_top_p first (Holtzman et al. 2020).
+      probability, the likeliest first (Holtzman et al. 2020).
     beam_width: of 'beam': how many beginnings are kept.
     length_penalty: of 'beam': a finished reply of n tokens is ranked by its log
       probability over ((5 + n) / 6) ** length_penalty (Wu et al. 2016). At 0 short

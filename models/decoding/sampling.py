@@ -1,4 +1,4 @@
-"""SamplerState written one by one: always the top_k_top_p token, or one drawn."""
+"""Replies written token by token: always the likeliest token, or one drawn."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def top_k_top_p(
 
   Args:
     log_probs_XV: log probabilities, or what differs from them by a constant a row.
-    top_k: most tokens kept, the top_k_top_p; 0 for all. Of equals, those of lower ids.
-    top_p: of these the fewest, top_k_top_p first, whose share of their probability is
+    top_k: most tokens kept, the likeliest; 0 for all. Of equals, those of lower ids.
+    top_p: of these the fewest, likeliest first, whose share of their probability is
       at least this; always one.
 
   Returns:
@@ -80,7 +80,7 @@ class TokenSampler:
   keys_X: Array | None
 
   def begin(self, settled_Q: Array) -> SamplerState:
-    """Returns empty texts; those of is_done replies have ended."""
+    """Returns empty texts; those of replies that are done have ended."""
     cfg = self.config
     ended_X = jnp.repeat(settled_Q, cfg.rows)
     empty_XL = jnp.full((len(ended_X), cfg.max_length), cfg.end_id, jnp.int32)

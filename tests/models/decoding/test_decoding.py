@@ -165,7 +165,7 @@ def build(make, thread):
 
 def shrunk(params, name):
   """Returns parameters by which a model writes different texts."""
-  # SamplerState would be the same in all threads if biases, and what all tokens share,
+  # Texts would be the same in all threads if biases, and what all tokens share,
   # were as large as all else; and in all of a beam if the logits of a tied table were
   # as sure.
   shrink = SHRINK | ({"embedding": 2} if name == "roberta" else {})
