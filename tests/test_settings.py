@@ -13,20 +13,9 @@ import pytest
 from msgspec import Meta
 
 from commentree.errors import UserError
-from commentree.launch.settings.configurables import register
-from commentree.models.decoding.decoding_config import DecodingConfig
+from commentree.launch.settings import settings_page
 from commentree.settings import PositiveInt, Share, check_fields, kinds_of, unpack
-from commentree.tasks.building.config import BuildConfig
-from commentree.tasks.inspection.views import InspectionConfig
-from commentree.tasks.vocabulary.vocabularies import VocabularyConfig
 
-CONFIGS = (
-  *register(),
-  BuildConfig,
-  DecodingConfig,
-  InspectionConfig,
-  VocabularyConfig,
-)
 # What a class needs to be made, where it has no default.
 NEEDED = {
   "DecodingConfig": {"start_id": 1, "end_id": 2},
@@ -109,7 +98,7 @@ def test_allowed_values_pass_and_lists_become_tuples():
 
 
 def checked_fields():
-  for config in CONFIGS:
+  for config in settings_page.configs():
     for name, kind in kinds_of(config).items():
       if unpack(kind)[0] in (int, float, bool):
         yield pytest.param(config, name, id=f"{config.__name__}.{name}")

@@ -1,4 +1,4 @@
-"""docs/settings.md: every setting that gin binds, from the classes themselves.
+"""docs/settings.md: every setting, from the classes themselves.
 
 `python -m commentree.launch.settings.settings_page` writes it.
 """
@@ -16,7 +16,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from commentree.launch.settings.configurables import register
 from commentree.launch.settings.gin_cli import GIN_ROOT
+from commentree.models.decoding.decoding_config import DecodingConfig
 from commentree.settings import bounds_text, kinds_of, unpack
+from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.inspection.views import InspectionConfig
+from commentree.tasks.vocabulary.vocabularies import VocabularyConfig
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -27,6 +31,15 @@ Made from the classes by `make settings`; do not edit. A setting is a field of a
 `--gin.MaskingConfig.rate=0.2`. Where a macro of `runs/common.gin` sets the field, give
 the macro: `--gin.LEARNING_RATE=0.001`.
 """
+# Those that gin does not bind, and what does.
+SET_BY_FLAGS: Mapping[type, str] = {
+  BuildConfig: "flags of `commentree build`",
+  VocabularyConfig: "flags of `commentree vocab`",
+  InspectionConfig: "flags of `commentree inspect`, and by the run that it shows",
+  DecodingConfig: "flags of `commentree infer --mode=generate` and `export`, by"
+  " arguments of `generate` in Python, and by the run's vocabulary",
+}
+
 _BINDING = re.compile(r"^(\w+\.\w+) = %(\w+)$", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"^  (\w+): ")
 _LONGEST_DEFAULT = 100
@@ -35,11 +48,18 @@ _LONGEST_DEFAULT = 100
 def text() -> str:
   """Returns the page."""
   macros = dict(_BINDING.findall((GIN_ROOT / "runs" / "common.gin").read_text()))
-  return "\n".join([_HEAD, *(_section(config, macros) for config in register())])
+  return "\n".join([_HEAD, *(_section(config, macros) for config in configs())])
+
+
+def configs() -> tuple[type, ...]:
+  """Returns the classes that the page shows."""
+  return (*register(), *SET_BY_FLAGS)
 
 
 def _section(config: Any, macros: Mapping[str, str]) -> str:
   summary = inspect.cleandoc(config.__doc__).splitlines()[0]
+  if config in SET_BY_FLAGS:
+    summary += f" Set by {SET_BY_FLAGS[config]}; not by gin."
   lines = [f"## {config.__name__}", "", summary, ""]
   lines += ["| setting | type | default | macro | meaning |", "|---|---|---|---|---|"]
   said, kinds = meanings(config), kinds_of(config)
