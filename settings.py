@@ -8,18 +8,27 @@ A setting is a field of a frozen dataclass:
     decay_steps: PositiveInt | None = None
 
 `check_fields`, called first in `__post_init__`, checks each value by its annotation; by
-hand, `__post_init__` checks only what depends on several fields. This module loads
-neither NumPy nor JAX.
+hand, `__post_init__` checks only what depends on several fields.
+
+A run that continues in its MODEL_DIR must have the settings that it began with, except
+those marked as not deciding its results:
+
+    log_period: MayChange[PositiveInt] = 10
+    files: ByContent[str | None] = None
+
+`identity` returns the others. This module loads neither NumPy nor JAX.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import functools
 import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from msgspec import Meta
 
@@ -29,6 +38,22 @@ PositiveInt = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Resume(enum.Enum):
+  """What a run that continues allows of a setting."""
+
+  SAME = "same"
+  """It must be as before; so are settings without a mark."""
+  BY_CONTENT = "by content"
+  """It may be written otherwise; the data that come of it must be as before."""
+  MAY_CHANGE = "may change"
+  """It does not decide results, or another value continues the run as well."""
+
+
+_T = TypeVar("_T")
+ByContent = Annotated[_T, Resume.BY_CONTENT]
+MayChange = Annotated[_T, Resume.MAY_CHANGE]
 
 
 @functools.cache
@@ -104,6 +129,33 @@ def _members(owner: str, name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
   except TypeError:
     raise UserError(f"{owner}.{name} = {value!r}: must be a list") from None
+
+
+def resume_rule(kind: Any) -> Resume:
+  """Returns what an annotation says a run that continues allows."""
+  marks = kind.__metadata__ if get_origin(kind) is Annotated else ()
+  return next((mark for mark in marks if isinstance(mark, Resume)), Resume.SAME)
+
+
+def identity(config: Any) -> dict[str, Any]:
+  """Returns the settings that a run which continues must have as before.
+
+  Args:
+    config: a dataclass of settings; those in it are gone through too.
+
+  Returns:
+    Values by 'CLASS.FIELD'.
+  """
+  found: dict[str, Any] = {}
+  for name, kind in kinds_of(config.__class__).items():
+    value = getattr(config, name)
+    if resume_rule(kind) is not Resume.SAME:
+      continue
+    if dataclasses.is_dataclass(value):
+      found |= identity(value)
+    else:
+      found[f"{type(config).__name__}.{name}"] = value
+  return found
 
 
 def unpack(kind: Any) -> tuple[Any, tuple[float, float]]:

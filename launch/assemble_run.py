@@ -16,6 +16,7 @@ from commentree.launch.settings.configurables import RunConfig
 from commentree.models.batch import smallest
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
+from commentree.settings import identity
 from commentree.tasks import data as data_lib
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.data import RunData
@@ -274,13 +275,8 @@ def with_sizes(config: ModelConfig, task: CommentTreeTask) -> ModelConfig:
 
 
 def facts(model: CommentTreeModel, data: RunData) -> dict[str, Any]:
-  """Settings that decide results: a MODEL_DIR made with others is refused.
-
-  `remat_policy` is left out: it changes memory and time, not results.
-  """
-  settings = dataclasses.asdict(model.config)
-  del settings["remat_policy"]
-  return {**{f"ModelConfig.{k}": v for k, v in settings.items()}, **data.facts()}
+  """Settings that decide results: a MODEL_DIR made with others is refused."""
+  return {**identity(model.config), **data.facts()}
 
 
 def token_groups(data: RunData) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from commentree.errors import UserError
 from commentree.settings import (
+  MayChange,
   NonNegative,
   NonNegativeInt,
   PositiveInt,
@@ -123,7 +124,7 @@ class ModelConfig:
   dropout_rate: Share = 0.0
   dtype: DType = "bfloat16"
   scan_layers: bool = False
-  remat_policy: RematPolicy = "none"
+  remat_policy: MayChange[RematPolicy] = "none"
   causal_position_buckets: bool = False
   logits_via_embedding: bool = False
 

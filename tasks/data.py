@@ -12,6 +12,7 @@ import numpy as np
 
 from commentree.console import Console
 from commentree.errors import UserError
+from commentree.settings import identity
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.dataset_files import built_dataset
 from commentree.tasks.forests import forest_layout, forest_streams, mixing, packing
@@ -44,7 +45,7 @@ class TaskData:
   def facts(self) -> dict[str, Any]:
     """What of it decides a run's results."""
     return {
-      "subtrees": dataclasses.asdict(self.task.preprocessing),
+      **identity(self.task.preprocessing),
       **{
         f"{name}_subtrees": f"{len(split):,}, of digest {split.totals.digest:016x}"
         for name, split in self.splits.items()
@@ -160,8 +161,11 @@ class RunData:
 
   def facts(self) -> dict[str, Any]:
     """What of the data decides a run's results: shapes, vocabulary, sources, rates."""
+    settings = identity(self.config)
+    for name in identity(self.config.preprocessing):
+      del settings[name]  # Of each task those that it has.
     facts = {
-      "task": self.name,
+      **settings,
       "vocabulary": self.task.tokenizer.fingerprint,
       **{f"forest.{k}": v for k, v in dataclasses.asdict(self.shape).items()},
     }

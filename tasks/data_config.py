@@ -6,7 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from commentree.errors import UserError
-from commentree.settings import NonNegativeInt, PositiveInt, Share, check_fields
+from commentree.settings import (
+  ByContent,
+  MayChange,
+  NonNegativeInt,
+  PositiveInt,
+  Share,
+  check_fields,
+)
 from commentree.tasks import readers
 from commentree.tasks.config import mixture_config
 from commentree.tasks.config.generated import GeneratedTreesConfig
@@ -47,20 +54,20 @@ class DataConfig:
 
   mixture_or_task_name: str
   task_feature_lengths: Mapping[str, int]
-  files: str | Sequence[str] | None = None
-  files_format: str | None = None
-  vocabulary: str | None = None
-  held_out_share: Share = HELD_OUT_SHARE
-  cache_dir: str | None = None
-  use_cached: bool = False
-  seqio_additional_cache_dirs: str | Sequence[str] = ()
-  prepare_processes: PositiveInt | None = None
-  eval_seed: NonNegativeInt = 0
+  files: ByContent[str | Sequence[str] | None] = None
+  files_format: ByContent[str | None] = None
+  vocabulary: ByContent[str | None] = None
+  held_out_share: ByContent[Share] = HELD_OUT_SHARE
+  cache_dir: MayChange[str | None] = None
+  use_cached: MayChange[bool] = False
+  seqio_additional_cache_dirs: MayChange[str | Sequence[str]] = ()
+  prepare_processes: MayChange[PositiveInt | None] = None
+  eval_seed: MayChange[NonNegativeInt] = 0
   layout: ForestLayout = ForestLayout()
   preprocessing: PreprocessingConfig = PreprocessingConfig()
-  mixture: Mapping[str, float] | None = None
-  corpora: Mapping[str, str | Sequence[str]] | None = None
-  generated: GeneratedTreesConfig = GeneratedTreesConfig()
+  mixture: ByContent[Mapping[str, float] | None] = None
+  corpora: ByContent[Mapping[str, str | Sequence[str]] | None] = None
+  generated: ByContent[GeneratedTreesConfig] = GeneratedTreesConfig()
 
   def __post_init__(self):
     check_fields(self)

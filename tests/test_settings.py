@@ -14,7 +14,16 @@ from msgspec import Meta
 
 from commentree.errors import UserError
 from commentree.launch.settings import settings_page
-from commentree.settings import PositiveInt, Share, check_fields, kinds_of, unpack
+from commentree.settings import (
+  ByContent,
+  MayChange,
+  PositiveInt,
+  Share,
+  check_fields,
+  identity,
+  kinds_of,
+  unpack,
+)
 
 # What a class needs to be made, where it has no default.
 NEEDED = {
@@ -95,6 +104,29 @@ def test_allowed_values_pass_and_lists_become_tuples():
   assert example.names == ("a",)
   assert example.files == ["f"]  # of no one kind: as it was given
   assert Example(norm=2.0).norm == 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  count: PositiveInt = 1
+  period: MayChange[PositiveInt | None] = 5
+
+  def __post_init__(self):
+    check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  files: ByContent[str] = "a"
+  seed: int = 0
+  part: Part = Part()
+  other: MayChange[Example] = Example()
+
+
+def test_what_must_stay_the_same_is_what_no_mark_exempts():
+  assert identity(Whole()) == {"Whole.seed": 0, "Part.count": 1}
+  with pytest.raises(UserError, match=r"^Part.period = 0: must be a whole number"):
+    Part(period=0)
 
 
 def checked_fields():

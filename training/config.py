@@ -16,6 +16,7 @@ from msgspec import Meta
 from commentree.errors import UserError
 from commentree.models.config import Condition
 from commentree.settings import (
+  MayChange,
   NonNegative,
   NonNegativeInt,
   PositiveInt,
@@ -394,27 +395,27 @@ class TrainConfig:
     health: when a host counts as lost.
   """
 
-  model_dir: str
-  train_steps: PositiveInt
+  model_dir: MayChange[str]
+  train_steps: MayChange[PositiveInt]
   batch_size: PositiveInt
   random_seed: NonNegativeInt = 0
-  eval_period: NonNegativeInt = 1000
-  eval_batches: PositiveInt | None = None
-  patience: PositiveInt | None = None
-  log_period: PositiveInt = 10
-  console_seconds: NonNegative = 5.0
-  gradient_accumulation_steps: PositiveInt = 1
-  stop_on_nonfinite: bool = True
-  initial_checkpoint_path: str | None = None
-  warm_start_rules: tuple[tuple[str, str | None, str], ...] = ()
-  tensorboard: bool = True
-  wandb_project: str | None = None
-  compile_cache_dir: str | None = None
+  eval_period: MayChange[NonNegativeInt] = 1000
+  eval_batches: MayChange[PositiveInt | None] = None
+  patience: MayChange[PositiveInt | None] = None
+  log_period: MayChange[PositiveInt] = 10
+  console_seconds: MayChange[NonNegative] = 5.0
+  gradient_accumulation_steps: MayChange[PositiveInt] = 1
+  stop_on_nonfinite: MayChange[bool] = True
+  initial_checkpoint_path: MayChange[str | None] = None
+  warm_start_rules: MayChange[tuple[tuple[str, str | None, str], ...]] = ()
+  tensorboard: MayChange[bool] = True
+  wandb_project: MayChange[str | None] = None
+  compile_cache_dir: MayChange[str | None] = None
   optimizer: OptimizerConfig = OptimizerConfig()
-  partitioning: PartitioningConfig = PartitioningConfig()
-  checkpoint: CheckpointConfig = CheckpointConfig()
-  evaluation: EvalConfig = EvalConfig()
-  health: HealthConfig = HealthConfig()
+  partitioning: MayChange[PartitioningConfig] = PartitioningConfig()
+  checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
+  evaluation: MayChange[EvalConfig] = EvalConfig()
+  health: MayChange[HealthConfig] = HealthConfig()
 
   def __post_init__(self):
     check_fields(self)

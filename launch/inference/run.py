@@ -22,6 +22,7 @@ from commentree.launch.inference.parts import Parts
 from commentree.launch.inference.progress import InferenceProgress
 from commentree.launch.inference.run_context import RunContext
 from commentree.launch.inference.trees import Input
+from commentree.settings import identity
 from commentree.tasks.trees.comment_tree import KEPT, ReadCounts
 from commentree.training import runtime
 from commentree.training.checkpointing import run_record, storage
@@ -173,9 +174,6 @@ def _settings(job: InferenceJob, engine: Engine) -> dict[str, Any]:
   """What decides answers, by the names that the user knows."""
   config = job.run.config
   sums = engine.path / "checksums.json"
-  data = dataclasses.asdict(config.data)
-  for name in _NOT_PART_OF_IDENTITY:
-    data.pop(name, None)
   settings = {
     "format": _FORMAT_VERSION,
     **job.options,
@@ -184,33 +182,10 @@ def _settings(job: InferenceJob, engine: Engine) -> dict[str, Any]:
     "the checkpoint's checksums": _digest(sums.read_text() if sums.exists() else ""),
     "the vocabulary": job.run.tokenizer.fingerprint,
     "--chunk_trees": job.chunk.trees,
-    **{f"ModelConfig.{k}": v for k, v in dataclasses.asdict(config.model).items()},
-    **_flat("DataConfig", data),
+    **identity(config.model),
+    **identity(config.data),
   }
   return json.loads(json.dumps(settings))
-
-
-# Of the data's settings, those that no answer depends on.
-_NOT_PART_OF_IDENTITY = (
-  "files",
-  "files_format",
-  "vocabulary",
-  "held_out_share",
-  "cache_dir",
-  "use_cached",
-  "seqio_additional_cache_dirs",
-  "prepare_processes",
-  "eval_seed",
-  "masking",
-  "discourse",
-  "generated",
-)
-
-
-def _flat(name: str, node: Any) -> dict[str, Any]:
-  if not isinstance(node, dict):
-    return {name: node}
-  return {k: v for key, n in node.items() for k, v in _flat(f"{name}.{key}", n).items()}
 
 
 def _digest(text: str) -> str:

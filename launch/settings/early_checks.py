@@ -7,13 +7,13 @@ then the devices, then the model's shapes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 
 from commentree.errors import UserError, suggestion
 from commentree.launch.settings import model_sizes
 from commentree.launch.settings.configurables import RunConfig
+from commentree.settings import identity
 from commentree.tasks.config import mixture_config
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.objectives import label_objectives
@@ -130,11 +130,9 @@ def check_training(run: RunConfig) -> None:
   if not storage.is_remote(model_dir) and any(model_dir.glob("checkpoint_*")):
     from commentree.training.checkpointing import run_record
 
-    model = {
-      f"ModelConfig.{name}": value
-      for name, value in dataclasses.asdict(run.model).items()
-      if name not in model_sizes.FROM_DATA
-    }
+    model = identity(run.model)
+    for name in model_sizes.FROM_DATA:
+      del model[f"ModelConfig.{name}"]
     facts = {**model, **run_record.training_facts(config)}
     run_record.check(model_dir, facts, part=True)
     return

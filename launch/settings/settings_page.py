@@ -14,10 +14,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from commentree.launch.settings.configurables import register
+from commentree.launch.settings.configurables import RunConfig, register
 from commentree.launch.settings.gin_cli import GIN_ROOT
 from commentree.models.decoding.decoding_config import DecodingConfig
-from commentree.settings import bounds_text, kinds_of, unpack
+from commentree.settings import Resume, bounds_text, kinds_of, resume_rule, unpack
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.inspection.views import InspectionConfig
 from commentree.tasks.vocabulary.vocabularies import VocabularyConfig
@@ -30,6 +30,11 @@ _HEAD = """\
 Made from the classes by `make settings`; do not edit. A setting is a field of a class:
 `--gin.MaskingConfig.rate=0.2`. Where a macro of `runs/common.gin` sets the field, give
 the macro: `--gin.LEARNING_RATE=0.001`.
+
+A run that continues in its MODEL_DIR must have the settings marked `same` as before.
+Those marked `by content` may be written otherwise, if the data that come of them are as
+before. Those that `may change` do not decide results, or the run continues as well with
+another value.
 """
 # Those that gin does not bind, and what does.
 SET_BY_FLAGS: Mapping[type, str] = {
@@ -48,7 +53,8 @@ _LONGEST_DEFAULT = 100
 def text() -> str:
   """Returns the page."""
   macros = dict(_BINDING.findall((GIN_ROOT / "runs" / "common.gin").read_text()))
-  return "\n".join([_HEAD, *(_section(config, macros) for config in configs())])
+  rules = resume_rules(RunConfig)
+  return "\n".join([_HEAD, *(_section(config, macros, rules) for config in configs())])
 
 
 def configs() -> tuple[type, ...]:
@@ -56,20 +62,41 @@ def configs() -> tuple[type, ...]:
   return (*register(), *SET_BY_FLAGS)
 
 
-def _section(config: Any, macros: Mapping[str, str]) -> str:
+def resume_rules(config: Any, above: Resume = Resume.SAME) -> dict[str, Resume]:
+  """Returns what a run that continues allows of each setting, by 'CLASS.FIELD'.
+
+  Args:
+    config: a class of settings; those of its fields are gone through too.
+    above: what holds for all of `config`; SAME if each field says for itself.
+  """
+  found: dict[str, Resume] = {}
+  for name, kind in kinds_of(config).items():
+    rule = resume_rule(kind) if above is Resume.SAME else above
+    found[f"{config.__name__}.{name}"] = rule
+    if dataclasses.is_dataclass(part := unpack(kind)[0]):
+      found |= resume_rules(part, rule)
+  return found
+
+
+def _section(
+  config: Any, macros: Mapping[str, str], rules: Mapping[str, Resume]
+) -> str:
   summary = inspect.cleandoc(config.__doc__).splitlines()[0]
   if config in SET_BY_FLAGS:
     summary += f" Set by {SET_BY_FLAGS[config]}; not by gin."
   lines = [f"## {config.__name__}", "", summary, ""]
-  lines += ["| setting | type | default | macro | meaning |", "|---|---|---|---|---|"]
+  lines += ["| setting | type | default | macro | to continue | meaning |"]
+  lines += ["|---|---|---|---|---|---|"]
   said, kinds = meanings(config), kinds_of(config)
   for field in dataclasses.fields(config):
-    macro = macros.get(f"{config.__name__}.{field.name}")
+    full_name = f"{config.__name__}.{field.name}"
+    macro, rule = macros.get(full_name), rules.get(full_name)
     cells = [
       f"`{field.name}`",
       describe(kinds[field.name]),
       _default(field),
       f"`{macro}`" if macro else "",
+      rule.value if rule else "",
       said.get(field.name, ""),
     ]
     lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -26,6 +26,7 @@ from etils import epath
 
 from commentree import json_shapes
 from commentree.errors import UserError
+from commentree.settings import identity
 from commentree.training.checkpointing import saving, storage
 from commentree.training.config import TrainConfig
 
@@ -58,7 +59,7 @@ class RunRecord:
   Attributes:
     facts: settings that decide results, by name, JSON-able: of the model and the
       data. The trainer adds its own (`training_facts`). A MODEL_DIR made with other
-      values is refused; leave out what may change, such as paths and periods.
+      values is refused; `settings.identity` leaves out what may change.
     config_text: all settings, as a gin file.
     command: the command line.
     grown_from: fingerprints of vocabularies whose tokens have the same ids in this
@@ -76,23 +77,18 @@ class RunRecord:
 def training_facts(config: TrainConfig) -> dict[str, Any]:
   """Returns the trainer's settings that decide results.
 
-  Those left out may change between starts: `train_steps` (unless the schedule's
-  decay ends there), periods, devices, microbatches, and where things are written.
+  Of the schedule, those that it does not use are left out, and the step where its
+  decay ends is given, which may follow from `train_steps`.
   """
-  optimizer = dataclasses.asdict(config.optimizer)
-  schedule = optimizer.pop("schedule")
-  if config.optimizer.schedule.name in ("constant", "rsqrt"):
+  facts = identity(config)
+  schedule = config.optimizer.schedule
+  if schedule.name in ("constant", "rsqrt"):
     for field in ("decay_steps", "decay_share", "final_share"):
-      del schedule[field]
+      del facts[f"ScheduleConfig.{field}"]
   else:
-    end = config.optimizer.schedule.last_decay_step(config.train_steps)
-    schedule["decay_steps"] = end
-  return {
-    "TrainConfig.batch_size": config.batch_size,
-    "TrainConfig.random_seed": config.random_seed,
-    **{f"OptimizerConfig.{name}": value for name, value in optimizer.items()},
-    **{f"ScheduleConfig.{name}": value for name, value in schedule.items()},
-  }
+    end = schedule.last_decay_step(config.train_steps)
+    facts["ScheduleConfig.decay_steps"] = end
+  return facts
 
 
 def check(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import pathlib
+import re
 
 import pytest
 
 from commentree.launch.settings import settings_page
+from commentree.launch.settings.configurables import RunConfig
+from commentree.settings import Resume
 
 ROOT = pathlib.Path(settings_page.__file__).parents[2]
 
@@ -44,11 +47,29 @@ def test_every_setting_says_what_it_means(config):
 def test_bounds_defaults_and_macros_are_on_the_page():
   lines = settings_page.text().splitlines()
   for start in (
-    "| `rate` | number from 0 to 1 | `0.15` |  | share of",
-    "| `learning_rate` | number of at least 0 | `0.01` | `LEARNING_RATE` | the peak",
+    "| `rate` | number from 0 to 1 | `0.15` |  | same | share of",
+    "| `learning_rate` | number of at least 0 | `0.01` | `LEARNING_RATE` | same | the",
     "| `decay_steps` | whole number of at least 1 or None | `None` |",
     "| `long_comments` | `'truncate'`, `'chunk'` |",
     "| `schedule` | [ScheduleConfig](#scheduleconfig) | its defaults |",
     "What goes into a dataset, and where. Set by flags of `commentree build`; not by",
   ):
     assert any(line.startswith(start) for line in lines), start
+
+
+def test_the_page_says_what_a_run_that_continues_allows():
+  rules = settings_page.resume_rules(RunConfig)
+  for name, rule in {
+    "ModelConfig.remat_policy": Resume.MAY_CHANGE,
+    "ModelConfig.emb_dim": Resume.SAME,
+    "DataConfig.files": Resume.BY_CONTENT,
+    "GeneratedTreesConfig.noise": Resume.BY_CONTENT,  # as all that it is part of
+    "MaskingConfig.rate": Resume.SAME,
+    "CheckpointConfig.period": Resume.MAY_CHANGE,
+    "ScheduleConfig.learning_rate": Resume.SAME,
+  }.items():
+    assert rules[name] is rule, name
+  lines = settings_page.text().splitlines()
+  assert any(
+    re.match(r"\| `remat_policy` .*\| may change \| what the", x) for x in lines
+  )

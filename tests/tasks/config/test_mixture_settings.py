@@ -152,10 +152,13 @@ def test_a_mixture_of_objectives_shares_subtrees_vocabulary_and_forests(opened, 
   facts = json.loads(json.dumps(opened.facts()))
   mlm, clm = BOTH
   assert facts["mixture"] == f"7/10 {mlm}, 3/10 {clm}"
-  assert facts[f"{clm}.subtrees"]["objective"]["name"] == "clm"
+  assert facts[f"{clm}.ObjectiveConfig.name"] == "clm"
+  assert facts["ForestLayout.lookahead"] == LAYOUT.lookahead
+  assert not {"ObjectiveConfig.name", "DataConfig.cache_dir"} & facts.keys()
   assert "mixture" not in alone.facts()
   as_written = json.loads(json.dumps(alone.facts()))
-  assert as_written["subtrees"] == facts[f"{mlm}.subtrees"]
+  for name in ("MaskingConfig.mask_share", "CleaningConfig.urls"):
+    assert as_written[name] == facts[f"{mlm}.{name}"]
 
 
 @pytest.mark.parametrize("other", ["clm", "span_corruption"])
