@@ -9,8 +9,16 @@ import pytest
 from commentree.launch.main import main
 from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import TreeConfig
-from commentree.tasks.readers import cmv_modes, convokit, hacker_news, oasst, reddit_api
+from commentree.tasks.readers import (
+  cmv_modes,
+  convokit,
+  hacker_news,
+  mail,
+  oasst,
+  reddit_api,
+)
 from commentree.tasks.readers.parsing import files, json_lines, json_records
+from commentree.tasks.readers.tables import records
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
 
@@ -67,7 +75,9 @@ def test_every_fate_is_explained():
       cmv_modes,
       convokit,
       hacker_news,
+      mail,
       reddit_api,
+      records,
     )
     for name, value in vars(module).items()
     if name.isupper() and not name.startswith(("_", "REPAIRED", "MORE", "REPLIES"))

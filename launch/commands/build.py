@@ -36,6 +36,10 @@ examples:
     commentree build --source dumps/ --out data/all --runner=DirectRunner -- \\
       --direct_running_mode=multi_processing --direct_num_workers=8
 
+  tables, whose columns have names of their own:
+    commentree build --source threads.parquet --out data/threads \\
+      --columns id=comment_id parent=reply_to text=content
+
   is what was copied whole?
     commentree build --check data/january
 
@@ -73,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
   )
   main.add_argument(
     "--format", metavar="NAME", help="of all files; told from each if left out"
+  )
+  main.add_argument(
+    "--columns",
+    nargs="+",
+    default=(),
+    metavar="ROLE=NAME",
+    help="which columns of tables hold what, such as text=content; usual names are"
+    " guessed and said (docs/data.md lists the roles)",
   )
   machine = parser.add_argument_group("the machine (the same bytes come out)")
   machine.add_argument(
@@ -198,6 +210,8 @@ def main(argv: Sequence[str]) -> int:
   config = _config(arguments)
   out = pathlib.Path(os.path.abspath(os.path.expanduser(arguments.out)))
   sources = building.list_sources(arguments.source, config)
+  for remark in building.remarks(sources, config):
+    console.print(remark)
   if arguments.runner:
     return _build_with_beam(sources, out, config, arguments, beam_options, console)
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
@@ -278,8 +292,12 @@ def _config(arguments: argparse.Namespace) -> Any:
   fields = {name: given[name] for name in BuildConfig.__match_args__ if name in given}
   for name in ("subreddits", "exclude_subreddits"):
     fields[name] = _names(given[name])
+  columns = [name for given in arguments.columns for name in given.split(",")]
   config = TreeConfig(
-    arguments.deleted, arguments.orphans, target_post=arguments.target_post
+    arguments.deleted,
+    arguments.orphans,
+    target_post=arguments.target_post,
+    columns=tuple(columns),
   )
   try:
     return BuildConfig(**fields, trees=config)

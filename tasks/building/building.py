@@ -103,6 +103,16 @@ def list_sources(
   ]
 
 
+def remarks(sources: Sequence[SourceFile], config: BuildConfig) -> list[str]:
+  """Says how sources are read, where that is guessed.
+
+  Raises:
+    UserError: if one cannot be read as its format.
+  """
+  formats = {source.path: readers.check_name(source.format) for source in sources}
+  return readers.remarks(formats, config.trees)
+
+
 def build(
   sources: Sequence[SourceFile],
   out: pathlib.Path,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
+
+import msgspec
 
 from commentree.errors import UserError
 from commentree.settings import NonNegativeInt, PositiveInt, Share, check_fields
@@ -99,8 +101,5 @@ class BuildConfig:
     return tuple(split for split, there in zip(SPLITS, wanted) if there)
 
   def as_dict(self) -> dict[str, Any]:
-    """As JSON-able data."""
-    return {
-      name: list(value) if isinstance(value, tuple) else value
-      for name, value in dataclasses.asdict(self).items()
-    }
+    """As JSON has it."""
+    return cast(dict[str, Any], msgspec.json.decode(msgspec.json.encode(self)))

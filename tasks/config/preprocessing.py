@@ -41,6 +41,8 @@ class TreeConfig:
       ends cannot fill the memory.
     max_comment_chars: the text of a comment, a post's title and its text are cut to so
       many characters.
+    columns: which columns of tables hold what, `role=column` each, such as
+      ('id=comment_id', 'text=content'); the usual names are guessed. See docs/data.md.
   """
 
   deleted: Deleted = "splice"
@@ -48,6 +50,7 @@ class TreeConfig:
   target_post: bool = False
   max_line_bytes: PositiveInt = 64 * 2**20
   max_comment_chars: PositiveInt = 1_000_000
+  columns: tuple[str, ...] = ()
 
   def __post_init__(self):
     check_fields(self)

@@ -7,8 +7,9 @@ here, nor anything of the model.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from commentree.errors import UserError, suggestion
 from commentree.tasks.config.preprocessing import TreeConfig
@@ -16,9 +17,11 @@ from commentree.tasks.readers import (
   cmv_modes,
   convokit,
   hacker_news,
+  mail,
   oasst,
   pushshift,
   reddit_api,
+  table,
   tree_jsonl,
 )
 from commentree.tasks.readers.parsing import files, json_records
@@ -35,8 +38,12 @@ FORMATS = (
   oasst.FORMAT,
   pushshift.FORMAT,
   hacker_news.FORMAT,
+  mail.FORMAT,
+  table.FORMAT,
   tree_jsonl.FORMAT,
 )
+
+_log = logging.getLogger(__name__)
 
 # How far a file is looked at to tell its format; farther if that does not tell it, or
 # if its first record continues.
@@ -58,6 +65,7 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     patterns,
     list(suffixes),
     lambda path: any(format_.aside(path) for format_ in FORMATS),
+    lambda path: any(format_.takes(path) for format_ in FORMATS),
   )
 
 
@@ -129,15 +137,36 @@ def formats_of(
     name: the format of all files; None to tell it from each.
 
   Raises:
-    UserError: if a pattern matches nothing, or there is no format of that name.
+    UserError: if a pattern matches nothing, there is no format of that name, or a file
+      cannot be read as its format.
   """
   formats = {path: format_of(path, name) for path in expand(patterns)}
+  for remark in remarks(formats, config):
+    _log.info("%s", remark)
   for format_ in FORMATS:
     paths = [path for path, own in formats.items() if own is format_]
     if paths and format_.prepare is not None and format_.prepared is not None:
       prepared = format_.prepared(format_.prepare(paths, config))
       formats.update(dict.fromkeys(paths, prepared))
   return formats
+
+
+def remarks(formats: Mapping[str, Format], config: TreeConfig) -> list[str]:
+  """Says how files are read, where that is guessed.
+
+  Args:
+    formats: of all files of a job, by their paths.
+    config: what to do with what is odd.
+
+  Raises:
+    UserError: if a file cannot be read as its format.
+  """
+  lines: list[str] = []
+  for format_ in FORMATS:
+    paths = [path for path, own in formats.items() if own.name == format_.name]
+    if paths:
+      lines += format_.check(paths, config)
+  return lines
 
 
 def iter_trees(

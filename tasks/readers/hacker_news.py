@@ -22,6 +22,7 @@ import msgspec
 
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import json_lines, json_records
+from commentree.tasks.readers.roots import NO_ROOT, topmost
 from commentree.tasks.readers.rows import (
   COMMENT_PREFIX,
   POST_PREFIX,
@@ -35,8 +36,6 @@ from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.row import Row
 
 DROPPED_POLL_OPTION = "dropped: an option of a poll"
-
-NO_ROOT = 0
 
 _MAX_ID = 2**32 - 1
 _POST_TYPES = ("story", "job", "poll")
@@ -90,23 +89,9 @@ class Roots:
     """
     import numpy as np  # here, because settings are checked without it
 
-    own, first = np.unique(np.asarray(ids, np.uint32), return_index=True)
-    above = np.asarray(parents, np.uint32)[first]
-    place = np.searchsorted(own, above)
-    place[place == len(own)] = 0
-    known = own[place] == above if len(own) else np.zeros(0, bool)
-    up = np.where(known, place, np.arange(len(own))).astype(np.uint32)
-    # Each step doubles the hops: 2**32 of them end at the top, or never leave a cycle.
-    for _ in range(32):
-      farther = up[up]
-      if np.array_equal(farther, up):
-        break
-      up = farther
-    # The topmost item that is there, or its parent, which is not.
-    top = np.where(above == 0, own, above)
-    top[known] = NO_ROOT
+    own, tops = topmost(np.asarray(ids, np.uint32), np.asarray(parents, np.uint32))
     self._ids = array.array("I", own.tobytes())
-    self._roots = array.array("I", top[up].tobytes())
+    self._roots = array.array("I", tops.tobytes())
 
   @classmethod
   def from_bytes(cls, data: bytes) -> Roots:

@@ -11,13 +11,13 @@ is counted once.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import json_lines, json_records
-from commentree.tasks.readers.rows import Format, identifier, parent, seconds, text
+from commentree.tasks.readers.parsing.times import time_of
+from commentree.tasks.readers.rows import Format, identifier, parent, text
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.row import Row
@@ -93,19 +93,6 @@ def _row(
     author=text(message.get("user_id") if author is None else author, read_counts),
     text=None if is_post else written,
     selftext=written if is_post else None,
-    created_utc=_time(message.get("created_date")),
+    created_utc=time_of(message.get("created_date")),
     language=identifier(message.get("lang"), read_counts),
   )
-
-
-def _time(value: Any) -> int | None:
-  """Seconds since 1970 from a date of ISO 8601, in UTC if it does not say."""
-  if not isinstance(value, str):
-    return seconds(value)
-  try:
-    found = datetime.datetime.fromisoformat(value)
-    if found.tzinfo is None:
-      found = found.replace(tzinfo=datetime.UTC)
-    return seconds(found.timestamp())
-  except (ValueError, OverflowError):
-    return None

@@ -59,6 +59,11 @@ def _nothing(path: str) -> list[str]:
   return []
 
 
+def _no_remark(paths: Sequence[str], config: TreeConfig) -> list[str]:
+  del paths, config
+  return []
+
+
 @dataclasses.dataclass(frozen=True)
 class Format:
   """A source format; `readers.FORMATS` holds one for each.
@@ -72,8 +77,11 @@ class Format:
     rows: reads a file; all that is wrong with it is counted in the `ReadCounts`.
     contiguous: whether the rows of a tree follow each other, the post's first, even if
       nothing is known of the post. Otherwise they may lie anywhere in any file.
+    takes: whether a file in a folder is one whatever its ending, by its path.
     aside: whether a file in a folder is there for another one's sake, by its path.
     beside: which files are read along with one, by its path.
+    check: looks at all files of a job before any is read; returns lines that say how
+      they are read, and raises `UserError` if they cannot be.
     prepare: where a row's tree is not told beside it: reads all files of a job, given
       in order, and returns what `prepared` needs to know of them.
     prepared: from those bytes, returns the format whose `rows` know each row's tree;
@@ -85,8 +93,10 @@ class Format:
   matches: Callable[[str, bytes], bool]
   rows: Callable[[str, TreeConfig, ReadCounts], Iterator[Row]]
   contiguous: bool
+  takes: Callable[[str], bool] = _never
   aside: Callable[[str], bool] = _never
   beside: Callable[[str], list[str]] = _nothing
+  check: Callable[[Sequence[str], TreeConfig], list[str]] = _no_remark
   prepare: Callable[[Sequence[str], TreeConfig], bytes] | None = None
   prepared: Callable[[bytes], Format] | None = None
 

@@ -47,6 +47,7 @@ def expand(
   patterns: str | Sequence[str],
   suffixes: Sequence[str],
   aside: Callable[[str], bool] = lambda path: False,
+  takes: Callable[[str], bool] = lambda path: False,
 ) -> list[str]:
   """Lists the files that patterns stand for, each once, in order of name.
 
@@ -57,6 +58,7 @@ def expand(
       named, or matched by a glob, is taken under any name. Of folders and globs only
       regular files, and links to some, are taken.
     aside: which files of a folder are not taken all the same, by their path.
+    takes: which are taken at any ending.
 
   Raises:
     UserError: if a pattern matches nothing that can be read, or names a pipe, a socket
@@ -70,7 +72,8 @@ def expand(
     stem, last = os.path.splitext(name)
     compressed = last in compression.SUFFIXES
     fits = (stem if compressed else name).endswith(tuple(suffixes))
-    return (fits or (compressed and "." not in stem)) and not aside(path)
+    bare = compressed and "." not in stem
+    return (fits or bare or takes(path)) and not aside(path)
 
   found: set[str] = set()
   for pattern in map(os.fspath, patterns):

@@ -7,7 +7,10 @@ orphaned comments.
 
 import bz2
 import collections
+import csv
 import dataclasses
+import email
+import email.header
 import gzip
 import html.parser
 import io
@@ -264,6 +267,52 @@ def oasst(paths):
   return dict(threads)
 
 
+def mail(paths):
+  """Of threads whose first messages are there, which end the references' lists."""
+  threads = collections.defaultdict(Thread)
+  found = []
+  for path in paths:
+    content = contents(path)
+    parts = re.split(rb"(?m)^From .*\n", content) if path.endswith("x") else [content]
+    found += [email.message_from_bytes(part) for part in parts if part.strip()]
+
+  def ids(message, name):
+    return re.findall("<(.*?)>", message.get(name, ""))
+
+  for message in found:
+    (ident,) = ids(message, "Message-ID")
+    text = message.get_payload(decode=True).decode().strip()
+    above = ids(message, "References")
+    if not above:
+      ((title, _),) = email.header.decode_header(message["Subject"])
+      thread = threads[ident]
+      thread.title, thread.post_seen, thread.selftext = title.decode(), True, text
+      continue
+    (parent,) = ids(message, "In-Reply-To")
+    said = Said(ident, None if parent in (above[0], ident) else parent, text)
+    threads[above[0]].comments.append(said)
+  return dict(threads)
+
+
+def table(paths):
+  threads = collections.defaultdict(Thread)
+  for path in paths:
+    if path.endswith(".csv"):
+      with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    else:
+      rows = list(records(path))
+    for row in rows:
+      thread = threads[row["post_id"]]
+      if row["comment_id"] == row["post_id"]:
+        thread.title, thread.selftext = row["title"], row["content"]
+        thread.post_seen = True
+      else:
+        parent = None if row["reply_to"] == row["post_id"] else row["reply_to"]
+        thread.comments.append(Said(row["comment_id"], parent, row["content"]))
+  return dict(threads)
+
+
 def trees(threads):
   """What there should be of threads: {tree id: (post's text, {id: what it is})}.
 
@@ -307,6 +356,8 @@ READERS = {
   "cmv_modes": cmv_modes,
   "hacker_news": hacker_news,
   "oasst": oasst,
+  "mail": mail,
+  "table": table,
 }
 
 

@@ -1,6 +1,9 @@
 """Made-up threads, and how they are written in every format."""
 
+import csv
 import dataclasses
+import email.header
+import email.utils
 import html
 import json
 import random
@@ -304,6 +307,56 @@ def oasst(folder, made):
   )
 
 
+def mail(folder, made):
+  """Messages shuffled into a mailbox and single files."""
+
+  def message(ident, parent, thread, author, body, created):
+    above = list(dict.fromkeys(i for i in (thread, parent) if i and i != ident))
+    lines = [
+      f"Message-ID: <{ident}>",
+      f"Date: {email.utils.formatdate(created)}",
+      *([f"From: {author} <{author}@example.org>"] if author else []),
+      *([f"In-Reply-To: <{parent}>"] if parent else []),
+      *([f"References: {' '.join(f'<{i}>' for i in above)}"] if above else []),
+    ]
+    return lines, body
+
+  messages = [
+    message(c.id, c.parent or t.id, t.id, c.author, c.body, c.created)
+    for t in made
+    for c in t.comments
+  ]
+  for t in made:
+    (first, *others), body = message(t.id, None, None, "op", t.selftext, 1)
+    subject = email.header.Header(t.title, "utf-8", maxlinelen=10_000).encode()
+    messages.append(([first, f"Subject: {subject}", *others], body))
+  random.Random(3).shuffle(messages)
+  written = ["\n".join([*lines, "", body, ""]) for lines, body in messages]
+  (folder / "list.mbox").write_text(
+    "".join(f"From a@b Mon Mar  4 10:00:00 2024\n{m}\n" for m in written[2:])
+  )
+  for number, single in enumerate(written[:2]):
+    (folder / f"{number}.eml").write_text(single)
+  return [str(folder / name) for name in ("list.mbox", "0.eml", "1.eml")]
+
+
+def table(folder, made):
+  """Rows shuffled into a file of CSV and one of JSON; all names are usual ones."""
+  names = ("comment_id", "post_id", "reply_to", "title", "user", "content", "time")
+  rows = [(t.id, t.id, None, t.title, "op", t.selftext, 1) for t in made]
+  rows += [
+    (c.id, t.id, c.parent or t.id, None, c.author, c.body, c.created)
+    for t in made
+    for c in t.comments
+  ]
+  random.Random(4).shuffle(rows)
+  half = len(rows) // 2
+  with open(folder / "1.csv", "w", newline="") as file:
+    csv.writer(file).writerows([names, *rows[:half]])
+  records = [dict(zip(names, row)) for row in rows[half:]]
+  return [str(folder / "1.csv"), *lines(folder / "2.jsonl", records)]
+
+
 WRITERS = {
   "tree_jsonl": tree_jsonl,
   "pushshift": pushshift,
@@ -312,6 +365,8 @@ WRITERS = {
   "cmv_modes": cmv_modes,
   "hacker_news": hacker_news,
   "oasst": oasst,
+  "mail": mail,
+  "table": table,
 }
 
 

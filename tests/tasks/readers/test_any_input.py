@@ -8,10 +8,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from commentree.errors import UserError
 from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers import cmv_modes, hacker_news, rows
 from commentree.tasks.readers.parsing import deep_json, files
+from commentree.tasks.readers.tables import columns
+from commentree.tasks.readers.tables import records as table_records
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tests.support.tasks.any_json import (
@@ -78,6 +81,12 @@ def read(path, content, name, config=CONFIGS[0]):
   """The trees of a file, whose read_counts must hold together."""
   path.write_bytes(content)
   read_counts = ReadCounts()
+  names = table_records.names(str(path), config) if name == "table" else []
+  if names and columns.find(names, ()) is None:
+    # The one thing that has to be asked for, before anything is read.
+    with pytest.raises(UserError, match="which columns hold ids and texts"):
+      readers.formats_of(str(path), config, name)
+    return [], read_counts
   found = list(readers.iter_trees(str(path), config, read_counts, name))
   assert read_counts.kept == sum(len(tree.comments) - 1 for tree in found)
   assert read_counts.files.total() == 1

@@ -1,0 +1,278 @@
+"""Tables with a row a comment: CSV, TSV, Parquet, Arrow, and objects of JSON.
+
+    comment_id,post,reply_to,user,content,posted
+    p1,p1,,ann,Trains or planes?,2024-03-01T10:00:00
+    c1,p1,p1,bob,Trains.,2024-03-01T10:05:00
+
+`TreeConfig.columns` says which column is what; the usual names are guessed
+(`tables.columns.GUESSES`). A row whose id is its post's, or that has neither post nor
+parent, is a post; a post may also lie in columns beside its comments (`post_title`,
+`post_text`). Where there is no column for the post, all files are read once before to
+find it by following parents: `prepare`.
+
+Every record is counted once, as in `pushshift`, but for posts that lie beside comments.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from commentree.errors import UserError
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import files
+from commentree.tasks.readers.parsing.times import time_of
+from commentree.tasks.readers.roots import Roots, key_of
+from commentree.tasks.readers.rows import (
+  COMMENT_PREFIX,
+  POST_PREFIX,
+  Format,
+  identifier,
+  label,
+  text,
+  votes,
+)
+from commentree.tasks.readers.tables import columns, records
+from commentree.tasks.trees import comment_tree
+from commentree.tasks.trees.comment_tree import ReadCounts
+from commentree.tasks.trees.row import Row
+
+_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".feather")
+# What exports write for no value.
+_NOTHING = frozenset(("", "null", "none", "nan", "na", "n/a", "\\n", "<na>"))
+
+
+def _matches(name: str, head: bytes) -> bool:
+  stem, last = os.path.splitext(name.lower())
+  if last in _SUFFIXES or os.path.splitext(stem)[1] in _SUFFIXES:
+    return True
+  kind = records.kind_of(head)
+  if kind in ("parquet", "arrow"):
+    return True
+  names = records.names_in(head)
+  if not {"comments", "replies", "children"}.isdisjoint(names):
+    return False
+  found = columns.find(names, ())
+  # Anything may be called `id` and `text`: only threads have a parent or a post.
+  return found is not None and not found.by_role.keys().isdisjoint(("parent", "post"))
+
+
+def _columns(path: str, config: TreeConfig) -> columns.Columns | None:
+  return columns.find(records.names(path, config), config.columns)
+
+
+def check(paths: Sequence[str], config: TreeConfig) -> list[str]:
+  """Says how the tables of a job are read, a line for each kind of table.
+
+  Raises:
+    UserError: if a table has no column for ids or texts, or none has a column that the
+      settings name.
+  """
+  lines: dict[str, str] = {}
+  known: set[str] = set()
+  for path in paths:
+    names = records.names(path, config)
+    known.update(names)
+    found = columns.find(names, config.columns)
+    if found is None and names:
+      shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+      raise UserError(
+        f"{path}: which columns hold ids and texts is not known; name them with"
+        " --columns id=… parent=… text=… (TreeConfig.columns in a run); there are"
+        f" {shown}"
+      )
+    if found is not None:
+      lines.setdefault(str(found), path)
+  for named in columns.parse(config.columns).values():
+    for column in named:
+      if known and column not in known:
+        raise UserError(
+          f"TreeConfig.columns: {column!r} is no column of {paths[0]}"
+          f"{' or the others' if len(paths) > 1 else ''}; there are"
+          f" {', '.join(sorted(known)[:20])}"
+        )
+  return [f"{path}: read as {line}" for line, path in lines.items()]
+
+
+def prepare(paths: Sequence[str], config: TreeConfig) -> bytes:
+  """Finds the posts of all rows by their parents, if a table does not tell them."""
+  tables = [(path, _columns(path, config)) for path in paths]
+  if all(found is None or "post" in found.by_role for _, found in tables):
+    return bytes(Roots.none())
+  roots, ignored = Roots.builder(), ReadCounts()  # whoever reads the rows counts
+  for path, found in tables:
+    if found is None:
+      continue
+    roles = [role for role in ("id", "parent", "post") if role in found.by_role]
+    names = [found.by_role[role] for role in roles]
+    for values in records.records(path, names, config, ignored):
+      given = dict(zip(roles, values))
+      ident = _id(given.get("id"), ignored)
+      above = _id(given.get("parent"), ignored) or _id(given.get("post"), ignored)
+      if ident:
+        roots.add(ident, () if above is None or above == ident else (above,))
+  return bytes(roots.build())
+
+
+def prepared(roots: bytes) -> Format:
+  """Returns the format that reads tables whose posts `prepare` found.
+
+  Raises:
+    ValueError: if `prepare` never returns such bytes.
+  """
+  return _format(Roots.from_bytes(roots))
+
+
+def _unprepared(
+  path: str, config: TreeConfig, read_counts: ReadCounts
+) -> Iterator[Row]:
+  """Of a file that holds whole trees."""
+  roots = Roots.from_bytes(prepare([path], config))
+  return _rows(roots, path, config, read_counts)
+
+
+def _rows(
+  roots: Roots, path: str, config: TreeConfig, read_counts: ReadCounts
+) -> Iterator[Row]:
+  found = _columns(path, config)
+  if found is None:
+    for _ in files.blocks(path, read_counts):  # counts the file's fate
+      pass
+    return
+  roles = list(found.by_role)
+  beside = any(role.startswith("post_") for role in roles)
+  seen: set[int] = set()  # posts beside comments, by their keys
+  for values in records.records(path, found.names, config, read_counts):
+    given = dict(zip(roles, values))
+    row = _row(given, roots, read_counts)
+    if row is None:
+      continue
+    if beside and not row.is_post and (key := key_of(row.tree_id)) not in seen:
+      seen.add(key)
+      yield _post_beside(row.tree_id, given, row, read_counts)
+    yield row
+
+
+def _format(roots: Roots | None) -> Format:
+  return Format(
+    "table",
+    _SUFFIXES,
+    _matches,
+    _unprepared if roots is None else functools.partial(_rows, roots),
+    contiguous=False,
+    aside=_aside,
+    prepare=prepare if roots is None else None,
+    prepared=prepared if roots is None else None,
+    check=check,
+  )
+
+
+def _aside(path: str) -> bool:
+  """Whether a file says what a dataset of Hugging Face is, beside its tables."""
+  return os.path.basename(path) in (
+    "dataset_info.json",
+    "dataset_dict.json",
+    "state.json",
+  )
+
+
+FORMAT = _format(None)
+
+
+def _row(given: dict[str, Any], roots: Roots, read_counts: ReadCounts) -> Row | None:
+  ident = _id(given.get("id"), read_counts)
+  parent = _id(given.get("parent"), read_counts)
+  post = _id(given.get("post"), read_counts)
+  own = post == ident if post else parent is None or parent == ident
+  if own and ident is None:
+    read_counts.comments[comment_tree.DROPPED_NO_ID] += 1
+    return None
+  if own:
+    return _as_post(ident, given, read_counts)
+  if post is None:
+    if ident is None:
+      read_counts.comments[comment_tree.DROPPED_NO_ID] += 1
+      return None
+    post = roots.of(ident)
+    if post is None:
+      read_counts.comments[comment_tree.DROPPED_CYCLE] += 1
+      return None
+  parent_id = None
+  if parent is not None and parent != post:
+    parent_id = COMMENT_PREFIX + parent
+  return Row(
+    post,
+    False,
+    ident,
+    parent_id,
+    author=_name(given.get("author"), read_counts),
+    text=_written(given, read_counts),
+    created_utc=time_of(given.get("time")),
+    score=votes(_number(given.get("score"))),
+    subreddit=_name(given.get("community"), read_counts),
+    label=label(given.get("label"), read_counts),
+    language=identifier(given.get("language"), read_counts),
+  )
+
+
+def _as_post(ident: str | None, given: dict[str, Any], read_counts: ReadCounts) -> Row:
+  assert ident is not None
+  title = given.get("title", given.get("post_title"))
+  return Row(
+    ident,
+    True,
+    ident,
+    author=_name(given.get("author"), read_counts),
+    text=text(title, read_counts),
+    selftext=text(given.get("text"), read_counts),
+    created_utc=time_of(given.get("time")),
+    score=votes(_number(given.get("score"))),
+    subreddit=_name(given.get("community"), read_counts),
+    label=label(given.get("label"), read_counts),
+    language=identifier(given.get("language"), read_counts),
+  )
+
+
+def _post_beside(
+  tree_id: str, given: dict[str, Any], row: Row, read_counts: ReadCounts
+) -> Row:
+  return Row(
+    tree_id,
+    True,
+    tree_id,
+    author=_name(given.get("post_author"), read_counts),
+    text=text(given.get("post_title"), read_counts),
+    selftext=text(given.get("post_text"), read_counts),
+    created_utc=time_of(given.get("post_time")),
+    subreddit=row.subreddit,
+  )
+
+
+def _written(given: dict[str, Any], read_counts: ReadCounts) -> str | None:
+  written = text(given.get("text"), read_counts)
+  return text(given.get("title"), read_counts) if written is None else written
+
+
+def _id(value: Any, read_counts: ReadCounts) -> str | None:
+  """An id without a prefix of Reddit's; None for what stands for no value."""
+  found = identifier(value, read_counts)
+  if found is None or found.lower() in _NOTHING:
+    return None
+  if found.endswith(".0") and found[:-2].isdigit():  # pandas, of a column with gaps
+    found = found[:-2]
+  return found.removeprefix(POST_PREFIX).removeprefix(COMMENT_PREFIX) or None
+
+
+def _name(value: Any, read_counts: ReadCounts) -> str | None:
+  return identifier(value, read_counts)
+
+
+def _number(value: Any) -> Any:
+  if isinstance(value, str) and len(value) <= 20:
+    try:
+      return float(value)
+    except ValueError:
+      return None
+  return value

@@ -1,0 +1,334 @@
+"""The records of a table: CSV and TSV, Parquet, Arrow, and objects of JSON.
+
+Memory does not grow with a file. Of CSV, a record whose number of fields is not the
+header's costs no other one: where a quotation mark without its partner has swallowed
+the lines after it, these are read again as records of their own.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.parsing import files, json_lines, json_records
+from commentree.tasks.trees.comment_tree import ReadCounts
+
+DROPPED_BAD_RECORD = "dropped: a line of a table with another number of fields"
+REPAIRED_QUOTES = "lines of a table with quotation marks out of place"
+
+Kind = Literal["csv", "parquet", "arrow", "json"]
+
+_PARQUET, _ARROW_FILE, _ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
+_DELIMITERS = ",\t;|"
+_RECORDS_LOOKED_AT = 50
+_ROWS_AT_ONCE = 1_024
+# A record of CSV that goes over many lines may be as long as this.
+_MAX_RECORD_CHARS = 4 * 2**20
+
+_log = logging.getLogger(__name__)
+
+
+def kind_of(head: bytes) -> Kind:
+  """The kind of table that begins so."""
+  if head.startswith(_PARQUET):
+    return "parquet"
+  if head.startswith((_ARROW_FILE, _ARROW_STREAM)):
+    return "arrow"
+  return "json" if head.lstrip()[:1] in (b"{", b"[") else "csv"
+
+
+def names_in(head: bytes) -> list[str]:
+  """The names of columns of CSV or JSON that begins so; no fields of structures."""
+  if kind_of(head) == "json":
+    return sorted(frozenset().union(*json_records.first_keys(head)))
+  return _header(head)[0]
+
+
+def names(path: str, config: TreeConfig) -> list[str]:
+  """The names of a table's columns; of JSON, those of its first records.
+
+  Fields of structures are named with a dot, one level deep. Of a file that cannot be
+  read there are none.
+  """
+  head = files.head(path)
+  kind = kind_of(head)
+  if kind == "json":
+    found: dict[str, None] = {}
+    ignored = ReadCounts()  # whoever reads the records counts
+    records = json_records.records(path, config, ignored, "comments")
+    for record in itertools.islice(records, _RECORDS_LOOKED_AT):
+      value = json_lines.parse(record.content or b"0", ignored)
+      for key, inner in value.items() if isinstance(value, Mapping) else ():
+        found[key] = None
+        if isinstance(inner, Mapping):
+          found.update((f"{key}.{field}", None) for field in inner)
+    return list(found)
+  if kind == "csv":
+    return _header(head)[0]
+  try:
+    if kind == "parquet":
+      import pyarrow.parquet as pq
+
+      schema = pq.read_schema(path)
+    else:
+      with _open_arrow(path) as (reader, _):
+        schema = reader.schema
+  except (OSError, ValueError):  # also what Arrow raises
+    return []
+  listed = []
+  for field in schema:
+    listed.append(field.name)
+    listed += [f"{field.name}.{inner.name}" for inner in _fields_of(field.type)]
+  return listed
+
+
+def records(
+  path: str, columns: Sequence[str], config: TreeConfig, read_counts: ReadCounts
+) -> Iterator[tuple[Any, ...]]:
+  """Yields the values of some columns, a record at a time.
+
+  Args:
+    path: the table; its mistakes are counted, not raised.
+    columns: names, as in `names`.
+    config: how long a line may be.
+    read_counts: counts what became of the file, and of records that are none.
+  """
+  kind = kind_of(files.head(path, 2**12))
+  if kind == "json":
+    return _of_json(path, columns, config, read_counts)
+  if kind == "csv":
+    return _of_csv(path, columns, config, read_counts)
+  return _of_arrow(path, kind, columns, read_counts)
+
+
+def _of_json(
+  path: str, columns: Sequence[str], config: TreeConfig, read_counts: ReadCounts
+) -> Iterator[tuple[Any, ...]]:
+  tops = list(dict.fromkeys(_top(column) for column in columns))
+  fields = {top: f"field_{number}" for number, top in enumerate(tops)}
+  kind = msgspec.defstruct(
+    "Record",
+    [(name, Any, None) for name in fields.values()],
+    rename={name: top for top, name in fields.items()},
+    gc=False,
+  )
+  getters = [_getter(column, fields) for column in columns]
+  for record in json_lines.objects(path, kind, config, read_counts):
+    yield tuple(get(record) for get in getters)
+
+
+def _top(column: str) -> str:
+  return column.partition(".")[0]
+
+
+def _getter(column: str, fields: Mapping[str, str]) -> Callable[[Any], Any]:
+  top, dot, inner = column.partition(".")
+  name = fields[top]
+  if not dot:
+    return lambda record: getattr(record, name)
+
+  def get(record: Any) -> Any:
+    value = getattr(record, name)
+    return value.get(inner) if isinstance(value, Mapping) else None
+
+  return get
+
+
+def _of_csv(
+  path: str, columns: Sequence[str], config: TreeConfig, read_counts: ReadCounts
+) -> Iterator[tuple[Any, ...]]:
+  header, dialect = _header(files.head(path))
+  width = len(header)
+  places = [header.index(column) for column in columns]
+  lines = _lines(files.blocks(path, read_counts), config, read_counts)
+  found = csv_records(lines, width, dialect, read_counts)
+  next(found, None)  # the header
+  for record in found:
+    yield tuple([record[place] for place in places])
+
+
+def csv_records(
+  lines: Iterator[str], width: int, dialect: Mapping[str, Any], read_counts: ReadCounts
+) -> Iterator[list[str]]:
+  """Yields records of CSV of `width` fields; counts the others.
+
+  Args:
+    lines: with their ends.
+    width: fields of a record.
+    dialect: arguments of `csv.reader`.
+    read_counts: counts records of another number of fields.
+  """
+  again: deque[str] = deque()  # lines to be read a second time
+  taken: list[str] = []  # lines of the record that is read
+
+  def feed() -> Iterator[str]:
+    size = 0
+    while size <= _MAX_RECORD_CHARS:
+      line = again.popleft() if again else next(lines, None)
+      if line is None:
+        return
+      taken.append(line)
+      size += len(line)
+      yield line
+
+  csv.field_size_limit(2**31 - 1)  # lines are bounded here
+  while True:
+    taken.clear()
+    record = _record(feed(), dialect, strict=True)
+    if not taken:
+      return
+    if record is not None and len(record) == width:
+      yield record
+      continue
+    first, *others = taken
+    again.extendleft(reversed(others))
+    if not first.strip():
+      continue
+    record = _record(iter((first,)), dialect, strict=False)
+    if record is not None and len(record) == width:
+      read_counts.repaired[REPAIRED_QUOTES] += 1
+      yield record
+    else:
+      read_counts.comments[DROPPED_BAD_RECORD] += 1
+
+
+def _record(
+  lines: Iterator[str], dialect: Mapping[str, Any], *, strict: bool
+) -> list[str] | None:
+  """The first record in lines; None if it is no CSV, or has no end and is strict."""
+  try:
+    return next(csv.reader(lines, strict=strict, **dialect), None)
+  except csv.Error:
+    return None
+
+
+def _lines(
+  blocks: Iterable[bytes], config: TreeConfig, read_counts: ReadCounts
+) -> Iterator[str]:
+  """Lines of text with their ends; those too long are counted and left out.
+
+  Bytes that are not UTF-8 become lone surrogates, which `rows.text` counts.
+  """
+  limit = config.max_line_bytes
+  counter, fate = files.too_long(read_counts, "comments")
+  decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+  begun, skipping = "", False
+  for block in itertools.chain(blocks, (None,)):
+    last = block is None
+    content = begun + decoder.decode(block or b"", final=last)
+    ended = content if last else content.removesuffix("\r")  # of \r\n, perhaps
+    held = content[len(ended) :]
+    lines = io.StringIO(ended, newline="").readlines()
+    if lines and not last and not lines[-1].endswith(("\n", "\r")):
+      begun = lines.pop() + held
+    else:
+      begun = held
+    for line in lines:
+      if skipping:
+        skipping = False
+      elif len(line) > limit:
+        counter[fate] += 1
+      else:
+        yield line
+    if len(begun) > limit:
+      if not skipping:
+        counter[fate] += 1
+      begun, skipping = "", True
+
+
+def _header(head: bytes) -> tuple[list[str], dict[str, Any]]:
+  """The names of columns of CSV, and the dialect; no name if it is no table."""
+  content = head.decode("utf-8", "replace")
+  if "\n" in content and len(head) >= 2**16:
+    content = content[: content.rindex("\n") + 1]
+  line = content.lstrip("\ufeff").lstrip().partition("\n")[0]
+  delimiter = max(_DELIMITERS, key=line.count)
+  dialect: dict[str, Any] = {"delimiter": delimiter}
+  if re.search(r'[^\\]\\"', content) and '""' not in content:
+    dialect |= {"escapechar": "\\", "doublequote": False}
+  if delimiter not in line:
+    return [], dialect
+  try:
+    first = next(csv.reader(io.StringIO(content.lstrip("\ufeff").lstrip()), **dialect))
+  except (csv.Error, StopIteration):
+    return [], dialect
+  return [name.strip() for name in first], dialect
+
+
+def _of_arrow(
+  path: str, kind: Kind, columns: Sequence[str], read_counts: ReadCounts
+) -> Iterator[tuple[Any, ...]]:
+  tops = list(dict.fromkeys(_top(column) for column in columns))
+  fate = files.READ
+  try:
+    for batch in _batches(path, kind, columns, tops):
+      wanted = [
+        name for name in dict.fromkeys([*columns, *tops]) if name in batch.schema.names
+      ]
+      by_top = {name: batch.column(name).to_pylist() for name in wanted}
+      yield from zip(*(_values(column, by_top) for column in columns))
+  except (OSError, ValueError) as error:  # also what Arrow raises
+    fate = files.DAMAGED
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    _log.warning("%s: is damaged (%s); what comes before was read", path, line)
+  read_counts.files[fate] += 1
+
+
+def _values(column: str, by_top: Mapping[str, list[Any]]) -> list[Any]:
+  if column in by_top:
+    return by_top[column]
+  top, _, inner = column.partition(".")
+  return [v.get(inner) if isinstance(v, Mapping) else None for v in by_top[top]]
+
+
+def _batches(
+  path: str, kind: Kind, columns: Sequence[str], tops: Sequence[str]
+) -> Iterator[Any]:
+  if kind == "parquet":
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+      yield from file.iter_batches(_ROWS_AT_ONCE, columns=[*columns, *tops])
+    return
+  with _open_arrow(path) as (reader, whole):
+    batches = (
+      map(reader.get_batch, range(reader.num_record_batches)) if whole else reader
+    )
+    for batch in batches:
+      for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+        yield batch.slice(start, _ROWS_AT_ONCE)
+
+
+class _open_arrow:
+  """Opens a file of Arrow, as a stream (as Hugging Face saves) or as a whole."""
+
+  def __init__(self, path: str):
+    self._path = path
+
+  def __enter__(self) -> tuple[Any, bool]:
+    import pyarrow as pa
+
+    self._file = pa.memory_map(self._path)
+    whole = self._file.read(len(_ARROW_FILE)) == _ARROW_FILE
+    self._file.seek(0)
+    open_ = pa.ipc.open_file if whole else pa.ipc.open_stream
+    return open_(self._file), whole
+
+  def __exit__(self, *raised: object) -> None:
+    self._file.close()
+
+
+def _fields_of(kind: Any) -> list[Any]:
+  import pyarrow as pa
+
+  return list(kind) if pa.types.is_struct(kind) else []
