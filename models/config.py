@@ -21,6 +21,7 @@ from commentree.settings import (
 
 Pooling = Literal["mean", "max", "first", "attention"]
 AncestorPositions = Literal["none", "distance", "depth", "sinusoidal", "relative_bias"]
+Attention = Literal["auto", "xla", "pallas"]
 RematPolicy = Literal["none", "full", "minimal"]
 DType = Literal["float32", "bfloat16"]
 Condition = Literal["true", "shuffled", "parent_only", "none"]
@@ -55,6 +56,10 @@ class ModelConfig:
       gated GELU.
     dropout_rate: share of values that dropout sets to 0 in training.
     dtype: of activations; parameters are float32.
+    attention: what computes self-attention: 'xla' plain JAX; 'pallas' kernels for TPUs,
+      whose scores stay in on-chip memory; 'auto' kernels where they can: on TPUs, in
+      rows of a multiple of 128 tokens. Results differ by rounding alone. Tokens that
+      are written one by one are read by plain JAX.
     scan_layers: whether layers are compiled once and run in a loop.
     remat_policy: what the backward pass computes again to save memory: 'none' nothing,
       'full' whole layers, 'minimal' all but matrix products.
@@ -123,6 +128,7 @@ class ModelConfig:
   mlp_activations: tuple[Activation, ...] = ("gelu", "linear")
   dropout_rate: Share = 0.0
   dtype: DType = "bfloat16"
+  attention: MayChange[Attention] = "auto"
   scan_layers: bool = False
   remat_policy: MayChange[RematPolicy] = "none"
   causal_position_buckets: bool = False

@@ -22,6 +22,10 @@ from flax.linen import partitioning
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
 
+# Its exponential is exactly 0 in float32 next to any score, so what a mask hides
+# has no influence at all; finite, so that fully masked rows stay defined.
+MASKED_SCORE = -1e9
+
 Array = jax.Array
 Initializer = Callable[..., Array]
 

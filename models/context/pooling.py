@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from commentree.models.config import ModelConfig
-from commentree.models.layers import Array, parameter
-from commentree.models.transformer.attention import MASKED_SCORE
+from commentree.models.layers import MASKED_SCORE, Array, parameter
 
 # Of vectors smaller than that the size is not made larger.
 _LEAST_SQUARE = 1e-12

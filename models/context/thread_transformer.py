@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from commentree.models.config import ModelConfig
 from commentree.models.layers import (
+  MASKED_SCORE,
   Array,
   LayerNorm,
   RMSNorm,
@@ -34,7 +35,7 @@ from commentree.models.layers import (
   parameter,
   small_normal,
 )
-from commentree.models.transformer.attention import MASKED_SCORE, Heads
+from commentree.models.transformer.attention import Heads
 from commentree.models.transformer.blocks import Block
 from commentree.models.transformer.stacks import run_layers
 

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from commentree.models.layers import Array
-from commentree.models.transformer.attention import MASKED_SCORE
+from commentree.models.layers import MASKED_SCORE, Array
 
 
 @flax.struct.dataclass

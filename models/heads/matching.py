@@ -24,8 +24,7 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
 from commentree.models.config import ModelConfig
-from commentree.models.layers import Array, Dense, parameter
-from commentree.models.transformer.attention import MASKED_SCORE
+from commentree.models.layers import MASKED_SCORE, Array, Dense, parameter
 
 # Comments of other trees that a comment is ranked among, where recall is measured.
 NEGATIVES = 99

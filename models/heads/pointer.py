@@ -20,13 +20,13 @@ from commentree.models import diagnostics
 from commentree.models.ancestor_context import AncestorTokens
 from commentree.models.config import ModelConfig
 from commentree.models.layers import (
+  MASKED_SCORE,
   Array,
   Dense,
   fan_in_normal,
   parameter,
   small_normal,
 )
-from commentree.models.transformer.attention import MASKED_SCORE
 
 # A pointer begins with a twentieth of the probability, and with nearer ancestors first.
 _FIRST_LOG_ODDS = -3.0

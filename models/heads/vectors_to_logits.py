@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from commentree.models.config import ModelConfig
 from commentree.models.context.encoded import Encoded
 from commentree.models.heads.matching import mean_vectors, unit
-from commentree.models.layers import Array, Dense, parameter
-from commentree.models.transformer.attention import MASKED_SCORE
+from commentree.models.layers import MASKED_SCORE, Array, Dense, parameter
 
 # Nearer ancestors count for more at first.
 _FIRST_DISTANCE_BIAS = -0.3

@@ -16,17 +16,26 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from commentree.models import diagnostics
 from commentree.models.ancestor_context import AncestorContext
-from commentree.models.layers import Array, Dense, Initializer, constrain, fan_in_normal
+from commentree.models.config import Attention
+from commentree.models.layers import (
+  MASKED_SCORE,
+  Array,
+  Dense,
+  Initializer,
+  constrain,
+  fan_in_normal,
+)
+from commentree.models.transformer.kernel_choice import kernel_for
+
+# Of the kernel's results, as policies of rematerialization know them.
+ATTENTION_OUTPUT = "attention_output"
 
 # Keys and values `[R, L, H, K]` of rows that are read token by token.
 CACHED_TOKENS = ("cached_key", "cached_value")
-
-# Its exponential is exactly 0 in float32 next to any score, so what a mask hides
-# has no influence at all; finite, so that fully masked rows stay defined.
-MASKED_SCORE = -1e9
 
 
 class Heads(nn.Module):
@@ -43,6 +52,7 @@ class Heads(nn.Module):
     kernel_init: initializer of the projections.
     out_init: of that back, if it is another.
     use_bias: whether they have biases.
+    implementation: `ModelConfig.attention`.
   """
 
   num_heads: int
@@ -54,6 +64,7 @@ class Heads(nn.Module):
   kernel_init: Initializer = fan_in_normal
   out_init: Initializer | None = None
   use_bias: bool = False
+  implementation: Attention = "auto"
 
   def projection(self, name: str) -> Dense:
     """Returns the projection `name`: query, key or value."""
@@ -106,6 +117,21 @@ class Heads(nn.Module):
       heads += also(weights_RHQS)
     return (heads / total_RQH[..., None]).astype(self.dtype)
 
+  def drop_keys(self, value_RLX: Array) -> Array:
+    """Returns values with those of dropped keys 0 and others larger.
+
+    As T5's dropout of weights is shared by all queries, it is one of values; the draw
+    is that of `attend`.
+    """
+    if self.deterministic or not self.dropout_rate:
+      return value_RLX
+    rows, length, _ = value_RLX.shape
+    kept_RH1L = nn.Dropout(
+      self.dropout_rate, broadcast_dims=(-2,), deterministic=False
+    )(jnp.ones((rows, self.num_heads, 1, length), self.dtype))
+    kept_RLH = jnp.swapaxes(kept_RH1L[:, :, 0], 1, 2)
+    return value_RLX * jnp.repeat(kept_RLH, self.head_dim, axis=-1)
+
   @property
   def cached(self) -> bool:
     """Whether rows are read token by token."""
@@ -139,10 +165,25 @@ class SelfAttention(Heads):
     `bias_H1L`.
     """
     query, key, value = (
-      constrain(
-        self.split(self.projection(name)(x_RLD)), "batch", "length", "heads", "kv"
+      self.projection(name)(x_RLD) for name in ("query", "key", "value")
+    )
+    kernel = None
+    if not (self.cached or self.is_initializing()):
+      scale = self.head_dim**-0.5 if self.divide_scores else 1.0
+      kernel = kernel_for(self.implementation, query, self.num_heads, scale)
+    if kernel is not None:
+      value = self.drop_keys(value)
+      query, key, value = (
+        constrain(x_RLX, "batch", "length", "heads") for x_RLX in (query, key, value)
       )
-      for name in ("query", "key", "value")
+      visible_RLL = visible_RLL.astype(jnp.int8)
+      heads_RLX = kernel(query, key, value, visible_RLL, bias_HLL)
+      # Saved by name, or the backward pass would run the kernel again for it.
+      heads_RLX = checkpoint_name(heads_RLX, ATTENTION_OUTPUT)
+      return self.out(self.split(heads_RLX), x_RLD.shape[-1])
+    query, key, value = (
+      constrain(self.split(x_RLX), "batch", "length", "heads", "kv")
+      for x_RLX in (query, key, value)
     )
     if self.cached:
       key, value = (

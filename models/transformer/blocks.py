@@ -32,6 +32,7 @@ class Block(nn.Module):
       dropout_rate=cfg.dropout_rate,
       deterministic=self.deterministic,
       dtype=jnp.dtype(cfg.dtype),
+      implementation=cfg.attention,
       name=name,
       **settings,
     )

@@ -15,6 +15,7 @@ from commentree.models import diagnostics
 from commentree.models.ancestor_context import AncestorContext
 from commentree.models.config import ModelConfig
 from commentree.models.layers import Array, dropout
+from commentree.models.transformer.attention import ATTENTION_OUTPUT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,13 @@ def run_layers(
   if config.remat_policy != "none":
     saved = None
     if config.remat_policy == "minimal":
-      # Keeps the projections' outputs, recomputes attention and elementwise work.
-      saved = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+      # Keeps outputs of projections and of attention kernels, recomputes elementwise
+      # work and attention in plain JAX.
+      policies = jax.checkpoint_policies
+      saved = policies.save_from_both_policies(
+        policies.checkpoint_dots_with_no_batch_dims,
+        policies.save_only_these_names(ATTENTION_OUTPUT),
+      )
     block = nn.remat(block, policy=saved, prevent_cse=not scan)
   if not scan:
     for i in range(num_layers):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from commentree.models.transformer import kernel_choice
 from commentree.tests.support.models import forests, naive, slopes, small_models
 
 POINTER = {"ancestor_pointer": True}
@@ -14,16 +15,17 @@ DIRECT = {"vectors_to_logits": True}
 NEAREST = {"nearest_context_tokens": 11}
 THREAD = {"num_thread_layers": 2}
 NORMALIZED = {"normalize_pooled_vectors": True}
+KERNELS = {"attention": "pallas"}
 # Family, pooling, vectors per comment, ancestor positions, layers of each stack, and
 # parts that are off by default.
 VARIANTS = [
   ("t5", "mean", 1, "relative_bias", 2, POINTER),
   ("t5", "mean", 2, "none", 1, {"logits_via_embedding": True} | DIRECT),
-  ("t5", "max", 2, "distance", 1, NEAREST),
+  ("t5", "max", 2, "distance", 1, NEAREST | KERNELS),
   ("t5", "attention", 2, "depth", 1, THREAD | DIRECT),
   ("t5", "first", 4, "sinusoidal", 1, NORMALIZED),
   ("roberta", "attention", 2, "distance", 1, POINTER | DIRECT),
-  ("roberta", "mean", 2, "none", 1, THREAD),
+  ("roberta", "mean", 2, "none", 1, THREAD | KERNELS),
   ("bert", "mean", 1, "depth", 1, NEAREST | POINTER | NORMALIZED),
 ]
 
@@ -32,8 +34,9 @@ VARIANTS = [
   ("family", "pooling", "many", "positions", "layers", "parts"), VARIANTS
 )
 def test_packed_forest_has_the_loss_and_gradients_of_comments_one_by_one(
-  make, packed, family, pooling, many, positions, layers, parts
+  make, packed, monkeypatch, family, pooling, many, positions, layers, parts
 ):
+  monkeypatch.setattr(kernel_choice, "INTERPRET", "attention" in parts)
   model, params = make(
     **small_models.FAMILIES[family],
     pooling=pooling,

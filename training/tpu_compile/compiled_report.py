@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from commentree.training.tpu_compile.compiled_costs import Costs, by_kind
+from commentree.training.tpu_compile.compiled_costs import Costs, Untimed, by_kind
 from commentree.training.tpu_compile.topologies import GIB, Chip, Topology
 
 COSTLIEST = 10
@@ -74,7 +74,7 @@ class Costly:
     place: the file and line that traced it.
     times: repetitions.
     milliseconds: of all of them.
-    share: of the compiler's estimate for the program.
+    share: of the time of all operations.
   """
 
   name: str
@@ -83,6 +83,31 @@ class Costly:
   times: int
   milliseconds: float
   share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class UntimedKind:
+  """All operations from one place in the model that the compiler does not estimate.
+
+  Attributes:
+    source: where they come from in the model.
+    place: the file and line that traced them.
+    times: repetitions.
+    least_seconds: of all, by their products at the chip's peak or their bytes at the
+      bandwidth of its memory.
+    most_seconds: of all, computing and bytes one after the other; None if not known.
+  """
+
+  source: str
+  place: str
+  times: int
+  least_seconds: float
+  most_seconds: float | None
+
+  @property
+  def counted_seconds(self) -> float:
+    """What the step counts."""
+    return self.least_seconds if self.most_seconds is None else self.most_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +131,9 @@ class CompiledReport:
     memory: of a device.
     model_flops: that the batch needs on all devices, recomputation not counted.
     device_flops: products of matrices that a device does.
-    operations_seconds: of a device's operations, one after the other.
+    operations_seconds: of a device's operations, one after the other; of those in
+      `untimed` the most, or where that is not known, the least.
+    untimed: operations that the compiler does not estimate.
     blocking_seconds: least time of messages that nothing else runs beside.
     ici_seconds: least time of all messages within slices.
     dcn_seconds: least time of all messages between slices.
@@ -143,6 +170,7 @@ class CompiledReport:
   utilization: float | None = None
   messages: Sequence[Messages] = ()
   costliest: Sequence[Costly] = ()
+  untimed: Sequence[UntimedKind] = ()
   unknown_loops: int = 0
 
   @classmethod
@@ -167,7 +195,9 @@ class CompiledReport:
     }
     if costs is None:
       return cls(**known)
+    untimed = _untimed(costs, chip)
     operations = costs.cycles / chip.clock_hz
+    operations += sum(kind.counted_seconds for kind in untimed)
     timed = [(each, each.seconds(chip)) for each in costs.collectives]
     blocking = sum(s for each, s in timed if not each.asynchronous)
     dcn = sum(s for each, s in timed if each.between_slices)
@@ -188,13 +218,24 @@ class CompiledReport:
         Messages(kind, "DCN" if between else "ICI", count, size)
         for kind, between, count, size in by_kind(costs.collectives)
       ],
-      costliest=_costliest(costs, chip),
+      costliest=_costliest(costs, chip, operations),
+      untimed=untimed,
       unknown_loops=costs.unknown_loops,
     )
 
   def to_json(self) -> dict[str, Any]:
     """Returns the report as JSON has it, sizes in bytes and times in seconds."""
     return dataclasses.asdict(self)
+
+  @property
+  def untimed_seconds(self) -> tuple[float, float | None]:
+    """The least and the most that untimed operations take; None if not known."""
+    most = [kind.most_seconds for kind in self.untimed]
+    known = [seconds for seconds in most if seconds is not None]
+    return (
+      sum(kind.least_seconds for kind in self.untimed),
+      sum(known) if len(known) == len(most) else None,
+    )
 
   def verdict(self) -> str:
     """Returns one sentence: whether it fits."""
@@ -207,7 +248,28 @@ class CompiledReport:
     return f"does not fit: needs {memory.needed / GIB:.2f} of {limit} on each device"
 
 
-def _costliest(costs: Costs, chip: Chip) -> list[Costly]:
+def _untimed(costs: Costs, chip: Chip) -> list[UntimedKind]:
+  """Adds up untimed operations by their source, the costliest first."""
+  kinds: dict[tuple[str, str], list[Untimed]] = {}
+  for each in costs.untimed:
+    kinds.setdefault((readable_source(each.source), each.place), []).append(each)
+  found = []
+  for (source, place), alike in kinds.items():
+    most = [each.most_seconds(chip) for each in alike]
+    known = [seconds for seconds in most if seconds is not None]
+    found.append(
+      UntimedKind(
+        source=source,
+        place=place,
+        times=sum(each.times for each in alike),
+        least_seconds=sum(each.least_seconds(chip) for each in alike),
+        most_seconds=sum(known) if len(known) == len(most) else None,
+      )
+    )
+  return sorted(found, key=lambda kind: -kind.counted_seconds)
+
+
+def _costliest(costs: Costs, chip: Chip, seconds: float) -> list[Costly]:
   return [
     Costly(
       name=operation.name,
@@ -215,7 +277,7 @@ def _costliest(costs: Costs, chip: Chip) -> list[Costly]:
       place=operation.place,
       times=operation.times,
       milliseconds=1e3 * operation.cycles / chip.clock_hz,
-      share=operation.cycles / costs.cycles,
+      share=operation.cycles / chip.clock_hz / seconds,
     )
     for operation in costs.operations[:COSTLIEST]
   ]
@@ -246,6 +308,8 @@ def render(report: CompiledReport) -> RenderableType:
   parts: list[RenderableType] = [title, _facts(report)]
   if report.messages:
     parts.append(_messages(report))
+  if report.untimed:
+    parts.append(_untimed_table(report))
   if report.costliest:
     parts.append(_operations(report))
   if report.unknown_loops:
@@ -288,6 +352,14 @@ def _facts(report: CompiledReport) -> Table:
     f" {1e3 * (report.operations_seconds or 0):,.1f} operations,"
     f" {1e3 * (report.blocking_seconds or 0):,.1f} waiting for messages",
   )
+  if report.untimed:
+    least, most = report.untimed_seconds
+    table.add_row(
+      "kernels",
+      f"not timed by the compiler: {1e3 * least:,.1f} ms at least,"
+      f" {'unknown' if most is None else f'{1e3 * most:,.1f} ms'} at most;"
+      " operations count the most",
+    )
   network = f"{1e3 * (report.ici_seconds or 0):,.1f} ms of messages within slices"
   if report.dcn_seconds:
     network += f", {1e3 * report.dcn_seconds:,.1f} between them"
@@ -309,6 +381,25 @@ def _messages(report: CompiledReport) -> Table:
   for each in report.messages:
     table.add_row(
       each.kind, each.network, f"{each.count:,}", f"{each.bytes / 1e6:,.1f}"
+    )
+  return table
+
+
+def _untimed_table(report: CompiledReport) -> Table:
+  table = Table(
+    title="kernels, and others that the compiler does not time",
+    title_justify="left",
+  )
+  for heading in ("ms at least", "at most", "times"):
+    table.add_column(heading, justify="right")
+  table.add_column("where", overflow="fold")
+  for kind in report.untimed:
+    most = kind.most_seconds
+    table.add_row(
+      f"{1e3 * kind.least_seconds:,.2f}",
+      "unknown" if most is None else f"{1e3 * most:,.2f}",
+      str(kind.times),
+      f"{kind.source}  {kind.place}",
     )
   return table
 

@@ -33,6 +33,7 @@ class Chip:
     cores: TensorCores of a chip, which Google's names of v2 to v5p count.
     devices: JAX devices of a chip; two cores that share memory are one device.
     hbm_bytes: memory of a device that programs can use.
+    hbm_bytes_per_second: what a chip reads and writes there at most.
     clock_hz: TensorCore cycles a second.
     flops_per_cycle: bfloat16 FLOPs of a device in a cycle, at most.
     ici_bytes_per_second: what a chip sends to its neighbours, all links together.
@@ -45,6 +46,7 @@ class Chip:
   cores: int
   devices: int
   hbm_bytes: int
+  hbm_bytes_per_second: float
   clock_hz: float
   flops_per_cycle: int
   ici_bytes_per_second: float
@@ -62,19 +64,21 @@ def _mxus(count: int, width: int) -> int:
 # (ISCA, table 4). Of the later ones Google publishes the peak alone; it is the FLOPs
 # of a cycle times this clock. Those of v6e and TPU7x are of libtpu's cost model, in
 # which a matrix unit takes two rows a cycle.
+# Bandwidth of HBM: docs.cloud.google.com/tpu/docs, a generation a page.
 # Networks: docs.cloud.google.com/tpu/docs, a generation a page; half of what it calls
 # bidirectional. v2 and v3: Norrie et al. 2021.
 CHIPS: dict[str, Chip] = {
   chip.name: chip
   for chip in (
-    Chip("v2", 2, 2, 2, int(7.48 * GIB), 700e6, _mxus(1, 128), 248e9, 3.1e9),
-    Chip("v3", 2, 2, 2, int(15.48 * GIB), 940e6, _mxus(2, 128), 328e9, 3.1e9),
+    Chip("v2", 2, 2, 2, int(7.48 * GIB), 700e9, 700e6, _mxus(1, 128), 248e9, 3.1e9),
+    Chip("v3", 2, 2, 2, int(15.48 * GIB), 900e9, 940e6, _mxus(2, 128), 328e9, 3.1e9),
     Chip(
       "v4",
       3,
       2,
       1,
       int(30.75 * GIB),
+      1228e9,
       1050e6,
       _mxus(8, 128),
       300e9,
@@ -82,10 +86,16 @@ CHIPS: dict[str, Chip] = {
       # As on Cloud TPUs: libtpu's default would make each core a device.
       options={"chip_config_name": "megacore"},
     ),
-    Chip("v5e", 2, 1, 1, int(15.75 * GIB), 1500e6, _mxus(4, 128), 200e9, 3.1e9),
-    Chip("v5p", 3, 2, 1, int(95.74 * GIB), 1750e6, _mxus(8, 128), 600e9, 6.25e9),
-    Chip("v6e", 2, 1, 1, int(31.25 * GIB), 1750e6, _mxus(4, 256), 400e9, 12.5e9),
-    Chip("tpu7x", 3, 2, 2, int(94.75 * GIB), 2200e6, _mxus(4, 256), 600e9, 12.5e9),
+    Chip("v5e", 2, 1, 1, int(15.75 * GIB), 819e9, 1500e6, _mxus(4, 128), 200e9, 3.1e9),
+    Chip(
+      "v5p", 3, 2, 1, int(95.74 * GIB), 2765e9, 1750e6, _mxus(8, 128), 600e9, 6.25e9
+    ),
+    Chip(
+      "v6e", 2, 1, 1, int(31.25 * GIB), 1638e9, 1750e6, _mxus(4, 256), 400e9, 12.5e9
+    ),
+    Chip(
+      "tpu7x", 3, 2, 2, int(94.75 * GIB), 7370e9, 2200e6, _mxus(4, 256), 600e9, 12.5e9
+    ),
   )
 }
 

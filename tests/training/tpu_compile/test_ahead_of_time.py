@@ -128,6 +128,18 @@ def test_a_device_does_its_share_of_the_models_flops(data_parallel):
   assert 0.8 < report.device_flops / (report.model_flops / 4) < 1.6
 
 
+def test_kernels_are_told_as_a_range_that_the_step_counts(data_parallel, sharded):
+  """On one slice and on two, whose devices hold rows of their own."""
+  for _, report in (data_parallel, sharded):
+    kinds = {(kind.source, kind.times) for kind in report.untimed}
+    stacks = ("encode/encoder", "decode/decoder")
+    for name in ("self_attention_kernel", "self_attention_gradient_kernel"):
+      for stack in stacks:
+        assert any(stack in source and name in source for source, _ in kinds), kinds
+    least, most = report.untimed_seconds
+    assert 0 < least < most < report.operations_seconds
+
+
 def test_data_parallel_devices_hold_all_parameters_and_add_up_gradients(data_parallel):
   made, report = data_parallel
   size = parameter_bytes(made)

@@ -267,3 +267,66 @@ StackFrames
 def test_text_that_is_no_module_is_refused():
   with pytest.raises(ValueError, match="ENTRY"):
     hlo.parse("hello")
+
+
+def kernel(name: str, source: str, config: str = "{}") -> str:
+  """A call of a kernel, as libtpu prints it but for the kernel's own program."""
+  return (
+    f"%{name} = bf16[8,128,512]{{2,1,0}} custom-call(%q),"
+    f' custom_call_target="tpu_custom_call", metadata={{op_name="{source}"}},'
+    ' backend_config={"custom_call_config":{"body":"TUzv",'
+    f'"cost_estimate":{config}}}}}'
+  )
+
+
+STATED = (
+  '{"flops":"4000000000","transcendentals":"8192000","bytes_accessed":"81900000",'
+  '"remote_bytes_transferred":"0"}'
+)
+SOURCE = "jit(f)/encoder/transpose(jvp(self_attention_kernel))/pallas_call"
+
+
+def test_a_kernel_costs_a_range_from_its_bytes_to_its_schedule():
+  (found,) = costs(module(kernel("k", SOURCE, STATED))).untimed
+  v5e = CHIPS["v5e"]
+  moving = 81_900_000 / 819e9
+  assert found.least_seconds(v5e) == pytest.approx(moving)
+  # 8,000 registers of scores.
+  assert found.most_seconds(v5e) == pytest.approx(moving + 8000 * 15 / 1500e6)
+
+
+def test_a_kernel_of_many_products_takes_those_at_least():
+  stated = STATED.replace('"flops":"4', '"flops":"400')
+  (found,) = costs(module(kernel("k", SOURCE, stated))).untimed
+  assert found.least_seconds(CHIPS["v5e"]) == pytest.approx(4e11 / 196.6e12, rel=1e-3)
+
+
+def test_a_kernels_products_are_the_devices_and_loops_multiply_it():
+  body = f"""
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  {kernel("k", SOURCE, STATED)}
+}}"""
+  found = costs(module(LOOP, body, CONDITION))
+  assert [each.times for each in found.untimed] == [24]
+  assert found.flops == 24 * 4_000_000_000
+  assert found.cycles == 0
+
+
+def test_a_kernel_that_is_not_known_takes_its_bytes_at_least_and_nobody_knows_at_most():
+  text = "%q = bf16[8,128,512]{2,1,0} parameter(0)\n" + kernel("k", "jit(f)/other")
+  (found,) = costs(module(text)).untimed
+  assert found.bytes == 2 * 2 * 8 * 128 * 512
+  assert found.least_seconds(CHIPS["v5e"]) == pytest.approx(found.bytes / 819e9)
+  assert found.most_seconds(CHIPS["v5e"]) is None
+
+
+def test_an_operation_that_the_compiler_gives_up_on_is_not_its_largest_number():
+  text = f"""
+%q = f32[1000]{{0}} parameter(0)
+%f = f32[1000]{{0}} fusion(%q), kind=kLoop, calls=%c, {estimate(2**63 - 1)}
+%g = f32[1000]{{0}} copy(%q), {estimate(70)}
+"""
+  found = costs(module(text))
+  assert found.cycles == 70
+  (unknown,) = found.untimed
+  assert (unknown.bytes, unknown.schedule_cycles) == (8000, None)
