@@ -17,6 +17,7 @@ Exit codes, which supervisors and schedulers go by:
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -47,6 +48,34 @@ class HostLostError(UserError):
   """Another host of the run died, hung or never came; all start again."""
 
   exit_code = 75
+
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# To start again changes nothing about these.
+_MISTAKES = (
+  *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL),
+  *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
+
+
+def is_disk_full(error: BaseException) -> bool:
+  """Whether an error says that a disk, or a quota, is full."""
+  return getattr(error, "errno", None) in _FULL_DISK
+
+
+def refused_write(error: OSError, message: str) -> UserError:
+  """Returns what to raise where a disk refused to write.
+
+  Args:
+    error: the disk's.
+    message: the line for the user.
+
+  Returns:
+    A StorageError; a plain UserError where starting again changes nothing, as for a
+    folder that is not the user's.
+  """
+  kind = UserError if error.errno in _MISTAKES else StorageError
+  return kind(message)
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ wrote them.
 from __future__ import annotations
 
 import abc
+import contextlib
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from commentree import local_files
 from commentree.errors import UserError
 from commentree.launch.inference.modes.base import Answer
 from commentree.tasks.trees.comment_tree import CommentTree
@@ -224,29 +226,13 @@ def _dense(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
   return dense
 
 
-class _whole:
+@contextlib.contextmanager
+def _whole(path: epath.Path) -> Iterator[IO[bytes]]:
   """Opens a file that appears under its name only when it is whole."""
-
-  def __init__(self, path: epath.Path):
-    self._path = path
-    self._draft = path
-    if not storage.is_remote(path):
-      self._draft = path.with_name(path.name + ".new")
-
-  def __enter__(self) -> IO[bytes]:
-    self._file: IO[bytes] = self._draft.open("wb")  # type: ignore[assignment]
-    return self._file
-
-  def __exit__(self, kind, *unused) -> None:
-    local = self._draft is not self._path
-    if kind is None and local:
-      self._file.flush()
-      os.fsync(self._file.fileno())
-    self._file.close()
-    if not local:
-      return
-    if kind is None:
-      os.replace(self._draft, self._path)
-      storage.sync_folder(self._path.parent)
-    else:
-      self._draft.unlink(missing_ok=True)
+  if storage.is_remote(path):
+    with path.open("wb") as file:
+      yield file  # type: ignore[misc]
+    return
+  with local_files.draft(path) as written, open(written, "wb") as file:
+    yield file
+  storage.sync_folder(path.parent)

@@ -16,7 +16,7 @@ import msgspec
 from etils import epath
 
 from commentree import json_shapes
-from commentree.errors import UserError
+from commentree.errors import UserError, refused_write
 from commentree.launch.inference.chunks import Chunk
 from commentree.training.checkpointing import storage
 
@@ -89,9 +89,8 @@ class Parts:
       self.folder.mkdir(parents=True, exist_ok=True)
       storage.write_text(noted, json.dumps(self._settings, indent=2))
     except OSError as error:
-      raise UserError(
-        f"--output={self.output}: cannot be written ({storage.reason(error)})"
-      ) from error
+      message = f"--output={self.output}: cannot be written ({storage.reason(error)})"
+      raise refused_write(error, message) from error
     return False
 
   def _compare(self, there: Mapping[str, Any], where: epath.Path) -> None:

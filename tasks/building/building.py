@@ -24,6 +24,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from commentree import local_files
 from commentree.errors import UserError
 from commentree.tasks import readers
 from commentree.tasks.building import filters, parts, plans, shards
@@ -189,7 +190,7 @@ def build_with(
       raise
     with folder_commit.storage_errors(out):
       draft.rename(version)
-      folder_commit.sync(out)
+      local_files.sync(out)
       shutil.rmtree(work)
     folder_commit.write_json(out / plans.SOURCES, plan["input"])
   with contextlib.suppress(OSError):
@@ -374,8 +375,8 @@ def _make_dataset(
   manifest.write_checksums(draft, known)
   with folder_commit.storage_errors(draft):
     for path in draft.iterdir():
-      folder_commit.sync(path)
-    folder_commit.sync(draft)
+      local_files.sync(path)
+    local_files.sync(draft)
   return stats
 
 

@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from commentree import local_files
 from commentree.errors import UserError
 from commentree.tasks.building import filters, grouping
 from commentree.tasks.building.config import BuildConfig
@@ -246,6 +247,5 @@ class _RecordsFile:
     assert self._file is not None
     with folder_commit.storage_errors(self._path.parent):
       self._file.close()
-      folder_commit.sync(self._draft)
-      self._draft.rename(self._path)
+      local_files.put_in_place(self._draft, self._path)
     return {**self._facts, "sha256": self._hash.hexdigest()}

@@ -14,11 +14,11 @@ import itertools
 import os
 import pathlib
 import re
-import tempfile
 import zlib
 from collections.abc import Sequence
 
-from commentree.errors import UserError
+from commentree import local_files
+from commentree.errors import refused_write
 from commentree.tasks.inspection.page_assets import CSS, JAVASCRIPT
 from commentree.tasks.inspection.row_maps import hue, name_of, row_maps
 from commentree.tasks.inspection.views import (
@@ -52,26 +52,17 @@ def write(inspection: Inspection, path: str | os.PathLike[str]) -> None:
   """Writes the page; it appears whole or not at all.
 
   Raises:
-    UserError: if the file cannot be written.
+    UserError: if the file cannot be written; a StorageError on a full disk.
   """
   target = pathlib.Path(path)
   content = page(inspection).encode("utf-8", "replace")
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-      dir=target.parent, prefix=f".{target.name}.", delete=False
-    ) as draft:
-      try:
-        draft.write(content)
-        draft.flush()
-        os.chmod(draft.name, 0o644)
-        os.replace(draft.name, target)
-      except BaseException:
-        os.unlink(draft.name)
-        raise
+    local_files.write_bytes(target, content, sole_writer=False)
   except OSError as error:
-    raise UserError(
-      f"--html={target}: cannot be written ({error.strerror}); give another place"
+    raise refused_write(
+      error,
+      f"--html={target}: cannot be written ({error.strerror}); give another place",
     ) from error
 
 

@@ -12,14 +12,11 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +24,8 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
-from commentree.errors import UserError
+from commentree import local_files
+from commentree.errors import UserError, refused_write
 from commentree.tasks.subtrees.subtree_builder import (
   ANNOTATIONS,
   SUBTREE_FEATURES,
@@ -242,25 +240,15 @@ def draft(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     UserError: if the disk refuses.
   """
   try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    place = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-  except OSError as error:
-    raise UserError(
-      f"{folder.parent}: cannot write prepared data ({error.strerror}); set CACHE_DIR"
-      " to a folder with room"
-    ) from error
-  try:
-    yield place
-    if not folder.exists():
-      os.rename(place, folder)
+    with local_files.draft_folder(folder) as place:
+      yield place
   except OSError as error:
     if not folder.exists():
-      raise UserError(
+      raise refused_write(
+        error,
         f"{folder}: cannot write prepared data ({error.strerror}); set CACHE_DIR to a"
-        " folder with room"
+        " folder with room",
       ) from error
-  finally:
-    shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -270,13 +258,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   Where the file system knows no locks, or refuses, they prepare side by side: `write`
   keeps what is there first.
   """
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    file = open(folder.with_name(f"{folder.name}.lock"), "w")  # noqa: SIM115
-  except OSError:
-    yield  # `write` says what is wrong with the folder
-    return
-  with file:
-    with contextlib.suppress(OSError):
-      fcntl.flock(file, fcntl.LOCK_EX)
+  with contextlib.ExitStack() as stack:
+    with contextlib.suppress(OSError):  # `write` says what is wrong with the folder
+      folder.parent.mkdir(parents=True, exist_ok=True)
+      path = folder.with_name(f"{folder.name}.lock")
+      stack.enter_context(local_files.lock(path, wait=True))
     yield

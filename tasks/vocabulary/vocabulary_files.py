@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from commentree.errors import UserError
+from commentree import local_files
+from commentree.errors import UserError, refused_write
 from commentree.paths import open_path
 
 Path = TypeVar("Path", pathlib.Path, epath.Path)
@@ -196,21 +197,11 @@ def write(path: pathlib.Path, content: bytes) -> None:
     UserError: if it cannot be written.
   """
   try:
-    with tempfile.NamedTemporaryFile(
-      dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as draft:
-      try:
-        draft.write(content)
-        draft.flush()
-        os.fsync(draft.fileno())
-        # Temporary files are for their owner alone; vocabularies are shared.
-        os.chmod(draft.name, 0o644)
-        os.replace(draft.name, path)
-      except BaseException:
-        os.unlink(draft.name)
-        raise
+    # Processes of one machine may make the same vocabulary at once.
+    local_files.write_bytes(path, content, sole_writer=False)
   except OSError as error:
-    raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    message = f"{path}: cannot be written ({error.strerror})"
+    raise refused_write(error, message) from error
 
 
 def record_path(path: Path) -> Path:

@@ -8,8 +8,6 @@ not renewed belongs to a run that was killed.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import secrets
@@ -20,12 +18,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from commentree import local_files
 from commentree.errors import UserError
 from commentree.training.checkpointing import storage
 
 _RENEW_SECONDS = 10.0
 _STALE_SECONDS = 35.0
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
@@ -40,17 +38,14 @@ def exclusive(model_dir: epath.Path) -> Iterator[None]:
       yield
     return
   model_dir.mkdir(parents=True, exist_ok=True)
-  with open(model_dir / ".lock", "w") as file:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      path = model_dir / ".lock"
+      is_locked = stack.enter_context(local_files.lock(path, wait=False))
     except BlockingIOError:
       raise _taken(model_dir) from None
-    except OSError as error:
-      if error.errno not in _NO_LOCKS:
-        raise
-      with _lease(model_dir):
-        yield
-      return
+    if not is_locked:
+      stack.enter_context(_lease(model_dir))
     yield
 
 

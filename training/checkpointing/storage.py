@@ -22,8 +22,8 @@ from typing import TypeVar
 import jax
 from etils import epath
 
-from commentree import compat
-from commentree.errors import StorageError, UserError
+from commentree import compat, local_files
+from commentree.errors import StorageError, UserError, is_disk_full
 from commentree.paths import check_scheme
 from commentree.training.checkpointing import s3
 from commentree.training.cluster import hosts
@@ -216,27 +216,13 @@ def write_bytes(file: epath.Path, data: bytes) -> None:
   if is_remote(file):
     file.write_bytes(data)
     return
-  written = file.with_name(file.name + ".new")
-  try:
-    with open(written, "wb") as stream:
-      stream.write(data)
-      stream.flush()
-      os.fsync(stream.fileno())
-    os.replace(written, file)
-  except OSError:
-    written.unlink(missing_ok=True)
-    raise
+  local_files.write_bytes(file, data)
 
 
 def sync_folder(folder: epath.Path) -> None:
   """Makes what was renamed in a local folder outlast a power cut."""
-  if is_remote(folder):
-    return
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+  if not is_remote(folder):
+    local_files.sync(folder)
 
 
 def check_writable(model_dir: epath.Path, what: str = "MODEL_DIR") -> None:
@@ -257,8 +243,7 @@ def check_writable(model_dir: epath.Path, what: str = "MODEL_DIR") -> None:
   except Exception as error:
     if not isinstance(error, OSError) and not refused(error):
       raise
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    mend = "free space there" if full else "make it writable"
+    mend = "free space there" if is_disk_full(error) else "make it writable"
     raise UserError(
       f"{what} {model_dir} cannot be written ({reason(error)}): {mend}, or use"
       f" another {what}"

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import math
 import re
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -22,6 +21,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
+from commentree import local_files
 from commentree.errors import StorageError, UserError
 from commentree.training.checkpointing import orbax_noise, saving, storage
 from commentree.training.warm_starts.formats import flax_msgpack, t5x_native
@@ -177,18 +177,16 @@ def drafted(path: epath.Path) -> Iterator[epath.Path]:
   In a bucket, which has no rename, it is there from the beginning: write last the file
   that makes it one.
   """
-  draft = path
   if not storage.is_remote(path):
-    draft = path.with_name(f".{path.name}.draft-{secrets.token_hex(4)}")
+    with local_files.draft_folder(path) as draft:
+      yield epath.Path(draft)
+    return
   try:
-    draft.mkdir(parents=True, exist_ok=True)
-    yield draft
-    if draft != path:
-      draft.rename(path)
-      storage.sync_folder(path.parent)
+    path.mkdir(parents=True, exist_ok=True)
+    yield path
   except BaseException:
     with contextlib.suppress(Exception):
-      draft.rmtree()
+      path.rmtree()
     raise
 
 

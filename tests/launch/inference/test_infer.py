@@ -328,7 +328,7 @@ def test_a_killed_process_is_gone_on_with_to_the_same_bytes(
   process.wait()
   # As of a write that was cut off.
   if parts.is_dir():
-    (parts / "00000-0000009-end.jsonl.new").write_text('{"tree": "g')
+    (parts / "00000-0000009-end.jsonl.draft").write_text('{"tree": "g')
   assert infer(model_dir, output, "--input", file).read_text() == whole
 
 

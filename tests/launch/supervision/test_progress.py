@@ -69,5 +69,5 @@ def test_inference_moves_on_by_the_parts_that_are_done(tmp_path):
   (tmp_path / "out.jsonl.parts").mkdir()
   for name in ("00000-0000000-9.jsonl", "00000-0000001-end.jsonl", "settings.json"):
     (tmp_path / "out.jsonl.parts" / name).touch()
-  (tmp_path / "out.jsonl.parts" / "00000-0000002-end.jsonl.new").touch()
+  (tmp_path / "out.jsonl.parts" / "00000-0000002-end.jsonl.draft").touch()
   assert done() == 2

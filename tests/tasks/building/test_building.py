@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from commentree import local_files
 from commentree.errors import StorageError, UserError
 from commentree.tasks.building import building, grouping, parts
 from commentree.tasks.building.config import BuildConfig
@@ -270,7 +271,7 @@ def test_a_full_disk_is_told_in_one_line_and_work_goes_on_when_there_is_room(
     raise OSError(28, "No space left on device")
 
   with monkeypatch.context() as patch:
-    patch.setattr(folder_commit, "sync", full)
+    patch.setattr(local_files, "sync", full)
     with pytest.raises(StorageError, match="the disk is full; free some room") as told:
       building_fixture.build([path], out, DEFAULT)
   assert told.value.exit_code == 74

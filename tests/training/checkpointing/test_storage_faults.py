@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from commentree import local_files
 from commentree.errors import StorageError, UserError
 from commentree.tests.support import training as support
 from commentree.tests.support.folders import names
@@ -459,7 +460,7 @@ def test_training_goes_on_without_tensorboard(tmp_path, lines, monkeypatch):
 
 def test_where_there_are_no_locks_a_lease_keeps_others_out(tmp_path, monkeypatch):
   error = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-  monkeypatch.setattr(model_dir_lock.fcntl, "flock", Failing(None, error, 99))
+  monkeypatch.setattr(local_files.fcntl, "flock", Failing(None, error, 99))
   monkeypatch.setattr(model_dir_lock, "_RENEW_SECONDS", 0.05)
   monkeypatch.setattr(model_dir_lock, "_STALE_SECONDS", 0.5)
   folder = storage.as_path(tmp_path)
