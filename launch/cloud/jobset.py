@@ -96,7 +96,7 @@ class JobSetConfig:
 
   def __post_init__(self):
     kubectl.check_name(self.name)
-    tpu_types.for_gke(self.tpu).chips(self.topology)
+    tpu_types.count_chips(tpu_types.for_gke(self.tpu), self.topology)
     for name, least in (("num_slices", 1), ("max_restarts", 0), ("grace_s", 1)):
       if getattr(self, name) < least:
         raise UserError(f"--{name}={getattr(self, name)}: must be at least {least}")
@@ -109,13 +109,13 @@ class JobSetConfig:
   @property
   def chips_per_host(self) -> int:
     """Chips that one pod gets."""
-    chips = tpu_types.for_gke(self.tpu).chips(self.topology)
+    chips = tpu_types.count_chips(tpu_types.for_gke(self.tpu), self.topology)
     return min(chips, tpu_types.CHIPS_PER_HOST)
 
   @property
   def hosts(self) -> int:
     """Hosts of a slice, a pod each."""
-    chips = tpu_types.for_gke(self.tpu).chips(self.topology)
+    chips = tpu_types.count_chips(tpu_types.for_gke(self.tpu), self.topology)
     return chips // self.chips_per_host
 
   @property

@@ -30,7 +30,8 @@ from commentree.training.state import TrainState
 from commentree.training.step import make_train_step
 from commentree.training.tpu_compile import compiled_costs, flops, hlo
 from commentree.training.tpu_compile.compiled_report import CompiledReport, Memory
-from commentree.training.tpu_compile.topologies import GIB, Topology
+from commentree.training.tpu_compile.topologies import Topology
+from commentree.training.tpu_compile.tpu_chips import GIB
 
 Program = Literal["train", "eval", "infer"]
 PROGRAMS: tuple[Program, ...] = get_args(Program)

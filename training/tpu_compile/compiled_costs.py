@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from commentree.training.tpu_compile import hlo
 from commentree.training.tpu_compile.hlo import Instruction, Module
-from commentree.training.tpu_compile.topologies import Chip
+from commentree.training.tpu_compile.tpu_chips import Chip
 
 _COLLECTIVES = (
   "all-reduce",

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from commentree.training.tpu_compile.compiled_costs import Costs, Untimed, by_kind
-from commentree.training.tpu_compile.topologies import GIB, Chip, Topology
+from commentree.training.tpu_compile.topologies import Topology
+from commentree.training.tpu_compile.tpu_chips import GIB, Chip
 
 COSTLIEST = 10
 

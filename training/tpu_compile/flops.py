@@ -12,19 +12,11 @@ from jax.sharding import Mesh
 from commentree.models.config import ModelConfig
 from commentree.models.interface import Model
 from commentree.training.partitioning import data_share, flatten_names
+from commentree.training.tpu_compile import tpu_chips
 
-# Dense bfloat16 FLOP/s of one JAX device, from the vendors' data sheets. The first
-# that the device's name contains counts.
-_PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-  ("TPU v2", 22.5e12),
-  ("TPU v3", 61.5e12),
-  ("TPU v4", 275e12),
-  ("TPU v5 lite", 197e12),
-  ("TPU v5e", 197e12),
-  ("TPU v5", 459e12),
-  ("TPU v6", 918e12),
-  # Of v2, v3 and TPU7x a device is half a chip.
-  ("TPU7x", 1153.5e12),
+# Dense bfloat16 FLOP/s of GPUs, from the vendors' data sheets; those of TPUs are in
+# `tpu_chips`. The first that the device's name contains counts.
+_GPU_PEAK_FLOPS: tuple[tuple[str, float], ...] = (
   ("V100", 125e12),
   ("A100", 312e12),
   ("H100 PCIe", 756e12),
@@ -39,7 +31,9 @@ _AT_LABELS = ("head.hidden.kernel", "head.logits.kernel")
 
 def peak_flops(device: jax.Device) -> float | None:
   """Returns the most bfloat16 FLOP/s of a device, None if it is not known."""
-  for name, peak in _PEAK_FLOPS:
+  if (chip := tpu_chips.of_device_kind(device.device_kind)) is not None:
+    return chip.peak_flops
+  for name, peak in _GPU_PEAK_FLOPS:
     if name in device.device_kind:
       return peak
   return None

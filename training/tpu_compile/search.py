@@ -19,7 +19,7 @@ from commentree.models.config import RematPolicy
 from commentree.training.tpu_compile import ahead_of_time
 from commentree.training.tpu_compile.ahead_of_time import CompilePlan
 from commentree.training.tpu_compile.compiled_report import CompiledReport
-from commentree.training.tpu_compile.topologies import GIB
+from commentree.training.tpu_compile.tpu_chips import GIB
 
 # A larger batch must be so much faster for still larger ones to be tried.
 _WORTH = 1.01

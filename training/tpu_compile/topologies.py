@@ -10,97 +10,19 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax.experimental import topologies as jax_topologies
 
 from commentree.errors import UserError
-
-GIB = 2**30
+from commentree.training.tpu_compile.tpu_chips import CHIPS, Chip
 
 EXAMPLES = "v5e:4x4, v5p:4x4x4, v5e-256 (chips), v5p-128 (cores)"
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """A generation of TPU chips.
-
-  Attributes:
-    name: as in the names of topologies.
-    dimensions: of the torus that links the chips.
-    cores: TensorCores of a chip, which Google's names of v2 to v5p count.
-    devices: JAX devices of a chip; two cores that share memory are one device.
-    hbm_bytes: memory of a device that programs can use.
-    hbm_bytes_per_second: what a chip reads and writes there at most.
-    clock_hz: TensorCore cycles a second.
-    flops_per_cycle: bfloat16 FLOPs of a device in a cycle, at most.
-    ici_bytes_per_second: what a chip sends to its neighbours, all links together.
-    dcn_bytes_per_second: what a chip sends to other slices.
-    options: what is passed to libtpu besides the name.
-  """
-
-  name: str
-  dimensions: int
-  cores: int
-  devices: int
-  hbm_bytes: int
-  hbm_bytes_per_second: float
-  clock_hz: float
-  flops_per_cycle: int
-  ici_bytes_per_second: float
-  dcn_bytes_per_second: float
-  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def _mxus(count: int, width: int) -> int:
-  """FLOPs that matrix units of `width` x `width` do in a cycle."""
-  return 2 * count * width**2
-
-
-# HBM: what libtpu 0.0.42 itself grants a program, as its refusals state it.
-# Clocks: v2 to v4 from Norrie et al. 2021 (IEEE Micro 41-2) and Jouppi et al. 2023
-# (ISCA, table 4). Of the later ones Google publishes the peak alone; it is the FLOPs
-# of a cycle times this clock. Those of v6e and TPU7x are of libtpu's cost model, in
-# which a matrix unit takes two rows a cycle.
-# Bandwidth of HBM: docs.cloud.google.com/tpu/docs, a generation a page.
-# Networks: docs.cloud.google.com/tpu/docs, a generation a page; half of what it calls
-# bidirectional. v2 and v3: Norrie et al. 2021.
-CHIPS: dict[str, Chip] = {
-  chip.name: chip
-  for chip in (
-    Chip("v2", 2, 2, 2, int(7.48 * GIB), 700e9, 700e6, _mxus(1, 128), 248e9, 3.1e9),
-    Chip("v3", 2, 2, 2, int(15.48 * GIB), 900e9, 940e6, _mxus(2, 128), 328e9, 3.1e9),
-    Chip(
-      "v4",
-      3,
-      2,
-      1,
-      int(30.75 * GIB),
-      1228e9,
-      1050e6,
-      _mxus(8, 128),
-      300e9,
-      6.25e9,
-      # As on Cloud TPUs: libtpu's default would make each core a device.
-      options={"chip_config_name": "megacore"},
-    ),
-    Chip("v5e", 2, 1, 1, int(15.75 * GIB), 819e9, 1500e6, _mxus(4, 128), 200e9, 3.1e9),
-    Chip(
-      "v5p", 3, 2, 1, int(95.74 * GIB), 2765e9, 1750e6, _mxus(8, 128), 600e9, 6.25e9
-    ),
-    Chip(
-      "v6e", 2, 1, 1, int(31.25 * GIB), 1638e9, 1750e6, _mxus(4, 256), 400e9, 12.5e9
-    ),
-    Chip(
-      "tpu7x", 3, 2, 2, int(94.75 * GIB), 7370e9, 2200e6, _mxus(4, 256), 600e9, 12.5e9
-    ),
-  )
-}
-
+# What else a generation is called, besides its name and Cloud TPU's prefix.
 _ALIASES = {
-  "v5litepod": "v5e",
+  **{chip.accelerator_prefix: chip.name for chip in CHIPS.values()},
   "v5lite": "v5e",
   "v6lite": "v6e",
   "7x": "tpu7x",

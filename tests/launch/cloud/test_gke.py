@@ -435,7 +435,7 @@ def test_a_users_mistake_is_one_line_that_shows_no_secret(argv, said, capsys, cl
   [("v5e", "8x16", 128), ("v5p", "2x4x4", 32), ("v4", "4x4x12", 192)],
 )
 def test_topologies_tell_their_chips(name, topology, chips):
-  assert tpu_types.for_gke(name).chips(topology) == chips
+  assert tpu_types.count_chips(tpu_types.for_gke(name), topology) == chips
 
 
 @pytest.mark.parametrize(
@@ -443,4 +443,4 @@ def test_topologies_tell_their_chips(name, topology, chips):
 )
 def test_topologies_that_are_not_made_are_refused(topology):
   with pytest.raises(UserError, match=r"--topology="):
-    tpu_types.for_gke("v5p").chips(topology)
+    tpu_types.count_chips(tpu_types.for_gke("v5p"), topology)

@@ -1,5 +1,8 @@
 """What the watch over TPU slices makes of what the workers and the queue say."""
 
+import subprocess
+import sys
+
 import pytest
 
 from commentree.launch.cloud import tpu_types, tpu_watch
@@ -94,3 +97,11 @@ def test_vms_that_came_back_are_given_as_long_again():
   assert absence.judge({}, 90) == absence.named == ""
   assert absence.judge({"mine": GONE}, 110) == ""
   assert absence.judge({"mine": GONE}, 200) == ""
+
+
+def test_the_table_of_chips_is_read_without_jax():
+  code = (
+    "import sys, commentree.launch.cloud.tpu_types\n"
+    "assert not {'jax', 'numpy', 'tensorflow'} & set(sys.modules)"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

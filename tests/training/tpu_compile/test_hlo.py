@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from commentree.training.tpu_compile import compiled_costs, hlo
-from commentree.training.tpu_compile.topologies import CHIPS
+from commentree.training.tpu_compile.tpu_chips import CHIPS
 
 
 def module(body: str, *computations: str) -> str:

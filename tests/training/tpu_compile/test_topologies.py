@@ -10,7 +10,7 @@ from jax.sharding import SingleDeviceSharding
 
 from commentree.errors import UserError
 from commentree.training.tpu_compile import compiled_costs, flops, hlo, topologies
-from commentree.training.tpu_compile.topologies import CHIPS
+from commentree.training.tpu_compile.tpu_chips import CHIPS, GIB
 
 DEVICE_KINDS = {
   "v2": "TPU v2",
@@ -118,5 +118,5 @@ def test_the_memory_limit_is_the_compilers(generation):
   )
   with pytest.raises(jax.errors.JaxRuntimeError) as caught:
     jax.jit(lambda x: x + 1).lower(huge).compile()
-  limit = found.chip.hbm_bytes / topologies.GIB
+  limit = found.chip.hbm_bytes / GIB
   assert f"available HBM ({limit:.2f}G)" in str(caught.value)
