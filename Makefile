@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/demo
 
-.PHONY: help train test slow fuzz lint format bench feed aot settings clean
+.PHONY: help train check test slow fuzz lint format bench feed aot settings clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -ts:
@@ -16,6 +16,15 @@ train: $(VENV)/.installed  ## install, train the tiny model on generated trees, 
 # Files in the order of their names: by default those of few tests come last, and the
 # longest tests are in such files.
 BY_FILE := --dist=loadfile --no-loadscope-reorder
+
+# Of the folders whose tests mostly compute without compiling, what takes less than a
+# second each, and a few steps of the trainer with a stub for a model.
+CHECK := tests/test_*.py tests/tasks tests/launch/settings tests/models/decoding \
+  tests/models/heads $(addprefix tests/training/,checkpointing cluster optim reports \
+  test_config.py test_partitioning.py test_step.py test_train.py)
+
+check: $(VENV)/.installed-test  ## the quick tests, in less than two minutes
+	$(BIN)/python -m pytest -m "not slow and not hosts and not long" -n 2 $(BY_FILE) $(CHECK)
 
 # Hosts that wait for each other must not be kept waiting: of their tests, which mostly
 # wait, two run at a time, beside nothing else.

@@ -71,6 +71,7 @@ def test_a_private_name_is_found_however_it_is_written(source):
   assert private_uses(source)
 
 
+@pytest.mark.long
 def test_private_names_of_libraries_are_used_in_compat_alone():
   found = {
     str(path.relative_to(ROOT)): uses
@@ -196,6 +197,7 @@ threading.Thread(target=lambda: print(ended.wait(20))).start()
   assert done.stdout == "True\n"
 
 
+@pytest.mark.long
 def test_xla_knows_the_flags_that_tests_compile_quickly_with():
   environment = dict(os.environ, XLA_FLAGS=" ".join(compat.quick_compile_flags()))
   program = "import jax; print(jax.numpy.ones(3).sum())"

@@ -42,6 +42,7 @@ def test_every_format_has_an_example_and_a_row():
     assert f"| `{format_.name}` |" in page
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("command", "shown"), [e[1:] for e in EXAMPLES], ids=[e[0] for e in EXAMPLES]
 )

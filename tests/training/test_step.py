@@ -42,6 +42,7 @@ def sgd():
   )
 
 
+@pytest.mark.long
 def test_microbatches_give_the_same_step_although_their_weights_differ(
   make_config, sgd
 ):
@@ -83,6 +84,7 @@ def test_a_batch_of_padding_moves_nothing_and_is_finite(make_config, sgd):
   jax.tree.map(np.testing.assert_array_equal, before, state.params)
 
 
+@pytest.mark.long
 def test_every_step_and_microbatch_draws_its_own_dropout(make_config):
   frozen = OptimizerConfig(
     name="sgd", schedule=ScheduleConfig(name="constant", learning_rate=0.0)

@@ -39,6 +39,7 @@ def said(console) -> str:
   return printed(console)
 
 
+@pytest.mark.long
 def test_a_run_ends_with_its_last_step_evaluated_and_saved(make_config, run, tmp_path):
   result = run(make_config(), token_groups={"low": [4, 5]}, record=RunRecord({}, "a=1"))
   assert result["step"] == 6
@@ -55,6 +56,7 @@ def test_a_run_ends_with_its_last_step_evaluated_and_saved(make_config, run, tmp
   assert row["results"]["none"]["loss"] == held_out["none"]["loss"]
 
 
+@pytest.mark.long
 def test_the_loss_falls(make_config, run):
   schedule = ScheduleConfig(name="constant", learning_rate=0.05, warmup_steps=0)
   optimizer = OptimizerConfig(name="adamw", schedule=schedule)
@@ -70,6 +72,7 @@ def test_the_loss_falls(make_config, run):
   assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
 
 
+@pytest.mark.long
 def test_more_steps_continue_and_none_left_evaluates(make_config, run, console):
   run(make_config(train_steps=2))
   longer = run(make_config(train_steps=4))
@@ -80,6 +83,7 @@ def test_more_steps_continue_and_none_left_evaluates(make_config, run, console):
   assert again["eval"] == longer["eval"]
 
 
+@pytest.mark.long
 def test_other_settings_in_the_same_folder_are_refused(make_config, run):
   run(make_config(train_steps=2), record=RunRecord({"ModelConfig.emb_dim": 8}))
   changed = make_config(train_steps=2, random_seed=5)
@@ -137,6 +141,7 @@ def test_the_best_checkpoint_is_saved_between_periods_and_found_again(
   assert checkpoint_choice.best_step(tmp_path / "run", "true/loss") == 4
 
 
+@pytest.mark.long
 def test_a_checkpoint_evaluates_as_it_did_in_training(make_config, run):
   config = make_config()
   trained = run(config)
@@ -150,6 +155,7 @@ def test_a_checkpoint_evaluates_as_it_did_in_training(make_config, run):
   assert evaluated["results"] == trained["eval"]
 
 
+@pytest.mark.long
 def test_a_new_run_can_start_from_another_runs_parameters(
   make_config, run, console, tmp_path
 ):
@@ -168,6 +174,7 @@ def test_a_new_run_can_start_from_another_runs_parameters(
   assert f"took parameters from {path} (rule 2" in said(console)
 
 
+@pytest.mark.long
 def test_steps_are_not_waited_for_one_by_one(make_config, run, monkeypatch):
   flushed = []
   original = reporting.Reporter.flush
@@ -191,6 +198,7 @@ def test_a_batch_that_would_cross_to_the_device_unseen_is_an_error(
     run(make_config())
 
 
+@pytest.mark.long
 def test_training_imports_neither_tensorflow_nor_seqio():
   script = (
     "import sys; sys.modules.update({'tensorflow': None, 'seqio': None, 'gin': None});"
@@ -208,6 +216,7 @@ class FailingAt(stub.Batches):
     return super().__next__()
 
 
+@pytest.mark.long
 def test_an_error_in_the_data_saves_what_was_trained_first(
   make_config, run, console, tmp_path
 ):
@@ -232,6 +241,7 @@ def test_an_error_in_an_evaluation_saves_what_was_trained_first(
   assert checkpoints.steps_in(tmp_path / "run") == [3]
 
 
+@pytest.mark.long
 def test_a_save_is_due_by_the_clock_whatever_the_step(
   make_config, run, tmp_path, monkeypatch
 ):
@@ -241,6 +251,7 @@ def test_a_save_is_due_by_the_clock_whatever_the_step(
   assert checkpoints.steps_in(tmp_path / "run") == [3, 5]
 
 
+@pytest.mark.long
 def test_a_run_without_a_better_evaluation_ends_and_stays_ended(
   run, make_config, console
 ):

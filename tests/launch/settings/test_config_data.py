@@ -127,6 +127,7 @@ def test_what_would_take_long_or_much_is_one_line_at_once(text):
   assert time.process_time() - started < 5
 
 
+@pytest.mark.long
 def test_code_of_a_model_folder_is_never_run(folder, tmp_path, monkeypatch):
   mark = tmp_path / "CODE_WAS_RUN"
   work = tmp_path / "work"
@@ -178,6 +179,7 @@ def test_a_folder_without_its_vocabulary_is_one_line(folder):
   assert run_folder.load(str(folder), ["VOCABULARY = 'mine'"]).data.vocabulary == "mine"
 
 
+@pytest.mark.long
 def test_damaged_settings_are_read_or_refused_in_one_line(folder):
   file = folder / "config.gin"
   tokens = (

@@ -88,6 +88,7 @@ def test_a_mixture_names_the_corpus_whose_files_are_missing(tmp_path):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("flag", "said"),
   [

@@ -157,6 +157,7 @@ def test_a_mistake_is_told_in_three_seconds_and_before_jax_is_imported(tmp_path)
   assert "TRAIN_STEPS" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("lines", "said"),
   [

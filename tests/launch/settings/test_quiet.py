@@ -55,6 +55,7 @@ def test_a_users_own_choice_stands(monkeypatch):
   assert os.environ["JAX_PLATFORMS"] == "tpu,cpu"
 
 
+@pytest.mark.long
 def test_jax_says_nothing_on_a_machine_with_libtpu_and_no_tpu():
   environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
   done = subprocess.run(

@@ -184,6 +184,7 @@ def places(thread):
   return [(b, t) for b, number in enumerate(targets) for t in range(number)]
 
 
+@pytest.mark.long
 @variants(PLAIN, SCANNED_ROBERTA)
 def test_greedy_with_a_cache_is_greedy_without(variant, build, thread):
   model, params, uncached = build(variant)
@@ -199,6 +200,7 @@ def test_greedy_with_a_cache_is_greedy_without(variant, build, thread):
   assert len(texts) >= 3, "texts of one kind would not tell ancestors apart"
 
 
+@pytest.mark.long
 @variants(PLAIN, SCANNED)
 def test_a_beam_with_a_cache_is_a_beam_without(variant, build, thread):
   model, params, uncached = build(variant)
@@ -237,6 +239,7 @@ def identities_of(batch):
   )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "order", [[1, 0], pytest.param([1, 0, 1], marks=pytest.mark.slow)]
 )
@@ -264,6 +267,7 @@ def test_a_reply_is_the_same_wherever_it_stands_and_whoever_else_is_answered(
   assert (again.tokens[1, 2:] != replies.tokens[1, 2:]).any()
 
 
+@pytest.mark.long
 def test_what_is_sampled_has_its_log_probability_and_nothing_excluded(sampled, thread):
   replies = sampled(thread, identities_of(thread))
   for place in places(thread):
@@ -289,6 +293,7 @@ def test_other_identities_and_other_seeds_have_other_keys():
   assert len(np.unique(different, axis=0)) == 5
 
 
+@pytest.mark.long
 def test_forced_tokens_begin_a_reply_and_nobody_waits_for_unwanted_ones(
   build, thread, monkeypatch
 ):

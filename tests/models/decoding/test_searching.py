@@ -79,6 +79,7 @@ def run(method, tables):
   return [[tuple(t.tolist()) for t in beam] for beam in cut], log_probs, states
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("penalty", [0.0, 1.5])
 def test_a_beam_that_holds_all_texts_finds_the_best(tables, penalty):
   config = configured(
@@ -103,6 +104,7 @@ def test_a_beam_that_holds_all_texts_finds_the_best(tables, penalty):
   assert len(lengths) >= 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("penalty", [0.0, 2.0])
 def test_a_beam_of_one_is_greedy(tables, penalty):
   texts, log_probs, _ = run(TokenSampler(configured("greedy"), None), tables)

@@ -118,6 +118,7 @@ def test_a_chains_loss_is_minus_the_log_of_its_labels_share_spread_evenly(
       assert np.ptp(found[row, columns]) == 0
 
 
+@pytest.mark.long
 @settings(max_examples=10, deadline=None)
 @given(problems())
 def test_a_chain_in_a_row_is_the_chain_alone(problem):
@@ -138,6 +139,7 @@ def test_a_chain_in_a_row_is_the_chain_alone(problem):
     )
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_differences():
   rng = np.random.default_rng(3)
   segments = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 2, 3]], np.int32)
@@ -184,6 +186,7 @@ def test_what_is_forbidden_is_never_decoded(seed, scale):
         before = label
 
 
+@pytest.mark.long
 def test_losses_and_gradients_of_long_rows_are_finite_and_exact():
   length = 2000
   rng = np.random.default_rng(0)

@@ -131,6 +131,7 @@ def used_of(batch):
   return batch["decoder_loss_weights"] > 0
 
 
+@pytest.mark.long
 def test_a_head_knows_labels_alone(head):
   model, params, _, found = head
   assert found["predicted"][1]["probabilities"].shape[-1] == model.config.num_labels
@@ -313,6 +314,7 @@ def test_a_head_without_labels_is_refused():
     CommentTreeModel(dataclasses.replace(small_models.CONFIG, head="classification"))
 
 
+@pytest.mark.long
 def test_labels_are_predicted_with_all_that_tells_of_ancestors_but_what_is_of_tokens(
   make, packed
 ):

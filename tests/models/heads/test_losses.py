@@ -21,6 +21,7 @@ def logits():
 TARGETS = jnp.array([0, 3, 10, 5])
 
 
+@pytest.mark.long
 def test_nll_and_its_gradient_are_those_of_log_softmax(logits):
   def plain(logits):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), TARGETS[:, None], 1)[:, 0]
@@ -50,6 +51,7 @@ def pointed(logits):
   return logits, log_weights, jnp.array([-0.3, 1.2, 0.4, -2.0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("targets", [[0, 3, 10, 5], [7, 0, 0, 7]])
 def test_losses_of_copies_are_those_of_the_mixture_and_of_the_logits(pointed, targets):
   """Values and gradients, though only one token of the vocabulary is looked at."""
@@ -90,6 +92,7 @@ def test_a_mixture_is_a_distribution_and_without_ancestors_that_of_the_logits(po
   np.testing.assert_allclose(jax.nn.softmax(mixed[:2]), expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_copies_of_hardly_any_weight_leave_loss_and_gradient_as_they_are():
   ids, log_odds = jnp.array([[5, 6]]), jnp.zeros((1, 1))
   # Of the two tokens the second is copied with the weight e-85, which is 1e-37.
@@ -142,6 +145,7 @@ def test_z_loss_is_the_squared_log_normalizer_and_has_its_gradient(logits):
   np.testing.assert_allclose(with_z.loss - with_z.z_loss, with_z.nll, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_huge_logits_give_finite_losses_and_gradients():
   logits = jnp.array([[1e4, -1e4, 0.0]])
   losses = token_losses(logits, jnp.array([1]), z_loss=1e-4)
@@ -171,6 +175,7 @@ def test_only_masked_positions_count(make, packed):
   assert loss(batch) != loss(packed.batch)
 
 
+@pytest.mark.long
 def test_all_masked_tokens_of_a_batch_count_alike(make, packed):
   model, params = make()
   sums = jax.jit(

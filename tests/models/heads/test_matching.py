@@ -83,6 +83,7 @@ def drawn(seed, trees, valid=None):
   return *vectors, pairs
 
 
+@pytest.mark.long
 def test_the_loss_tells_replies_from_those_of_other_trees_alone():
   trees, valid = [1, 1, 2, 2, 3], [True, True, True, True, False]
   threads, replies, pairs = drawn(0, trees, valid)
@@ -97,6 +98,7 @@ def test_the_loss_tells_replies_from_those_of_other_trees_alone():
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_where_all_pairs_are_of_one_tree_there_is_no_loss_and_no_recall():
   threads, replies, pairs = drawn(1, [4, 4, 4])
   loss, count = matching.matching_loss(threads, replies, jnp.array([4.0]), pairs)
@@ -105,6 +107,7 @@ def test_where_all_pairs_are_of_one_tree_there_is_no_loss_and_no_recall():
   assert all(float(value) == 0 for value in found.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("negatives", [1, 3, 99])
 def test_recall_is_the_mean_over_all_draws_of_negatives(monkeypatch, negatives):
   monkeypatch.setattr(matching, "NEGATIVES", negatives)
@@ -132,6 +135,7 @@ def test_recall_is_the_mean_over_all_draws_of_negatives(monkeypatch, negatives):
   assert 0 < expected["recall_at_1"] < 7
 
 
+@pytest.mark.long
 def test_ties_count_against_a_reply():
   threads, replies, pairs = drawn(3, [1, 2, 3])
   alike = jnp.broadcast_to(replies[:, :1], replies.shape)
@@ -139,6 +143,7 @@ def test_ties_count_against_a_reply():
   assert found["recall_at_1"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("log_scale", "scale"), [(2.0, np.exp(2)), (90.0, 100.0)])
 def test_the_scale_of_cosines_is_learnt_up_to_a_hundred(log_scale, scale):
   matcher = matching.ReplyMatcher(CONFIG)
@@ -156,6 +161,7 @@ def batch():
   return forests.random_batch(0, ((7, 6), (8,)), ((1, 2), (3,)))[1]
 
 
+@pytest.mark.long
 def test_training_adds_its_loss_and_reaches_the_encoder(make, batch):
   weight = 0.5
   model, params = make(reply_matching_weight=weight)
@@ -187,6 +193,7 @@ def test_training_adds_its_loss_and_reaches_the_encoder(make, batch):
   assert not any(np.abs(x).max() for x in jax.tree.leaves(gradients["decoder"]))
 
 
+@pytest.mark.long
 def test_a_new_matcher_compares_what_comments_are_pooled_to(make, packed, batch):
   model, _ = make(reply_matching_weight=1.0, max_ancestor_distance=2)
   variables = jax.jit(

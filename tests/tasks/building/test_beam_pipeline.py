@@ -40,6 +40,7 @@ def contents(folder):
   return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "config",
   [
@@ -71,6 +72,7 @@ def test_beam_builds_the_bytes_that_duckdb_builds(dump, tmp_path, config):
   assert contents(other.folder) == contents(one.folder)
 
 
+@pytest.mark.long
 def test_in_several_shards_there_are_the_same_trees_and_fates(
   dump, tmp_path, monkeypatch
 ):
@@ -99,6 +101,7 @@ def test_every_comment_is_accounted_for(dump, tmp_path):
   assert set(truth) == set(ReadCounts().as_dict())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", [with_beam, with_duckdb])
 def test_a_build_goes_on_with_any_engine_where_a_pipeline_was_stopped(
   dump, tmp_path, monkeypatch, engine

@@ -45,6 +45,7 @@ def truth_of(dump):
   return {kind: dict(sorted(counts.items())) for kind, counts in facts.items()}
 
 
+@pytest.mark.long
 def test_what_becomes_of_a_dump_is_what_its_maker_says(dump, built):
   assert built.stats["read_counts"] == truth_of(dump)
   kept = sum(len(tree.comments) - 1 for tree in building_fixture.trees(built.folder))
@@ -167,6 +168,7 @@ def test_a_folder_left_by_a_build_of_hacker_news_runs_no_code(tmp_path):
   assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.long
 def test_another_seed_gives_another_order_of_the_same_trees_and_splits(
   dump, built, tmp_path
 ):
@@ -279,6 +281,7 @@ def test_a_full_disk_is_told_in_one_line_and_work_goes_on_when_there_is_room(
   assert not building_fixture.build([path], out, DEFAULT).already
 
 
+@pytest.mark.long
 def test_a_sort_tells_a_full_disk_from_too_little_memory(tmp_path):
   text = "".join(map(chr, range(40, 120))) * 8
   trees = [
@@ -363,6 +366,7 @@ def test_checksums_tell_a_flipped_bit_a_missing_and_an_added_file(tmp_path):
     manifest.check(tmp_path)
 
 
+@pytest.mark.long
 def test_tfds_reads_what_was_built(built):
   import tensorflow_datasets as tfds
 

@@ -61,6 +61,7 @@ def accounted_for(folder, name, files, config):
   )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RECORDS)
 @settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data(), config=st.sampled_from(CONFIGS))

@@ -228,6 +228,7 @@ def test_a_task_with_nothing_to_predict_is_told(tmp_path, config, vocabulary):
     data.open_data(config)
 
 
+@pytest.mark.long
 def test_seqio_mixes_tasks_of_several_objectives(config):
   registration.register_tasks(config)
   mixture = seqio.get_mixture_or_task("commentree_mixture")
@@ -248,6 +249,7 @@ def test_seqio_mixes_tasks_of_several_objectives(config):
   assert "target_prefix_lengths" in forest
 
 
+@pytest.mark.long
 def test_seqio_mixes_tasks_with_languages_and_without(tmp_path, config, vocabulary):
   translated = {
     "language": "en",

@@ -61,6 +61,7 @@ def test_counts_are_within_one_of_the_share_after_any_number_of_blocks(rates, bl
     assert 0 <= count <= later
 
 
+@pytest.mark.long
 @given(
   RATES,
   st.lists(st.integers(1, 3000), min_size=7, max_size=7),
@@ -84,6 +85,7 @@ def test_turns_follow_each_other_and_each_tasks_order_is_its_own(
     assert order[position] == (task, *own[task][turn])
 
 
+@pytest.mark.long
 def test_a_position_is_found_without_those_before():
   parts = parts_of([3, 2, 1])
   examples = [100, 7, 2000]
@@ -186,6 +188,7 @@ def test_subtrees_of_several_objectives_share_forests():
   assert shared > 5
 
 
+@pytest.mark.long
 def test_subtrees_are_read_in_the_proportions_of_the_mixture():
   reads = collections.Counter()
 

@@ -120,6 +120,7 @@ def test_over_an_epoch_every_subtree_is_read_once(prepared):
   assert sorted(read[:60]) == list(range(60))
 
 
+@pytest.mark.long
 def test_over_some_epochs_no_subtree_is_seen_much_more_often_than_another(monkeypatch):
   seen = collections.Counter()
   build = packing.ForestBuilder.build

@@ -117,6 +117,7 @@ def test_every_task_of_a_mixture_is_cached(folder, built_config):
     cache_job.run(job, QUIET)
 
 
+@pytest.mark.long
 def test_batches_from_the_cache_are_those_without_it(built_config, cached_config):
   without, with_cache = data.open_data(built_config), data.open_data(cached_config)
   assert with_cache.shape == without.shape
@@ -163,6 +164,7 @@ def test_resuming_from_the_cache_gives_what_would_have_come(cached_config):
   assert_same_batches(take(resumed, 4), take(undisturbed, 4))
 
 
+@pytest.mark.long
 def test_seqio_reads_the_cache_and_draws_masks_anew_each_epoch(folder, cached_config):
   registration.register_tasks(cached_config)
   seqio.add_global_cache_dirs([str(folder / "cached")])

@@ -55,6 +55,7 @@ def test_the_digest_tells_other_subtrees_but_not_other_parts(tmp_path):
   assert other.totals != one.totals
 
 
+@pytest.mark.long
 def test_a_flipped_byte_is_named_or_does_no_harm(tmp_path):
   prepared, subtrees = parts(tmp_path / "subtrees")
   path = records.part_path(tmp_path / "subtrees", 2)
@@ -108,6 +109,7 @@ class Counting:
     return self.subtrees[index]
 
 
+@pytest.mark.long
 def test_a_first_batch_reads_as_much_after_many_epochs_as_at_the_start(tmp_path):
   prepared, _ = parts(tmp_path / "subtrees")
 

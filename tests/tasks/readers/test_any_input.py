@@ -301,6 +301,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.long
 @given(JSON, st.data())
 def test_what_is_nested_too_deeply_for_python_is_parsed_as_python_would(value, data):
   written = json.dumps(value, ensure_ascii=data.draw(st.booleans()))

@@ -24,6 +24,7 @@ from commentree.tests.support.tasks import building_fixture
 from commentree.tests.support.tasks.building_fixture import comment, record, write_trees
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "value",
   [
@@ -45,6 +46,7 @@ def test_a_line_takes_no_more_memory_than_is_reckoned_with(value):
   assert after - before <= files.parsed_bytes(line)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("name", "line", "counted"),
   [
@@ -257,6 +259,7 @@ def test_a_stub_that_lists_too_much_counts_at_once_and_is_not_held():
   assert not read_counts.comments
 
 
+@pytest.mark.long
 def test_sorts_that_need_more_memory_are_made_of_fewer_rows(tmp_path, monkeypatch):
   text = "".join(map(chr, range(40, 120))) * 500
   path = write_trees(
@@ -280,6 +283,7 @@ def test_sorts_that_need_more_memory_are_made_of_fewer_rows(tmp_path, monkeypatc
   )
 
 
+@pytest.mark.long
 def test_a_tree_that_no_memory_is_enough_for_is_told_in_one_line(tmp_path, monkeypatch):
   monkeypatch.setattr(shards, "_MOST_TRIES", 2)
   path = write_trees(tmp_path, record("p", comment("a", "p", "long " * 200_000)))

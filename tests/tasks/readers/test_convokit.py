@@ -162,6 +162,7 @@ def test_the_oldest_corpora_are_arrays_and_other_files_of_a_corpus_are_left_out(
   assert sum(read_counts.files.values()) == 1
 
 
+@pytest.mark.long
 def test_titles_are_read_in_memory_that_does_not_grow_with_them(tmp_path, monkeypatch):
   monkeypatch.setattr(index_on_disk, "_CACHE_KIB", 200)
   write(tmp_path, [utterance("c0", "c0", None), utterance("c9999", "c9999", None)])
@@ -199,6 +200,7 @@ def test_titles_of_a_file_that_is_cut_off_are_those_before(tmp_path):
   assert [row.text for row in rows] == ["page", None]
 
 
+@pytest.mark.long
 @given(
   pairs=st.dictionaries(st.text(max_size=3), st.integers() | st.just({"a": [{}]})),
   size=st.integers(1, 9),

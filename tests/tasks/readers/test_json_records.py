@@ -116,6 +116,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.long
 @given(
   st.lists(st.dictionaries(st.text(), VALUES, max_size=3), min_size=1, max_size=6),
   st.sampled_from([None, 0, 2, "\t"]),
@@ -172,6 +173,7 @@ def test_an_element_too_long_is_left_out_and_the_next_one_read(tmp_path):
     assert read_counts.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 1}
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_an_array(tmp_path):
   def peak(count):
     path = tmp_path / "a.json"

@@ -128,6 +128,7 @@ def seconds(work, text, bound):
   return least
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("unit", _UNITS, ids=json.dumps)
 @pytest.mark.parametrize(
   "work",

@@ -240,6 +240,7 @@ def test_a_line_too_long_is_skipped_and_the_next_one_read(tmp_path):
   assert read_counts.trees == {comment_tree.KEPT: 2, files.LINE_TOO_LONG: 2}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrapper", ["plain", "gzip", "zstd"])
 def test_memory_does_not_grow_with_a_file_nor_with_a_line_too_long(tmp_path, wrapper):
   def peak(count, config):

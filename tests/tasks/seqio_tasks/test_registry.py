@@ -43,6 +43,7 @@ def test_seqio_yields_masked_subtrees_of_the_task(task):
     assert (subtree["is_masked"][changed] == 1).all()
 
 
+@pytest.mark.long
 def test_masks_differ_by_epoch_and_not_by_reading_again(task):
   def masks(seed, num_epochs=1):
     ds = task.get_dataset(
@@ -61,6 +62,7 @@ def test_masks_differ_by_epoch_and_not_by_reading_again(task):
   assert any(not np.array_equal(a, b) for a, b in halves)
 
 
+@pytest.mark.long
 def test_the_feature_converter_lays_the_task_out_as_forests(task):
   converter = CommentForestFeatureConverter(
     pack=True,
@@ -170,6 +172,7 @@ def test_data_is_prepared_once_and_again_when_a_setting_changes(tmp_path):
   assert first.facts() != other.facts()
 
 
+@pytest.mark.long
 def test_seqios_own_inspection_runs_on_our_task():
   done = subprocess.run(
     [

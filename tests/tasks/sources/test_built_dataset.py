@@ -78,6 +78,7 @@ def test_a_built_dataset_among_other_files_is_refused(built):
     built_dataset.find([str(built), "trees.jsonl"])
 
 
+@pytest.mark.long
 def test_shards_together_give_the_split_with_the_places_of_its_trees(built):
   source = tree_sources.BuiltTreesSource(built / "1.0.0")
   assert len(source.list_shards("train")) == 3

@@ -280,6 +280,7 @@ def test_without_noise_the_floor_is_zero():
   )
 
 
+@pytest.mark.long
 def test_closed_forms_are_those_of_the_trees_themselves():
   joints = {
     name: collections.Counter()

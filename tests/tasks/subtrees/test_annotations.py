@@ -227,6 +227,7 @@ def test_annotations_come_back_from_disk(tokenizer, phrases):
     np.testing.assert_array_equal(again[name], subtree[name])
 
 
+@pytest.mark.long
 def test_seqio_examples_hold_annotations_and_prefer_phrases(byte_level, phrases):
   def examples(share, labels=LABELS):
     config = DiscourseMarkersConfig(phrases.file, share)

@@ -199,6 +199,7 @@ def test_subtrees_come_in_order_of_their_first_targets():
   assert first == sorted(first)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [chain, star, "random"])
 def test_a_hundred_thousand_nodes_are_split_fast(make):
   """It takes half a second; the bound leaves room for a slower machine."""

@@ -118,6 +118,7 @@ def test_the_words_that_stay_are_those_that_pairs_of_comments_leave(thread, leng
   assert [plain(text.split()) for text in found] == expected
 
 
+@pytest.mark.long
 @given(threads(), st.integers(1, 4), st.booleans())
 def test_spans_hold_the_same_words_or_are_lost(thread, length, quotes):
   parents, texts = thread
@@ -172,6 +173,7 @@ def test_lengths_that_cannot_be_are_refused(value):
     CleaningConfig(copied_quotations=value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["alike", "all different"])
 def test_time_grows_with_a_threads_depth_and_not_with_its_square(kind):
   def seconds(depth):

@@ -400,6 +400,7 @@ def test_five_thousand_siblings_are_a_tree():
   assert len(tree.children()[0]) == 5000
 
 
+@pytest.mark.long
 def test_a_tree_of_a_hundred_thousand_comments_is_built_within_seconds():
   comments = [comment("0", "p")]
   comments += [comment(str(i), str(i * 7919 % i), created=i) for i in range(1, 100_000)]

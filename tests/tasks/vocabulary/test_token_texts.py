@@ -47,6 +47,7 @@ def test_token_by_token_a_text_is_what_the_vocabulary_decodes(tokenizers, kind, 
   assert joined(tokenizers[kind], ids) == tokenizers[kind].decode(ids.tolist())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @given(data=st.data())
 def test_so_are_tokens_that_no_text_has(tokenizers, kind, data):

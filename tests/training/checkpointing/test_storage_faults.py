@@ -219,6 +219,7 @@ def test_saves_slower_than_their_period_are_said_once(open_folder, lines, monkey
   assert "longer than the time to the next, 2" in line
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["_write_part", "_commit"])
 def test_a_process_whose_save_hangs_says_so_and_ends(tmp_path, part):
   script = pathlib.Path(support.__file__).with_name("run_stuck_save.py")

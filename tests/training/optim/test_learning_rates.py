@@ -169,6 +169,7 @@ def test_a_wrong_rule_is_one_line(settings, message):
 # ---- What it does ------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_update_is_the_multiple_of_what_it_would_be(name):
   settings = {"name": name, "weight_decay": 0.1, "clip_norm": None}
@@ -208,6 +209,7 @@ def test_what_is_frozen_stays_bit_by_bit_and_has_no_state(name, params):
   assert ("'head'" in text) == (name != "sgd")
 
 
+@pytest.mark.long
 def test_what_is_frozen_does_not_count_in_clipping():
   rules = ((r"(token_embedder|encoder|decoder)\..*", 0),)
   settings = {"clip_norm": 0.1, "learning_rate_rules": rules}
@@ -236,6 +238,7 @@ def _run_config(optimizer):
 # ---- A run -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_with_frozen_parameters_goes_on_where_it_stood(
   make_config, model, console, tmp_path
 ):
@@ -275,6 +278,7 @@ _STUB_SHAPES = {
 }
 
 
+@pytest.mark.long
 def test_t5xs_optimizer_freezes_as_well():
   definition = OptaxOptimizer(config("adamw", learning_rate_rules=[(r"head\..*", 0)]))
   optimizer = definition.create(flax.core.freeze(UNROLLED))

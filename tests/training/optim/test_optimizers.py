@@ -153,6 +153,7 @@ def test_adafactor_alone_is_not_clipped_unless_asked():
   assert OptimizerConfig(name="adamw", clip_norm=None).clip_norm is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "name", ["sgd", "adafactor", "adamw", "lion", "adopt", "novograd"]
 )
@@ -193,6 +194,7 @@ def test_the_optimizers_that_the_readme_names_are_among_those_tested():
 NAMED = ("adafactor", "adamw", "lamb", "muon", "prodigy", "schedule_free_adamw")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "name",
   [n if n in NAMED else pytest.param(n, marks=pytest.mark.slow) for n in usable()],

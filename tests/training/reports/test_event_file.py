@@ -42,6 +42,7 @@ def curve(folder, name):
   ]
 
 
+@pytest.mark.long
 def test_tensorboard_draws_the_conditions_of_a_scalar_in_one_chart(tmp_path):
   writer = writers.TensorBoardWriter(storage.as_path(tmp_path))
   writer.write(3, {"train/loss": 1.5})
@@ -103,6 +104,7 @@ def test_in_a_bucket_no_file_grows_without_end(tmp_path, in_bucket, monkeypatch)
   assert curve(tmp_path, "loss") == [(step, float(step)) for step in range(40)]
 
 
+@pytest.mark.long
 def test_no_tensorflow_is_loaded_to_write_metrics(tmp_path):
   code = f"""
 import sys
