@@ -1,6 +1,6 @@
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -147,11 +147,12 @@ def test_a_mistake_is_told_in_three_seconds_and_before_jax_is_imported(tmp_path)
     "print(heavy, file=sys.stderr) if heavy else None; sys.exit(code)"
   )
   command = [sys.executable, "-c", code, "train", "--gin_file=runs/pretrain.gin"]
-  started = time.monotonic()
+  before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
   done = subprocess.run(
     [*command, "--gin.TRAIN_STPES=3"], capture_output=True, text=True, cwd=tmp_path
   )
-  assert time.monotonic() - started < 3
+  # Processor time: on a busy machine it takes longer.
+  assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
   assert done.returncode == 2
   assert len(done.stderr.strip().splitlines()) == 1, done.stderr
   assert "TRAIN_STEPS" in done.stderr
