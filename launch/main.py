@@ -15,6 +15,7 @@ VERBS = {
   "train": "train a model; resumes by itself what was interrupted",
   "eval": "evaluate a checkpoint: does context help?",
   "compare": "put the evaluations of several runs side by side",
+  "report": "show a run as one page: does context help, curves, time, settings",
   "infer": "fill, embed, score, tag, classify comments, or rank or write replies",
   "inspect": "show trees as the model sees them, on the terminal or as a page",
   "build": "make a dataset of trees from dumps and corpora of any size",

@@ -16,7 +16,7 @@ MAY_IMPORT = {
   "training": {"models"},
   "launch": {"models", "tasks", "training"},
 }
-MOST_FILES, MOST_LINES = 12, 500
+MOST_FILES, MOST_LINES = 13, 500  # launch/commands has a file for each verb
 
 
 def modules():

@@ -270,20 +270,30 @@ def curve(label: str, runs: Sequence[Run]) -> list[Row]:
   return [row_at(label, runs, step) for step in sorted(common)]
 
 
+def metric_lines(folder: str) -> tuple[epath.Path, list[bytes]]:
+  """Returns a run's file of metrics and its whole lines.
+
+  Raises:
+    UserError: if it cannot be read.
+  """
+  check_scheme(folder)
+  file = epath.Path(folder) / "metrics.jsonl"
+  lines = _read(file).splitlines(keepends=True)
+  if lines and not lines[-1].endswith(b"\n"):
+    del lines[-1]  # what a killed run was writing
+  return file, lines
+
+
 def read_run(folder: str, dataset: str) -> Run:
   """Reads a run's evaluations on a dataset.
 
   Raises:
     UserError: if it is missing.
   """
-  check_scheme(folder)
-  file = epath.Path(folder) / "metrics.jsonl"
-  lines = _read(file).splitlines(keepends=True)
+  file, lines = metric_lines(folder)
   found: dict[int, Mapping[str, Found]] = {}
   datasets = set()
   for number, line in enumerate(lines, 1):
-    if not line.endswith(b"\n"):
-      break  # What a killed run was writing.
     try:
       if json_shapes.parse(line, dict[str, Any])["kind"] != "eval":
         continue
