@@ -25,6 +25,9 @@ from jax.experimental.pallas import tpu as pltpu
 from commentree.models.layers import MASKED_SCORE, Array
 
 LANES = 128
+# Heads of so many registers are computed side by side: of 1, 2, 3 and 6, what gives the
+# shortest schedules for base on v5e.
+SIDE_BY_SIDE = 3
 # libtpu grants a kernel 16 MiB of VMEM; the rest is for what the compiler spills.
 VMEM_BYTES = 12 * 2**20
 
@@ -180,67 +183,107 @@ def _call(
   )(*[x for _, x in given])
 
 
-def _lanes(joined: int, width: int) -> list[tuple[int, int]]:
-  """Returns first and last lane of the parts that whole heads are computed in."""
+class _Head(NamedTuple):
+  """Where a head lies.
+
+  Attributes:
+    number: which head of the group it is.
+    start: first lane of the registers that it is in.
+    stop: last lane of those, not included.
+    first: its own first lane among them.
+    width: K.
+  """
+
+  number: int
+  start: int
+  stop: int
+  first: int
+  width: int
+
+  def with_others(self, ref: Any) -> Array:
+    """Returns the registers of a row `[L, lanes]` that the head is in."""
+    return ref[0, :, self.start : self.stop]
+
+  def alone(self, ref: Any) -> Array:
+    """Returns those with 0 in the lanes of other heads."""
+    x = self.with_others(ref)
+    if x.shape[-1] == self.width:
+      return x
+    lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    own = (lane >= self.first) & (lane < self.first + self.width)
+    return jnp.where(own, x, jnp.zeros_like(x))
+
+
+def _side_by_side(joined: int, width: int) -> list[list[_Head]]:
+  """Returns the heads of a group, a few together.
+
+  Kernels do each stage for a few heads before the next stage: the compiler overlaps
+  what stands side by side, where one head would wait for its products.
+  """
   together = LANES if LANES % width == 0 else width
-  return [
-    (first, min(first + together, joined)) for first in range(0, joined, together)
+  heads = [
+    _Head(start // width + i, start, min(start + together, joined), i * width, width)
+    for start in range(0, joined, together)
+    for i in range(min(together, joined - start) // width)
   ]
+  few = SIDE_BY_SIDE * together // width
+  return [heads[first : first + few] for first in range(0, len(heads), few)]
+
+
+def _write(ref: Any, heads: list[_Head], found: list[Array]) -> None:
+  """Writes results `[L, lanes]` of some heads, of each its own lanes."""
+  merged: dict[tuple[int, int], Array] = {}
+  for head, x in zip(heads, found):
+    place = (head.start, head.stop)
+    if place in merged:
+      lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+      x = jnp.where(lane >= head.first, x, merged[place])
+    merged[place] = x
+  for (start, stop), x in merged.items():
+    ref[0, :, start:stop] = x.astype(ref.dtype)
 
 
 def _product(x: Array, y: Array, axes: Any) -> Array:
   return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
 
 
-def _only(x: Array, first: int, width: int) -> Array:
-  """Returns `x` with the lanes of one head and 0 in those of others."""
-  if x.shape[-1] == width:
-    return x
-  lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-  return jnp.where((lane >= first) & (lane < first + width), x, jnp.zeros_like(x))
-
-
-def _beside(earlier: Array | None, x: Array, first: int) -> Array:
-  """Returns `earlier` with the lanes from `first` on of `x`."""
-  if earlier is None:
-    return x
-  lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-  return jnp.where(lane >= first, x, earlier)
-
-
-def _attend_kernel(heads: Heads, query, key, value, visible, bias, out) -> None:
-  """Computes a row of `attend`, for the heads of a group."""
-  width = heads.width
-  visible_LL = visible[0].astype(jnp.int32) != 0
-  for start, stop in _lanes(query.shape[-1], width):
-    query_LX, key_LX, value_LX = (x[0, :, start:stop] for x in (query, key, value))
-    out_LX: Any = None
-    for first in range(0, stop - start, width):
-      head = (start + first) // width
-      scores_LL = _product(_only(query_LX, first, width), key_LX, _ROWS_BY_ROWS)
-      scores_LL = _masked(heads, scores_LL, bias, head, visible_LL)
-      weights_LL = jnp.exp(scores_LL - scores_LL.max(axis=1, keepdims=True))
-      total_L1 = weights_LL.sum(axis=1, keepdims=True)
-      weights_LL = weights_LL.astype(value_LX.dtype)
-      of_head_LX = _product(weights_LL, value_LX, _ROWS_BY_COLUMNS) / total_L1
-      out_LX = _beside(out_LX, of_head_LX, first)
-    out[0, :, start:stop] = out_LX.astype(out.dtype)
-
-
-def _masked(heads: Heads, scores_LL: Array, bias, head: int, visible_LL: Array):
-  if heads.scale != 1:
-    scores_LL *= heads.scale
+def _masked(
+  setting: Heads, scores_LL: Array, bias: Any, head: _Head, visible_LL: Array
+) -> Array:
+  if setting.scale != 1:
+    scores_LL *= setting.scale
   if bias is not None:
-    scores_LL += bias[head].astype(jnp.float32)
+    scores_LL += bias[head.number].astype(jnp.float32)
   return jnp.where(visible_LL, scores_LL, MASKED_SCORE)
 
 
+def _attend_kernel(setting: Heads, query, key, value, visible, bias, out) -> None:
+  """Computes a row of `attend`, for the heads of a group."""
+  visible_LL = visible[0].astype(jnp.int32) != 0
+  for heads in _side_by_side(query.shape[-1], setting.width):
+    scores = [
+      _product(head.alone(query), head.with_others(key), _ROWS_BY_ROWS)
+      for head in heads
+    ]
+    weights, totals = [], []
+    for head, scores_LL in zip(heads, scores):
+      scores_LL = _masked(setting, scores_LL, bias, head, visible_LL)
+      weights_LL = jnp.exp(scores_LL - scores_LL.max(axis=1, keepdims=True))
+      totals.append(weights_LL.sum(axis=1, keepdims=True))
+      weights.append(weights_LL.astype(value.dtype))
+    found = [
+      _product(weights_LL, head.with_others(value), _ROWS_BY_COLUMNS) / total_L1
+      for head, weights_LL, total_L1 in zip(heads, weights, totals)
+    ]
+    _write(out, heads, found)
+
+
 def _gradient_kernel(
-  heads: Heads, query, key, value, visible, bias, of_out, *results
+  setting: Heads, query, key, value, visible, bias, of_out, *results
 ) -> None:
   """Computes a row's gradients; mask and bias have keys down and queries across."""
   of_query, of_key, of_value, *of_bias = results
-  width, dtype = heads.width, query.dtype
+  dtype = query.dtype
   visible_LL = visible[0].astype(jnp.int32) != 0
   if of_bias:
 
@@ -248,32 +291,42 @@ def _gradient_kernel(
     def _():
       of_bias[0][...] = jnp.zeros_like(of_bias[0])
 
-  for start, stop in _lanes(query.shape[-1], width):
-    query_LX, key_LX, value_LX, of_out_LX = (
-      x[0, :, start:stop] for x in (query, key, value, of_out)
-    )
-    found: Any = [None, None, None]
-    for first in range(0, stop - start, width):
-      head = (start + first) // width
-      scores_LL = _product(key_LX, _only(query_LX, first, width), _ROWS_BY_ROWS)
-      scores_LL = _masked(heads, scores_LL, bias, head, visible_LL)
+  for heads in _side_by_side(query.shape[-1], setting.width):
+    scores = [
+      _product(head.with_others(key), head.alone(query), _ROWS_BY_ROWS)
+      for head in heads
+    ]
+    weights = []
+    for head, scores_LL in zip(heads, scores):
+      scores_LL = _masked(setting, scores_LL, bias, head, visible_LL)
       weights_LL = jnp.exp(scores_LL - scores_LL.max(axis=0, keepdims=True))
-      weights_LL *= 1 / weights_LL.sum(axis=0, keepdims=True)
-      of_weights_LL = _product(value_LX, _only(of_out_LX, first, width), _ROWS_BY_ROWS)
+      weights.append(weights_LL * (1 / weights_LL.sum(axis=0, keepdims=True)))
+    of_weights = [
+      _product(head.with_others(value), head.alone(of_out), _ROWS_BY_ROWS)
+      for head in heads
+    ]
+    found = [
+      _product(weights_LL.astype(dtype), head.with_others(of_out), _ROWS_BY_COLUMNS)
+      for head, weights_LL in zip(heads, weights)
+    ]
+    _write(of_value, heads, found)
+    of_scores = []
+    for head, weights_LL, of_weights_LL in zip(heads, weights, of_weights):
       change_1L = (weights_LL * of_weights_LL).sum(axis=0, keepdims=True)
-      of_scores_LL = weights_LL * (of_weights_LL - change_1L)
       # Weights are not 0 where a query sees nothing; gradients are.
-      of_scores_LL = jnp.where(visible_LL, of_scores_LL, 0)
+      of_scores_LL = jnp.where(visible_LL, weights_LL * (of_weights_LL - change_1L), 0)
       if of_bias:
-        of_bias[0][head] += of_scores_LL
-      if heads.scale != 1:
-        of_scores_LL *= heads.scale
-      of_scores_LL = of_scores_LL.astype(dtype)
-      of_head = (
-        _product(of_scores_LL, key_LX, _COLUMNS_BY_COLUMNS),
-        _product(of_scores_LL, query_LX, _ROWS_BY_COLUMNS),
-        _product(weights_LL.astype(dtype), of_out_LX, _ROWS_BY_COLUMNS),
-      )
-      found = [_beside(*pair, first) for pair in zip(found, of_head)]
-    for ref, of_rows_LX in zip((of_query, of_key, of_value), found):
-      ref[0, :, start:stop] = of_rows_LX.astype(ref.dtype)
+        of_bias[0][head.number] += of_scores_LL
+      if setting.scale != 1:
+        of_scores_LL *= setting.scale
+      of_scores.append(of_scores_LL.astype(dtype))
+    found = [
+      _product(of_scores_LL, head.with_others(key), _COLUMNS_BY_COLUMNS)
+      for head, of_scores_LL in zip(heads, of_scores)
+    ]
+    _write(of_query, heads, found)
+    found = [
+      _product(of_scores_LL, head.with_others(query), _ROWS_BY_COLUMNS)
+      for head, of_scores_LL in zip(heads, of_scores)
+    ]
+    _write(of_key, heads, found)
