@@ -5,11 +5,11 @@ import os
 
 import pytest
 
+from commentree import local_files
 from commentree.errors import UserError
 from commentree.tasks.building import building, parts, plans
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import TreeConfig
-from commentree.tasks.dataset_files import folder_commit
 from commentree.tests.support.tasks import building_fixture
 from commentree.tests.support.tasks.building_fixture import comment, record, write_trees
 
@@ -156,7 +156,7 @@ def many_small_files(folder, number):
 def test_small_files_are_put_together(tmp_path, monkeypatch):
   source = many_small_files(tmp_path / "small", 300)
   synced = []
-  monkeypatch.setattr(folder_commit, "sync", synced.append)
+  monkeypatch.setattr(local_files, "sync", synced.append)
   made = building_fixture.build([source], tmp_path / "forum", DEFAULT)
   assert len(synced) < 20
   assert made.stats["splits"]["train"]["trees"] > 250
