@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from etils import epath
 
-from commentree import json_shapes
+from commentree import differences, json_shapes
 from commentree.errors import UserError, refused_write
 from commentree.launch.inference.chunks import Chunk
 from commentree.training.checkpointing import storage
@@ -25,7 +25,6 @@ T = TypeVar("T")
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+|end)(\.\w+)")
 _SETTINGS = "settings.json"
 _ATTEMPTS = 4
-_MAX_SHOWN = 80
 
 
 class _Record(msgspec.Struct):
@@ -57,7 +56,7 @@ class Parts:
     self.folder = output.with_name(output.name + ".parts")
     self._record = output.with_name(output.name + ".record.json")
     self._ending = ending
-    self._settings = json.loads(json.dumps(settings))
+    self._settings = settings
     self._say = say
 
   def begin(self, again: bool = True) -> bool:
@@ -94,13 +93,11 @@ class Parts:
     return False
 
   def _compare(self, there: Mapping[str, Any], where: epath.Path) -> None:
-    for name in {**self._settings, **there}:
-      before, now = there.get(name), self._settings.get(name)
-      if before != now:
-        raise UserError(
-          f"{where}: was made with {name} = {_shown(before)}, now {_shown(now)}: give"
-          " the same, name another --output, or delete it"
-        )
+    for name, before, now in differences.find(there, self._settings):
+      raise UserError(
+        f"{where}: was made with {name} = {before}, now {now}: give the same, name"
+        " another --output, or delete it"
+      )
 
   def done(self) -> dict[int, dict[int, int | None]]:
     """Returns the chunks that are done, by unit, each with where the next begins."""
@@ -163,8 +160,3 @@ def _read(path: epath.Path, shape: type[T]) -> T:
       f"{path}: is damaged ({storage.reason(error)}): delete what --output names with"
       " all that lies beside it by that name, or name another --output"
     ) from error
-
-
-def _shown(value: Any) -> str:
-  text = json.dumps(value)
-  return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"

@@ -174,7 +174,7 @@ def _settings(job: InferenceJob, engine: Engine) -> dict[str, Any]:
   """What decides answers, by the names that the user knows."""
   config = job.run.config
   sums = engine.path / "checksums.json"
-  settings = {
+  return {
     "format": _FORMAT_VERSION,
     **job.options,
     "--input": job.found.signature,
@@ -185,7 +185,6 @@ def _settings(job: InferenceJob, engine: Engine) -> dict[str, Any]:
     **identity(config.model),
     **identity(config.data),
   }
-  return json.loads(json.dumps(settings))
 
 
 def _digest(text: str) -> str:

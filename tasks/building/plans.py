@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from commentree import differences
 from commentree.errors import StorageError, UserError
 from commentree.tasks.building import parts
 from commentree.tasks.building.config import BuildConfig
@@ -49,15 +50,8 @@ def difference(old: BuildPlan, new: BuildPlan) -> str | None:
   """What the first difference between two plans is, in words, or None."""
   if old.get("building_format") != new["building_format"]:
     return "was made by another version of commentree"
-  settings = {"was": old["settings"], "is": new["settings"]}
-  for name in sorted(settings["was"].keys() | settings["is"].keys()):
-    was, now = settings["was"].get(name), settings["is"].get(name)
-    if isinstance(was, dict) and isinstance(now, dict):
-      inner = [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]
-      if inner:
-        name, was, now = inner[0], was.get(inner[0]), now.get(inner[0])
-    if was != now:
-      return f"has {name} = {was!r}, not {now!r}"
+  for name, was, now in differences.find(old["settings"], new["settings"]):
+    return f"has {name} = {was}, not {now}"
   files = {"was": old["input"], "is": new["input"]}
   names = {when: [file["name"] for file in listed] for when, listed in files.items()}
   if names["was"] != names["is"]:

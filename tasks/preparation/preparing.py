@@ -15,6 +15,7 @@ from typing import Any
 import seqio
 from etils import epath
 
+from commentree import differences
 from commentree.console import Console
 from commentree.errors import UserError
 from commentree.paths import cache_root
@@ -277,26 +278,11 @@ def check_note(
       f"{path}: is damaged ({error}); make the cache again with `commentree cache"
       " --overwrite`"
     ) from error
-  here = json.loads(json.dumps(_portable(settings(task, split))))
-  differing = _differences(there, here)
-  if differing:
+  for name, was, now in differences.find(there, _portable(settings(task, split))):
     raise UserError(
-      f"{folder}: was cached with other settings: {differing[0]}; make the cache again"
-      " with `commentree cache --overwrite`, or use those settings"
+      f"{folder}: was cached with other settings: {name} was {was}, is {now}; make the"
+      " cache again with `commentree cache --overwrite`, or use those settings"
     )
-
-
-def _differences(there: Any, here: Any, name: str = "") -> list[str]:
-  """What differs between two settings, each in a few words."""
-  if isinstance(there, dict) and isinstance(here, dict):
-    return [
-      difference
-      for key in sorted(there.keys() | here.keys())
-      for difference in _differences(
-        there.get(key), here.get(key), f"{name}.{key}" if name else key
-      )
-    ]
-  return [] if there == here else [f"{name} was {there!r}, is {here!r}"]
 
 
 def _portable(signature: dict[str, Any]) -> dict[str, Any]:

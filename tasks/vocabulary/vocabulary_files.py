@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from commentree import local_files
+from commentree import differences, local_files
 from commentree.errors import UserError, refused_write
 from commentree.paths import open_path
 
@@ -169,15 +169,15 @@ def check_same_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None
   if not path.exists():
     return
   record = read_record(path)
-  for name, value in settings.items():
-    if name not in record:
-      raise UserError(f"{path}: is there already, {_ANOTHER}")
-    if record[name] != value:
-      raise UserError(
-        f"{path}: is there already, with other {name}"
-        + (f" ({record[name]!r}, now {value!r})" if name != "markers" else "")
-        + f", {_ANOTHER}"
-      )
+  if settings.keys() - record.keys():
+    raise UserError(f"{path}: is there already, {_ANOTHER}")
+  recorded = {name: record[name] for name in settings}
+  for name, was, now in differences.find(recorded, settings):
+    raise UserError(
+      f"{path}: is there already, with other {name}"
+      + (f" ({was}, now {now})" if name != "markers" else "")
+      + f", {_ANOTHER}"
+    )
 
 
 def check_same_content(path: pathlib.Path, content: bytes) -> None:

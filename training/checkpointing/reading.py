@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from commentree.differences import listed
 from commentree.errors import HostLostError, StorageError, UserError
 from commentree.training import partitioning
 from commentree.training.checkpointing import checksums, orbax_noise, storage
@@ -145,13 +146,12 @@ def check_tree(
     differing += [f"{name} is only there" for name in there if name not in here]
   if not differing:
     return
-  more = len(differing) - _SHOWN_DIFFERENCES
   mend = (
     ", vocabulary and optimizer, or another MODEL_DIR" if exact else " and vocabulary"
   )
   raise UserError(
-    f"{path} is of another model: {', '.join(differing[:_SHOWN_DIFFERENCES])}"
-    f"{f' and {more} more' if more > 0 else ''}: use the same sizes{mend}"
+    f"{path} is of another model: {listed(differing, _SHOWN_DIFFERENCES)}: use the"
+    f" same sizes{mend}"
   )
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from etils import epath
 
-from commentree import json_shapes
+from commentree import differences, json_shapes
 from commentree.errors import UserError
 from commentree.settings import identity
 from commentree.training.checkpointing import saving, storage
@@ -114,20 +114,17 @@ def check(
   recorded = _read(model_dir, say).facts
   if recorded is None:
     return
-  now = _jsonable(facts)
-  absent = "absent"
-  names = recorded.keys() & now.keys() if part else recorded.keys() | now.keys()
-  differing = [
-    f"{name} ({recorded.get(name, absent)!r} there, {now.get(name, absent)!r} now)"
-    for name in sorted(names)
-    if recorded.get(name, absent) != now.get(name, absent)
-  ]
-  if differing:
-    shown = ", ".join(differing[:_SHOWN_DIFFERENCES])
-    more = len(differing) - _SHOWN_DIFFERENCES
+  if part:
+    names = recorded.keys() & facts.keys()
+    recorded = {name: recorded[name] for name in names}
+    facts = {name: facts[name] for name in names}
+  found = differences.find(recorded, facts)
+  if found:
+    texts = [f"{name} ({before} there, {now} now)" for name, before, now in found]
     raise UserError(
-      f"{model_dir} holds a run with other settings: {shown}"
-      f"{f' and {more} more' if more > 0 else ''}: use those, or another MODEL_DIR"
+      f"{model_dir} holds a run with other settings:"
+      f" {differences.listed(texts, _SHOWN_DIFFERENCES)}: use those, or another"
+      " MODEL_DIR"
     )
 
 
@@ -227,7 +224,7 @@ def write(
   if before is not None and before != record.config_text:
     start["config_before"] = before
   starts = [*_read(model_dir, say).starts, start]
-  run = {"facts": _jsonable(facts), "starts": starts}
+  run = {"facts": dict(facts), "starts": starts}
   write_files(
     model_dir,
     {
@@ -306,7 +303,3 @@ def _read(model_dir: epath.Path, say: Say) -> _Record:
       f"{file} is damaged ({storage.reason(error)}): remove it, and mind that the"
       " settings are those of before"
     ) from error
-
-
-def _jsonable(facts: Mapping[str, Any]) -> dict[str, Any]:
-  return json.loads(json.dumps(dict(facts)))

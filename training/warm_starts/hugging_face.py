@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from commentree import differences
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.training.checkpointing import storage
@@ -148,11 +149,9 @@ def gin_lines(path: str) -> list[str]:
 
 def _check(file: epath.Path, there: Settings, here: ModelConfig) -> None:
   """Compares settings; raises UserError naming all that differ."""
-  differing = [
-    f"ModelConfig.{name} = {getattr(here, name)!r}, there {value!r}"
-    for name, value in there.items()
-    if name not in _MAY_DIFFER and getattr(here, name) != value
-  ]
+  compared = {name: value for name, value in there.items() if name not in _MAY_DIFFER}
+  found = differences.find(compared, {name: getattr(here, name) for name in compared})
+  differing = [f"ModelConfig.{name} = {now}, there {was}" for name, was, now in found]
   if differing:
     raise UserError(
       f"{file} is of a model with other settings: {'; '.join(differing)}: set them as"

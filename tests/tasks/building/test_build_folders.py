@@ -20,7 +20,7 @@ DEFAULT = BuildConfig()
   ("change", "words"),
   [
     ({"seed": 1}, "has seed = 0, not 1"),
-    ({"trees": TreeConfig("keep")}, "has deleted = 'splice', not 'keep'"),
+    ({"trees": TreeConfig("keep")}, "has trees.deleted = 'splice', not 'keep'"),
     ({"subreddits": ("a",)}, r"has subreddits = \[\], not \['a'\]"),
   ],
 )

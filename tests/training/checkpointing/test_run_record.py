@@ -20,8 +20,8 @@ def test_settings_that_differ_are_named_with_both_values(tmp_path):
     run_record.check(tmp_path, {"a": 2, "b": [1, 2], "c": "x", "new": None})
   message = str(raised.value)
   assert "a (1 there, 2 now)" in message
-  assert "gone (0 there, 'absent' now)" in message
-  assert "new ('absent' there, None now)" in message
+  assert "gone (0 there, absent now)" in message
+  assert "new (absent there, None now)" in message
   assert "b (" not in message
   assert "\n" not in message
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import threading
 from collections.abc import Iterable
 from typing import Any
 
+from commentree import differences
+from commentree.differences import listed
 from commentree.errors import HostLostError, UserError
 from commentree.training.cluster.coordination.host_messages import (
   Agreed,
@@ -260,7 +261,7 @@ class Coordinator:
     if self._waited_seconds < self._wait_seconds or 0 not in self._members:
       self._broadcast(Waiting(missing))
       return
-    numbers = _named(map(str, missing))
+    numbers = listed(map(str, missing), _MAX_NAMED)
     self._end(
       HostLostError(
         f"{self._members[0]} waited {self._wait_seconds:g} s at {self._address} for"
@@ -274,7 +275,7 @@ class Coordinator:
     """What was refused, as it may be what was waited for."""
     if not self._unfit:
       return ""
-    return f"; refused: {_named(self._unfit.values(), '; ')}"
+    return f"; refused: {listed(self._unfit.values(), _MAX_NAMED, '; ')}"
 
   def _watch(self, passed: float) -> None:
     limit = self._health.host_timeout_seconds
@@ -292,7 +293,7 @@ class Coordinator:
       return
     behind = self._behind()
     if behind and min(m.still_seconds - self._allowed(m) for m in behind) > 0:
-      they = _named(f"{m}, {m.place}," for m in behind)
+      they = listed((f"{m}, {m.place}," for m in behind), _MAX_NAMED)
       seconds = min(m.still_seconds for m in behind)
       verb = "stands" if len(behind) == 1 else "stand"
       self._end(
@@ -323,22 +324,17 @@ class Coordinator:
     facts = {i: m.facts or {} for i, m in sorted(self._members.items())}
     for member in self._members.values():
       member.facts = None
-    differences = []
+    differing = []
     for index, theirs in facts.items():
-      names = [k for k in {**facts[0], **theirs} if facts[0].get(k) != theirs.get(k)]
-      if names:
-        shown = ", ".join(
-          f"{k} = {_shown(theirs.get(k))} (host 0: {_shown(facts[0].get(k))})"
-          for k in names[:_MAX_NAMED]
-        )
-        more = len(names) - _MAX_NAMED
-        rest = f" and {more} more" if more > 0 else ""
-        differences.append(f"{self._members[index]} has {shown}{rest}")
+      found = differences.find(facts[0], theirs)
+      if found:
+        texts = [f"{name} = {here} (host 0: {host_0})" for name, host_0, here in found]
+        differing.append(f"{self._members[index]} has {listed(texts, _MAX_NAMED)}")
     text = ""
-    if differences:
+    if differing:
       text = (
-        f"hosts differ in {about}: {_named(differences, '; ')}; start the same command"
-        " on every host, with the same files and packages"
+        f"hosts differ in {about}: {listed(differing, _MAX_NAMED, '; ')}; start the"
+        " same command on every host, with the same files and packages"
       )
     self._broadcast(Agreed(text))
 
@@ -366,15 +362,3 @@ class Coordinator:
     if 0 in self._members:
       loop = asyncio.get_running_loop()
       loop.call_later(_FAREWELL_SECONDS, self._members[0].connection.send, end)
-
-
-def _named(names: Iterable[str], separator: str = ", ") -> str:
-  names = list(names)
-  shown = separator.join(names[:_MAX_NAMED])
-  more = len(names) - _MAX_NAMED
-  return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _shown(value: Any) -> str:
-  text = json.dumps(value)
-  return text if len(text) <= 60 else text[:57] + "…"
