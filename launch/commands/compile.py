@@ -79,11 +79,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--effort",
-    type=float,
-    default=0.0,
-    metavar="E",
-    help="how hard the compiler tries, 0 as in a run; -1 compiles several times faster,"
-    " with about the same memory and messages, but far too long estimates (0)",
+    choices=["O0", "O1", "O2", "O3"],
+    help="how hard the compiler tries, one of XLA's levels: O1 compiles faster, with"
+    " about the same memory and messages, but far too long estimates (as in a run)",
   )
   parser.add_argument(
     "--json", metavar="FILE", help="write the reports as JSON, `-` to stdout"

@@ -34,6 +34,10 @@ from commentree.training.tpu_compile.topologies import Topology
 from commentree.training.tpu_compile.tpu_chips import GIB
 
 Program = Literal["train", "eval", "infer"]
+
+# XLA's levels, and their numbers; 0 leaves the choice to XLA.
+Effort = Literal["O0", "O1", "O2", "O3"]
+_LEVELS: dict[Effort | None, int] = {None: 0, "O0": 9, "O1": 19, "O2": 29, "O3": 39}
 PROGRAMS: tuple[Program, ...] = get_args(Program)
 
 FLOAT_FEATURES = ("decoder_loss_weights",)
@@ -150,15 +154,15 @@ def set_flags() -> None:
 
 
 def compile_program(
-  plan: CompilePlan, program: Program = "train", effort: float = 0.0
+  plan: CompilePlan, program: Program = "train", effort: Effort | None = None
 ) -> CompiledReport:
   """Compiles a program and reports what it takes; one that does not fit, too.
 
   Args:
     plan: what, and for what.
     program: which of a run's programs.
-    effort: how hard the compiler tries for speed, 0 as in a run; -1 compiles several
-      times faster what runs several times slower, and takes about the same memory.
+    effort: how hard the compiler tries for speed, None as in a run; O1 compiles faster
+      what runs several times slower, and takes about the same memory.
 
   Raises:
     UserError: if the settings do not suit the slices.
@@ -166,7 +170,7 @@ def compile_program(
   lowered = plan.lower(program)
   started = time.monotonic()
   try:
-    options: dict[str, Any] = {"exec_time_optimization_effort": effort}
+    options: dict[str, Any] = {"optimization_level": _LEVELS[effort]}
     compiled = lowered.compile(options)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):

@@ -115,7 +115,7 @@ def search(
   groups: Sequence[Sequence[Candidate]],
   plan_for: Callable[[Candidate], CompilePlan],
   say: Callable[[str], None],
-  effort: float = 0.0,
+  effort: ahead_of_time.Effort | None = None,
 ) -> list[Outcome]:
   """Compiles the candidates; none of them ends the search by failing.
 
@@ -149,7 +149,7 @@ def _left(candidates: int, seconds_each: float) -> str:
 def _try_in_turn(
   group: Sequence[Candidate],
   plan_for: Callable[[Candidate], CompilePlan],
-  effort: float,
+  effort: ahead_of_time.Effort | None,
 ) -> Iterator[Outcome]:
   """Tries larger and larger batches until that is of no use."""
   best = 0.0
@@ -162,7 +162,9 @@ def _try_in_turn(
 
 
 def _try(
-  candidate: Candidate, plan_for: Callable[[Candidate], CompilePlan], effort: float
+  candidate: Candidate,
+  plan_for: Callable[[Candidate], CompilePlan],
+  effort: ahead_of_time.Effort | None,
 ) -> Outcome:
   try:
     plan = plan_for(candidate)

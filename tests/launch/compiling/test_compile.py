@@ -19,7 +19,7 @@ SMALL = [
   "--gin.OPTIMIZER='sgd'",
   "--gin.ModelConfig.ancestor_positions='none'",
   "--vocab_size=512",
-  "--effort=-1",
+  "--effort=O1",
 ]
 
 

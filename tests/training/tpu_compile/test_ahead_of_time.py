@@ -34,7 +34,7 @@ FEATURES = {
 }
 COMMENTS = 12.0
 # The quickest to compile; the properties here are not about speed.
-EFFORT = -1.0
+EFFORT = "O1"
 
 
 def plan(

@@ -52,7 +52,7 @@ def compiler(monkeypatch):
       topology=types.SimpleNamespace(chip=types.SimpleNamespace(hbm_bytes=LIMIT)),
     )
 
-  def compile_program(plan, effort=0.0):
+  def compile_program(plan, effort=None):
     candidate = plan.candidate
     seen.append(candidate)
     if candidate.preset == "fsdp":
