@@ -1,7 +1,8 @@
 # commentree: `make train` on a fresh machine shows it working; `make test` tests it.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
-VENV   ?= .venv
+# A Python that is named has a virtual environment of its own.
+VENV   ?= .venv$(if $(filter-out file,$(origin PYTHON)),-$(notdir $(PYTHON)))
 BIN    := $(VENV)/bin
 RUN    ?= runs/demo
 
@@ -62,8 +63,8 @@ aot: $(VENV)/.installed-test  ## docs/aot.md: every size on TPU slices, by the T
 settings: $(VENV)/.installed  ## docs/settings.md, from the classes of settings
 	$(BIN)/python -m commentree.launch.settings.settings_page
 
-clean:  ## remove the virtual environment and what tools left
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean:  ## remove the virtual environments and what tools left
+	rm -rf .venv .venv-* $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)

