@@ -33,21 +33,23 @@ _PROGRESS_SECONDS = 10.0
 # Starting a process costs some ten seconds of TensorFlow's imports, which pay from so
 # many bytes of records on.
 _BYTES_PER_WORKER = 64 * 2**20
+# Parts of `PreprocessingConfig` that are in the source's signature, or apply when
+# subtrees are read; what of them shapes subtrees is named by `settings`.
+_NOT_OF_SUBTREES = ("trees", "masking", "discourse", "objective")
 
 
 def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
   """All that shapes a split's subtrees, JSON-able."""
   builder = task.subtree_builder()
   config = builder.preprocessing
+  shaping = dataclasses.asdict(config)
+  for name in _NOT_OF_SUBTREES:
+    del shaping[name]
   return {
+    **shaping,
     "source": task.tree_source.signature(split),
     "vocabulary": task.tokenizer.fingerprint,
-    "cleaning": dataclasses.asdict(config.cleaning),
-    "markers": dataclasses.asdict(config.markers),
-    "subtrees": dataclasses.asdict(config.subtrees),
     "target_post": config.trees.target_post,
-    "labels": dataclasses.asdict(config.labels),
-    "comment_labels": dataclasses.asdict(config.comment_labels),
     "phrases": discourse.fingerprint(builder.phrases),
     "languages": list(config.objective.languages),
     "translations": bool(config.objective.languages) and config.objective.name == "tlm",
