@@ -56,7 +56,9 @@ def main(argv: Sequence[str]) -> int:
   others, overrides = gin_cli.split_overrides(argv)
   arguments = parser.parse_args(others)
   settings = distributed_flags.settings(arguments)
-  run = run_folder.load(arguments.model_dir, overrides, arguments.trust_config, _say)
+  run = run_folder.load(
+    arguments.model_dir, overrides, trust_config=arguments.trust_config, say=_say
+  )
 
   # The settings are sound: now what is heavy.
   library_noise.load_tensorflow()

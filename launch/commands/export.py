@@ -49,7 +49,9 @@ def main(argv: Sequence[str]) -> int:
   arguments = parser.parse_args(others)
   if arguments.batch_size < 1:
     raise UserError(f"--batch_size={arguments.batch_size}: must be at least 1")
-  run = run_folder.load(arguments.model_dir, overrides, arguments.trust_config)
+  run = run_folder.load(
+    arguments.model_dir, overrides, trust_config=arguments.trust_config
+  )
   able = [m for m in mode_table.able(run) if mode_table.MODES[m].exported]
   modes = arguments.mode or able
   given = {name: getattr(arguments, name) for name in _OPTIONS}

@@ -65,7 +65,9 @@ def main(argv: Sequence[str]) -> int:
   others, overrides = gin_cli.split_overrides(argv)
   arguments = parser.parse_args(others)
   settings = distributed_flags.settings(arguments)
-  run = run_folder.load(arguments.model_dir, overrides, arguments.trust_config)
+  run = run_folder.load(
+    arguments.model_dir, overrides, trust_config=arguments.trust_config
+  )
   options = _options(arguments)
   mode_table.check(arguments.mode, run, options)
   _check(arguments)

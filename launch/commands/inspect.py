@@ -258,7 +258,7 @@ def main(argv: Sequence[str]) -> int:
   registration.register_tasks(run.data)
   parts = _choose(arguments, registry.get_parts(run.data.mixture_or_task_name))
   as_recorded = arguments.model_dir is not None and not changed
-  config = _view_config(arguments, run, as_recorded)
+  config = _view_config(arguments, run, as_recorded=as_recorded)
   console = _PipedConsole()
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="replace")  # a pipe's encoding may be ASCII
@@ -309,7 +309,11 @@ def _load(
         " settings"
       )
     run = run_folder.load(
-      arguments.model_dir, overrides, arguments.trust_config, _say, flags
+      arguments.model_dir,
+      overrides,
+      trust_config=arguments.trust_config,
+      say=_say,
+      flags=flags,
     )
   else:
     _check_files(arguments)
@@ -370,7 +374,7 @@ def _choose(arguments: argparse.Namespace, parts: Sequence[Any]) -> Sequence[Any
 
 
 def _view_config(
-  arguments: argparse.Namespace, run: RunConfig, as_recorded: bool
+  arguments: argparse.Namespace, run: RunConfig, *, as_recorded: bool
 ) -> InspectionConfig:
   seed = arguments.seed
   if seed is None:

@@ -305,5 +305,5 @@ def load(
     f"{name} = {(os.fspath(v) if isinstance(v, os.PathLike) else v)!r}"
     for name, v in settings.items()
   ]
-  run = run_folder.load(os.fspath(model_dir), overrides, trust_config)
+  run = run_folder.load(os.fspath(model_dir), overrides, trust_config=trust_config)
   return LoadedModel(run_context.of_run(run), step)

@@ -85,7 +85,9 @@ def add_override_flag(parser: argparse.ArgumentParser | Any) -> None:
   )
 
 
-def add_gin_flags(parser: argparse.ArgumentParser | Any, required: bool = True) -> None:
+def add_gin_flags(
+  parser: argparse.ArgumentParser | Any, *, required: bool = True
+) -> None:
   """Adds T5X's gin flags to a parser, or to a group of its arguments."""
   parser.add_argument(
     "--gin_file",
@@ -195,6 +197,7 @@ def load_text(
   text: str,
   where: str,
   overrides: Sequence[str] = (),
+  *,
   trusted: bool = False,
   flags: Sequence[str] = (),
 ) -> RunConfig:

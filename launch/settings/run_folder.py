@@ -74,6 +74,7 @@ def _step(text: str) -> int | str:
 def load(
   model_dir: str,
   overrides: Sequence[str] = (),
+  *,
   trust_config: bool = False,
   say: Callable[[str], None] | None = None,
   flags: Sequence[str] = (),
@@ -92,7 +93,7 @@ def load(
     UserError: if there is no run, or its settings are not sound.
   """
   text, where = _read(model_dir)
-  run = gin_cli.load_text(text, where, overrides, trust_config, flags)
+  run = gin_cli.load_text(text, where, overrides, trusted=trust_config, flags=flags)
   given = dict(map(_literal, [*overrides, *flags]))
   data, train = run.data, run.train
   if not trust_config:
