@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from commentree.errors import UserError
 from commentree.launch.settings import gin_cli, library_noise
 from commentree.launch.settings.configurables import RunConfig
-from commentree.tasks.seqio_tasks import registration
 from commentree.training.warm_starts.formats import array_source
 
 _EPILOG = """\
@@ -22,6 +21,10 @@ examples:
 
   the parameters alone as safetensors, for other programs and for later warm starts:
     commentree convert --to=safetensors runs/mine/checkpoint_1000 mine_safetensors
+
+  the encoder for `transformers` and `sentence-transformers`, with its vocabulary and a
+  model card; settings are those of the run's folder:
+    commentree convert --to=hugging_face runs/mine/checkpoint_1000 mine_encoder
 
   a first checkpoint of a run from other files, T5X's or safetensors; the settings are
   those of the run:
@@ -56,11 +59,11 @@ def main(argv: Sequence[str]) -> int:
     "target",
     metavar="TO",
     nargs="?",
-    help="folder to make; checkpoint_<step>, unless of safetensors",
+    help="folder to make; checkpoint_<step> for orbax and t5x_native",
   )
   parser.add_argument(
     "--to",
-    choices=("orbax", "t5x_native", "safetensors"),
+    choices=("orbax", "t5x_native", "safetensors", "hugging_face"),
     default="orbax",
     help="its form; default orbax, which runs of ours read and T5X by default",
   )
@@ -82,9 +85,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
   if arguments.target is None:
     raise UserError("commentree convert FROM TO: name the folder to make, TO")
-  if arguments.gin_file and arguments.to == "safetensors":
+  if arguments.gin_file and arguments.to in ("safetensors", "hugging_face"):
     raise UserError(
-      "--to=safetensors: takes a checkpoint as it is; leave --gin_file out"
+      f"--to={arguments.to}: takes a checkpoint as it is; leave --gin_file out"
     )
   if not arguments.gin_file:
     if overrides:
@@ -126,6 +129,12 @@ def _copy(arguments: argparse.Namespace) -> int:
   from commentree.training.warm_starts import safetensors_writing, sources, writing
 
   path = storage.as_path(arguments.target)
+  if arguments.to == "hugging_face":
+    from commentree.launch.exporting import hugging_face_folder
+
+    source_path = storage.as_path(arguments.source.rstrip("/"))
+    hugging_face_folder.convert(source_path, path, arguments.dry_run, _say)
+    return 0
   source: array_source.ArraySource = sources.open_source(arguments.source)
   if arguments.to == "safetensors":
     safetensors_writing.refuse_existing(path)
@@ -179,7 +188,7 @@ def _started(run: RunConfig, say: Callable[[str], None]):
 
   from commentree.launch import assemble_run
   from commentree.models.batch import smallest
-  from commentree.tasks.seqio_tasks import registry
+  from commentree.tasks.seqio_tasks import registration, registry
   from commentree.tasks.vocabulary import vocabulary_files
   from commentree.training import initial_state, partitioning, runtime
   from commentree.training import state as state_lib

@@ -55,6 +55,13 @@ class Found(msgspec.Struct):
   cross_attention: CrossAttention = CrossAttention()
 
 
+class _Row(msgspec.Struct):
+  """What every row of metrics.jsonl has."""
+
+  kind: str
+  step: int
+
+
 class _Evaluation(msgspec.Struct):
   """A row of metrics.jsonl of an evaluation."""
 
@@ -270,8 +277,8 @@ def curve(label: str, runs: Sequence[Run]) -> list[Row]:
   return [row_at(label, runs, step) for step in sorted(common)]
 
 
-def metric_lines(folder: str) -> tuple[epath.Path, list[bytes]]:
-  """Returns a run's file of metrics and its whole lines.
+def metric_rows(folder: str) -> tuple[epath.Path, list[dict[str, Any]]]:
+  """Returns a run's file of metrics and its rows; each has a `kind` and a `step`.
 
   Raises:
     UserError: if it cannot be read.
@@ -281,7 +288,15 @@ def metric_lines(folder: str) -> tuple[epath.Path, list[bytes]]:
   lines = _read(file).splitlines(keepends=True)
   if lines and not lines[-1].endswith(b"\n"):
     del lines[-1]  # what a killed run was writing
-  return file, lines
+  rows: list[dict[str, Any]] = []
+  for number, line in enumerate(lines, 1):
+    try:
+      row = json_shapes.parse(line, dict[str, Any])
+      msgspec.convert(row, _Row)
+    except ValueError:
+      raise UserError(f"{file}:{number}: not a row of metrics") from None
+    rows.append(row)
+  return file, rows
 
 
 def read_run(folder: str, dataset: str) -> Run:
@@ -290,15 +305,15 @@ def read_run(folder: str, dataset: str) -> Run:
   Raises:
     UserError: if it is missing.
   """
-  file, lines = metric_lines(folder)
+  file, rows = metric_rows(folder)
   found: dict[int, Mapping[str, Found]] = {}
   datasets = set()
-  for number, line in enumerate(lines, 1):
+  for number, row in enumerate(rows, 1):
+    if row["kind"] != "eval":
+      continue
     try:
-      if json_shapes.parse(line, dict[str, Any])["kind"] != "eval":
-        continue
-      entry = json_shapes.parse(line, _Evaluation)
-    except (ValueError, KeyError):
+      entry = msgspec.convert(row, _Evaluation)
+    except ValueError:
       raise UserError(f"{file}:{number}: not a row of metrics") from None
     datasets.add(entry.dataset)
     if entry.dataset == dataset:

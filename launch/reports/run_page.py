@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 from rich.table import Table
 
-from commentree import json_shapes, local_files
+from commentree import local_files
 from commentree.errors import UserError
 from commentree.launch.reports import comparison
 from commentree.launch.reports.svg_chart import Point, Series, chart
@@ -134,17 +134,13 @@ def read(folder: str) -> RunLog:
   Raises:
     UserError: if it has written no metrics, or they are damaged.
   """
-  file, lines = comparison.metric_lines(folder)
+  file, listed = comparison.metric_rows(folder)
   rows: dict[str, dict[Any, Row]] = {}
-  for number, line in enumerate(lines, 1):
-    try:
-      row = json_shapes.parse(line, dict[str, Any])
-      key = (row["step"], row.get("dataset"), number if row["kind"] == "start" else 0)
-      of_kind = rows.setdefault(row["kind"], {})
-      of_kind.pop(key, None)
-      of_kind[key] = row
-    except (ValueError, KeyError, TypeError):
-      raise UserError(f"{file}:{number}: not a row of metrics") from None
+  for number, row in enumerate(listed):
+    key = (row["step"], row.get("dataset"), number if row["kind"] == "start" else 0)
+    of_kind = rows.setdefault(row["kind"], {})
+    of_kind.pop(key, None)
+    of_kind[key] = row
   if not rows:
     raise UserError(f"{file}: no metrics yet; the run has not reached a step to log")
   config = epath.Path(folder) / "config.gin"
