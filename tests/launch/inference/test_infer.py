@@ -364,7 +364,7 @@ def test_other_settings_do_not_go_on_with_it(
   assert "--top_k" in capsys.readouterr().err
   infer(model_dir, output, "--input", file)
   infer(model_dir, output, "--input", file, "--ancestors=none", code=2)
-  assert '"true", now "none"' in capsys.readouterr().err
+  assert "'true', now 'none'" in capsys.readouterr().err
 
 
 def test_in_a_pipe_lines_are_the_same(model_dir, file, whole, capsys, monkeypatch):
