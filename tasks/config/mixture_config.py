@@ -47,7 +47,7 @@ def members(
   corpora: Mapping[str, str | Sequence[str]],
   objective: str,
 ) -> list[Member]:
-  """The tasks that `MIXTURE` names, in its order.
+  """The tasks that `MIXTURE` names, by name: gin writes no other order of a mapping.
 
   Args:
     mixture: rates of 'CORPUS:OBJECTIVE', 'CORPUS' or 'OBJECTIVE'.
@@ -89,7 +89,7 @@ def members(
       f"CORPORA: MIXTURE has no rate for {', '.join(sorted(unread))}; add one or leave"
       " the corpus out"
     )
-  return list(found.values())
+  return [found[name] for name in sorted(found)]
 
 
 def shares(name: str, rates: Mapping[str, float]) -> list[Fraction]:

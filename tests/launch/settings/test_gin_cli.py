@@ -117,7 +117,10 @@ def test_mixtures_are_set_on_the_command_line():
     "VOCABULARY = 'trees.model'",
   )
   names = [member.name for member in run.data.members()]
-  assert names == ["ufc:mlm", "ufc:clm", "iac:mlm"]
+  assert names == ["iac:mlm", "ufc:clm", "ufc:mlm"]
+  # As MODEL_DIR/config.gin has them, whose mappings are in the order of names.
+  again = gin_cli.load_text(gin_cli.text_in_force(run), "config.gin")
+  assert [member.name for member in again.data.members()] == names
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "xl", "xxl"])
