@@ -43,6 +43,21 @@ class AncestorTokens:
 
 
 @flax.struct.dataclass
+class ByTarget:
+  """What tokens see of an example's vectors, by their targets, as kernels read it.
+
+  Attributes:
+    visible_BUS: which vectors the tokens of a target may attend to; at least one.
+    bias_BHUS: added to the scores, or None.
+    targets_RL: target id of each of the decoder's tokens.
+  """
+
+  visible_BUS: Array
+  bias_BHUS: Array | None
+  targets_RL: Array
+
+
+@flax.struct.dataclass
 class AncestorContext:
   """What the decoder's cross-attention attends to.
 
@@ -56,6 +71,8 @@ class AncestorContext:
     distance_vectors_PD: vector added to a key by its distance, or None.
     distances_BNS: row of `distance_vectors_PD`, -1 adds nothing; None without them.
     watched: what diagnostics need; None where there are none.
+    by_target: `visible_BNS` and `bias_BHNS` by target; None where each target has keys
+      of its own, or distance vectors.
     groups: tokens by their targets, where each target has keys of its own; else None.
     tokens: what a pointer points to; None without one.
     logit_changes_BQD: what is added to the states that logits come from, at masked
@@ -68,6 +85,7 @@ class AncestorContext:
   distance_vectors_PD: Array | None = None
   distances_BNS: Array | None = None
   watched: Watched | None = None
+  by_target: ByTarget | None = None
   groups: QueryGroups | None = None
   tokens: AncestorTokens | None = None
   logit_changes_BQD: Array | None = None

@@ -56,10 +56,12 @@ class ModelConfig:
       gated GELU.
     dropout_rate: share of values that dropout sets to 0 in training.
     dtype: of activations; parameters are float32.
-    attention: what computes self-attention: 'xla' plain JAX; 'pallas' kernels for TPUs,
+    attention: what computes attention: 'xla' plain JAX; 'pallas' kernels for TPUs,
       whose scores stay in on-chip memory; 'auto' kernels where they can: on TPUs, in
-      rows of a multiple of 128 tokens. Results differ by rounding alone. Tokens that
-      are written one by one are read by plain JAX.
+      rows of a multiple of 128 tokens. Results differ by rounding alone. Plain JAX
+      always reads tokens that are written one by one, what evaluations tell of
+      attention to ancestors, and ancestors with `ancestor_positions` 'distance' or with
+      tokens of theirs.
     scan_layers: whether layers are compiled once and run in a loop.
     remat_policy: what the backward pass computes again to save memory: 'none' nothing,
       'full' whole layers, 'minimal' all but matrix products.

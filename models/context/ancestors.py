@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from commentree.models import diagnostics
-from commentree.models.ancestor_context import AncestorContext, Watched
+from commentree.models.ancestor_context import AncestorContext, ByTarget, Watched
 from commentree.models.config import ModelConfig
 from commentree.models.context.encoded import Encoded
 from commentree.models.layers import Array, parameter
@@ -124,8 +124,13 @@ class Ancestors(nn.Module):
         segment_ids_BN > 0,
         _of_tokens(is_parent_BUS & visible_BUS, segment_ids_BN),
       )
+    by_target = ByTarget(
+      visible_BUS, None, segment_ids_BRL.reshape(-1, segment_ids_BRL.shape[-1])
+    )
     if cfg.ancestor_positions not in ("distance", "relative_bias"):
-      return AncestorContext(vectors_BSD, visible_BNS, watched=watched)
+      return AncestorContext(
+        vectors_BSD, visible_BNS, watched=watched, by_target=by_target
+      )
     distances_BUE = jnp.clip(distances_BUE, 0, cfg.max_ancestor_distance)
     # The null vector has no distance.
     distances_BUS = jnp.pad(
@@ -151,7 +156,11 @@ class Ancestors(nn.Module):
     target_BNU = jax.nn.one_hot(segment_ids_BN, bias_BHUS.shape[2], dtype=dtype)
     bias_BHNS = jnp.einsum("bnu,bhus->bhns", target_BNU, bias_BHUS)
     return AncestorContext(
-      vectors_BSD, visible_BNS, bias_BHNS=bias_BHNS, watched=watched
+      vectors_BSD,
+      visible_BNS,
+      bias_BHNS=bias_BHNS,
+      watched=watched,
+      by_target=by_target.replace(bias_BHUS=bias_BHUS),  # type: ignore[attr-defined]
     )
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from commentree.models import diagnostics
-from commentree.models.ancestor_context import AncestorContext
+from commentree.models.ancestor_context import AncestorContext, ByTarget
 from commentree.models.config import Attention
 from commentree.models.layers import (
   MASKED_SCORE,
@@ -29,7 +29,7 @@ from commentree.models.layers import (
   constrain,
   fan_in_normal,
 )
-from commentree.models.transformer.kernel_choice import kernel_for
+from commentree.models.transformer.kernel_choice import ancestor_kernel_for, kernel_for
 
 # Of the kernel's results, as policies of rematerialization know them.
 ATTENTION_OUTPUT = "attention_output"
@@ -133,6 +133,11 @@ class Heads(nn.Module):
     return value_RLX * jnp.repeat(kept_RLH, self.head_dim, axis=-1)
 
   @property
+  def scale(self) -> float:
+    """What scores are multiplied by."""
+    return self.head_dim**-0.5 if self.divide_scores else 1.0
+
+  @property
   def cached(self) -> bool:
     """Whether rows are read token by token."""
     return self.is_mutable_collection("cache") and not self.is_initializing()
@@ -169,8 +174,7 @@ class SelfAttention(Heads):
     )
     kernel = None
     if not (self.cached or self.is_initializing()):
-      scale = self.head_dim**-0.5 if self.divide_scores else 1.0
-      kernel = kernel_for(self.implementation, query, self.num_heads, scale)
+      kernel = kernel_for(self.implementation, query, self.num_heads, self.scale)
     if kernel is not None:
       value = self.drop_keys(value)
       query, key, value = (
@@ -223,6 +227,8 @@ class AncestorAttention(Heads):
 
     Token by token likewise, of as many rows as `context` has tokens.
     """
+    if context.by_target is not None:
+      return self._by_kernel(x_RLD, context, context.by_target)
     key_of, value_of = self.projection("key"), self.projection("value")
 
     def heads_of(x_BXD: Array) -> Array:
@@ -266,3 +272,25 @@ class AncestorAttention(Heads):
     diagnostics.note_attention(self, scores_BHNS, context)
     heads_BNHK = self.attend(scores_BHNS, value, also)
     return self.out(context.rows(heads_BNHK, x_RLD.shape[:2]), x_RLD.shape[-1])
+
+  def _by_kernel(
+    self, x_RLD: Array, context: AncestorContext, by_target: ByTarget
+  ) -> Array:
+    query_RLX = self.projection("query")(x_RLD)
+    kernel = ancestor_kernel_for(
+      self.implementation, query_RLX, self.num_heads, self.scale, by_target
+    )
+    assert kernel is not None, "a context has `by_target` where kernels can read it"
+    key_BSX = self.projection("key")(context.vectors_BSD)
+    value_BSX = self.drop_keys(self.projection("value")(context.vectors_BSD))
+    heads_RLX = kernel(
+      *(
+        constrain(x, "batch", "length", "heads")
+        for x in (query_RLX, key_BSX, value_BSX)
+      ),
+      by_target.visible_BUS,
+      by_target.bias_BHUS,
+      by_target.targets_RL,
+    )
+    heads_RLX = checkpoint_name(heads_RLX, ATTENTION_OUTPUT)
+    return self.out(self.split(heads_RLX), x_RLD.shape[-1])

@@ -6,51 +6,31 @@ leave them, `[R, L, H * K]`, so that no heads are split or transposed in HBM. Th
 gradient computes the scores again, with keys down and queries across, so that sums over
 keys add up registers.
 
-The unit of a register is `LANES` lanes. Heads narrower than that share them: the
-products of one take the others' lanes as 0, which costs a matrix unit nothing.
-
 Shapes: R rows, L columns, H heads of width K, X = H * K.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from commentree.models.layers import MASKED_SCORE, Array
-
-LANES = 128
-# Heads of so many registers are computed side by side: of 1, 2, 3 and 6, what gives the
-# shortest schedules for base on v5e.
-SIDE_BY_SIDE = 3
-# libtpu grants a kernel 16 MiB of VMEM; the rest is for what the compiler spills.
-VMEM_BYTES = 12 * 2**20
-
-# Sums over the second, the first, or the inner axes.
-_ROWS_BY_ROWS = (((1,), (1,)), ((), ()))
-_COLUMNS_BY_COLUMNS = (((0,), (0,)), ((), ()))
-_ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
-
-
-class Heads(NamedTuple):
-  """How heads lie in the last axis, and what becomes of their scores.
-
-  Attributes:
-    width: K.
-    scale: what products of queries and keys are multiplied by.
-    groups: parts that heads are computed in, one after another.
-    interpret: whether kernels run as plain JAX, on any device.
-  """
-
-  width: int
-  scale: float
-  groups: int
-  interpret: bool
+from commentree.models.layers import Array
+from commentree.models.transformer.kernel_parts import (
+  COLUMNS_BY_COLUMNS,
+  ROWS_BY_COLUMNS,
+  ROWS_BY_ROWS,
+  Heads,
+  fewest_groups,
+  mask,
+  product,
+  side_by_side,
+  write,
+)
 
 
 def count_groups(length: int, num_heads: int, width: int, itemsize: int) -> int | None:
@@ -64,18 +44,14 @@ def count_groups(length: int, num_heads: int, width: int, itemsize: int) -> int 
     width: K.
     itemsize: bytes of a query's element.
   """
-  for groups in range(1, num_heads + 1):
-    heads, rest = divmod(num_heads, groups)
-    whole_registers = heads * width % LANES == 0
-    if rest or not (whole_registers or groups == 1):
-      continue
+
+  def bytes_of(heads: int) -> int:
     # Two copies of each block, one being read or written while the other is used: of
     # seven operands, the mask, the bias and its gradient. Then some scores.
     operands = 2 * 7 * length * heads * width * itemsize
-    squares = length**2 * (2 * 1 + 2 * 2 * 4 * heads + 6 * 4)
-    if operands + squares <= VMEM_BYTES:
-      return groups
-  return None
+    return operands + length**2 * (2 * 1 + 2 * 2 * 4 * heads + 6 * 4)
+
+  return fewest_groups(num_heads, width, bytes_of)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -150,11 +126,11 @@ def _call(
   of_rows = pl.BlockSpec(
     (1, length, joined // heads.groups), lambda group, row: (row, 0, group)
   )
-  mask = pl.BlockSpec((1, length, length), lambda group, row: (row, 0, 0))
+  visible = pl.BlockSpec((1, length, length), lambda group, row: (row, 0, 0))
   bias = pl.BlockSpec(
     (num_heads // heads.groups, length, length), lambda group, row: (group, 0, 0)
   )
-  blocks = [of_rows, of_rows, of_rows, mask, bias, *[of_rows] * (len(operands) - 5)]
+  blocks = [of_rows, of_rows, of_rows, visible, bias, *[of_rows] * (len(operands) - 5)]
   given = [(block, x) for block, x in zip(blocks, operands) if x is not None]
   adds_up = len(results) == 4
 
@@ -183,99 +159,25 @@ def _call(
   )(*[x for _, x in given])
 
 
-class _Head(NamedTuple):
-  """Where a head lies.
-
-  Attributes:
-    number: which head of the group it is.
-    start: first lane of the registers that it is in.
-    stop: last lane of those, not included.
-    first: its own first lane among them.
-    width: K.
-  """
-
-  number: int
-  start: int
-  stop: int
-  first: int
-  width: int
-
-  def with_others(self, ref: Any) -> Array:
-    """Returns the registers of a row `[L, lanes]` that the head is in."""
-    return ref[0, :, self.start : self.stop]
-
-  def alone(self, ref: Any) -> Array:
-    """Returns those with 0 in the lanes of other heads."""
-    x = self.with_others(ref)
-    if x.shape[-1] == self.width:
-      return x
-    lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    own = (lane >= self.first) & (lane < self.first + self.width)
-    return jnp.where(own, x, jnp.zeros_like(x))
-
-
-def _side_by_side(joined: int, width: int) -> list[list[_Head]]:
-  """Returns the heads of a group, a few together.
-
-  Kernels do each stage for a few heads before the next stage: the compiler overlaps
-  what stands side by side, where one head would wait for its products.
-  """
-  together = LANES if LANES % width == 0 else width
-  heads = [
-    _Head(start // width + i, start, min(start + together, joined), i * width, width)
-    for start in range(0, joined, together)
-    for i in range(min(together, joined - start) // width)
-  ]
-  few = SIDE_BY_SIDE * together // width
-  return [heads[first : first + few] for first in range(0, len(heads), few)]
-
-
-def _write(ref: Any, heads: list[_Head], found: list[Array]) -> None:
-  """Writes results `[L, lanes]` of some heads, of each its own lanes."""
-  merged: dict[tuple[int, int], Array] = {}
-  for head, x in zip(heads, found):
-    place = (head.start, head.stop)
-    if place in merged:
-      lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-      x = jnp.where(lane >= head.first, x, merged[place])
-    merged[place] = x
-  for (start, stop), x in merged.items():
-    ref[0, :, start:stop] = x.astype(ref.dtype)
-
-
-def _product(x: Array, y: Array, axes: Any) -> Array:
-  return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
-
-
-def _masked(
-  setting: Heads, scores_LL: Array, bias: Any, head: _Head, visible_LL: Array
-) -> Array:
-  if setting.scale != 1:
-    scores_LL *= setting.scale
-  if bias is not None:
-    scores_LL += bias[head.number].astype(jnp.float32)
-  return jnp.where(visible_LL, scores_LL, MASKED_SCORE)
-
-
 def _attend_kernel(setting: Heads, query, key, value, visible, bias, out) -> None:
   """Computes a row of `attend`, for the heads of a group."""
   visible_LL = visible[0].astype(jnp.int32) != 0
-  for heads in _side_by_side(query.shape[-1], setting.width):
+  for heads in side_by_side(query.shape[-1], setting.width):
     scores = [
-      _product(head.alone(query), head.with_others(key), _ROWS_BY_ROWS)
-      for head in heads
+      product(head.alone(query), head.with_others(key), ROWS_BY_ROWS) for head in heads
     ]
     weights, totals = [], []
     for head, scores_LL in zip(heads, scores):
-      scores_LL = _masked(setting, scores_LL, bias, head, visible_LL)
+      bias_LL = None if bias is None else bias[head.number]
+      scores_LL = mask(setting, scores_LL, bias_LL, visible_LL)
       weights_LL = jnp.exp(scores_LL - scores_LL.max(axis=1, keepdims=True))
       totals.append(weights_LL.sum(axis=1, keepdims=True))
       weights.append(weights_LL.astype(value.dtype))
     found = [
-      _product(weights_LL, head.with_others(value), _ROWS_BY_COLUMNS) / total_L1
+      product(weights_LL, head.with_others(value), ROWS_BY_COLUMNS) / total_L1
       for head, weights_LL, total_L1 in zip(heads, weights, totals)
     ]
-    _write(out, heads, found)
+    write(out, heads, found)
 
 
 def _gradient_kernel(
@@ -291,25 +193,25 @@ def _gradient_kernel(
     def _():
       of_bias[0][...] = jnp.zeros_like(of_bias[0])
 
-  for heads in _side_by_side(query.shape[-1], setting.width):
+  for heads in side_by_side(query.shape[-1], setting.width):
     scores = [
-      _product(head.with_others(key), head.alone(query), _ROWS_BY_ROWS)
-      for head in heads
+      product(head.with_others(key), head.alone(query), ROWS_BY_ROWS) for head in heads
     ]
     weights = []
     for head, scores_LL in zip(heads, scores):
-      scores_LL = _masked(setting, scores_LL, bias, head, visible_LL)
+      bias_LL = None if bias is None else bias[head.number]
+      scores_LL = mask(setting, scores_LL, bias_LL, visible_LL)
       weights_LL = jnp.exp(scores_LL - scores_LL.max(axis=0, keepdims=True))
       weights.append(weights_LL * (1 / weights_LL.sum(axis=0, keepdims=True)))
     of_weights = [
-      _product(head.with_others(value), head.alone(of_out), _ROWS_BY_ROWS)
+      product(head.with_others(value), head.alone(of_out), ROWS_BY_ROWS)
       for head in heads
     ]
     found = [
-      _product(weights_LL.astype(dtype), head.with_others(of_out), _ROWS_BY_COLUMNS)
+      product(weights_LL.astype(dtype), head.with_others(of_out), ROWS_BY_COLUMNS)
       for head, weights_LL in zip(heads, weights)
     ]
-    _write(of_value, heads, found)
+    write(of_value, heads, found)
     of_scores = []
     for head, weights_LL, of_weights_LL in zip(heads, weights, of_weights):
       change_1L = (weights_LL * of_weights_LL).sum(axis=0, keepdims=True)
@@ -321,12 +223,12 @@ def _gradient_kernel(
         of_scores_LL *= setting.scale
       of_scores.append(of_scores_LL.astype(dtype))
     found = [
-      _product(of_scores_LL, head.with_others(key), _COLUMNS_BY_COLUMNS)
+      product(of_scores_LL, head.with_others(key), COLUMNS_BY_COLUMNS)
       for head, of_scores_LL in zip(heads, of_scores)
     ]
-    _write(of_query, heads, found)
+    write(of_query, heads, found)
     found = [
-      _product(of_scores_LL, head.with_others(query), _ROWS_BY_COLUMNS)
+      product(of_scores_LL, head.with_others(query), ROWS_BY_COLUMNS)
       for head, of_scores_LL in zip(heads, of_scores)
     ]
-    _write(of_key, heads, found)
+    write(of_key, heads, found)

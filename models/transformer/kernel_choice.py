@@ -1,4 +1,4 @@
-"""Whether self-attention is computed by kernels, and which devices compute what of it.
+"""Whether attention is computed by kernels, and which devices compute what of it.
 
 A kernel is a program of its own that XLA does not divide over devices: each computes
 the rows and the heads that it holds.
@@ -6,32 +6,33 @@ the rows and the heads that it holds.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax.linen import partitioning
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from commentree.errors import UserError
+from commentree.models.ancestor_context import ByTarget
 from commentree.models.config import Attention
 from commentree.models.layers import Array
 
 # Rows of other lengths would leave registers partly empty, and are not tried.
 ROW_MULTIPLE = 128
 
+_NO_MEMORY = "rows of {} tokens do not fit a TPU's on-chip memory"
+
 # Tests set it: kernels run as plain JAX, on any device.
 INTERPRET = False
 
-Attend = Callable[[Array, Array, Array, Array, Array | None], Array]
+Attend = Callable[..., Array]
 
 
 def kernel_for(
-  setting: Attention,
-  query_RLX: Array,
-  num_heads: int,
-  scale: float,
+  setting: Attention, query_RLX: Array, num_heads: int, scale: float
 ) -> Attend | None:
   """Returns what computes self-attention by kernels, None where plain JAX is to.
 
@@ -47,33 +48,156 @@ def kernel_for(
   Raises:
     UserError: if kernels are asked for and cannot compute this.
   """
+  place = _place(setting, query_RLX, len(query_RLX), num_heads)
+  if place is None:
+    return None
+  # Imported where it is needed: Pallas takes a quarter of a second.
+  from commentree.models.transformer import attention_kernels
+  from commentree.models.transformer.kernel_parts import Heads
+
+  width = query_RLX.shape[-1] // num_heads
+  groups = attention_kernels.count_groups(
+    query_RLX.shape[1], place.num_heads, width, query_RLX.dtype.itemsize
+  )
+  if groups is None:
+    _check_allowed(setting, _NO_MEMORY.format(query_RLX.shape[1]))
+    return None
+  heads = Heads(width, scale, groups, INTERPRET)
+
+  def attend(*operands: Any) -> Array:
+    return attention_kernels.attend(*operands, heads)
+
+  rows, columns = place.rows, place.heads
+  of_rows = PartitionSpec(rows, None, columns)
+  return place.on_each_device(
+    attend,
+    of_rows,
+    (
+      of_rows,
+      of_rows,
+      of_rows,
+      PartitionSpec(rows, None, None),
+      PartitionSpec(columns, None, None),
+    ),
+  )
+
+
+def ancestor_kernel_for(
+  setting: Attention,
+  query_RLX: Array | jax.ShapeDtypeStruct,
+  num_heads: int,
+  scale: float,
+  by_target: ByTarget,
+) -> Attend | None:
+  """As `kernel_for`, of attention to ancestors' vectors.
+
+  Called with queries `[R, L, X]`, keys and values `[B, S, X]`, and `by_target`'s, it
+  returns `[R, L, X]`.
+  """
+  examples, targets, vectors = by_target.visible_BUS.shape
+  place = _place(setting, query_RLX, examples, num_heads)
+  if place is None:
+    return None
+  from commentree.models.transformer import ancestor_kernels
+  from commentree.models.transformer.kernel_parts import Heads
+
+  width = query_RLX.shape[-1] // num_heads
+  itemsize = query_RLX.dtype.itemsize
+  groups = ancestor_kernels.count_groups(
+    query_RLX.shape[1], vectors, targets, place.num_heads, width, itemsize
+  )
+  if groups is None:
+    _check_allowed(setting, _NO_MEMORY.format(query_RLX.shape[1]))
+    return None
+  heads = Heads(width, scale, groups, INTERPRET)
+
+  attend = functools.partial(ancestor_kernels.attend_to_vectors, heads=heads)
+  rows, columns = place.rows, place.heads
+  of_rows = PartitionSpec(rows, None, columns)
+  return place.on_each_device(
+    attend,
+    of_rows,
+    (
+      of_rows,
+      of_rows,
+      of_rows,
+      PartitionSpec(rows, None, None),
+      PartitionSpec(rows, columns, None, None),
+      PartitionSpec(rows, None),
+    ),
+  )
+
+
+class _Place(NamedTuple):
+  """Where kernels run.
+
+  Attributes:
+    mesh: devices.
+    rows: mesh axes that rows lie on.
+    heads: mesh axes that heads lie on.
+    num_heads: those of a device.
+  """
+
+  mesh: AbstractMesh
+  rows: Any
+  heads: Any
+  num_heads: int
+
+  def on_each_device(
+    self, attend: Attend, of_result: PartitionSpec, of_operands: tuple[Any, ...]
+  ) -> Attend:
+    """Returns `attend`, done by each device of the rows and heads that it holds."""
+    if self.mesh.empty or self.mesh.size == 1:
+      return attend
+    return jax.shard_map(
+      attend,
+      in_specs=of_operands,
+      out_specs=of_result,
+      # Gradients of what all rows share are added up over the devices that hold them.
+      check_vma=False,
+    )
+
+
+def _place(
+  setting: Attention,
+  query_RLX: Array | jax.ShapeDtypeStruct,
+  num_examples: int,
+  num_heads: int,
+) -> _Place | None:
+  """Returns where kernels compute this, None where plain JAX is to.
+
+  Args:
+    setting: `ModelConfig.attention`.
+    query_RLX: queries.
+    num_examples: what devices share out.
+    num_heads: H.
+
+  Raises:
+    UserError: if kernels are asked for and cannot compute this.
+  """
   if setting == "xla":
     return None
   mesh = jax.sharding.get_abstract_mesh()
-  spec = _spec()
-  reason = _reason_against(mesh, spec, query_RLX, num_heads)
+  batch, length, heads = _spec()
+  reason = _reason_against(mesh, query_RLX.shape[1])
+  if reason is None and (
+    num_examples % _parts(mesh, batch) or _parts(mesh, length) > 1
+  ):
+    reason = f"{num_examples} rows do not divide over the mesh {dict(mesh.shape)}"
+  if reason is None and num_heads % _parts(mesh, heads):
+    reason = f"{num_heads} heads do not divide over the mesh {dict(mesh.shape)}"
   if reason is None:
-    # Imported where it is needed: Pallas takes a quarter of a second.
-    from commentree.models.transformer import attention_kernels
+    return _Place(mesh, batch, heads, num_heads // _parts(mesh, heads))
+  _check_allowed(setting, reason)
+  return None
 
-    local_heads = num_heads // _parts(mesh, spec[2])
-    width = query_RLX.shape[-1] // num_heads
-    groups = attention_kernels.count_groups(
-      query_RLX.shape[1], local_heads, width, query_RLX.dtype.itemsize
-    )
-    if groups is not None:
-      heads = attention_kernels.Heads(width, scale, groups, INTERPRET)
 
-      def attend(*operands: Array | None) -> Array:
-        return attention_kernels.attend(*operands, heads)
-
-      return _on_each_device(mesh, spec, attend)
-    reason = f"rows of {query_RLX.shape[1]} tokens do not fit a TPU's on-chip memory"
+def _check_allowed(setting: Attention, reason: str) -> None:
+  """Raises UserError with the `reason` against kernels if they are asked for."""
   if setting == "pallas":
     raise UserError(
       f"ModelConfig.attention = 'pallas': {reason}; set ModelConfig.attention = 'auto'"
     )
-  return None
 
 
 def _spec() -> tuple[Any, Any, Any]:
@@ -86,23 +210,18 @@ def _spec() -> tuple[Any, Any, Any]:
   return batch, length, heads
 
 
-def _reason_against(
-  mesh: AbstractMesh, spec: tuple[Any, Any, Any], query_RLX: Array, num_heads: int
-) -> str | None:
-  """Returns why kernels cannot compute this here, None if they can."""
+def _reason_against(mesh: AbstractMesh, length: int) -> str | None:
+  """Returns why no kernel can compute rows of `length` here, None if one can."""
+  if INTERPRET:
+    return None
   device = mesh.abstract_device
   platform = jax.default_backend() if device is None else device.platform
-  rows, length, _ = query_RLX.shape
-  if platform != "tpu" and not INTERPRET:
+  if platform != "tpu":
     return f"its kernels are for TPUs, and this is a {platform}"
-  if mesh.empty and jax.device_count() > 1 and not INTERPRET:
+  if mesh.empty and jax.device_count() > 1:
     return "several devices, and no mesh in force that tells which computes what"
-  if length % ROW_MULTIPLE and not INTERPRET:
+  if length % ROW_MULTIPLE:
     return f"rows of {length} tokens are not a multiple of {ROW_MULTIPLE}"
-  if rows % _parts(mesh, spec[0]) or _parts(mesh, spec[1]) > 1:
-    return f"{rows} rows of tokens do not divide over the mesh {dict(mesh.shape)}"
-  if num_heads % _parts(mesh, spec[2]):
-    return f"{num_heads} heads do not divide over the mesh {dict(mesh.shape)}"
   return None
 
 
@@ -112,26 +231,3 @@ def _parts(mesh: AbstractMesh, axes: Any) -> int:
     return 1
   names = (axes,) if isinstance(axes, str) else axes
   return math.prod(mesh.shape[name] for name in names)
-
-
-def _on_each_device(
-  mesh: AbstractMesh, spec: tuple[Any, Any, Any], attend: Attend
-) -> Attend:
-  """Returns `attend`, done by each device of the rows and heads that it holds."""
-  if mesh.empty or mesh.size == 1:
-    return attend
-  batch, length, of_heads = spec
-  of_rows = PartitionSpec(batch, length, of_heads)
-  return jax.shard_map(
-    attend,
-    in_specs=(
-      of_rows,
-      of_rows,
-      of_rows,
-      PartitionSpec(batch, length, None),
-      PartitionSpec(of_heads, None, None),
-    ),
-    out_specs=of_rows,
-    # The bias's gradient is added up over the devices that hold other rows.
-    check_vma=False,
-  )

@@ -16,6 +16,7 @@ from commentree.models.ancestor_context import AncestorContext
 from commentree.models.config import ModelConfig
 from commentree.models.layers import Array, dropout
 from commentree.models.transformer.attention import ATTENTION_OUTPUT
+from commentree.models.transformer.kernel_choice import ancestor_kernel_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +216,7 @@ class DecoderStack(_Stack):
       cfg.num_decoder_layers,
       x_RLD,
       visible_RLL,
-      dataclasses.replace(context, tokens=None, logit_changes_BQD=None),
+      self._of_layers(context, x_RLD, position),
       position=position,
       causal=cfg.causal_position_buckets,
     )
@@ -231,3 +232,25 @@ class DecoderStack(_Stack):
     if added_RMD is not None:
       added_RMD = added_RMD.reshape(x_RMD.shape)
     return x_RMD, self.family.logits(cfg, x_RMD, embedder, added_RMD)
+
+  def _of_layers(
+    self, context: AncestorContext, x_RLD: Array, position: Array | None
+  ) -> AncestorContext:
+    """Returns what layers need of the context, as kernels or as plain JAX read it.
+
+    Diagnostics need all scores, which kernels keep to themselves.
+    """
+    context = dataclasses.replace(context, tokens=None, logit_changes_BQD=None)
+    cfg, by_target = self.config, context.by_target
+    if by_target is not None:
+      shape = (*x_RLD.shape[:2], cfg.num_heads * cfg.head_dim)
+      kernel = None
+      if position is None and context.watched is None and not self.is_initializing():
+        query_RLX = jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.dtype))
+        kernel = ancestor_kernel_for(
+          cfg.attention, query_RLX, cfg.num_heads, 1.0, by_target
+        )
+      if kernel is not None:
+        # Not of every token: a scan would add up even gradients of what is not used.
+        return dataclasses.replace(context, bias_BHNS=None)
+    return dataclasses.replace(context, by_target=None)

@@ -21,11 +21,11 @@ KERNELS = {"attention": "pallas"}
 VARIANTS = [
   ("t5", "mean", 1, "relative_bias", 2, POINTER),
   ("t5", "mean", 2, "none", 1, {"logits_via_embedding": True} | DIRECT),
-  ("t5", "max", 2, "distance", 1, NEAREST | KERNELS),
+  ("t5", "max", 2, "distance", 1, NEAREST),
   ("t5", "attention", 2, "depth", 1, THREAD | DIRECT),
-  ("t5", "first", 4, "sinusoidal", 1, NORMALIZED),
-  ("roberta", "attention", 2, "distance", 1, POINTER | DIRECT),
-  ("roberta", "mean", 2, "none", 1, THREAD | KERNELS),
+  ("t5", "first", 4, "sinusoidal", 1, NORMALIZED | KERNELS),
+  ("roberta", "attention", 2, "distance", 1, POINTER | DIRECT | KERNELS),
+  ("roberta", "mean", 2, "none", 1, THREAD),
   ("bert", "mean", 1, "depth", 1, NEAREST | POINTER | NORMALIZED),
 ]
 

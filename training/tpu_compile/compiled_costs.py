@@ -28,8 +28,13 @@ _KERNEL = 'custom_call_target="tpu_custom_call"'
 _NO_ESTIMATE = 2**62
 # Cycles that kernels take for a register of 1,024 exponentials, one for each score: the
 # bundles of the final schedules of libtpu 0.0.42, the most of v4 to TPU7x, of heads of
-# 32, 64 and 128, and of rows of 128 and 256.
-_KERNEL_CYCLES = {"self_attention_kernel": 15, "self_attention_gradient_kernel": 21}
+# 32, 64 and 128; of rows of 128 and 256, and of 129 vectors and 177 targets.
+_KERNEL_CYCLES = {
+  "self_attention_kernel": 15,
+  "self_attention_gradient_kernel": 21,
+  "ancestor_attention_kernel": 17,
+  "ancestor_attention_gradient_kernel": 30,
+}
 _REGISTER = 1024
 # Parts of a program that instructions hand over to, apart from loops and fusions.
 _CALLS = ("to_apply", "called_computations", "calls")

@@ -14,7 +14,7 @@ import pytest
 from commentree.errors import UserError
 from commentree.models.layers import MASKED_SCORE, small_normal
 from commentree.models.transformer import attention, attention_kernels, kernel_choice
-from commentree.models.transformer.attention_kernels import Heads
+from commentree.models.transformer.kernel_parts import LANES, Heads
 from commentree.models.transformer.stacks import in_order, same_segment
 from commentree.tests.support.models import forests
 
@@ -232,4 +232,4 @@ def test_rows_too_long_for_a_tpus_memory_are_refused_in_a_line(interpreted):
 def test_every_size_has_groups_of_whole_registers(length, heads, width):
   groups = attention_kernels.count_groups(length, heads, width, 2)
   assert groups is not None
-  assert groups == 1 or heads // groups * width % attention_kernels.LANES == 0
+  assert groups == 1 or heads // groups * width % LANES == 0

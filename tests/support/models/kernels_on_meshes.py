@@ -1,4 +1,4 @@
-"""Compares self-attention by kernels on meshes of eight devices with one device's."""
+"""Compares attention by kernels on meshes of eight devices with one device's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
+from commentree.models.ancestor_context import AncestorContext, ByTarget
 from commentree.models.transformer import kernel_choice
-from commentree.models.transformer.attention import SelfAttention
+from commentree.models.transformer.attention import AncestorAttention, SelfAttention
 from commentree.models.transformer.stacks import same_segment
 from commentree.training import partitioning
 from commentree.training.config import PartitioningConfig
@@ -23,27 +24,49 @@ MESHES: dict[str, dict[str, int]] = {
 
 
 def attended(implementation: str, num_heads: int = 4):
-  """Returns the module's result and all gradients, of fixed inputs."""
-  module = SelfAttention(
-    num_heads, 8, 0.3, False, jnp.float32, implementation=implementation
-  )
+  """Returns what both modules make of fixed inputs, and all gradients."""
+  fields = (num_heads, 8, 0.3, False, jnp.float32)
+  own = SelfAttention(*fields, implementation=implementation)
+  to_ancestors = AncestorAttention(*fields, implementation=implementation)
   rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(8, 16, 12)), jnp.float32)
-  visible = same_segment(jnp.asarray(np.sort(rng.integers(0, 3, (8, 16)))))
+  x = jnp.asarray(rng.normal(size=(16, 16, 12)), jnp.float32)
+  targets = jnp.asarray(np.sort(rng.integers(0, 3, (16, 16))))
+  visible = same_segment(targets)
   bias = jnp.asarray(rng.normal(size=(num_heads, 16, 16)), jnp.float32)
+  # Two rows of each of eight examples, which have three vectors.
+  vectors = jnp.asarray(rng.normal(size=(8, 3, 12)), jnp.float32)
+  sees_BUS = jnp.asarray([[1, 0, 0], [0, 1, 1], [0, 0, 1]], jnp.bool_)[None]
+  sees_BUS = jnp.repeat(sees_BUS, 8, axis=0)
+  bias_BHUS = jnp.asarray(rng.normal(size=(8, num_heads, 3, 3)), jnp.float32)
   rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
+  def context_of(vectors, bias_BHUS, by_target):
+    picked_BNU = jax.nn.one_hot(targets.reshape(8, -1), 3)
+    return AncestorContext(
+      vectors,
+      jnp.einsum("bnu,bus->bns", picked_BNU, sees_BUS) > 0,
+      bias_BHNS=jnp.einsum("bnu,bhus->bhns", picked_BNU, bias_BHUS),
+      by_target=ByTarget(sees_BUS, bias_BHUS, targets) if by_target else None,
+    )
+
   @jax.jit
-  def both(x, bias):
-    params = module.init(rngs, x, visible, bias)["params"]
+  def both(x, bias, vectors, bias_BHUS):
+    plain = context_of(vectors, bias_BHUS, False)
+    params = (
+      own.init(rngs, x, visible, bias)["params"],
+      to_ancestors.init(rngs, x, plain)["params"],
+    )
 
-    def loss(params, x, bias):
-      y = module.apply({"params": params}, x, visible, bias, rngs=rngs)
-      return jnp.sum(jnp.sin(y)), y
+    def loss(params, x, bias, vectors, bias_BHUS):
+      context = context_of(vectors, bias_BHUS, implementation == "pallas")
+      y = own.apply({"params": params[0]}, x, visible, bias, rngs=rngs)
+      z = to_ancestors.apply({"params": params[1]}, x, context, rngs=rngs)
+      return jnp.sum(jnp.sin(y) + jnp.cos(z)), (y, z)
 
-    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, x, bias)
+    gradients = jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)
+    return gradients(params, x, bias, vectors, bias_BHUS)
 
-  return jax.tree.map(np.asarray, both(x, bias))
+  return jax.tree.map(np.asarray, both(x, bias, vectors, bias_BHUS))
 
 
 def on_mesh(fields: dict[str, int], num_heads: int = 4):

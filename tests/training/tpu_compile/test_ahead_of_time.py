@@ -132,9 +132,12 @@ def test_kernels_are_told_as_a_range_that_the_step_counts(data_parallel, sharded
   """On one slice and on two, whose devices hold rows of their own."""
   for _, report in (data_parallel, sharded):
     kinds = {(kind.source, kind.times) for kind in report.untimed}
-    stacks = ("encode/encoder", "decode/decoder")
-    for name in ("self_attention_kernel", "self_attention_gradient_kernel"):
-      for stack in stacks:
+    for stack, attention in (
+      ("encode/encoder", "self"),
+      ("decode/decoder", "self"),
+      ("decode/decoder", "ancestor"),
+    ):
+      for name in (f"{attention}_attention_kernel", f"{attention}_attention_gradient"):
         assert any(stack in source and name in source for source, _ in kinds), kinds
     least, most = report.untimed_seconds
     assert 0 < least < most < report.operations_seconds
