@@ -59,6 +59,7 @@ def train(run: RunConfig, config_text: str, joined: Cluster, clock: Clock) -> in
   check_held_out(run, data)
   if not run.data.held_out_share:
     joined.say("HELD_OUT_SHARE = 0: no trees are held out, and nothing is evaluated")
+  joined.say(str(data.pace(run.train.batch_size)))
   advise_sequence_ends(run, console)
   outcome = trainer.train(
     run.train,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -26,6 +27,8 @@ from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 Subtrees = records.SubtreeRecords | cached_subtrees.CachedSubtrees
 
 _DEFAULT_SHARE = DataConfig.held_out_share
+# Share of a decoder's rows that packing fills, as a rule.
+_USUAL_FILL = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,34 @@ class TaskData:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pace:
+  """About what a step of training and an epoch hold.
+
+  Attributes:
+    comments: of a step.
+    tokens: of those comments.
+    masked_tokens: of these, to be predicted.
+    epoch_comments: comments of an epoch; None for a mixture, whose tasks have epochs of
+      their own.
+  """
+
+  comments: int
+  tokens: int
+  masked_tokens: int
+  epoch_comments: int | None
+
+  def __str__(self) -> str:
+    step = (
+      f"a step holds about {self.comments:,} comments of {self.tokens:,} tokens,"
+      f" {self.masked_tokens:,} to be predicted"
+    )
+    if self.epoch_comments is None:
+      return step
+    steps = math.ceil(self.epoch_comments / max(1, self.comments))
+    return f"{step}; an epoch {self.epoch_comments:,} comments in {steps:,} steps"
+
+
+@dataclasses.dataclass(frozen=True)
 class RunData:
   """What a run reads.
 
@@ -61,12 +92,14 @@ class RunData:
     name: of the task or mixture.
     parts: the task, or those of the mixture.
     shape: what a forest holds.
+    sample: sizes of subtrees, of all tasks in their proportions.
     config: the settings it came from.
   """
 
   name: str
   parts: tuple[TaskData, ...]
   shape: ForestShape
+  sample: forest_layout.SubtreeTotals
   config: DataConfig
 
   @property
@@ -78,6 +111,22 @@ class RunData:
   def splits(self) -> Mapping[str, Subtrees]:
     """That task's subtrees."""
     return self.parts[0].splits
+
+  def pace(self, batch_size: int) -> Pace:
+    """Returns about what a step of training and an epoch hold, from a sample."""
+    shape, sample = self.shape, self.sample
+    tokens = batch_size * shape.decoder_rows * shape.decoder_length * _USUAL_FILL
+    comments = tokens * sample.targets / max(1, sample.target_tokens)
+    per_subtree = sample.targets / max(1, sample.subtrees)
+    epoch = None
+    if len(self.parts) == 1:
+      epoch = round(len(self.splits["train"]) * per_subtree)
+    return Pace(
+      round(comments),
+      round(tokens),
+      round(comments * sample.masked_tokens / max(1, sample.targets)),
+      epoch,
+    )
 
   def train_batches(
     self, batch_size: int, seed: int, host: int = 0, num_hosts: int = 1
@@ -217,13 +266,13 @@ def open_data(
     )
     for part in found
   )
-  shape = _resolve(config, parts, splits[0])
-  return RunData(config.mixture_or_task_name, parts, shape, config)
+  shape, sample = _resolve(config, parts, splits[0])
+  return RunData(config.mixture_or_task_name, parts, shape, sample, config)
 
 
 def _resolve(
   config: DataConfig, parts: Sequence[TaskData], split: str
-) -> forest_layout.ForestShape:
+) -> tuple[forest_layout.ForestShape, forest_layout.SubtreeTotals]:
   """The forest's shape, from the sizes of all tasks' subtrees in their proportions."""
   lengths = forest_layout.row_lengths(config.task_feature_lengths)
   optional_features: dict[str, None] = {}

@@ -217,18 +217,20 @@ def fit(
   choose: Callable[[SubtreeTotals], ForestShape],
   totals: SubtreeTotals,
   cut_totals: Callable[[ForestShape], SubtreeTotals],
-) -> ForestShape:
+) -> tuple[ForestShape, SubtreeTotals]:
   """Chooses a shape for subtrees that are cut where they do not fit it.
 
   Each part of a cut subtree brings its ancestors along, so there is more to encode than
   in whole subtrees, and how much more depends on the shape: it is chosen again, each
-    time
-  for what lies between what was expected and what was found.
+  time for what lies between what was expected and what was found.
 
   Args:
     choose: makes a shape for totals, see `resolve`.
     totals: of whole subtrees.
     cut_totals: totals of the same subtrees, cut to fit a shape.
+
+  Returns:
+    The shape, and the totals that it was chosen for.
 
   Raises:
     UserError: as `choose` and `cut_totals`.
@@ -240,7 +242,7 @@ def fit(
       break
     totals = totals.mean(found)
     shape = choose(totals)
-  return shape
+  return shape, totals
 
 
 def round_up(value: float, multiple: int) -> int:

@@ -124,7 +124,7 @@ def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection
       config.layout, config.lengths, found, objective.optional_features
     )
 
-  shape = forest_layout.fit(choose, totals(None), totals)
+  shape, _ = forest_layout.fit(choose, totals(None), totals)
 
   ordinals = itertools.count()
 

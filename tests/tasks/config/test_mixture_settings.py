@@ -161,6 +161,32 @@ def test_a_mixture_of_objectives_shares_subtrees_vocabulary_and_forests(opened, 
     assert as_written[name] == facts[f"{mlm}.{name}"]
 
 
+def test_a_run_s_first_lines_tell_about_what_a_step_and_an_epoch_hold(config):
+  alone = data.open_data(
+    dataclasses.replace(
+      config, mixture_or_task_name="commentree_generated", mixture=None
+    )
+  )
+  pace = alone.pace(2)
+  batches = alone.train_batches(2, 0)
+  taken = [next(batches) for _ in range(40)]
+  for told, sums in (
+    (pace.comments, [(b["decoder_segment_ids"].max((1, 2))).sum() for b in taken]),
+    (pace.tokens, [(b["decoder_segment_ids"] > 0).sum() for b in taken]),
+    (pace.masked_tokens, [(b["decoder_loss_weights"] > 0).sum() for b in taken]),
+  ):
+    assert told == pytest.approx(np.mean(sums), rel=0.15)
+  trees = alone.splits["train"]
+  comments = sum((record["is_target"] > 0).sum() for record in trees)
+  assert pace.epoch_comments == pytest.approx(comments, rel=0.05)
+  assert f"an epoch {pace.epoch_comments:,} comments in" in str(pace)
+
+
+def test_a_mixture_has_no_epoch(opened):
+  assert opened.pace(2).epoch_comments is None
+  assert "epoch" not in str(opened.pace(2))
+
+
 @pytest.mark.parametrize("other", ["clm", "span_corruption"])
 def test_a_mixtures_vocabulary_is_found_by_its_settings(config, other):
   mixture = {"commentree_generated:mlm": 1, f"commentree_generated:{other}": 1}

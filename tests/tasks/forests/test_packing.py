@@ -301,7 +301,7 @@ def test_small_forests_have_room_for_what_parts_of_deep_trees_bring_along():
   # A part of a subtree has its ancestors to encode too, for which there is no room in
   # what whole subtrees would need.
   for_whole = choose(totals(None))
-  fitted = forest_layout.fit(choose, totals(None), totals)
+  fitted, _ = forest_layout.fit(choose, totals(None), totals)
   assert fitted.encoder_rows > 1.2 * for_whole.encoder_rows
   assert filled(fitted) > filled(for_whole) + 0.07
 
