@@ -22,7 +22,7 @@ from commentree.settings import (
 Pooling = Literal["mean", "max", "first", "attention"]
 AncestorPositions = Literal["none", "distance", "depth", "sinusoidal", "relative_bias"]
 Attention = Literal["auto", "xla", "pallas"]
-RematPolicy = Literal["none", "full", "minimal"]
+RematPolicy = Literal["none", "full", "attention", "minimal"]
 DType = Literal["float32", "bfloat16"]
 Condition = Literal["true", "shuffled", "parent_only", "none"]
 """Which ancestors the targets see in an evaluation."""
@@ -64,7 +64,8 @@ class ModelConfig:
       tokens of theirs.
     scan_layers: whether layers are compiled once and run in a loop.
     remat_policy: what the backward pass computes again to save memory: 'none' nothing,
-      'full' whole layers, 'minimal' all but matrix products.
+      'full' whole layers, 'attention' all but the outputs of attention kernels,
+      'minimal' all but these and matrix products.
     causal_position_buckets: of the family 't5': whether all buckets of the decoder's
       relative positions are for tokens before the query, as in T5's decoder, for
       objectives that read in order; else half of them are for tokens behind it.

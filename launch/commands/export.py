@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,11 +99,11 @@ def _export(arguments: argparse.Namespace, run: Any, options: dict[str, Any]) ->
   path = checkpoints.path_of(model_dir, step)
   run_record.check_vocabulary(path, {"vocabulary": facts.tokenizer.fingerprint})
   size = facts.tokenizer.vocab_size
-  model = CommentTreeModel(
-    model_sizes.with_sizes(
-      run.model, run.data.preprocessing, size, run.data.objective_names[0]
-    )
+  config = model_sizes.with_sizes(
+    run.model, run.data.preprocessing, size, run.data.objective_names[0]
   )
+  # One program for all platforms, where kernels are for TPUs.
+  model = CommentTreeModel(dataclasses.replace(config, attention="xla"))
   made = [
     functions.make(mode, facts, model, arguments.batch_size, of_mode)
     for mode, of_mode in options.items()

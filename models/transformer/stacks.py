@@ -46,6 +46,19 @@ class Family:
   logits: Callable[[ModelConfig, Array, Any, Array | None], Array]
 
 
+_POLICIES = jax.checkpoint_policies
+_KERNEL_OUTPUTS = _POLICIES.save_only_these_names(ATTENTION_OUTPUT)
+# What layers keep for the backward pass, by `ModelConfig.remat_policy`. Attention in
+# plain JAX, whose gradient needs its weights, is computed again by all of them.
+_SAVED: dict[str, Any] = {
+  "full": None,
+  "attention": _KERNEL_OUTPUTS,
+  "minimal": _POLICIES.save_from_both_policies(
+    _POLICIES.checkpoint_dots_with_no_batch_dims, _KERNEL_OUTPUTS
+  ),
+}
+
+
 def run_layers(
   block: Any,
   num_layers: int,
@@ -61,16 +74,8 @@ def run_layers(
   their parameters have a leading axis "layers".
   """
   if config.remat_policy != "none":
-    saved = None
-    if config.remat_policy == "minimal":
-      # Keeps outputs of projections and of attention kernels, recomputes elementwise
-      # work and attention in plain JAX.
-      policies = jax.checkpoint_policies
-      saved = policies.save_from_both_policies(
-        policies.checkpoint_dots_with_no_batch_dims,
-        policies.save_only_these_names(ATTENTION_OUTPUT),
-      )
-    block = nn.remat(block, policy=saved, prevent_cse=not scan)
+    policy = _SAVED[config.remat_policy]
+    block = nn.remat(block, policy=policy, prevent_cse=not scan)
   if not scan:
     for i in range(num_layers):
       x = block(config, deterministic, name=f"layers_{i}")(x, *rest)

@@ -105,10 +105,14 @@ def make_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(make_run, tmp_path_factory):
-  """A run that predicts masked tokens, and what it was exported to."""
+  """A run that predicts masked tokens, and what it was exported to.
+
+  Of a run with kernels, which are for one platform.
+  """
   run, model, params, model_dir = make_run()
   folder = tmp_path_factory.mktemp("exported") / "to"
   command = ["export", f"--model_dir={model_dir}", f"--to={folder}"]
+  command.append('--gin.ModelConfig.attention="pallas"')
   assert main.main([*command, "--mode=fill", "--top_k=3"]) == 0
   return run, model, params, folder
 

@@ -54,7 +54,7 @@ def test_a_model_has_the_same_loss_and_gradients_with_kernels(
 
 
 @pytest.mark.parametrize(
-  ("policy", "calls"), [("none", 2), ("minimal", 2), ("full", 3)]
+  ("policy", "calls"), [("none", 2), ("minimal", 2), ("attention", 2), ("full", 3)]
 )
 def test_the_backward_pass_runs_a_kernel_again_if_its_output_was_not_saved(
   make, packed, monkeypatch, policy, calls
@@ -64,6 +64,27 @@ def test_the_backward_pass_runs_a_kernel_again_if_its_output_was_not_saved(
   traced = jax.make_jaxpr(jax.grad(loss_of(model, packed.batch)))(params)
   # Of the encoder's attention and the decoder's two: forwards, again, and the gradient.
   assert str(traced).count("= pallas_call[") == 3 * calls
+
+
+def test_rematerialization_by_name_saves_the_outputs_of_kernels_alone(
+  make, packed, monkeypatch
+):
+  monkeypatch.setattr(kernel_choice, "INTERPRET", True)
+
+  def saved(policy):
+    model, params = make(remat_policy=policy, attention="pallas")
+    _, backward = jax.eval_shape(
+      lambda p: jax.vjp(lambda p: model.loss_sums(p, packed.batch, None)[0], p), params
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+  config = make()[0].config
+  encoder, decoder = (
+    packed.batch[f"{side}_input_tokens"].size for side in ("encoder", "decoder")
+  )
+  tokens = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder * 2
+  outputs = tokens * config.num_heads * config.head_dim
+  assert saved("attention") - saved("full") == outputs
 
 
 def test_devices_that_share_rows_and_heads_compute_what_one_does():
