@@ -22,7 +22,6 @@ from typing import Any
 
 from commentree.errors import UserError
 from commentree.tasks.config.preprocessing import TreeConfig
-from commentree.tasks.readers.parsing import files
 from commentree.tasks.readers.parsing.times import time_of
 from commentree.tasks.readers.roots import Roots, key_of
 from commentree.tasks.readers.rows import (
@@ -80,8 +79,8 @@ def check(paths: Sequence[str], config: TreeConfig) -> list[str]:
       shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
       raise UserError(
         f"{path}: which columns hold ids and texts is not known; name them with"
-        " --columns id=… parent=… text=… (TreeConfig.columns in a run); there are"
-        f" {shown}"
+        " --columns id=… parent=… text=… (TreeConfig.columns in a run), or leave this"
+        f" file out; there are {shown}"
       )
     if found is not None:
       lines.setdefault(str(found), path)
@@ -138,8 +137,7 @@ def _rows(
 ) -> Iterator[Row]:
   found = _columns(path, config)
   if found is None:
-    for _ in files.blocks(path, read_counts):  # counts the file's fate
-      pass
+    records.count_file(path, read_counts)
     return
   roles = list(found.by_role)
   beside = any(role.startswith("post_") for role in roles)

@@ -11,7 +11,6 @@ import codecs
 import csv
 import io
 import itertools
-import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import msgspec
 
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import files, json_lines, json_records
+from commentree.tasks.readers.tables import arrow
 from commentree.tasks.trees.comment_tree import ReadCounts
 
 DROPPED_BAD_RECORD = "dropped: a line of a table with another number of fields"
@@ -28,21 +28,21 @@ REPAIRED_QUOTES = "lines of a table with quotation marks out of place"
 
 Kind = Literal["csv", "parquet", "arrow", "json"]
 
-_PARQUET, _ARROW_FILE, _ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
+_PARQUET = b"PAR1"
 _DELIMITERS = ",\t;|"
 _RECORDS_LOOKED_AT = 50
-_ROWS_AT_ONCE = 1_024
+_LINE_END = re.compile(r"\r\n|\r|\n")
+# What may come before the header: blank lines, and a line for Excel alone.
+_NO_HEADER = re.compile(r"\ufeff?(?:[ \t]*|sep=.)(?:\r\n|\r|\n)")
 # A record of CSV that goes over many lines may be as long as this.
 _MAX_RECORD_CHARS = 4 * 2**20
-
-_log = logging.getLogger(__name__)
 
 
 def kind_of(head: bytes) -> Kind:
   """The kind of table that begins so."""
   if head.startswith(_PARQUET):
     return "parquet"
-  if head.startswith((_ARROW_FILE, _ARROW_STREAM)):
+  if head.startswith((arrow.FILE_MARK, arrow.STREAM_MARK)):
     return "arrow"
   return "json" if head.lstrip()[:1] in (b"{", b"[") else "csv"
 
@@ -75,21 +75,7 @@ def names(path: str, config: TreeConfig) -> list[str]:
     return list(found)
   if kind == "csv":
     return _header(head)[0]
-  try:
-    if kind == "parquet":
-      import pyarrow.parquet as pq
-
-      schema = pq.read_schema(path)
-    else:
-      with _open_arrow(path) as (reader, _):
-        schema = reader.schema
-  except (OSError, ValueError):  # also what Arrow raises
-    return []
-  listed = []
-  for field in schema:
-    listed.append(field.name)
-    listed += [f"{field.name}.{inner.name}" for inner in _fields_of(field.type)]
-  return listed
+  return arrow.names(path, kind)
 
 
 def records(
@@ -108,7 +94,19 @@ def records(
     return _of_json(path, columns, config, read_counts)
   if kind == "csv":
     return _of_csv(path, columns, config, read_counts)
-  return _of_arrow(path, kind, columns, read_counts)
+  return arrow.records(path, kind, columns, read_counts)
+
+
+def count_file(path: str, read_counts: ReadCounts) -> None:
+  """Counts the fate of a file of which no column is read."""
+  kind = kind_of(files.head(path, 2**12))
+  contents: Iterator[Any]
+  if kind == "json" or kind == "csv":
+    contents = files.blocks(path, read_counts)
+  else:
+    contents = arrow.records(path, kind, (), read_counts)
+  for _ in contents:
+    pass
 
 
 def _of_json(
@@ -151,6 +149,10 @@ def _of_csv(
   width = len(header)
   places = [header.index(column) for column in columns]
   lines = _lines(files.blocks(path, read_counts), config, read_counts)
+  lines = itertools.dropwhile(lambda line: _NO_HEADER.fullmatch(line), lines)
+  if "escapechar" in dialect:
+    nothing = _null_of_mysql(dialect["delimiter"])
+    lines = (nothing.sub("", line) for line in lines)
   found = csv_records(lines, width, dialect, read_counts)
   next(found, None)  # the header
   for record in found:
@@ -222,28 +224,41 @@ def _lines(
   limit = config.max_line_bytes
   counter, fate = files.too_long(read_counts, "comments")
   decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-  begun, skipping = "", False
+  begun: list[str] = []  # pieces of a line
+  size, held = 0, ""
   for block in itertools.chain(blocks, (None,)):
-    last = block is None
-    content = begun + decoder.decode(block or b"", final=last)
-    ended = content if last else content.removesuffix("\r")  # of \r\n, perhaps
+    content = held + decoder.decode(block or b"", final=block is None)
+    ended = content if block is None else content.removesuffix("\r")  # of \r\n, perhaps
     held = content[len(ended) :]
-    lines = io.StringIO(ended, newline="").readlines()
-    if lines and not last and not lines[-1].endswith(("\n", "\r")):
-      begun = lines.pop() + held
-    else:
-      begun = held
-    for line in lines:
-      if skipping:
-        skipping = False
-      elif len(line) > limit:
-        counter[fate] += 1
+    for piece in io.StringIO(ended, newline=""):
+      size += len(piece)
+      if size <= limit:
+        begun.append(piece)
       else:
-        yield line
-    if len(begun) > limit:
-      if not skipping:
-        counter[fate] += 1
-      begun, skipping = "", True
+        begun.clear()
+      if piece.endswith(("\n", "\r")):
+        if size <= limit:
+          yield "".join(begun)
+        else:
+          counter[fate] += 1
+        begun.clear()
+        size = 0
+  if size > limit:
+    counter[fate] += 1
+  elif begun:
+    yield "".join(begun)
+
+
+def _doubled(delimiter: str) -> re.Pattern[str]:
+  """Finds two quotation marks that stand for one: no empty field, and not escaped."""
+  other = f"[^{re.escape(delimiter)}\\r\\n]"
+  return re.compile(rf'(?<={other})(?<!\\)""|(?<!\\)""(?={other})')
+
+
+def _null_of_mysql(delimiter: str) -> re.Pattern[str]:
+  """Finds fields that hold MySQL's NULL, a backslash and an N."""
+  ends = re.escape(delimiter)
+  return re.compile(rf"(?:^|(?<={ends}))\\N(?=[{ends}\r\n]|$)")
 
 
 def _header(head: bytes) -> tuple[list[str], dict[str, Any]]:
@@ -251,84 +266,21 @@ def _header(head: bytes) -> tuple[list[str], dict[str, Any]]:
   content = head.decode("utf-8", "replace")
   if "\n" in content and len(head) >= 2**16:
     content = content[: content.rindex("\n") + 1]
-  line = content.lstrip("\ufeff").lstrip().partition("\n")[0]
+  start = 0
+  while blank := _NO_HEADER.match(content, start):
+    start = blank.end()
+  content = content[start:]
+  line = _LINE_END.split(content, maxsplit=1)[0]
   delimiter = max(_DELIMITERS, key=line.count)
   dialect: dict[str, Any] = {"delimiter": delimiter}
-  if re.search(r'[^\\]\\"', content) and '""' not in content:
+  if re.search(r'[^\\]\\"', content) and not _doubled(delimiter).search(content):
     dialect |= {"escapechar": "\\", "doublequote": False}
+  if delimiter != "\t" and line.count(delimiter) == line.count(delimiter + " "):
+    dialect["skipinitialspace"] = True
   if delimiter not in line:
     return [], dialect
   try:
-    first = next(csv.reader(io.StringIO(content.lstrip("\ufeff").lstrip()), **dialect))
+    first = next(csv.reader(io.StringIO(content, newline=""), **dialect))
   except (csv.Error, StopIteration):
     return [], dialect
   return [name.strip() for name in first], dialect
-
-
-def _of_arrow(
-  path: str, kind: Kind, columns: Sequence[str], read_counts: ReadCounts
-) -> Iterator[tuple[Any, ...]]:
-  tops = list(dict.fromkeys(_top(column) for column in columns))
-  fate = files.READ
-  try:
-    for batch in _batches(path, kind, columns, tops):
-      wanted = [
-        name for name in dict.fromkeys([*columns, *tops]) if name in batch.schema.names
-      ]
-      by_top = {name: batch.column(name).to_pylist() for name in wanted}
-      yield from zip(*(_values(column, by_top) for column in columns))
-  except (OSError, ValueError) as error:  # also what Arrow raises
-    fate = files.DAMAGED
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    _log.warning("%s: is damaged (%s); what comes before was read", path, line)
-  read_counts.files[fate] += 1
-
-
-def _values(column: str, by_top: Mapping[str, list[Any]]) -> list[Any]:
-  if column in by_top:
-    return by_top[column]
-  top, _, inner = column.partition(".")
-  return [v.get(inner) if isinstance(v, Mapping) else None for v in by_top[top]]
-
-
-def _batches(
-  path: str, kind: Kind, columns: Sequence[str], tops: Sequence[str]
-) -> Iterator[Any]:
-  if kind == "parquet":
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-      yield from file.iter_batches(_ROWS_AT_ONCE, columns=[*columns, *tops])
-    return
-  with _open_arrow(path) as (reader, whole):
-    batches = (
-      map(reader.get_batch, range(reader.num_record_batches)) if whole else reader
-    )
-    for batch in batches:
-      for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-        yield batch.slice(start, _ROWS_AT_ONCE)
-
-
-class _open_arrow:
-  """Opens a file of Arrow, as a stream (as Hugging Face saves) or as a whole."""
-
-  def __init__(self, path: str):
-    self._path = path
-
-  def __enter__(self) -> tuple[Any, bool]:
-    import pyarrow as pa
-
-    self._file = pa.memory_map(self._path)
-    whole = self._file.read(len(_ARROW_FILE)) == _ARROW_FILE
-    self._file.seek(0)
-    open_ = pa.ipc.open_file if whole else pa.ipc.open_stream
-    return open_(self._file), whole
-
-  def __exit__(self, *raised: object) -> None:
-    self._file.close()
-
-
-def _fields_of(kind: Any) -> list[Any]:
-  import pyarrow as pa
-
-  return list(kind) if pa.types.is_struct(kind) else []

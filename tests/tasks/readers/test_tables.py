@@ -1,11 +1,14 @@
 """Tables are read as what they hold: CSV, TSV, Parquet, Arrow and objects of JSON."""
 
 import csv
+import decimal
 import gzip
 import io
 import json
+import time
 
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -345,3 +348,97 @@ def test_no_guess_stands_for_two_columns_of_a_table():
     "author": "user",
     "title": "title",
   }
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    '\tid\tparent\ttext\n0\tp\t\tA post\n1\tc\tp\tHe said "yes"\n',
+    'id,parent,text\rp,,A post\rc,p,"He said ""yes"""\r',
+    '"id","parent","text"\n"p","","A post"\n"c","p","He said \\"yes\\""\n',
+    '"id","parent","text"\n"p",\\N,"A post"\n"c","p","He said \\"yes\\""\n',
+    'id, parent, text\np, , A post\nc, p, "He said ""yes"""\n',
+    'sep=;\nid;parent;text\np;;A post\nc;p;"He said ""yes"""\n',
+    '\ufeff\n \nid,parent,text\np,,A post\nc,p,"He said ""yes"""\n',
+  ],
+  ids=["index", "lone CR", "backslashes", "null", "spaces", "Excel", "blank lines"],
+)
+def test_what_other_programs_write_as_csv_is_read(tmp_path, content):
+  path = tmp_path / "t.csv"
+  path.write_bytes(content.encode())
+  counts = ReadCounts()
+  (tree,) = trees_of(path, counts)
+  assert shape(tree) == [("A post", None), ('He said "yes"', "A post")]
+  assert counts.comments == {comment_tree.KEPT: 1}
+  assert not counts.repaired
+
+
+def test_columns_of_every_type_are_read(tmp_path):
+  ids = [decimal.Decimal(number) for number in (1, 2)]
+  table = pa.Table.from_arrays(
+    [
+      pa.array(ids, pa.decimal128(20, 0)),
+      pa.array([None, ids[0]], pa.decimal128(20, 0)),
+      pa.array([b"A post", b"caf\xe9"]),
+      pa.array(["other", "column"]),
+      pa.array([1_709_287_200_000_000_001, None], pa.timestamp("ns")),
+      pa.array(["ann", "bob"]).dictionary_encode(),
+      pa.array([["a"], None], pa.list_(pa.string())),
+    ],
+    names=["id", "parent", "text", "text", "created_at", "author", "score"],
+  )
+  pq.write_table(table, tmp_path / "t.parquet")
+  counts = ReadCounts()
+  (tree,) = trees_of(tmp_path / "t.parquet", counts)
+  assert shape(tree) == [("A post", None), ("caf\ufffd", "A post")]
+  assert [comment.id for comment in tree.comments] == ["1", "2"]
+  assert [comment.author for comment in tree.comments] == ["ann", "bob"]
+  assert [c.created_utc for c in tree.comments] == [1_709_287_200, None]
+  assert counts.files == {files.READ: 1}
+
+
+def test_columns_that_python_has_no_value_for_raise_nothing(tmp_path):
+  text = pa.array([b"A post", b"\xff", b"end"]).buffers()
+  table = pa.table(
+    {
+      "id": ["p", "c", "d"],
+      "parent": [None, "p", "p"],
+      "text": pa.Array.from_buffers(pa.string(), 3, text),
+      "created_at": pa.array([2**62, -(2**62), 0], pa.timestamp("s")),
+    }
+  )
+  path = tmp_path / "t.arrow"
+  with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+    out.write_table(table)
+  (tree,) = trees_of(path)
+  assert {comment.text for comment in tree.comments} == {"A post", "\ufffd", "end"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "parquet.gz", "feather"])
+def test_a_table_without_its_end_is_called_damaged(tmp_path, kind):
+  path = tmp_path / f"t.{kind}"
+  table = pa.table({name: list(col) for name, col in zip(NAMES, zip(*THREAD))})
+  if kind == "feather":
+    feather.write_feather(table, path)
+    path.write_bytes(path.read_bytes()[:-20])
+  else:
+    pq.write_table(table, path)
+    whole = path.read_bytes()
+    path.write_bytes(gzip.compress(whole) if kind.endswith("gz") else whole[:-10])
+  counts = ReadCounts()
+  assert not trees_of(path, counts)
+  assert counts.files == {files.DAMAGED: 1}
+
+
+def test_a_head_of_blank_lines_is_passed_over_in_linear_time():
+  found = records.names_in(b"\n" * 2**20 + b"id,parent,text\n")
+  assert found == ["id", "parent", "text"]
+
+
+def test_time_does_not_grow_faster_than_a_line(tmp_path):
+  path, config = tmp_path / "t.csv", TreeConfig(max_line_bytes=2**30)
+  path.write_text("id,parent,text\np,," + "x" * 2**25)
+  start = time.process_time()
+  found = list(records.records(str(path), ("id", "text"), config, ReadCounts()))
+  assert found == [("p", "x" * 2**25)]
+  assert time.process_time() - start < 4
