@@ -86,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     help="which columns of tables hold what, such as text=content; usual names are"
     " guessed and said (docs/data.md lists the roles)",
   )
+  main.add_argument(
+    "--label_from",
+    metavar="WHERE",
+    help="where ConvoKit corpora hold comments' labels: meta.KEY of utterances, or"
+    " conversation.meta.KEY",
+  )
   machine = parser.add_argument_group("the machine (the same bytes come out)")
   machine.add_argument(
     "--memory",
@@ -293,17 +299,19 @@ def _config(arguments: argparse.Namespace) -> Any:
   for name in ("subreddits", "exclude_subreddits"):
     fields[name] = _names(given[name])
   columns = [name for given in arguments.columns for name in given.split(",")]
-  config = TreeConfig(
-    arguments.deleted,
-    arguments.orphans,
-    target_post=arguments.target_post,
-    columns=tuple(columns),
-  )
   try:
-    return BuildConfig(**fields, trees=config)
+    trees = TreeConfig(
+      arguments.deleted,
+      arguments.orphans,
+      target_post=arguments.target_post,
+      columns=tuple(columns),
+      label_from=arguments.label_from,
+    )
+    return BuildConfig(**fields, trees=trees)
   except UserError as error:
     # The fields are called as the flags are.
-    raise UserError(f"--{str(error).removeprefix('BuildConfig.')}") from error
+    told = re.sub("^(Build|Tree)Config[.]", "", str(error))
+    raise UserError(f"--{told}") from error
 
 
 def _names(given: Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import rich.progress
 import rich.table
+import rich.text
 
 from commentree.console import Console
 
@@ -113,6 +114,8 @@ def show(
     **{k: collections.Counter(v) for k, v in stats["read_counts"].items()}
   )
   read_counts.tell(console)
+  if stats["labels"]:
+    console.print(_label_table(stats["labels"]))
   table = rich.table.Table("", box=None, pad_edge=False)
   columns = ("mean", "p50", "p90", "p99", "max")
   for column in columns:
@@ -137,6 +140,20 @@ def show(
   if peak_bytes:
     line += f"; {peak_bytes / _MB:,.0f} MB of memory at most"
   console.print(line)
+
+
+def _label_table(labels: Mapping[str, Mapping[str, int]]) -> rich.table.Table:
+  table = rich.table.Table("", "", box=None, pad_edge=False)
+  for kind in ("comments", "posts"):
+    table.add_column(kind, justify="right")
+  for label, numbers in labels.items():
+    table.add_row(
+      "label",
+      rich.text.Text(label),
+      f"{numbers['comments']:,}",
+      f"{numbers['posts']:,}",
+    )
+  return table
 
 
 def empty_splits(stats: Mapping[str, Any]) -> Iterator[str]:

@@ -108,8 +108,16 @@ def remarks(sources: Sequence[SourceFile], config: BuildConfig) -> list[str]:
   """Says how sources are read, where that is guessed.
 
   Raises:
-    UserError: if one cannot be read as its format.
+    UserError: if one cannot be read as its format, or labels are to come from corpora
+      of ConvoKit and there are none.
   """
+  if config.trees.label_from is not None and all(
+    source.format != "convokit" for source in sources
+  ):
+    raise UserError(
+      f"--label_from={config.trees.label_from}: is for corpora of ConvoKit, and none of"
+      " the files is one; leave it out (of tables, give --columns label=NAME)"
+    )
   formats = {source.path: readers.check_name(source.format) for source in sources}
   return readers.remarks(formats, config.trees)
 

@@ -24,7 +24,7 @@ SOURCES = ".sources.json"
 
 # Raise when parts, shards or records get another form: what was begun before is then
 # refused, and not gone on with.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 BuildPlan = dict[str, Any]
 

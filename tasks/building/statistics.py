@@ -13,7 +13,9 @@ from commentree.tasks.trees.comment_tree import CommentTree
 
 PERCENTILES = (50, 90, 99)
 TOP_SUBREDDITS = 50
+TOP_LABELS = 20
 NO_SUBREDDIT = "(none)"
+OTHER_LABELS = "(others)"
 NO_YEAR = "(unknown)"
 
 # Trees are gathered until there are so many comments, or bytes of them, to be counted
@@ -22,6 +24,8 @@ _COMMENTS_AT_ONCE = 8_192
 _BYTES_AT_ONCE = 2**22
 _WORD_BYTES_AT_ONCE = 2**20
 _SECONDS_OF_DAY = 86_400
+# Labels may be any texts; those seen first are counted, further ones as `OTHER_LABELS`.
+_MOST_LABELS = 1_000
 
 # By measure: what one number of it stands for.
 MEASURES = {
@@ -50,6 +54,8 @@ class Statistics:
     years: comments by the year of their writing.
     subreddit_trees: trees by subreddit.
     subreddit_comments: comments by subreddit.
+    label_comments: comments by label, those without one left out.
+    label_posts: posts by label.
   """
 
   measures: dict[str, collections.Counter[int]] = dataclasses.field(
@@ -60,6 +66,8 @@ class Statistics:
   subreddit_comments: collections.Counter[str] = dataclasses.field(
     default_factory=_counts
   )
+  label_comments: collections.Counter[str] = dataclasses.field(default_factory=_counts)
+  label_posts: collections.Counter[str] = dataclasses.field(default_factory=_counts)
 
   def __iadd__(self, other: Statistics) -> Statistics:
     """Adds another's counts to these."""
@@ -67,6 +75,9 @@ class Statistics:
       self.measures[name].update(counts)
     for name in ("years", "subreddit_trees", "subreddit_comments"):
       getattr(self, name).update(getattr(other, name))
+    for name in ("label_comments", "label_posts"):
+      for label, number in getattr(other, name).items():
+        count_label(getattr(self, name), label, number)
     return self
 
   def as_dict(self) -> dict[str, Any]:
@@ -78,6 +89,8 @@ class Statistics:
       "years": dict(self.years),
       "subreddit_trees": dict(self.subreddit_trees),
       "subreddit_comments": dict(self.subreddit_comments),
+      "label_comments": dict(self.label_comments),
+      "label_posts": dict(self.label_posts),
     }
 
   @classmethod
@@ -90,12 +103,18 @@ class Statistics:
       },
       **{
         name: collections.Counter(facts[name])
-        for name in ("years", "subreddit_trees", "subreddit_comments")
+        for name in (
+          "years",
+          "subreddit_trees",
+          "subreddit_comments",
+          "label_comments",
+          "label_posts",
+        )
       },
     )
 
   def summary(self) -> dict[str, Any]:
-    """What `STATS.json` says: distributions in short, years, largest subreddits."""
+    """What `STATS.json` says: distributions, years, largest subreddits, labels."""
     largest = sorted(
       self.subreddit_comments.items(), key=lambda item: (-item[1], item[0])
     )
@@ -109,7 +128,37 @@ class Statistics:
         name: {"trees": self.subreddit_trees[name], "comments": comments}
         for name, comments in largest[:TOP_SUBREDDITS]
       },
+      "labels": self._labels(),
     }
+
+  def _labels(self) -> dict[str, dict[str, int]]:
+    """Comments and posts of the commonest labels, and of all others together."""
+    both = self.label_comments + self.label_posts
+    others = both.pop(OTHER_LABELS, 0)
+    largest = sorted(both, key=lambda label: (-both[label], label))
+    found = {
+      label: {
+        "comments": self.label_comments[label],
+        "posts": self.label_posts[label],
+      }
+      for label in largest[:TOP_LABELS]
+    }
+    if others or len(largest) > TOP_LABELS:
+      found[OTHER_LABELS] = {
+        kind: counts.total() - sum(named[kind] for named in found.values())
+        for kind, counts in (
+          ("comments", self.label_comments),
+          ("posts", self.label_posts),
+        )
+      }
+    return found
+
+
+def count_label(counts: collections.Counter[str], label: str, number: int = 1) -> None:
+  """Adds to a label's count, of which there are not more than can be held."""
+  if label not in counts and len(counts) >= _MOST_LABELS:
+    label = OTHER_LABELS
+  counts[label] += number
 
 
 def distribution(counts: Mapping[int, int]) -> dict[str, Any]:
@@ -168,6 +217,13 @@ class Counting:
     name = tree.subreddit or NO_SUBREDDIT
     self._statistics.subreddit_trees[name] += 1
     self._statistics.subreddit_comments[name] += size - 1
+    for comment in tree.comments:
+      if comment.label is not None:
+        is_post = comment.parent < 0
+        count_label(
+          self._statistics.label_posts if is_post else self._statistics.label_comments,
+          comment.label,
+        )
     self._starts.append(len(self._parents))
     self._parents += columns["parents"].tolist()
     self._texts += columns["texts"]

@@ -23,6 +23,9 @@ same of files that a run reads and of datasets that are built, so that both hold
 same trees. So many that a corpus of some dozens of trees has some; of large ones, less
 does."""
 
+UTTERANCE_META, CONVERSATION_META = "meta.", "conversation.meta."
+"""What begins `TreeConfig.label_from`."""
+
 SEQUENCE_ENDS = 2
 """Tokens that `SubtreeConfig.sequence_ends` puts around the words of a comment."""
 
@@ -43,6 +46,9 @@ class TreeConfig:
       many characters.
     columns: which columns of tables hold what, `role=column` each, such as
       ('id=comment_id', 'text=content'); the usual names are guessed. See docs/data.md.
+    label_from: of ConvoKit corpora, what holds a comment's label: 'meta.KEY' in the
+      `meta` of its utterance, 'conversation.meta.KEY' in that of its conversation. A
+      key of a mapping within follows a further dot.
   """
 
   deleted: Deleted = "splice"
@@ -51,9 +57,22 @@ class TreeConfig:
   max_line_bytes: PositiveInt = 64 * 2**20
   max_comment_chars: PositiveInt = 1_000_000
   columns: tuple[str, ...] = ()
+  label_from: str | None = None
 
   def __post_init__(self):
     check_fields(self)
+    given = self.label_from
+    if given is not None and not (
+      isinstance(given, str)
+      and any(
+        given.startswith(owner) and given != owner
+        for owner in (UTTERANCE_META, CONVERSATION_META)
+      )
+    ):
+      raise UserError(
+        f"TreeConfig.label_from = {given!r}: must be {UTTERANCE_META}KEY or"
+        f" {CONVERSATION_META}KEY, such as 'meta.politeness'"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,7 +86,10 @@ def prepare(
   # Processes of one machine need it at the same moment: one prepares, the others wait.
   with records.locked(folder):
     if folder.exists():
-      return records.SubtreeRecords(folder)
+      found = records.SubtreeRecords(folder)
+      if classes := SubtreeCounts(**found.meta["counts"]).report_classes():
+        console.print(f"{split}: {classes}")
+      return found
     written = records.write_parts(folder, fill, meta)
   console.print(f"prepared {split}: {counts.report()}")
   if read_counts.total():

@@ -33,7 +33,7 @@ from commentree.tasks.subtrees.subtree_builder import (
 )
 
 # Raise when the bytes of a record, or what a fingerprint leaves out, change.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _META = "META.json"
 

@@ -6,20 +6,23 @@ array in `utterances.json`, with `root` and `user` for `conversation_id` and `sp
 The post is the utterance whose id is its conversation's; otherwise the first that
 answers none, or itself; others of these answer the post. Where a conversation's id is
 missing, it is that of the utterance that replies lead to. Lines add up as those of
-`pushshift` do.
+`pushshift` do. A comment's label is a value in the `meta` of its utterance or of its
+conversation, where `TreeConfig.label_from` names one.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
+from commentree.tasks.config import preprocessing
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import (
   compression,
@@ -34,6 +37,7 @@ from commentree.tasks.readers.rows import (
   POST_PREFIX,
   Format,
   identifier,
+  label,
   parent,
   seconds,
   text,
@@ -59,11 +63,20 @@ _OTHER_FILES = (
 _INFO = "info."  # begins the names of files with one field of all utterances
 _TITLES = ("title", "page_title", "subject")  # in a conversation's `meta`
 _CONVERSATIONS_HELD = 1_000
+_LOOKED_AT, _KEYS_SHOWN = 100, 20  # in `check`
 # Before the id of a conversation, where there may be that of an utterance.
 _NAMED = " "
 
-# Title and subreddit of a conversation, by its id.
-_Facts = Callable[[str], tuple[str | None, str | None]]
+
+class _Facts(NamedTuple):
+  """What is known of a conversation."""
+
+  title: str | None = None
+  subreddit: str | None = None
+  label: str | None = None
+
+
+_FactsOf = Callable[[str], _Facts]  # by the conversation's id
 
 _log = logging.getLogger(__name__)
 
@@ -112,15 +125,15 @@ def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Ro
     _read_conversations(path, about, config, read_counts)
 
     @functools.lru_cache(_CONVERSATIONS_HELD)
-    def facts(conversation: str) -> tuple[str | None, str | None]:
+    def facts(conversation: str) -> _Facts:
       found = about.get(conversation)
-      return (None, None) if found is None else tuple(json.loads(found))
+      return _Facts() if found is None else _Facts(*json.loads(found))
 
     unnamed = False
     for utterance in json_lines.objects(path, _Utterance, config, read_counts):
       conversation = _conversation(utterance, read_counts)
       if conversation:
-        yield _row(utterance, conversation, facts(conversation), read_counts)
+        yield _row(utterance, conversation, facts(conversation), config, read_counts)
         continue
       ident, reply_to = _ids(
         utterance, ReadCounts()
@@ -135,6 +148,39 @@ def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Ro
       yield from _unnamed_rows(path, above, facts, config, read_counts)
 
 
+def check(paths: Sequence[str], config: TreeConfig) -> list[str]:
+  """Says where labels are not found in what begins a corpus."""
+  if config.label_from is None:
+    return []
+  return [line for path in paths for line in _without_labels(path, config)]
+
+
+def _without_labels(path: str, config: TreeConfig) -> Iterator[str]:
+  ignored = ReadCounts()  # whoever reads the rows counts
+  found: Iterator[Any]
+  if (key := _key(config, preprocessing.UTTERANCE_META)) is not None:
+    found = (
+      each.meta for each in json_lines.objects(path, _Utterance, config, ignored)
+    )
+    shown, what = path, "utterances"
+  else:
+    key = _key(config, preprocessing.CONVERSATION_META) or ""
+    shown, what = next(iter(_beside(path)), ""), "conversations"
+    if not shown:
+      yield f"{path}: has no {_CONVERSATIONS} beside it for {config.label_from}"
+      return
+    found = (_meta(facts) for _, facts in _conversations(shown, config, ignored))
+  metas = [
+    meta for meta in itertools.islice(found, _LOOKED_AT) if isinstance(meta, Mapping)
+  ]
+  if all(_value(meta, key) is None for meta in metas):
+    keys = sorted({str(key) for meta in metas for key in meta})
+    yield (
+      f"{shown}: {config.label_from} is in none of the first {what}; their meta has"
+      f" {', '.join(keys[:_KEYS_SHOWN]) or 'nothing'}"
+    )
+
+
 FORMAT = Format(
   "convokit",
   (".jsonl", ".json"),
@@ -143,11 +189,12 @@ FORMAT = Format(
   contiguous=False,
   aside=_aside,
   beside=_beside,
+  check=check,
 )
 
 
 def _unnamed_rows(
-  path: str, above: Index, facts: _Facts, config: TreeConfig, read_counts: ReadCounts
+  path: str, above: Index, facts: _FactsOf, config: TreeConfig, read_counts: ReadCounts
 ) -> Iterator[Row]:
   """Yields the rows of utterances without a conversation's id, as replies lead to it.
 
@@ -168,7 +215,7 @@ def _unnamed_rows(
     if _conversation(utterance, ReadCounts()) or not (ident or reply_to):
       continue
     conversation = above.root(ident or reply_to or "").removeprefix(_NAMED)
-    yield _row(utterance, conversation, facts(conversation), read_counts)
+    yield _row(utterance, conversation, facts(conversation), config, read_counts)
 
 
 def _conversation(utterance: _Utterance, read_counts: ReadCounts) -> str:
@@ -192,7 +239,8 @@ def _ids(
 def _row(
   utterance: _Utterance,
   conversation: str,
-  facts: tuple[str | None, str | None],
+  facts: _Facts,
+  config: TreeConfig,
   read_counts: ReadCounts,
 ) -> Row:
   ident, reply_to = _ids(utterance, read_counts)
@@ -202,7 +250,9 @@ def _row(
   answers_post = is_post or answered == conversation
   speaker = utterance.speaker if utterance.speaker is not None else utterance.user
   meta = utterance.meta if isinstance(utterance.meta, Mapping) else {}
-  title, subreddit = facts
+  own_label = facts.label
+  if (key := _key(config, preprocessing.UTTERANCE_META)) is not None:
+    own_label = label(_value(meta, key), read_counts)
   written = text(utterance.text, read_counts)
   return Row(
     conversation,
@@ -210,42 +260,83 @@ def _row(
     ident,
     parent_id=None if answers_post else reply_to,
     author=text(speaker, read_counts),
-    text=title if is_post else written,
+    text=facts.title if is_post else written,
     selftext=written if is_post else None,
     created_utc=seconds(utterance.timestamp),
     score=votes(meta.get("score")),
-    subreddit=text(meta.get("subreddit"), read_counts) or subreddit,
+    subreddit=text(meta.get("subreddit"), read_counts) or facts.subreddit,
+    label=own_label,
   )
+
+
+def _key(config: TreeConfig, owner: str) -> str | None:
+  """Where the label is in `meta`, if the settings name one of this owner's."""
+  given = config.label_from or ""
+  return given.removeprefix(owner) if given.startswith(owner) else None
+
+
+def _value(meta: Mapping[str, Any], key: str) -> Any:
+  """The value of a key, which may have dots, or be of a mapping within."""
+  if key in meta:
+    return meta[key]
+  first, _, rest = key.partition(".")
+  inner = meta.get(first)
+  return _value(inner, rest) if rest and isinstance(inner, Mapping) else None
 
 
 def _read_conversations(
   path: str, about: Index, config: TreeConfig, read_counts: ReadCounts
 ) -> None:
-  """Puts title and subreddit of every conversation beside a file into an index."""
+  """Puts what `_Facts` has of every conversation beside a file into an index."""
   for beside in _beside(path):
     of_file = ReadCounts()
-    too_long = read_counts.repaired, REPAIRED_TITLE_LEFT_OUT
-    blocks = files.blocks(beside, of_file)
     found = False
-    for key, value in json_cutter.members(blocks, config.max_line_bytes, too_long):
-      conversation = identifier(json_lines.parse(key, read_counts), read_counts)
-      facts = json_lines.parse(value, read_counts)
-      if conversation and isinstance(facts, Mapping):
-        about[conversation.removeprefix(POST_PREFIX)] = json.dumps(
-          _title_and_subreddit(facts, read_counts)
-        )
-        found = True
+    for conversation, facts in _conversations(beside, config, read_counts, of_file):
+      about[conversation] = json.dumps(_facts(facts, config, read_counts))
+      found = True
     if of_file.files != {files.READ: 1} or not found:
       read_counts.files[TITLES_UNREADABLE] += 1
       _log.warning("%s: cannot be read; posts are without their titles", beside)
 
 
-def _title_and_subreddit(
-  conversation: Mapping[str, Any], read_counts: ReadCounts
-) -> tuple[str | None, str | None]:
-  """What is said of a conversation: under `meta`, in the oldest corpora beside it."""
-  meta = conversation.get("meta", conversation)
+def _conversations(
+  path: str,
+  config: TreeConfig,
+  read_counts: ReadCounts,
+  of_file: ReadCounts | None = None,
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """Yields the conversations of a file with their ids.
+
+  Args:
+    path: the file.
+    config: says how long one may be.
+    read_counts: counts repairs.
+    of_file: counts the file's fate.
+  """
+  blocks = files.blocks(path, ReadCounts() if of_file is None else of_file)
+  too_long = read_counts.repaired, REPAIRED_TITLE_LEFT_OUT
+  for key, value in json_cutter.members(blocks, config.max_line_bytes, too_long):
+    conversation = identifier(json_lines.parse(key, read_counts), read_counts)
+    facts = json_lines.parse(value, read_counts)
+    if conversation and isinstance(facts, Mapping):
+      yield conversation.removeprefix(POST_PREFIX), facts
+
+
+def _meta(conversation: Mapping[str, Any]) -> Any:
+  """What is said of a conversation: in the oldest corpora it is not under `meta`."""
+  return conversation.get("meta", conversation)
+
+
+def _facts(
+  conversation: Mapping[str, Any], config: TreeConfig, read_counts: ReadCounts
+) -> _Facts:
+  meta = _meta(conversation)
   if not isinstance(meta, Mapping):
-    return None, None
+    return _Facts()
   titles = (text(meta.get(key), read_counts) for key in _TITLES)
-  return next(filter(None, titles), None), text(meta.get("subreddit"), read_counts)
+  key = _key(config, preprocessing.CONVERSATION_META)
+  return _Facts(
+    next(filter(None, titles), None),
+    text(meta.get("subreddit"), read_counts),
+    None if key is None else label(_value(meta, key), read_counts),
+  )

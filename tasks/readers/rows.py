@@ -9,9 +9,10 @@ groups them: in memory (`readers.iter_trees`), out of core or on a cluster (`bui
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from commentree.tasks.config.preprocessing import TreeConfig
@@ -31,6 +32,7 @@ from commentree.tasks.trees.row import Row
 POST_PREFIX, COMMENT_PREFIX = "t3_", "t1_"
 
 CUT = "text longer than max_comment_chars cut"
+LABEL_LEFT_OUT = "labels that are lists or objects left out"
 NAME_LEFT_OUT = "names of more than 1,000 characters left out"
 _ROW_BYTES = 160
 _MAX_NAME_CHARS = 1_000  # of an id, an author, a subreddit, a label, a language
@@ -223,9 +225,13 @@ def parent(value: object, read_counts: ReadCounts) -> str | None:
 
 
 def label(value: object, read_counts: ReadCounts) -> str | None:
-  """A label as a string: whole numbers as their digits, truth values as in JSON."""
+  """A label as a string: whole numbers as their digits, others as JSON has them."""
   if isinstance(value, bool):
     return "true" if value else "false"
+  if isinstance(value, float) and not value.is_integer():
+    return repr(value) if math.isfinite(value) else None
+  if isinstance(value, (Mapping, list, tuple)):
+    read_counts.repaired[LABEL_LEFT_OUT] += 1
   return identifier(value, read_counts)
 
 

@@ -181,6 +181,8 @@ class SubtreeBuilder:
 
   def _label_nodes(self, tree: CommentTree, node_ids: np.ndarray) -> np.ndarray:
     """Class of the comment that begins at each node: int32 [N]."""
+    for name in self.preprocessing.comment_labels.names:
+      self.counts.classes.setdefault(name, 0)
     labels = np.array([self._class_of(tree, comment) for comment in tree.comments])
     is_first = np.diff(node_ids, prepend=-1) > 0
     return np.where(is_first, labels[node_ids], NO_LABEL).astype(np.int32)
@@ -199,7 +201,7 @@ class SubtreeBuilder:
     if label not in names:
       self.counts.other_labels += 1
       return NO_LABEL
-    self.counts.labelled += 1
+    self.counts.classes[label] += 1
     return names.index(label)
 
   def _flat(self, comments: Sequence[np.ndarray]) -> np.ndarray:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+_CLASSES_SHOWN = 20
+
 
 @dataclasses.dataclass
 class SubtreeCounts:
-  """What became of the tokens and nodes of the trees seen so far."""
+  """What became of the tokens and nodes of the trees seen so far.
+
+  Attributes:
+    classes: comments by class of `CommentLabelsConfig`, those that no comment has too.
+    other_labels: comments whose labels are not among the classes.
+  """
 
   trees: int = 0
   comments: int = 0
@@ -18,14 +25,18 @@ class SubtreeCounts:
   tokens_cut: int = 0
   spans: int = 0
   spans_lost: int = 0
-  labelled: int = 0
+  classes: dict[str, int] = dataclasses.field(default_factory=dict)
   other_labels: int = 0
   words: int = 0
   words_copied: int = 0
 
   def add(self, other: SubtreeCounts) -> None:
     """Adds another's counts to these."""
+    for name, number in other.classes.items():
+      self.classes[name] = self.classes.get(name, 0) + number
     for field in dataclasses.fields(self):
+      if field.name == "classes":
+        continue
       total = getattr(self, field.name) + getattr(other, field.name)
       setattr(self, field.name, total)
 
@@ -50,9 +61,20 @@ class SubtreeCounts:
       report += (
         f"; {self.spans:,} labelled spans ({self.spans_lost:,} lost in cleaning)"
       )
-    if self.labelled or self.other_labels:
-      report += (
-        f"; {self.labelled:,} labelled comments ({self.other_labels:,} more have labels"
-        " that are not in CommentLabelsConfig.names)"
-      )
+    if self.classes:
+      report += f"; {self.report_classes()}"
     return report
+
+  def report_classes(self) -> str:
+    """How many comments have each class; nothing if there are no classes."""
+    if not self.classes:
+      return ""
+    shown = [f"{name} {n:,}" for name, n in list(self.classes.items())[:_CLASSES_SHOWN]]
+    if len(self.classes) > _CLASSES_SHOWN:
+      rest = list(self.classes.values())[_CLASSES_SHOWN:]
+      shown.append(f"{sum(rest):,} of {len(rest):,} other classes")
+    return (
+      f"{sum(self.classes.values()):,} labelled comments: {', '.join(shown)}"
+      f" ({self.other_labels:,} more have labels that are not in"
+      " CommentLabelsConfig.names)"
+    )

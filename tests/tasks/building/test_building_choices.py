@@ -1,10 +1,13 @@
 """What is wanted of trees: filters, splits by time, one tree in several files."""
 
+import io
 import json
 
 import pytest
 
-from commentree.tasks.building import building, filters
+from commentree.console import Console
+from commentree.launch.reports import build_report
+from commentree.tasks.building import building, filters, statistics
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.trees import comment_tree
@@ -157,3 +160,36 @@ def test_one_file_given_twice_is_read_once(tmp_path):
     [str(path), str(tmp_path / "*.jsonl"), f"{tmp_path}/./trees.jsonl"], DEFAULT
   )
   assert len(sources) == 1
+
+
+def test_labels_are_counted_and_the_rarest_together(tmp_path):
+  comments = [
+    comment(f"c{i}_{j}", "p", label=f"l{i:02}")
+    for i in range(23)
+    for j in range(30 - i)
+  ]
+  _, stats = made_of(
+    tmp_path, BuildConfig(validation_share=0), record("p", *comments, label="l22")
+  )
+  found = stats["labels"]
+  assert list(found) == [f"l{i:02}" for i in range(20)] + [statistics.OTHER_LABELS]
+  assert found["l00"] == {"comments": 30, "posts": 0}
+  assert found[statistics.OTHER_LABELS] == {"comments": 10 + 9 + 8, "posts": 1}
+  told = io.StringIO()
+  build_report.show(stats, 1.0, 0, Console(file=told, width=200))
+  lines = [line.split() for line in told.getvalue().splitlines()]
+  assert ["label", "l00", "30", "0"] in lines
+  assert ["label", "(others)", "27", "1"] in lines
+
+
+def test_labels_that_are_all_different_are_counted_in_little_memory(monkeypatch):
+  monkeypatch.setattr(statistics, "_MOST_LABELS", 3)
+  found = statistics.Statistics()
+  for part in ("abc", "bcd", "dea"):
+    of_shard = statistics.Statistics()
+    for label in part:
+      statistics.count_label(of_shard.label_comments, label)
+    found += statistics.Statistics.from_dict(of_shard.as_dict())
+  assert found.label_comments == {"a": 2, "b": 2, "c": 2, statistics.OTHER_LABELS: 3}
+  labels = found.summary()["labels"]
+  assert labels[statistics.OTHER_LABELS] == {"comments": 3, "posts": 0}

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commentree.errors import StorageError
-from commentree.tasks.building import filters
+from commentree.errors import StorageError, UserError
+from commentree.tasks.building import building, filters
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import TreeConfig
-from commentree.tasks.readers import convokit
+from commentree.tasks.readers import convokit, rows
 from commentree.tasks.readers.parsing import index_on_disk, json_cutter
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
@@ -247,3 +247,123 @@ def test_an_index_that_finds_no_room_is_told_in_one_line():
 
   with pytest.raises(StorageError, match=r"no room for an index .* TMPDIR"):
     fill()
+
+
+def labels(tree):
+  return {comment.id: comment.label for comment in tree.comments}
+
+
+def test_labels_come_from_the_meta_of_utterances_spelled_as_in_json(tmp_path):
+  values = {
+    "p": "polite",
+    "a": 1,
+    "b": 0.5,
+    "c": True,
+    "d": None,
+    "e": ["x"],
+    "f": 1.0,
+    "g": float("nan"),
+  }
+  write(
+    tmp_path,
+    [
+      utterance(ident, "p", None if ident == "p" else "p", meta={"politeness": value})
+      for ident, value in values.items()
+    ],
+  )
+  config = TreeConfig(label_from="meta.politeness")
+  found, read_counts = read_by_id(str(tmp_path), config)
+  assert labels(found["p"]) == {
+    "p": "polite",
+    "a": "1",
+    "b": "0.5",
+    "c": "true",
+    "d": None,
+    "e": None,
+    "f": "1",
+    "g": None,
+  }
+  assert read_counts.repaired == {rows.LABEL_LEFT_OUT: 1}
+  assert set(labels(read_by_id(str(tmp_path))[0]["p"]).values()) == {None}
+
+
+def test_the_label_of_a_conversation_is_that_of_all_its_utterances(tmp_path):
+  lines = [utterance("p", "p", None), utterance("a", None, "p")]
+  write(
+    tmp_path,
+    [*lines, utterance("q", "q", None), utterance("b", "q", "q", meta={"success": 0})],
+    {"p": {"meta": {"success": True, "title": "page"}}, "q": {"meta": {}}},
+  )
+  config = TreeConfig(label_from="conversation.meta.success")
+  found, _ = read_by_id(str(tmp_path), config)
+  assert labels(found["p"]) == {"p": "true", "a": "true"}
+  assert labels(found["q"]) == {"q": None, "b": None}
+  assert found["p"].comments[0].text == "page\n\ntext of p"
+
+
+@pytest.mark.parametrize(
+  ("meta", "key"),
+  [({"a": {"b": {"c": "x"}}}, "a.b.c"), ({"a.b": "x"}, "a.b"), ({"a b": "x"}, "a b")],
+)
+def test_a_label_may_lie_deeper_or_under_a_key_with_dots(tmp_path, meta, key):
+  write(tmp_path, [utterance("p", "p", None), utterance("a", "p", "p", meta=meta)])
+  found, _ = read_by_id(str(tmp_path), TreeConfig(label_from=f"meta.{key}"))
+  assert labels(found["p"]) == {"p": None, "a": "x"}
+
+
+@pytest.mark.parametrize("given", ["politeness", "meta", "meta.", "speaker.meta.x", 3])
+def test_where_labels_cannot_be_is_refused(given):
+  with pytest.raises(UserError, match=r"^TreeConfig.label_from = .*'meta.politeness'"):
+    TreeConfig(label_from=given)
+
+
+def test_a_build_keeps_such_labels_counts_them_and_is_not_one_without(tmp_path):
+  lines = [
+    utterance("p", "p", None, meta={"mood": "calm"}),
+    *(utterance(f"a{i}", "p", "p", meta={"mood": "calm"}) for i in range(3)),
+    utterance("b", "p", "p", meta={"mood": "cross"}),
+    utterance("c", "p", "p"),
+  ]
+  write(tmp_path, lines)
+  corpus = tmp_path / "utterances.jsonl"
+  out, config = tmp_path / "out" / "x", BuildConfig()
+  moods = BuildConfig(trees=TreeConfig(label_from="meta.mood"))
+  made = building_fixture.build([corpus], out, moods)
+  (tree,) = building_fixture.trees(made.folder)
+  assert labels(tree)["b"] == "cross"
+  assert made.stats["labels"] == {
+    "calm": {"comments": 3, "posts": 1},
+    "cross": {"comments": 1, "posts": 0},
+  }
+  assert building_fixture.build([corpus], out, moods).already
+  with pytest.raises(UserError, match="label_from"):
+    building_fixture.build([corpus], out, config)
+
+
+def test_labels_that_are_not_there_are_told_before_a_build(tmp_path):
+  lines = [utterance("p", "p", None, meta={"score": 1, "mood": "calm"})]
+  write(tmp_path, lines, {"p": {"meta": {"title": "page"}}})
+
+  def remarks(label_from, *patterns):
+    config = BuildConfig(trees=TreeConfig(label_from=label_from))
+    return building.remarks(building.list_sources(patterns, config), config)
+
+  corpus = str(tmp_path / "utterances.jsonl")
+  assert (
+    remarks("meta.mood", corpus) == remarks("conversation.meta.title", corpus) == []
+  )
+  (line,) = remarks("meta.mod", corpus)
+  assert line == (
+    f"{corpus}: meta.mod is in none of the first utterances; their meta has mood, score"
+  )
+  (line,) = remarks("conversation.meta.mood", corpus)
+  assert "conversations.json" in line
+  assert line.endswith("their meta has title")
+  (tmp_path / "conversations.json").unlink()
+  (line,) = remarks("conversation.meta.mood", corpus)
+  assert "has no conversations.json" in line
+  other = tmp_path / "other"
+  other.mkdir()
+  trees = building_fixture.write_trees(other, building_fixture.record("p"))
+  with pytest.raises(UserError, match=r"--label_from=meta.mood: .* ConvoKit"):
+    remarks("meta.mood", str(trees))

@@ -1,6 +1,7 @@
 """Labels of whole comments, from files to subtrees."""
 
 import dataclasses
+import io
 import string
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commentree.console import Console
 from commentree.errors import UserError
 from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.preprocessing import (
   CommentLabelsConfig,
   MarkersConfig,
@@ -22,7 +25,9 @@ from commentree.tasks.inspection import views
 from commentree.tasks.preparation import preparing, records
 from commentree.tasks.seqio_tasks import registration
 from commentree.tasks.seqio_tasks import registry as registry_lib
+from commentree.tasks.sources import generated
 from commentree.tasks.subtrees.subtree_builder import SubtreeBuilder
+from commentree.tasks.subtrees.subtree_counts import SubtreeCounts
 from commentree.tasks.trees import assembly
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, ReadCounts
 from commentree.tasks.trees.row import Row
@@ -31,6 +36,7 @@ from commentree.tests.support.tasks.building_fixture import comment, record, wri
 from commentree.tests.support.tasks.reading import read
 from commentree.tests.support.tasks.vocabulary_fixture import Characters
 
+GENERATED = GeneratedTreesConfig()
 STANCES = CommentLabelsConfig("label", ("for", "against"))
 
 
@@ -43,7 +49,7 @@ def test_labels_are_read_of_posts_and_comments_whatever_they_are_written_as(tmp_
   )
   (first, second), _ = read(path)
   labels = [c.label for c in first.comments[1:]]
-  assert labels == ["for", "1", "true", None, None, "against", None, None, "\ufffd"]
+  assert labels == ["for", "1", "true", None, None, "against", "1.5", None, "\ufffd"]
   assert [c.label for c in second.comments] == ["0", None]
 
 
@@ -133,8 +139,27 @@ def test_a_comments_class_is_at_the_node_that_it_begins_in(config, classes):
     node: {label, -1} if node == 1 else {label} for node, label in enumerate(classes)
   }
   others = {"label": 1, "subreddit": 4 * (classes[0] < 0)}.get(config.source, 0)
-  assert builder.counts.labelled == sum(label >= 0 for label in classes)
+  assert sum(builder.counts.classes.values()) == sum(label >= 0 for label in classes)
   assert builder.counts.other_labels == others
+
+
+def test_a_run_is_told_how_many_comments_each_class_has():
+  builder = SubtreeBuilder(Characters(), PreprocessingConfig(comment_labels=STANCES))
+  list(builder(tree()))
+  told = builder.counts.report()
+  counted = ", ".join(f"{name} {n}" for name, n in builder.counts.classes.items())
+  assert tuple(builder.counts.classes) == STANCES.names
+  assert f"labelled comments: {counted} (1 more have" in told
+  # Classes that no comment has are told, too, and parts of the data add up.
+  total = SubtreeCounts()
+  for counts in (builder.counts, SubtreeCounts(classes={"none": 0, "for": 2})):
+    total.add(counts)
+  assert total.classes["none"] == 0
+  assert total.classes["for"] == builder.counts.classes["for"] + 2
+  many = SubtreeCounts(classes={f"c{i}": 2 for i in range(23)})
+  assert many.report_classes().startswith("46 labelled comments: c0 2, c1 2, ")
+  assert "c19 2, 6 of 3 other classes (" in many.report_classes()
+  assert SubtreeCounts().report_classes() == ""
 
 
 def test_subtrees_come_back_from_disk_with_classes_and_have_none_unasked():
@@ -145,6 +170,29 @@ def test_subtrees_come_back_from_disk_with_classes_and_have_none_unasked():
   np.testing.assert_array_equal(again["comment_labels"], subtree["comment_labels"])
   (bare,) = SubtreeBuilder(Characters())(tree())
   assert "comment_labels" not in bare
+
+
+def test_classes_are_told_when_prepared_data_is_used_again(tmp_path):
+  path = write_trees(
+    tmp_path / "in",
+    *(record(f"p{i}", comment(f"a{i}", f"p{i}", label="for")) for i in range(9)),
+  )
+  config = DataConfig(
+    "commentree_files",
+    {"encoder": 8, "decoder": 8},
+    files=str(path),
+    held_out_share=0.0,
+    cache_dir=str(tmp_path / "cache"),
+    vocabulary=str(generated.vocabulary(GENERATED, MarkersConfig(), str(tmp_path))),
+    preprocessing=PreprocessingConfig(comment_labels=STANCES),
+  )
+  registration.register_tasks(config)
+  task = registry_lib.get_task("commentree_files")
+  for begins in ("prepared train: ", "train: "):
+    told = io.StringIO()
+    preparing.prepare(task, "train", config, Console(file=told, width=1000))
+    assert told.getvalue().startswith(begins)
+    assert "9 labelled comments: for 9, against 0 (0 more" in told.getvalue()
 
 
 def test_labels_prepare_anew():
