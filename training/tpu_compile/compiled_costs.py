@@ -29,7 +29,7 @@ _NO_ESTIMATE = 2**62
 # Cycles that kernels take for a register of 1,024 exponentials, one for each score: the
 # bundles of the final schedules of libtpu 0.0.42, the most of v4 to TPU7x, of heads of
 # 32, 64 and 128; of rows of 128 and 256, and of 129 vectors and 177 targets.
-_KERNEL_CYCLES = {
+KERNEL_CYCLES = {
   "self_attention_kernel": 15,
   "self_attention_gradient_kernel": 21,
   "ancestor_attention_kernel": 17,
@@ -251,7 +251,7 @@ class _Walk:
     known = self._module.computations[computation]
     operands = sum(known[name].bytes for name in instruction.operands if name in known)
     parts = re.split(r"[/()]+", instruction.source)
-    cycles = next((_KERNEL_CYCLES[part] for part in parts if part in _KERNEL_CYCLES), 0)
+    cycles = next((KERNEL_CYCLES[part] for part in parts if part in KERNEL_CYCLES), 0)
     return Untimed(
       name=instruction.name,
       source=instruction.source,
