@@ -44,13 +44,19 @@ def test_markers_are_never_masked_and_never_put_in():
     assert untouched[~chosen].all()
 
 
-def test_the_shares_are_80_10_10():
+@pytest.mark.parametrize(
+  ("settings", "mask", "kept"),
+  [({}, 0.8, 0.1), ({"mask_share": 0.5, "random_share": 0.4}, 0.5, 0.1)],
+)
+def test_the_shares_are_80_10_10_or_as_set(settings, mask, kept):
   subtree = random_subtrees(1, nodes=400)[0]
-  masked = MASKER(subtree, 1000, seed=1, epoch=0, index=0)
+  masker = Masker(MaskingConfig(**settings), MASK_ID, maskable())
+  masked = masker(subtree, 1000, seed=1, epoch=0, index=0)
   chosen = masked["is_masked"] == 1
   put_in, were = masked["input_tokens"][chosen], subtree["tokens"][chosen]
-  assert np.mean(put_in == MASK_ID) == pytest.approx(0.8, abs=0.001)
-  assert np.mean(put_in == were) == pytest.approx(0.1, abs=0.01)
+  assert np.mean(put_in == MASK_ID) == pytest.approx(mask, abs=0.001)
+  # A random token is the token itself now and then.
+  assert np.mean(put_in == were) == pytest.approx(kept, abs=0.02)
 
 
 @pytest.mark.parametrize("masked_tokens", [1, 2, 3])
