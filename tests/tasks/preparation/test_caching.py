@@ -100,7 +100,7 @@ def test_every_task_of_a_mixture_is_cached(folder, built_config):
   )
   job = cache_job.CacheJob(mixture, str(folder / "mixed"), min_shards=2)
   folders = cache_job.run(job, QUIET)
-  assert [found.name for found in folders] == ["mlm", "clm"]
+  assert [found.name for found in folders] == ["clm", "mlm"]
   cached_mixture = dataclasses.replace(
     mixture,
     use_cached=True,
