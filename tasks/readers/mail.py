@@ -37,8 +37,8 @@ from commentree.tasks.trees.row import Row
 DROPPED_UNREADABLE = "dropped: a message that cannot be parsed"
 
 _MBOX = b"From "
-# A line between messages names a time, which "From here on" does not.
-_BETWEEN = re.compile(rb"From [^\n]{0,998}\d:\d\d")
+# A line between messages names a time and a year, which "From here on" does not.
+_BETWEEN = re.compile(rb"From (?=[^\n]{0,998}\d:\d\d)(?=[^\n]{0,998}\b(?:19|20)\d\d\b)")
 _ID = re.compile(r"<([^<>\s]{1,998})>")
 _HEADER = re.compile(rb"[!-9;-~]{1,76}:[ \t]")
 _ESCAPED_FROM = re.compile(rb"^>(>*From )")
@@ -60,6 +60,9 @@ _MAX_PARTS = 1_000
 
 def _matches(name: str, head: bytes) -> bool:
   del name
+  head = head.lstrip(b"\r\n")
+  if _BETWEEN.match(head):
+    return True  # though the first message may be broken
   if head.startswith(_MBOX):
     head = head.partition(b"\n")[2]
   elif b"message-id:" not in head.lower():
@@ -86,8 +89,10 @@ def messages(
         yield from _message(held, size, config, read_counts)
       held, size, begun, is_box = [], 0, True, True
       continue
-    begun = True
     blank = not line.strip()
+    if blank and not begun and not is_box:
+      continue  # before the first message
+    begun = True
     size += len(line)
     if size <= config.max_line_bytes:
       held.append(_ESCAPED_FROM.sub(rb"\1", line) if is_box else line)

@@ -157,3 +157,22 @@ def test_messages_that_answer_each_other_in_a_circle_are_counted(tmp_path):
   assert len(trees_of(path, counts)) == 1
   assert counts.comments[comment_tree.DROPPED_CYCLE] == 2
   assert mail.FORMAT.name in [format_.name for format_ in readers.FORMATS]
+
+
+@pytest.mark.parametrize(
+  "first", ["no header\n\ntext\n", "\n\ntext\n", ": x\n\ntext\n"]
+)
+def test_a_broken_first_message_costs_no_other_one(tmp_path, first):
+  path = tmp_path / "list"
+  path.write_text("\n" + box(first, message(1), message(2, [1])))
+  counts = ReadCounts()
+  (tree,) = trees_of(path, counts)
+  assert shape(tree) == [("1@x", None), ("2@x", "1@x")]
+  assert counts.comments[comment_tree.DROPPED_NO_ID] == 1
+
+
+def test_a_time_in_a_line_that_begins_with_from_begins_no_message(tmp_path):
+  path = tmp_path / "list.mbox"
+  path.write_text(box(message(1), message(2, [1], "\nFrom A to B at 10:30, by train")))
+  (tree,) = trees_of(path)
+  assert tree.comments[1].text == "From A to B at 10:30, by train"
