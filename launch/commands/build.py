@@ -298,13 +298,12 @@ def _config(arguments: argparse.Namespace) -> Any:
   fields = {name: given[name] for name in BuildConfig.__match_args__ if name in given}
   for name in ("subreddits", "exclude_subreddits"):
     fields[name] = _names(given[name])
-  columns = [name for given in arguments.columns for name in given.split(",")]
   try:
     trees = TreeConfig(
       arguments.deleted,
       arguments.orphans,
       target_post=arguments.target_post,
-      columns=tuple(columns),
+      columns=tuple(arguments.columns),
       label_from=arguments.label_from,
     )
     return BuildConfig(**fields, trees=trees)

@@ -79,6 +79,7 @@ _NOT_NEEDED = ("MODEL_DIR = 'nowhere'", "TRAIN_STEPS = 1")
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
   "files": ("DataConfig.files",),
   "format": ("DataConfig.files_format",),
+  "columns": ("TreeConfig.columns",),
   "vocabulary": ("DataConfig.vocabulary",),
   "held_out_share": ("DataConfig.held_out_share",),
   "cache_dir": ("DataConfig.cache_dir",),
@@ -131,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
     "--format",
     metavar="NAME",
     help="of all --files; told from each if left out (see docs/data.md)",
+  )
+  which.add_argument(
+    "--columns",
+    nargs="+",
+    metavar="ROLE=NAME",
+    help="which columns of tables hold what, such as text=content; usual names are"
+    " guessed (see docs/data.md)",
   )
   which.add_argument(
     "--vocabulary", metavar="MODEL", help="for --files, made by `commentree vocab`"

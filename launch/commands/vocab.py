@@ -79,6 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     metavar="NAME",
     help="of all files of --input; told from each if left out (see docs/data.md)",
   )
+  parser.add_argument(
+    "--columns",
+    nargs="+",
+    default=(),
+    metavar="ROLE=NAME",
+    help="which columns of tables hold what, such as text=content; usual names are"
+    " guessed (docs/data.md lists the roles)",
+  )
   source.add_argument(
     "--from",
     dest="source",
@@ -210,6 +218,7 @@ def _train(
   details = {
     "input": arguments.input,
     "format": arguments.format,
+    "columns": list(arguments.columns),
     "max_comments": arguments.max_comments,
     "seed": arguments.seed,
   }
@@ -222,7 +231,11 @@ def _train(
   started = time.perf_counter()
   read_counts = ReadCounts()
   stream = vocabulary_training_text.iter_texts(
-    arguments.input, TreeConfig(), CleaningConfig(), read_counts, arguments.format
+    arguments.input,
+    TreeConfig(columns=tuple(arguments.columns)),
+    CleaningConfig(),
+    read_counts,
+    arguments.format,
   )
   texts, seen = vocabulary_training_text.sample(
     _with_progress(stream, console), arguments.max_comments, arguments.seed

@@ -232,3 +232,14 @@ def test_a_vocabulary_is_trained_on_any_format(tmp_path, capsys):
   flags = ["--size=120", "--format=hacker_news", f"--output={tmp_path / 'v'}"]
   assert main(["vocab", "--input", *paths, *flags, "--max_users=4"]) == 0
   assert "kept: post missing" in capsys.readouterr().err
+
+
+def test_columns_of_a_table_are_named_by_a_flag(files, tmp_path, capsys):
+  rows = "".join(f"c{i},p,some words of it {i}\n" for i in range(40))
+  (tmp_path / "t.csv").write_text("key,up,says\np,,A post\n" + rows)
+  flags = [str(tmp_path / "t.csv"), "--columns", "id=key", "parent=up", "text=says"]
+  made = ["--size=112", f"--output={tmp_path / 'v'}", "--max_users=4"]
+  assert main(["vocab", "--input", *flags, *made]) == 0
+  assert "read 41 comments with text" in capsys.readouterr().err
+  assert main(["inspect", "--files", *flags, *files[1:], *SMALL]) == 0
+  assert "40 kept" in capsys.readouterr().out
