@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from commentree.training.warm_starts import (
 _METADATA = {"format": "pt"}
 _POOLING_MODES = {"mean": "mean", "max": "max", "first": "cls"}
 _POOLING_FOLDER = "1_Pooling"
+_CHECKPOINT = re.compile(r"checkpoint_[0-9]{1,18}")
 _TABLE = "token_embedder.embedding"
 
 
@@ -47,6 +49,10 @@ def convert(
     StorageError: if it cannot be written.
   """
   safetensors_writing.refuse_existing(target)
+  if not _CHECKPOINT.fullmatch(checkpoint.name):
+    raise UserError(
+      f"{checkpoint}: is no checkpoint of a run: give MODEL_DIR/checkpoint_<step>"
+    )
   run = run_folder.load(str(checkpoint.parent), say=say)
   tokenizer = run_context.of_run(run).tokenizer
   parameters = safetensors_writing.parameters_of(sources.open_source(str(checkpoint)))
@@ -241,15 +247,16 @@ def _evaluation(checkpoint: epath.Path) -> Iterator[str]:
   if not found:
     return
   last = found[-1]
+  results = evaluation_report.with_numbers(last["results"])
   yield f"## Do ancestors help? (held-out data, step {last['step']:,})"
   yield ""
-  for line in evaluation_report.lines(last["results"]):
+  for line in evaluation_report.lines(results):
     yield f"- {line}"
   yield ""
   yield "| ancestors shown | loss | minus true |"
   yield "| --- | ---: | ---: |"
-  for name, result in last["results"].items():
-    if result.get("loss") is not None:
+  for name, result in results.items():
+    if "loss" in result:
       difference = evaluation_report.difference(result)
       yield f"| {name} | {result['loss']:.3f} | {difference} |"
   yield ""

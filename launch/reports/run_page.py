@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -214,7 +213,7 @@ def _evaluations(log: RunLog) -> Iterator[str]:
   if not by_dataset:
     yield "<h2>Evaluations</h2><p>None yet (EVAL_PERIOD says how often).</p>\n"
   for dataset, rows in by_dataset.items():
-    last = _with_numbers(rows[-1]["results"])
+    last = evaluation_report.with_numbers(rows[-1]["results"])
     yield f"<h2>Do ancestors help? ({_escape(dataset)})</h2>\n"
     said = evaluation_report.lines(last)
     for number, line in enumerate(said):
@@ -245,13 +244,6 @@ def _evaluations(log: RunLog) -> Iterator[str]:
     for table in (evaluation_report.table(last), evaluation_report.bags_table(last)):
       if table is not None:
         yield _table(table, title)
-
-
-def _with_numbers(results: Any) -> Any:
-  """Results with NaN for what is null in files: a number that was not finite."""
-  if isinstance(results, Mapping):
-    return {name: _with_numbers(value) for name, value in results.items()}
-  return math.nan if results is None else results
 
 
 def _points(

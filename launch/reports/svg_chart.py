@@ -15,6 +15,8 @@ _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 14, 12, 44
 _TICKS = 5
 _DASHES = ("", "7 4", "2 3", "9 3 2 3", "5 2", "1 2")
+_TOO_LARGE = 1e300
+_LEAST_DIFFERENCE = 1e-12  # of two heights, relative to them; floats tell no less
 _MOST_MARKERS = 60  # of a line; longer ones have none
 _ROOM = 0.06  # of the heights, above and below
 NUMBER_OF_SERIES = len(_DASHES)
@@ -41,7 +43,8 @@ class Series:
 
   Attributes:
     label: its name in the legend.
-    points: in the order of `x`; those that are not finite are left out.
+    points: in the order of `x`; those that are not finite, or too large for a
+      difference of two to be, are left out.
   """
 
   label: str
@@ -49,7 +52,7 @@ class Series:
 
   def finite(self) -> list[Point]:
     """Returns the points that can be drawn."""
-    return [p for p in self.points if math.isfinite(p.x) and math.isfinite(p.y)]
+    return [p for p in self.points if abs(p.x) < _TOO_LARGE and abs(p.y) < _TOO_LARGE]
 
 
 def chart(
@@ -97,8 +100,8 @@ class _Scale:
   """Places of values on an axis, and its ticks."""
 
   def __init__(self, values: Sequence[float], start: float, end: float, room: float):
-    low, high = min(values), max(values)
-    if low == high:
+    low, high = float(min(values)), float(max(values))
+    if high - low <= abs(low) * _LEAST_DIFFERENCE:
       low, high = low - (abs(low) or 1.0) * 0.1, high + (abs(high) or 1.0) * 0.1
     margin = (high - low) * room
     self._low, self._high = low - margin, high + margin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,13 @@ _IN_WORDS = {
   "in_ancestor": "occurs in an ancestor",
   "not_in_ancestor": "occurs in none",
 }
+
+
+def with_numbers(results: Any) -> Any:
+  """Results with NaN for what is null in files: a number that was not finite."""
+  if isinstance(results, Mapping):
+    return {name: with_numbers(value) for name, value in results.items()}
+  return math.nan if results is None else results
 
 
 def lines(results: Results, kind: str = "token") -> list[str]:

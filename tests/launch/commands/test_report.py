@@ -170,3 +170,10 @@ def test_a_chart_of_one_point_or_of_equal_ones_is_drawn():
   assert charts(chart([Series("x", [Point(1, 0.0)])], "y"))
   assert charts(chart([Series("x", [Point(1, 2.0), Point(2, 2.0)])], "y"))
   assert chart([Series("x", [Point(1, float("nan"))])], "y") == ""
+
+
+def test_a_chart_of_huge_or_of_nearly_equal_numbers_is_drawn():
+  huge = [Point(1, 1e308), Point(2, -1e299), Point(3, 1e299)]
+  (figure,) = charts(chart([Series("x", huge)], "y"))
+  assert len(list(figure.iter("circle"))) == 2
+  assert charts(chart([Series("x", [Point(10**18, 1.0), Point(10**18 + 1, 1.0)])], "y"))

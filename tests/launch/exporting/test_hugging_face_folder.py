@@ -123,6 +123,17 @@ def test_the_card_says_what_is_known_and_what_is_not(run, folder, tmp_path):
   assert "| shuffled | 2.500 | +0.250 ± 0.010 |" in card
 
 
+def test_the_card_of_a_run_that_diverged_is_written(run, tmp_path):
+  nothing = {"loss": None, "accuracy": 0.0, "tokens": 9}
+  paired = {"minus_true": None, "standard_error": None, "trees": 3}
+  row = {"kind": "eval", "step": 1, "dataset": "held_out",
+         "results": {"true": nothing, "shuffled": {**nothing, **paired}}}  # fmt: skip
+  (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+  target = tmp_path / "encoder"
+  assert main(["convert", "--to=hugging_face", f"{run}/checkpoint_1", str(target)]) == 0
+  assert "| true | nan |" in (target / "README.md").read_text()
+
+
 def test_a_dry_run_writes_nothing_and_nothing_is_overwritten(run, tmp_path, capsys):
   target = tmp_path / "encoder"
   command = ["convert", "--to=hugging_face", f"{run}/checkpoint_1", str(target)]
@@ -153,3 +164,10 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
   command = ["convert", "--to=hugging_face", f"{tmp_path}/checkpoint_1", str(target)]
   assert main(command) == 2
   assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_run_is_no_checkpoint_of_it(run, tmp_path, capsys):
+  command = ["convert", "--to=hugging_face", str(run), str(tmp_path / "encoder")]
+  assert main(command) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.endswith("give MODEL_DIR/checkpoint_<step>")
