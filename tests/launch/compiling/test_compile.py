@@ -60,7 +60,10 @@ def test_a_report_goes_to_stdout_and_the_compilers_talk_nowhere(tmp_path):
     (["--topology=v5e-4", "--gin.BATCH_SIZE=6"], "--gin.BATCH_SIZE=8"),
     (["--topology=v5e-4", "--comment_tokens=500"], "--comment_tokens"),
     (["--topology=v5e-4", "--gin.FSDP_PARALLEL=3"], "fsdp_parallel = 3"),
-    (["--topology=v5e-4", "--search", "--remat=some"], "none, full, minimal"),
+    (
+      ["--topology=v5e-4", "--search", "--remat=some"],
+      "none, full, attention, minimal",
+    ),
     (["--topology=v5e-4", "--search", "--presets=ddp"], "dp, fsdp"),
     (["--topology=v5e-4", "--search", "--forests_per_device=0"], "at least 1"),
   ],
