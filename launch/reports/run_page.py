@@ -156,9 +156,15 @@ def write(log: RunLog, path: str) -> None:
   """Writes the page; it appears whole or not at all.
 
   Raises:
-    UserError: if the file cannot be written.
+    UserError: if the file cannot be written, or rows are not as a run writes them.
   """
-  content = page(log).encode("utf-8", "replace")
+  try:
+    content = page(log).encode("utf-8", "replace")
+  except (AttributeError, LookupError, TypeError, ValueError) as error:
+    raise UserError(
+      f"{log.folder}/metrics.jsonl: has rows that are not as a run writes them"
+      f" ({error!r}); take them out"
+    ) from error
   try:
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     local_files.write_bytes(path, content, sole_writer=False)

@@ -132,6 +132,8 @@ def test_a_loss_that_is_not_finite_leaves_a_gap(report):
   [
     ("no json\n", "metrics.jsonl:1: not a row of metrics"),
     ("", "no metrics yet"),
+    ('{"kind": "eval", "step": 1}\n', "metrics.jsonl: has rows that are not as a run"),
+    ('{"kind": "train", "step": 1, "loss": "x"}\n', "has rows that are not as a run"),
     (None, "No such file or directory; give the MODEL_DIR of a run"),
   ],
 )
