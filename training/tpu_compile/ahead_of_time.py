@@ -241,7 +241,7 @@ def _report(
     parameters=state_lib.count_parameters(plan.params),
     batch_size=plan.config.batch_size,
     comments=plan.comments_per_forest * plan.config.batch_size,
-    fits=compiled is not None,
+    fits=compiled is not None and memory.suffices,
     memory=memory,
     model_flops=model_flops,
     costs=costs,

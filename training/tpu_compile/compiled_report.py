@@ -47,6 +47,11 @@ class Memory:
   needed: int | None = None
   limit: int = 0
 
+  @property
+  def suffices(self) -> bool:
+    """Whether a program that compiled also has room: libtpu refuses only some."""
+    return self.needed is not None and self.needed <= self.limit
+
 
 @dataclasses.dataclass(frozen=True)
 class Messages:

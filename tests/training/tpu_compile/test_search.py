@@ -120,3 +120,12 @@ def test_the_table_shows_the_fastest_first(compiler):
   outcomes, _ = run(compiler, ["tp", "dp"])
   first = search.table(outcomes).columns
   assert [next(iter(column.cells)) for column in first[:3]] == ["dp", "full", "4"]
+
+
+@pytest.mark.parametrize(
+  ("needed", "suffices"), [(LIMIT, True), (LIMIT + 1, False), (None, False)]
+)
+def test_a_program_that_compiles_but_needs_more_than_there_is_does_not_fit(
+  needed, suffices
+):
+  assert Memory(arguments=1, needed=needed, limit=LIMIT).suffices is suffices
