@@ -88,7 +88,7 @@ def check(paths: Sequence[str], config: TreeConfig) -> list[str]:
     for column in named:
       if known and column not in known:
         raise UserError(
-          f"TreeConfig.columns: {column!r} is no column of {paths[0]}"
+          f"--columns (TreeConfig.columns): {column!r} is no column of {paths[0]}"
           f"{' or the others' if len(paths) > 1 else ''}; there are"
           f" {', '.join(sorted(known)[:20])}"
         )

@@ -158,11 +158,12 @@ def parse(given: Sequence[str]) -> dict[str, list[str]]:
     role, equals, column = (part.strip() for part in pair.partition("="))
     if not equals or not column:
       raise UserError(
-        f"TreeConfig.columns: {pair!r} must be role=column, such as text=content"
+        f"--columns (TreeConfig.columns): {pair!r} must be role=column, such as"
+        " text=content"
       )
     if role not in ROLES:
       raise UserError(
-        f"TreeConfig.columns: {role!r} is no role; there are"
+        f"--columns (TreeConfig.columns): {role!r} is no role; there are"
         f" {', '.join(ROLES)}{suggestion(role, ROLES)}"
       )
     named.setdefault(role, []).append(column)
