@@ -56,12 +56,17 @@ def test_a_spot_slice_that_is_preempted_is_recreated_and_the_run_resumes(
   cloud, model_dir, up
 ):
   process = up("--env=SECRET", env={"SECRET": "it's $ecret"}.items())
-  wait_for(lambda: newest(model_dir) >= 10 and len(starts(model_dir)) == 2)
+  # On a busy machine a worker may be lost at first, and both be started again.
+  wait_for(
+    lambda: newest(model_dir) >= 10 and len(starts(model_dir)) >= 2,
+    state=lambda: (newest(model_dir), starts(model_dir), cloud.calls()[-5:]),
+  )
+  before = len(starts(model_dir))
   cloud.preempt("mine")
   saved = newest(model_dir)
-  told = finish(process, model_dir, after=4)
+  told = finish(process, model_dir, after=before + 2)
   assert newest(model_dir) > saved
-  first, second = starts(model_dir)[:2], starts(model_dir)[2:]
+  first, second = starts(model_dir)[:before], starts(model_dir)[before:]
   assert min(s["from"] for s in first) == 0
   assert {s["worker"] for s in second} == {"mine-w0", "mine-w1"}
   assert min(s["from"] for s in second) >= saved

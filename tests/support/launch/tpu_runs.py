@@ -32,10 +32,11 @@ def newest(model_dir):
   return max(found, default=0)
 
 
-def wait_for(condition, seconds=150):
+def wait_for(condition, seconds=150, state=lambda: ""):
+  """Waits until a condition holds; else fails, telling the state."""
   deadline = time.monotonic() + seconds
   while not (found := condition()):
-    assert time.monotonic() < deadline, "waited in vain"
+    assert time.monotonic() < deadline, f"waited in vain: {state()}"
     time.sleep(0.05)
   return found
 
