@@ -139,6 +139,9 @@ def main() -> None:
   except UserError as error:
     outcome, code = {"error": str(error)}, error.exit_code
   print(json.dumps({**outcome, "lines": lines}), flush=True)
+  if code and options["host"] == 0:
+    # Whoever outlives the host of JAX's coordination service is aborted by it.
+    time.sleep(2.0)
   sys.exit(code)
 
 
