@@ -18,7 +18,6 @@ import email.errors
 import email.header
 import email.message
 import email.utils
-import functools
 import itertools
 import os
 import re
@@ -28,8 +27,8 @@ from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers import hacker_news
 from commentree.tasks.readers.parsing import files
 from commentree.tasks.readers.parsing.times import time_of
-from commentree.tasks.readers.roots import Roots
-from commentree.tasks.readers.rows import COMMENT_PREFIX, Format, text
+from commentree.tasks.readers.roots import Roots, format_by_roots
+from commentree.tasks.readers.rows import COMMENT_PREFIX, text
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tasks.trees.row import Row
@@ -142,23 +141,6 @@ def prepare(paths: Sequence[str], config: TreeConfig) -> bytes:
   return bytes(roots.build())
 
 
-def prepared(roots: bytes) -> Format:
-  """Returns the format that reads files whose threads `prepare` found.
-
-  Raises:
-    ValueError: if `prepare` never returns such bytes.
-  """
-  return _format(Roots.from_bytes(roots))
-
-
-def _unprepared(
-  path: str, config: TreeConfig, read_counts: ReadCounts
-) -> Iterator[Row]:
-  """Of a file that holds whole threads."""
-  roots = Roots.from_bytes(prepare([path], config))
-  return _rows(roots, path, config, read_counts)
-
-
 def _rows(
   roots: Roots, path: str, config: TreeConfig, read_counts: ReadCounts
 ) -> Iterator[Row]:
@@ -178,20 +160,14 @@ def is_in_maildir(path: str) -> bool:
   return place in ("cur", "new") and os.path.isdir(os.path.join(folder, "tmp"))
 
 
-def _format(roots: Roots | None) -> Format:
-  return Format(
-    "mail",
-    (".mbox", ".mbx", ".eml"),
-    _matches,
-    _unprepared if roots is None else functools.partial(_rows, roots),
-    contiguous=False,
-    takes=is_in_maildir,
-    prepare=prepare if roots is None else None,
-    prepared=prepared if roots is None else None,
-  )
-
-
-FORMAT = _format(None)
+FORMAT = format_by_roots(
+  "mail",
+  (".mbox", ".mbx", ".eml"),
+  _matches,
+  takes=is_in_maildir,
+  prepare=prepare,
+  rows=_rows,
+)
 
 
 def _row(

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import array
 import bisect
+import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
+
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers.rows import Format
+from commentree.tasks.trees.comment_tree import ReadCounts
+from commentree.tasks.trees.row import Row
 
 NO_ROOT = 0
 
@@ -173,3 +180,49 @@ def _first_known(above: array.array[int], known: Any) -> int:
     if place < len(known) and int(known[place]) == key:
       return key
   return above[-1]
+
+
+RowsByRoots = Callable[[Roots, str, TreeConfig, ReadCounts], Iterator[Row]]
+Prepare = Callable[[Sequence[str], TreeConfig], bytes]
+
+
+def format_by_roots(
+  name: str,
+  suffixes: tuple[str, ...],
+  matches: Callable[[str, bytes], bool],
+  *,
+  prepare: Prepare,
+  rows: RowsByRoots,
+  **others: Any,
+) -> Format:
+  """Returns a format whose rows know their posts by `Roots` alone.
+
+  Args:
+    name: as in `Format`, as all that is not said here.
+    suffixes: see `name`.
+    matches: see `name`.
+    prepare: finds the roots of all ids in files, as bytes. A file read without it is
+      taken to hold whole trees.
+    rows: reads a file given those roots.
+    **others: more of `Format`.
+  """
+  alone = functools.partial(_rows_alone, prepare, rows)
+  known = Format(name, suffixes, matches, alone, contiguous=False, **others)
+  prepared = functools.partial(_with_roots, known, rows)
+  return dataclasses.replace(known, prepare=prepare, prepared=prepared)
+
+
+def _rows_alone(
+  prepare: Prepare,
+  rows: RowsByRoots,
+  path: str,
+  config: TreeConfig,
+  read_counts: ReadCounts,
+) -> Iterator[Row]:
+  return rows(Roots.from_bytes(prepare([path], config)), path, config, read_counts)
+
+
+def _with_roots(known: Format, rows: RowsByRoots, roots: bytes) -> Format:
+  return dataclasses.replace(
+    known, rows=functools.partial(rows, Roots.from_bytes(roots))
+  )

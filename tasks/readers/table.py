@@ -15,7 +15,6 @@ Every record is counted once, as in `pushshift`, but for posts that lie beside c
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,11 +22,10 @@ from typing import Any
 from commentree.errors import UserError
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing.times import time_of
-from commentree.tasks.readers.roots import Roots, key_of
+from commentree.tasks.readers.roots import Roots, format_by_roots, key_of
 from commentree.tasks.readers.rows import (
   COMMENT_PREFIX,
   POST_PREFIX,
-  Format,
   identifier,
   label,
   text,
@@ -115,23 +113,6 @@ def prepare(paths: Sequence[str], config: TreeConfig) -> bytes:
   return bytes(roots.build())
 
 
-def prepared(roots: bytes) -> Format:
-  """Returns the format that reads tables whose posts `prepare` found.
-
-  Raises:
-    ValueError: if `prepare` never returns such bytes.
-  """
-  return _format(Roots.from_bytes(roots))
-
-
-def _unprepared(
-  path: str, config: TreeConfig, read_counts: ReadCounts
-) -> Iterator[Row]:
-  """Of a file that holds whole trees."""
-  roots = Roots.from_bytes(prepare([path], config))
-  return _rows(roots, path, config, read_counts)
-
-
 def _rows(
   roots: Roots, path: str, config: TreeConfig, read_counts: ReadCounts
 ) -> Iterator[Row]:
@@ -153,20 +134,6 @@ def _rows(
     yield row
 
 
-def _format(roots: Roots | None) -> Format:
-  return Format(
-    "table",
-    _SUFFIXES,
-    _matches,
-    _unprepared if roots is None else functools.partial(_rows, roots),
-    contiguous=False,
-    aside=_aside,
-    prepare=prepare if roots is None else None,
-    prepared=prepared if roots is None else None,
-    check=check,
-  )
-
-
 def _aside(path: str) -> bool:
   """Whether a file says what a dataset of Hugging Face is, beside its tables."""
   return os.path.basename(path) in (
@@ -176,7 +143,15 @@ def _aside(path: str) -> bool:
   )
 
 
-FORMAT = _format(None)
+FORMAT = format_by_roots(
+  "table",
+  _SUFFIXES,
+  _matches,
+  aside=_aside,
+  check=check,
+  prepare=prepare,
+  rows=_rows,
+)
 
 
 def _row(given: dict[str, Any], roots: Roots, read_counts: ReadCounts) -> Row | None:

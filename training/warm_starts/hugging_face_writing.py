@@ -15,7 +15,7 @@ import numpy as np
 
 from commentree.errors import UserError
 from commentree.models.config import ModelConfig
-from commentree.training.warm_starts import hugging_face, hugging_face_rules
+from commentree.training.warm_starts import hugging_face, hugging_face_rules, writing
 from commentree.training.warm_starts.formats.array_source import (
   ArraySource,
   ArraySpec,
@@ -66,9 +66,10 @@ class EncoderArrays:
     self.arrays: Mapping[str, ArraySpec] = {}
     arrays: dict[str, ArraySpec] = {}
     kind = kind_of(config)
-    names = dict.fromkeys(_NAMES[kind], ArraySpec((), np.dtype(np.float32)))
+    # The rules ask a source for the names of its arrays alone.
+    names = writing.TreeArrays(dict.fromkeys(_NAMES[kind], np.float32(0)))
     rules = hugging_face_rules.RULES[kind](
-      _Names(parameters, names), {"d_model": config.emb_dim}, config.num_encoder_layers
+      names, {"d_model": config.emb_dim}, config.num_encoder_layers
     )
     for name, spec in self._source.arrays.items():
       if not _ENCODER.match(name):
@@ -106,19 +107,6 @@ class EncoderArrays:
     if name == _POSITIONS:
       values = values[self._offset :]
     return np.ascontiguousarray((values.T if turned else values)[index], np.float32)
-
-
-class _Names:
-  """A source of which only the names are asked."""
-
-  def __init__(self, source: ArraySource, arrays: Mapping[str, ArraySpec]):
-    self.path, self.kind, self.arrays = source.path, source.kind, arrays
-
-  def check(self) -> list[str]:
-    return []
-
-  def read(self, name: str, index: Index) -> np.ndarray:
-    raise NotImplementedError
 
 
 def _layer_of(name: str) -> tuple[str, int] | None:
