@@ -221,11 +221,6 @@ class ModelConfig:
 
   def _check_concatenated(self) -> None:
     """Raises UserError for what a model without pooled vectors cannot be set to."""
-    if self.ancestor_pointer:
-      raise UserError(
-        "ModelConfig.ancestor_pointer = True: must be False with ModelConfig.context ="
-        " 'concatenated', which attends to all of its tokens anyway"
-      )
     for field, default in (
       ("pooling", "mean"),
       ("vectors_per_comment", 1),

@@ -17,7 +17,7 @@ from commentree.models.context.ancestors import Ancestors, by_slot
 from commentree.models.context.encoded import Encoded
 from commentree.models.context.pooling import CommentPooling, resize
 from commentree.models.context.thread_transformer import ThreadTransformer
-from commentree.models.context.threads import ThreadAncestors, as_rows
+from commentree.models.context.threads import ThreadAncestors, as_rows, read_threads
 from commentree.models.heads.heads import HEADS, Scores
 from commentree.models.heads.matching import (
   Pairs,
@@ -275,6 +275,10 @@ class CommentTreeTransformer(nn.Module):
     cfg = self.config
     if queries_BQ is None or not (cfg.ancestor_pointer or cfg.vectors_to_logits):
       return context
+    if cfg.context == "concatenated":
+      thread = read_threads(batch, cfg.max_context_tokens)
+      tokens = self.pointer.tokens_of_threads(encoded.states_BND, *thread, queries_BQ)
+      return dataclasses.replace(context, tokens=tokens)
     visible_BUE, distances_BUE = by_slot(batch, encoded.used_BEJ.shape[1])
     visible_BUE &= encoded.used_BEJ.any(-1)[:, None]
     if cfg.vectors_to_logits:

@@ -107,6 +107,30 @@ def as_rows(batch: Batch, length: int) -> dict[str, Array]:
   }
 
 
+class ThreadTokens(NamedTuple):
+  """What is known of each token of a target's thread, `[B, T, C]`.
+
+  Attributes:
+    ids_BTC: token ids.
+    distances_BTC: hops to the ancestor that the token is of.
+    in_use_BTC: where there is a token.
+  """
+
+  ids_BTC: Array
+  distances_BTC: Array
+  in_use_BTC: Array
+
+
+def read_threads(batch: Batch, length: int) -> ThreadTokens:
+  """Returns the first `length` tokens of each target's ancestors, nearest first."""
+  thread = find(batch, length)
+  return ThreadTokens(
+    _pick(batch["encoder_input_tokens"], thread.token_BTC),
+    jnp.take_along_axis(batch["ancestor_distances"], thread.ancestor_BTC, axis=-1),
+    thread.in_use_BTC,
+  )
+
+
 def _pick(values: Array, index: Array) -> Array:
   """Returns values `[B, ...]` at an index into all of an example's, of its shape."""
   batch_size = len(index)

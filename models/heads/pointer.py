@@ -154,10 +154,8 @@ class AncestorPointer(nn.Module):
       distances_BUE: hops to them.
       targets_BQ: target id of each query, 0 for padding.
     """
-    farthest = self.config.max_ancestor_distance
+    bias_BUE = self._bias(distances_BUE)
     # Products, not gathers: what is picked by slot has a gradient.
-    hops_BUEP = jax.nn.one_hot(jnp.clip(distances_BUE, 0, farthest), farthest + 1)
-    bias_BUE = hops_BUEP @ self.distance_bias_P
     slot_BNE = jax.nn.one_hot(slots_BN - 1, visible_BUE.shape[-1])
     return AncestorTokens(
       keys_BNK=self.key(states_BND),
@@ -168,6 +166,43 @@ class AncestorPointer(nn.Module):
       > 0,
       targets_BQ=targets_BQ,
     )
+
+  def tokens_of_threads(
+    self,
+    states_BND: Array,
+    ids_BTC: Array,
+    distances_BTC: Array,
+    in_use_BTC: Array,
+    targets_BQ: Array,
+  ) -> AncestorTokens:
+    """Prepares what queries point to where each target has a thread of its own.
+
+    Args:
+      states_BND: the encoder's last states, N = T * C.
+      ids_BTC: its token ids.
+      distances_BTC: hops to the ancestor that each is of.
+      in_use_BTC: where there is a token.
+      targets_BQ: target id of each query, 0 for padding.
+    """
+    batch_size, targets, _ = in_use_BTC.shape
+    of_target_UT = jnp.eye(targets + 1, targets, -1, dtype=jnp.bool_)
+    visible_BUTC = of_target_UT[None, :, :, None] & in_use_BTC[:, None]
+    visible_BUN = visible_BUTC.reshape(batch_size, targets + 1, -1)
+    bias_BN = self._bias(distances_BTC).reshape(batch_size, -1)
+    return AncestorTokens(
+      keys_BNK=self.key(states_BND),
+      salience_BN=states_BND.astype(jnp.float32) @ self.salience_D + bias_BN,
+      ids_BN=ids_BTC.reshape(batch_size, -1),
+      bias_BUN=jnp.zeros(visible_BUN.shape, jnp.float32),
+      visible_BUN=visible_BUN,
+      targets_BQ=targets_BQ,
+    )
+
+  def _bias(self, distances: Array) -> Array:
+    """Returns what is added to scores for hops of any shape, float32."""
+    farthest = self.config.max_ancestor_distance
+    hops = jax.nn.one_hot(jnp.clip(distances, 0, farthest), farthest + 1)
+    return hops @ self.distance_bias_P
 
   def __call__(self, x: Array, tokens: AncestorTokens) -> Copies:
     """Returns what is copied.

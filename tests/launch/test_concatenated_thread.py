@@ -32,6 +32,7 @@ SETTINGS = {
 FILES = ("runs/demo.gin", "baselines/concatenated_thread.gin")
 CONDITIONS = ("true", "shuffled", "parent_only", "none")
 SHORT = {"ModelConfig.context": "concatenated", "ModelConfig.max_context_tokens": 16}
+POINTER = {"ModelConfig.ancestor_pointer": True}
 
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -92,7 +93,9 @@ def test_commands_refuse_vectors_that_there_are_not_in_one_line(
 
 
 @pytest.mark.parametrize(
-  "settings", [SHORT, {"ModelConfig.ancestor_pointer": True}], ids=["thread", "pointer"]
+  "settings",
+  [SHORT, POINTER, SHORT | POINTER],
+  ids=["thread", "pointer", "thread and pointer"],
 )
 @pytest.mark.parametrize(("objective", "mode"), [("mlm", "fill"), ("clm", "generate")])
 def test_exported_functions_take_all_that_they_read(

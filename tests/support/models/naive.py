@@ -305,21 +305,37 @@ def loss_sum(params, forest, masked_tokens, cfg):
       ancestors.append((seen, distance, forest[a].depth))
     pooled = [(vectors[a], d) for a, d in zip(comment.ancestors, comment.distances)]
     change = change_of_logits(params, pooled, cfg)
-    x, alone = decode(params, comment, masked_tokens(comment), ancestors, cfg, change)
-    logits = alone
+    pointed = [
+      (forest[a].tokens, states[a], distance)
+      for a, distance in zip(comment.ancestors, comment.distances)
+    ]
+    masked = masked_tokens(comment)
+    total += loss_of_target(params, comment, masked, ancestors, pointed, cfg, change)
+  return total
+
+
+def loss_of_target(params, comment, masked, ancestors, pointed, cfg, change=0.0):
+  """Returns the loss of one target, summed over its masked tokens.
+
+  Args:
+    params: the model's.
+    comment: the target.
+    masked: its tokens, some of them masked.
+    ancestors: [(vectors, distance, depth)], what is attended to.
+    pointed: [(tokens, states, distance)], what a pointer points to.
+    cfg: the model's settings.
+    change: of the logits, by `vectors_to_logits`.
+  """
+  total = 0.0
+  x, alone = decode(params, comment, masked, ancestors, cfg, change)
+  logits = point(params, alone, x, pointed, cfg) if cfg.ancestor_pointer else alone
+  for position in comment.masked:
+    token = comment.tokens[position]
+    total += negative_log_likelihood(logits[position], token)
     if cfg.ancestor_pointer:
-      pointed = [
-        (forest[a].tokens, states[a], distance)
-        for a, distance in zip(comment.ancestors, comment.distances)
-      ]
-      logits = point(params, alone, x, pointed, cfg)
-    for position in comment.masked:
-      token = comment.tokens[position]
-      total += negative_log_likelihood(logits[position], token)
-      if cfg.ancestor_pointer:
-        nll = negative_log_likelihood(alone[position], token)
-        total += cfg.pointer_logits_loss_weight * nll
-      total += cfg.z_loss * np.log(np.exp(alone[position]).sum()) ** 2
+      nll = negative_log_likelihood(alone[position], token)
+      total += cfg.pointer_logits_loss_weight * nll
+    total += cfg.z_loss * np.log(np.exp(alone[position]).sum()) ** 2
   return total
 
 

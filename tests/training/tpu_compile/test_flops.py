@@ -29,7 +29,14 @@ def test_peaks_are_known_by_the_devices_name():
     (False, {}),
     (True, {}),
     (False, {"vectors_per_comment": 16}),
-    (False, {"context": "concatenated", "max_context_tokens": 16}),
+    (
+      False,
+      {
+        "context": "concatenated",
+        "max_context_tokens": 16,
+        "ancestor_pointer": True,
+      },
+    ),
     (False, {"context": "none"}),
     (
       False,
