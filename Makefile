@@ -21,7 +21,7 @@ BY_FILE := --dist=loadfile --no-loadscope-reorder
 # Of the folders whose tests mostly compute without compiling, what takes less than a
 # second each, and a few steps of the trainer with a stub for a model.
 CHECK := tests/test_*.py tests/tasks tests/launch/settings tests/models/decoding \
-  tests/models/heads $(addprefix tests/training/,checkpointing cluster optim reports \
+  tests/models/heads $(addprefix tests/training/,checkpointing cluster optim reports trackers \
   test_config.py test_partitioning.py test_step.py test_train.py)
 
 check: $(VENV)/.installed-test  ## the quick tests, in less than two minutes

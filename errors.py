@@ -50,6 +50,15 @@ class HostLostError(UserError):
   exit_code = 75
 
 
+def exit_code_of(error: BaseException | None) -> int:
+  """Returns the exit code of a command that ends with an exception, or without."""
+  if error is None:
+    return 0
+  if isinstance(error, SystemExit):
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
+  return error.exit_code if isinstance(error, UserError) else 1
+
+
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 # To start again changes nothing about these.
 _MISTAKES = (

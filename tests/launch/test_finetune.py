@@ -37,7 +37,7 @@ SMALL = {
   "OptimizerConfig.layer_decay": 1.0,
   "OptimizerConfig.learning_rate_rules": [],
   "EvalConfig.conditions": ("true", "none"),
-  "TrainConfig.tensorboard": False,
+  "TrainConfig.trackers": (),
 }
 
 

@@ -30,7 +30,7 @@ SETTINGS = {
   "ModelConfig.dtype": "float32",
   "GeneratedTreesConfig.num_train_trees": 500,
   "GeneratedTreesConfig.num_validation_trees": 20,
-  "TrainConfig.tensorboard": False,
+  "TrainConfig.trackers": (),
   # The tiny model has few parameters that are worth sharing out otherwise.
   "PartitioningConfig.fsdp_min_elements": 1,
 }

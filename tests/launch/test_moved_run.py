@@ -44,7 +44,7 @@ def flags(folder, **settings):
     "WARMUP_STEPS": 0,
     "EVAL_BATCHES": 1,
     "EvalConfig.conditions": ("true",),
-    "TrainConfig.tensorboard": False,
+    "TrainConfig.trackers": (),
     **settings,
   }
   return [f"--gin.{name}={value!r}" for name, value in given.items()]

@@ -45,7 +45,7 @@ def make_config(tmp_path, compiled):
       "eval_period": 0,
       "log_period": 2,
       "console_seconds": 0.0,
-      "tensorboard": False,
+      "trackers": (),
       "compile_cache_dir": compiled,
       "checkpoint": config_lib.CheckpointConfig(period=100),
       "optimizer": config_lib.OptimizerConfig(

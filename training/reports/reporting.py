@@ -1,4 +1,4 @@
-"""What a run tells while it runs: the console, metrics.jsonl, TensorBoard, W&B.
+"""What a run tells while it runs: the console, metrics.jsonl, trackers.
 
 Values of a step stay on the device until a logging period ends; only the third-last
 step is waited for, so that the host runs ahead of the device, but not away from it.
@@ -20,7 +20,7 @@ from commentree.training.metrics.evaluation_sums import Results
 from commentree.training.reports.clock import BEFORE, Clock
 from commentree.training.reports.evaluation_report import flat_metrics, lines
 from commentree.training.reports.metrics_log import MetricsLog
-from commentree.training.reports.writers import Writer
+from commentree.training.trackers.tracker import Tracker
 
 _FULL_ENOUGH = 0.9
 _STEPS_IN_FLIGHT = 2
@@ -38,7 +38,7 @@ class Reporter:
     console: Console,
     clock: Clock,
     log: MetricsLog | None,
-    writers: Sequence[Writer],
+    trackers: Sequence[Tracker],
     *,
     start_step: int,
     utilization_per_rate: float | None = None,
@@ -50,7 +50,7 @@ class Reporter:
       console: for people.
       clock: the run's.
       log: metrics.jsonl; None on hosts that write nothing.
-      writers: TensorBoard and the like.
+      trackers: TensorBoard and the like.
       start_step: the step the run continues from.
       utilization_per_rate: model FLOP utilization at one step a second, if known.
     """
@@ -58,7 +58,7 @@ class Reporter:
     self._console = console
     self._clock = clock
     self._log = log
-    self._writers = writers
+    self._trackers = trackers
     self._start_step = start_step
     self._utilization_per_rate = utilization_per_rate
     self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
@@ -236,15 +236,19 @@ class Reporter:
   def _write(
     self, step: int, scalars: Mapping[str, float], condition: str | None = None
   ) -> None:
-    for writer in self._writers:
-      writer.write(step, scalars, condition)
+    for tracker in self._trackers:
+      tracker.log_scalars(step, scalars, condition)
 
-  def close(self) -> None:
-    """Closes the files."""
+  def close(self, exit_code: int = 0) -> None:
+    """Closes the files.
+
+    Args:
+      exit_code: what the trackers are told of how the run ended.
+    """
     if self._log:
       self._log.close()
-    for writer in self._writers:
-      writer.close()
+    for tracker in self._trackers:
+      tracker.finish(exit_code)
 
 
 def train_row(step: int, sums: Mapping[str, float]) -> dict[str, Any]:

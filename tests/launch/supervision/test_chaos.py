@@ -42,7 +42,7 @@ SETTINGS = {
   "ModelConfig.dtype": "float32",
   "DROPOUT_RATE": 0.1,
   "TrainConfig.log_period": 5,
-  "TrainConfig.tensorboard": False,
+  "TrainConfig.trackers": (),
 }
 
 

@@ -102,7 +102,7 @@ def run(options, hosts) -> None:
     config = config_lib.TrainConfig(
       model_dir=model_dir,
       batch_size=8,
-      tensorboard=False,
+      trackers=(),
       checkpoint=checkpoint,
       optimizer=config_lib.OptimizerConfig(name="adamw", schedule=schedule),
       partitioning=config_lib.PartitioningConfig(**fields),

@@ -30,9 +30,11 @@ from commentree.training.checkpointing import (
   storage,
 )
 from commentree.training.config import CheckpointConfig
-from commentree.training.reports import metrics_log, writers
+from commentree.training.reports import metrics_log
 from commentree.training.reports.metrics_log import MetricsLog, read
 from commentree.training.state import TrainState
+from commentree.training.trackers import background, event_file
+from commentree.training.trackers.tracker import TrackedRun
 
 
 @pytest.fixture(autouse=True)
@@ -448,15 +450,22 @@ def test_metrics_that_cannot_be_written_for_a_moment_are_written_once(
   log.close()
 
 
-def test_training_goes_on_without_tensorboard(tmp_path, lines, monkeypatch):
-  writer = writers.TensorBoardWriter(storage.as_path(tmp_path / "tb"), lines.append)
-  opened = writer._files[""]
-  monkeypatch.setattr(opened, "write", Failing(opened.write, full(), 9))
+def test_training_goes_on_without_tensorboard(
+  tmp_path, lines, monkeypatch, make_config
+):
+  monkeypatch.setattr(event_file.EventFile, "write", Failing(None, full(), 9))
+  (tracker,) = background.open_trackers(
+    make_config(trackers=("tensorboard",)),
+    TrackedRun(storage.as_path(tmp_path)),
+    {},
+    lines.append,
+  )
   for step in range(3):
-    writer.write(step, {"loss": 1.0})
-  writer.close()
-  (line,) = lines
-  assert "training continues without them" in line
+    tracker.log_scalars(step, {"loss": 1.0})
+  tracker.finish(0)
+  assert lines == [
+    "tracker 'tensorboard' (No space left on device): training continues without it"
+  ]
 
 
 def test_where_there_are_no_locks_a_lease_keeps_others_out(tmp_path, monkeypatch):

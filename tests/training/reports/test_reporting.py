@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import sys
 import time
-import types
 
 import jax.numpy as jnp
 import pytest
 
-from commentree.errors import UserError
 from commentree.tests.support.consoles import printed
-from commentree.training.reports import metrics_log, reporting, writers
+from commentree.training.reports import metrics_log, reporting
 from commentree.training.reports.clock import Clock
 
 SUMS = {
@@ -27,26 +24,26 @@ SUMS = {
 RESULT = {"loss": 3.0, "accuracy": 0.1, "tokens": 9, "by_depth": {}, "by_group": {}}
 
 
-class FakeWriter:
+class FakeTracker:
   def __init__(self):
-    self.written = []
+    self.written, self.ended = [], None
 
-  def write(self, step, scalars, condition=None):
+  def log_scalars(self, step, scalars, condition=None):
     self.written.append((step, dict(scalars), condition))
 
-  def close(self):
-    pass
+  def finish(self, exit_code):
+    self.ended = exit_code
 
 
 @pytest.fixture
 def make_report(make_config, console, tmp_path):
-  def make(writer=None, start_step=0, utilization=None, **settings):
+  def make(tracker=None, start_step=0, utilization=None, **settings):
     return reporting.Reporter(
       make_config(train_steps=100, **settings),
       console,
       Clock(),
       metrics_log.MetricsLog(tmp_path / "metrics.jsonl", 0),
-      [writer] if writer else [],
+      [tracker] if tracker else [],
       start_step=start_step,
       utilization_per_rate=utilization,
     )
@@ -155,19 +152,19 @@ def test_the_first_step_that_is_not_finite_is_found(make_report, console):
   assert "3 steps skipped: not finite" in printed(console)
 
 
-def test_writers_are_given_training_speed_and_evaluation(make_report):
-  writer = FakeWriter()
-  report = make_report(writer)
+def test_trackers_are_given_training_speed_and_evaluation(make_report):
+  tracker = FakeTracker()
+  report = make_report(tracker)
   drive(report, range(1, 11))
   report.evaluation(10, {"held_out": {"true": RESULT, "none": RESULT}})
-  names = {(name, of) for _, scalars, of in writer.written for name in scalars}
+  names = {(name, of) for _, scalars, of in tracker.written for name in scalars}
   assert {
     ("train/loss", None),
     ("speed/comments_per_second", None),
     ("eval/held_out/loss", "true"),
     ("eval/held_out/loss", "none"),
   } <= names
-  assert {step for step, *_ in writer.written} == {10}
+  assert {step for step, *_ in tracker.written} == {10}
 
 
 def test_an_evaluation_says_in_a_sentence_whether_ancestors_help(make_report, console):
@@ -190,36 +187,6 @@ def test_the_times_add_up_to_the_whole():
   assert sum(split.values()) == pytest.approx(time.monotonic() - started, abs=0.02)
   assert split["input"] >= 0.05
   assert split["step"] >= 0.05
-
-
-def test_wandb_continues_the_same_run_after_a_restart(
-  make_config, tmp_path, monkeypatch
-):
-  started = []
-
-  def init(**settings):
-    run = types.SimpleNamespace(log=lambda *a, **k: None, finish=lambda: None)
-    started.append(settings)
-    return run
-
-  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-  for _ in range(2):
-    (writer,) = writers.open_writers(
-      make_config(wandb_project="trees"), tmp_path, {"seed": 1}
-    )
-    writer.write(1, {"train/loss": 2.0})
-    writer.close()
-  assert started[0]["project"] == "trees"
-  assert started[0]["config"] == {"seed": 1}
-  assert started[0]["id"] == started[1]["id"]
-
-
-def test_wandb_that_is_asked_for_and_not_installed_is_named(
-  make_config, tmp_path, monkeypatch
-):
-  monkeypatch.setitem(sys.modules, "wandb", None)
-  with pytest.raises(UserError, match="wandb_project"):
-    writers.open_writers(make_config(wandb_project="trees"), tmp_path, {})
 
 
 def test_a_run_without_replies_to_match_is_told_so_once(make_report, console):

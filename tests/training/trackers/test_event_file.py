@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing import event_accumulator, event_multip
 from tensorboard.util import tensor_util
 
 from commentree.training.checkpointing import storage
-from commentree.training.reports import event_file, writers
+from commentree.training.trackers import event_file, tensorboard
+from commentree.training.trackers.tracker import TrackedRun
 
 
 @pytest.fixture
@@ -44,11 +45,11 @@ def curve(folder, name):
 
 @pytest.mark.long
 def test_tensorboard_draws_the_conditions_of_a_scalar_in_one_chart(tmp_path):
-  writer = writers.TensorBoardWriter(storage.as_path(tmp_path))
-  writer.write(3, {"train/loss": 1.5})
+  tracker = tensorboard.TensorBoard(storage.as_path(tmp_path))
+  tracker.log_scalars(3, {"train/loss": 1.5})
   for condition in ("true", "none"):
-    writer.write(3, {"eval/held_out/loss": 2.5}, condition)
-  writer.close()
+    tracker.log_scalars(3, {"eval/held_out/loss": 2.5}, condition)
+  tracker.finish(0)
   runs = event_multiplexer.EventMultiplexer()
   runs.AddRunsFromDirectory(str(tmp_path)).Reload()
   # Equal names of several runs are drawn in one chart.
@@ -104,15 +105,30 @@ def test_in_a_bucket_no_file_grows_without_end(tmp_path, in_bucket, monkeypatch)
   assert curve(tmp_path, "loss") == [(step, float(step)) for step in range(40)]
 
 
+def test_the_settings_are_a_text_of_tensorboard(tmp_path):
+  tracker = tensorboard.open_tracker(TrackedRun(epath.Path(tmp_path)))
+  tracker.log_settings({"TrainConfig.batch_size": 8, "ModelConfig.pooling": "mean"})
+  tracker.finish(0)
+  events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+  assert events.SummaryMetadata("settings").plugin_data.plugin_name == "text"
+  (event,) = events.Tensors("settings")
+  (table,) = event.tensor_proto.string_val
+  assert table.decode().splitlines()[2:] == [
+    "| ModelConfig.pooling | `'mean'` |",
+    "| TrainConfig.batch_size | `8` |",
+  ]
+
+
 @pytest.mark.long
 def test_no_tensorflow_is_loaded_to_write_metrics(tmp_path):
   code = f"""
 import sys
 from etils import epath
-from commentree.training.reports import writers
-writer = writers.TensorBoardWriter(epath.Path({str(tmp_path)!r}))
-writer.write(1, {{"loss": 1.0}}, "true")
-writer.close()
+from commentree.training.trackers import tensorboard
+tracker = tensorboard.TensorBoard(epath.Path({str(tmp_path)!r}))
+tracker.log_settings({{"TrainConfig.batch_size": 8}})
+tracker.log_scalars(1, {{"loss": 1.0}}, "true")
+tracker.finish(0)
 assert "tensorflow" not in sys.modules
 """
   subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from typing import IO
 
 from etils import epath
-from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
 from tensorboard.plugins.scalar import summary_v2
+from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer import record_writer
 
 from commentree.training.checkpointing import storage
@@ -53,6 +54,18 @@ class EventFile:
       self._stream.flush()
     elif time.monotonic() - self._uploaded_at >= _UPLOAD_SECONDS:
       self._upload()
+
+  def write_text(self, name: str, markdown: str) -> None:
+    """Takes a text, shown formatted; it is on disk with the next scalars."""
+    value = summary_pb2.Summary.Value(
+      tag=name,
+      metadata=text_metadata.create_summary_metadata(name, ""),
+      tensor=tensor_pb2.TensorProto(
+        dtype=types_pb2.DT_STRING, string_val=[markdown.encode()]
+      ),
+    )
+    summary = summary_pb2.Summary(value=[value])
+    self._add(event_pb2.Event(wall_time=time.time(), step=0, summary=summary))
 
   def close(self) -> None:
     """Writes what is left."""
