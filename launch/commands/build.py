@@ -40,6 +40,10 @@ examples:
     commentree build --source threads.parquet --out data/threads \\
       --columns id=comment_id parent=reply_to text=content
 
+  labels from a file of their own:
+    commentree build --source dumps/ --out data/stances --labels stances.csv \\
+      --label_columns id=comment label=stance
+
   is what was copied whole?
     commentree build --check data/january
 
@@ -91,6 +95,19 @@ def _parser() -> argparse.ArgumentParser:
     metavar="WHERE",
     help="where ConvoKit corpora hold comments' labels: meta.KEY of utterances, or"
     " conversation.meta.KEY",
+  )
+  main.add_argument(
+    "--labels",
+    metavar="FILE",
+    help="a table of ids and labels, which comments get in place of their own",
+  )
+  main.add_argument(
+    "--label_columns",
+    nargs="+",
+    default=(),
+    metavar="ROLE=NAME",
+    help="which of its columns are id=, label= and, where an id counts only within a"
+    " post, post=; usual names are guessed and said",
   )
   machine = parser.add_argument_group("the machine (the same bytes come out)")
   machine.add_argument(
@@ -211,15 +228,24 @@ def main(argv: Sequence[str]) -> int:
     if not getattr(arguments, flag):
       raise UserError(f"--{flag} is missing: see commentree build --help")
 
-  from commentree.tasks.building import building, workers
+  from commentree.tasks.building import building, label_file, workers
 
   config = _config(arguments)
+  labels = None
+  if arguments.labels:
+    labels = label_file.open_file(
+      arguments.labels, arguments.label_columns, config.trees
+    )
+  elif arguments.label_columns:
+    raise UserError("--label_columns: is for --labels; give a file of labels")
   out = pathlib.Path(os.path.abspath(os.path.expanduser(arguments.out)))
-  sources = building.list_sources(arguments.source, config)
-  for remark in building.remarks(sources, config):
+  sources = building.list_sources(arguments.source, config, labels)
+  for remark in building.remarks(sources, config, labels):
     console.print(remark)
   if arguments.runner:
-    return _build_with_beam(sources, out, config, arguments, beam_options, console)
+    return _build_with_beam(
+      sources, out, config, arguments, beam_options, labels, console
+    )
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
   division = workers.divide(
     arguments.memory or _half_of_free_memory_mb(),
@@ -232,7 +258,7 @@ def main(argv: Sequence[str]) -> int:
       build_report.progress(console) as progress,
       workers.Workers(division.workers, progress.advance) as pool,
     ):
-      built = building.build(sources, out, config, pool, division, progress)
+      built = building.build(sources, out, config, pool, division, progress, labels)
   except KeyboardInterrupt:
     console.print("stopped; the same command continues from here")
     return _INTERRUPTED
@@ -252,6 +278,7 @@ def _build_with_beam(
   config: Any,
   arguments: argparse.Namespace,
   options: Sequence[str],
+  labels: Any,
   console: Console,
 ) -> int:
   for flag in ("memory", "workers"):
@@ -267,7 +294,7 @@ def _build_with_beam(
       console.status(f"building with Apache Beam's {arguments.runner}"),
     ):
       built = beam_pipeline.build(
-        sources, out, config, [f"--runner={arguments.runner}", *options]
+        sources, out, config, [f"--runner={arguments.runner}", *options], labels
       )
   except KeyboardInterrupt:
     console.print("stopped; the same command begins anew")

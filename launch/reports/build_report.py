@@ -116,6 +116,8 @@ def show(
   read_counts.tell(console)
   if stats["labels"]:
     console.print(_label_table(stats["labels"]))
+  if "label_file" in stats:
+    _tell_of_label_file(stats, console)
   table = rich.table.Table("", box=None, pad_edge=False)
   columns = ("mean", "p50", "p90", "p99", "max")
   for column in columns:
@@ -140,6 +142,32 @@ def show(
   if peak_bytes:
     line += f"; {peak_bytes / _MB:,.0f} MB of memory at most"
   console.print(line)
+
+
+def _tell_of_label_file(stats: Mapping[str, Any], console: Console) -> None:
+  """Prints what became of the labels of `--labels`."""
+  facts, name = stats["label_file"], stats["made_from"]["labels"]["name"]
+  table = rich.table.Table("", f"of {name}", box=None, pad_edge=False)
+  table.add_column("number", justify="right")
+  told = [
+    ("labels", "met by a comment or post that was read", facts["met"]),
+    ("labels", "met by none", facts["unmet"]),
+    ("lines", "the same label again", facts["repeated"]),
+    *(("lines", fate, n) for fate, n in facts.items() if fate.startswith("left out")),
+    ("comments", "read without a label there", facts["comments_without"]),
+    ("comments", "and posts of an id that was read before", facts["met_again"]),
+  ]
+  for what, fate, number in told:
+    if number or fate.startswith("met"):
+      table.add_row(what, rich.text.Text(fate), f"{number:,}")
+  console.print(table)
+  if not facts["met"]:
+    console.print(
+      f"warning: {name}: no comment or post that was read has an id of this file"
+      f" (read as {stats['made_from']['labels']['columns']}); compare some ids with"
+      " those that `commentree inspect` shows",
+      soft_wrap=True,
+    )
 
 
 def _label_table(labels: Mapping[str, Mapping[str, int]]) -> rich.table.Table:

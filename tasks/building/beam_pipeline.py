@@ -25,8 +25,16 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from commentree.errors import UserError
-from commentree.tasks.building import building, filters, grouping, parts, shards
+from commentree.tasks.building import (
+  building,
+  filters,
+  grouping,
+  label_file,
+  parts,
+  shards,
+)
 from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.label_file import LabelFile
 from commentree.tasks.building.order import shard_of, shuffle_key
 from commentree.tasks.building.parts import Bundle, SourceFile
 from commentree.tasks.building.tree_builder import TreeBuilder
@@ -38,6 +46,9 @@ from commentree.tasks.trees.row import Row
 # Of a row: is it a comment, its file, its place there; then the row, without its spans'
 # types. Rows of a tree are in the order of `grouping.ORDER` when sorted by the first.
 _Placed = tuple[tuple[bool, int, int], tuple[Any, ...]]
+
+
+_SORT_MEMORY_MB = 512  # of labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +66,7 @@ def build(
   out: pathlib.Path,
   config: BuildConfig,
   pipeline_options: Sequence[str],
+  labels: LabelFile | None = None,
 ) -> building.Built:
   """Makes a dataset on a Beam runner.
 
@@ -63,6 +75,7 @@ def build(
     out: the dataset's folder, whose name becomes its own.
     config: what decides what it holds.
     pipeline_options: Beam's flags, the runner among them.
+    labels: of comments and posts, in place of their own.
 
   Raises:
     UserError: as `building.build`; and for an option that Beam does not know.
@@ -77,7 +90,13 @@ def build(
       shutil.rmtree(folder, ignore_errors=True)
       for name in ("parts", "shards"):
         (folder / name).mkdir(parents=True)
-    ready, tasks = parts.with_prepared(sources, folder)
+    labelled = building.with_labels(sources, labels, folder)
+    if labels is not None:
+      label_file.make_index(
+        *(labels, folder / label_file.INDEX, config.trees, _SORT_MEMORY_MB),
+        report=lambda rows, size: None,
+      )
+    ready, tasks = parts.with_prepared(labelled, folder)
     for task in tasks:
       parts.prepare_format(*task, config, report=lambda rows, size: None)
     number = building.shards_for(building.room_needed(sources), config)
@@ -85,7 +104,7 @@ def build(
       _assemble(pipeline, ready, folder, config, number)
     return folder, number
 
-  return building.build_with(make_shards, sources, out, config)
+  return building.build_with(make_shards, sources, out, config, labels)
 
 
 def options_of(flags: Sequence[str]) -> PipelineOptions:
@@ -136,13 +155,15 @@ def _read(
   """Yields the rows of files by tree; notes the read_counts of what is no row."""
   read_counts = ReadCounts()
   digests: dict[int, str] = {}
+  labeller = parts.labeller_of(bundle)
   for source in bundle:
-    for place, row in enumerate(parts.wanted_rows(source, config, read_counts)):
+    rows = parts.wanted_rows(source, config, read_counts, labeller)
+    for place, row in enumerate(rows):
       *values, spans = row
       place_of_row = (not row.is_post, source.number, place)
       yield row.tree_id, (place_of_row, (*values, parts.encode_spans(spans)))
     digests[source.number] = parts.digest(source)
-  parts.write_facts(folder, bundle, read_counts, digests)
+  parts.write_facts(folder, bundle, read_counts, digests, labeller)
 
 
 def _make(tree: tuple[str, Iterable[_Placed]], config: BuildConfig) -> _Made:

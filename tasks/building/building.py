@@ -27,8 +27,9 @@ from typing import Any, Protocol
 from commentree import local_files
 from commentree.errors import UserError
 from commentree.tasks import readers
-from commentree.tasks.building import filters, parts, plans, shards
+from commentree.tasks.building import filters, label_file, parts, plans, shards
 from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.label_file import LabelFile
 from commentree.tasks.building.parts import RowPart, SourceFile
 from commentree.tasks.building.statistics import Statistics
 from commentree.tasks.building.workers import WINDOW_SHARE, Division
@@ -89,14 +90,16 @@ class Built:
 
 
 def list_sources(
-  patterns: str | Sequence[str], config: BuildConfig
+  patterns: str | Sequence[str], config: BuildConfig, labels: LabelFile | None = None
 ) -> list[SourceFile]:
-  """The files to read, numbered in their order.
+  """The files to read, numbered in their order; that of labels is none of them.
 
   Raises:
     UserError: if a pattern matches nothing, or there is no such format.
   """
   paths = {os.path.realpath(path): path for path in readers.expand(patterns)}
+  if labels is not None:
+    paths.pop(os.path.realpath(labels.path), None)
   ordered = sorted(paths.values(), key=lambda path: (os.path.basename(path), path))
   return [
     SourceFile(number, path, readers.format_of(path, config.format).name)
@@ -104,13 +107,19 @@ def list_sources(
   ]
 
 
-def remarks(sources: Sequence[SourceFile], config: BuildConfig) -> list[str]:
-  """Says how sources are read, where that is guessed.
+def remarks(
+  sources: Sequence[SourceFile], config: BuildConfig, labels: LabelFile | None = None
+) -> list[str]:
+  """Says how sources and labels are read, where that is guessed.
 
   Raises:
-    UserError: if one cannot be read as its format, or labels are to come from corpora
-      of ConvoKit and there are none.
+    UserError: if one cannot be read as its format, labels are to come from corpora
+      of ConvoKit and there are none, or from two places.
   """
+  if labels is not None and config.trees.label_from is not None:
+    raise UserError(
+      f"--labels={labels.path}: labels are to come from --label_from, too; give one"
+    )
   if config.trees.label_from is not None and all(
     source.format != "convokit" for source in sources
   ):
@@ -119,7 +128,12 @@ def remarks(sources: Sequence[SourceFile], config: BuildConfig) -> list[str]:
       " the files is one; leave it out (of tables, give --columns label=NAME)"
     )
   formats = {source.path: readers.check_name(source.format) for source in sources}
-  return readers.remarks(formats, config.trees)
+  lines = readers.remarks(formats, config.trees)
+  if labels is not None:
+    lines.append(
+      f"{labels.path}: labels are read as {labels.columns}; others do not count"
+    )
+  return lines
 
 
 def build(
@@ -129,6 +143,7 @@ def build(
   pool: Pool,
   division: Division,
   progress: ProgressReporter,
+  labels: LabelFile | None = None,
 ) -> Built:
   """Makes a dataset, or continues making it.
 
@@ -139,6 +154,7 @@ def build(
     pool: does the work.
     division: of memory among the pool's workers.
     progress: receives the stages.
+    labels: of comments and posts, in place of their own.
 
   Raises:
     UserError: if the folder holds or is becoming another dataset, another build is at
@@ -147,7 +163,12 @@ def build(
 
   def make_shards(work: pathlib.Path) -> tuple[pathlib.Path, int]:
     folder = work / "parts"
-    ready, tasks = parts.with_prepared(sources, work)
+    ready, tasks = parts.with_prepared(with_labels(sources, labels, work), work)
+    index = work / label_file.INDEX
+    if labels is not None and not label_file.is_made(index):
+      progress.stage("reading labels", "B", os.path.getsize(labels.path), 0)
+      memory_mb = int(division.share_mb * _SORT_SHARE)
+      pool.run(label_file.make_index, [(labels, index, config.trees, memory_mb)])
     if tasks:
       size = sum(os.path.getsize(path) for *_, paths in tasks for path in paths)
       progress.stage("finding posts", "B", size, 0)
@@ -158,7 +179,20 @@ def build(
     _make_shards(found, number, work / "shards", config, pool, division, progress)
     return work, number
 
-  return build_with(make_shards, sources, out, config)
+  return build_with(make_shards, sources, out, config, labels)
+
+
+def with_labels(
+  sources: Sequence[SourceFile], labels: LabelFile | None, folder: pathlib.Path
+) -> list[SourceFile]:
+  """Sources that know where the index of their labels will be, in a folder."""
+  if labels is None:
+    return list(sources)
+  index, by_post = str(folder / label_file.INDEX), "post" in labels.columns.by_role
+  return [
+    dataclasses.replace(source, labels=index, labels_by_post=by_post)
+    for source in sources
+  ]
 
 
 def build_with(
@@ -166,23 +200,25 @@ def build_with(
   sources: Sequence[SourceFile],
   out: pathlib.Path,
   config: BuildConfig,
+  labels: LabelFile | None = None,
 ) -> Built:
   """Makes a dataset, its shards by any engine; see `build`.
 
   Args:
     make_shards: given the folder to work in, returns the one, there or below, in whose
-      `parts` each file's read_counts are and in whose `shards` all shards, and their
-      number.
+      `parts` each file's read_counts are and in whose `shards` all shards, beside the
+      index of labels, and their number.
     sources: what to read.
     out: the dataset's folder.
     config: what decides what it holds.
+    labels: of comments and posts, in place of their own.
   """
   name = manifest.check_name(out)
   with folder_commit.storage_errors(out):
     out.mkdir(parents=True, exist_ok=True)
   refusal = f"{out}: another build is at work in this folder; wait for it to end"
   with folder_commit.locked(out / LOCK, refusal):
-    plan = plans.make_plan(sources, config)
+    plan = plans.make_plan(sources, config, labels)
     version = out / manifest.VERSION
     if version.exists():
       return Built(version, plans.stats_if_same(version, sources, plan), already=True)
@@ -378,6 +414,8 @@ def _make_dataset(
     "posts_missing": filters.posts_missing(read_counts),
     **statistics.summary(),
   }
+  if plan["labels"] is not None:
+    stats["label_file"] = label_file.summary(work / "parts", work / label_file.INDEX)
   manifest.write_metadata(draft, name, splits)
   folder_commit.write_json(draft / manifest.STATS, stats)
   manifest.write_checksums(draft, known)

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from commentree.errors import UserError
 from commentree.tasks import readers
-from commentree.tasks.building import filters
+from commentree.tasks.building import filters, label_file
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.building.order import shuffle_key
 from commentree.tasks.dataset_files import folder_commit
@@ -77,12 +77,17 @@ class SourceFile:
     format: its format's name.
     prepared: a file with what the format's `prepare` returned for all files; None if
       it has none.
+    labels: an index that `label_file.make_index` wrote, of the labels that its rows
+      get; None if they keep their own.
+    labels_by_post: whether the index goes by posts and ids.
   """
 
   number: int
   path: str
   format: str
   prepared: str | None = None
+  labels: str | None = None
+  labels_by_post: bool = False
 
 
 # Files that are read as one, numbered as the first of them.
@@ -267,27 +272,48 @@ def write_parts(
   read_counts = ReadCounts()
   digests: dict[int, str] = {}
   writer = _PartsWriter(folder, bundle[0].number, config.seed, part_bytes)
+  labeller = labeller_of(bundle)
   progress = _Progress(report)
   with compression.window_limit(window_bytes):
     for source in bundle:
-      rows = wanted_rows(source, config, read_counts)
+      rows = wanted_rows(source, config, read_counts, labeller)
       for place, row in enumerate(progress.count(rows, source.path)):
         writer.add(row, source.number, place)
       digests[source.number] = digest(source)
   writer.flush()
   progress.tell()
-  write_facts(folder, bundle, read_counts, digests)
+  write_facts(folder, bundle, read_counts, digests, labeller)
+
+
+def labeller_of(bundle: Bundle) -> label_file.Labeller | None:
+  """What puts labels on a bundle's rows; None if they keep their own."""
+  first = bundle[0]
+  if first.labels is None:
+    return None
+  return label_file.Labeller(pathlib.Path(first.labels), first.labels_by_post)
 
 
 def wanted_rows(
-  source: SourceFile, config: BuildConfig, read_counts: ReadCounts
+  source: SourceFile,
+  config: BuildConfig,
+  read_counts: ReadCounts,
+  labeller: label_file.Labeller | None = None,
 ) -> Iterator[Row]:
-  """The rows of a file, without those of subreddits that are not wanted."""
+  """The rows of a file, without those of subreddits that are not wanted.
+
+  Args:
+    source: the file.
+    config: which rows are wanted.
+    read_counts: counts what became of the others.
+    labeller: of the file's bundle, if rows get other labels than their own.
+  """
   if source.prepared is None:
     format_ = readers.format_of(source.path, source.format)
   else:
     format_ = _load_format(source.format, source.prepared)
   rows = format_.read(source.path, config.trees, read_counts)
+  if labeller is not None:
+    rows = labeller.label(rows)
   if config.subreddits or config.exclude_subreddits:
     return filters.of_wanted_subreddits(rows, config, read_counts)
   return rows
@@ -298,8 +324,11 @@ def write_facts(
   bundle: Bundle,
   read_counts: ReadCounts,
   digests: Mapping[int, str],
+  labeller: label_file.Labeller | None,
 ) -> None:
-  """Notes that a whole bundle was read; see `read_facts`."""
+  """Notes that a whole bundle was read; see `read_facts` and `label_file.summary`."""
+  if labeller is not None:
+    labeller.note(folder, bundle[0].number)
   facts = {"read_counts": read_counts.as_dict(), "sha256": dict(digests)}
   folder_commit.write_json(_done_path(folder, bundle), facts)
 

@@ -17,6 +17,7 @@ from commentree import differences
 from commentree.errors import StorageError, UserError
 from commentree.tasks.building import parts
 from commentree.tasks.building.config import BuildConfig
+from commentree.tasks.building.label_file import LabelFile
 from commentree.tasks.building.parts import SourceFile
 from commentree.tasks.dataset_files import folder_commit, manifest
 
@@ -24,16 +25,19 @@ SOURCES = ".sources.json"
 
 # Raise when parts, shards or records get another form: what was begun before is then
 # refused, and not gone on with.
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 BuildPlan = dict[str, Any]
 
 
-def make_plan(sources: Sequence[SourceFile], config: BuildConfig) -> BuildPlan:
+def make_plan(
+  sources: Sequence[SourceFile], config: BuildConfig, labels: LabelFile | None
+) -> BuildPlan:
   """All that decides what comes out, for comparing; times tell a file that changed."""
   return {
     "building_format": FORMAT_VERSION,
     "settings": config.as_dict(),
+    "labels": None if labels is None else labels.identity(),
     "input": [
       {
         "name": os.path.basename(source.path),
@@ -52,6 +56,8 @@ def difference(old: BuildPlan, new: BuildPlan) -> str | None:
     return "was made by another version of commentree"
   for name, was, now in differences.find(old["settings"], new["settings"]):
     return f"has {name} = {was}, not {now}"
+  if old["labels"] != new["labels"]:
+    return _other_labels(old["labels"], new["labels"])
   files = {"was": old["input"], "is": new["input"]}
   names = {when: [file["name"] for file in listed] for when, listed in files.items()}
   if names["was"] != names["is"]:
@@ -61,6 +67,16 @@ def difference(old: BuildPlan, new: BuildPlan) -> str | None:
     if any(was[key] != now[key] for key in was.keys() & now.keys()):
       return _changed(now["name"])
   return None
+
+
+def _other_labels(was: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
+  if was is None:
+    return "was made without --labels"
+  if now is None:
+    return f"has the labels of --labels={was['name']}"
+  if was["sha256"] != now["sha256"]:
+    return f"has the labels of {was['name']} as it was, not of {now['name']}"
+  return f"has labels read as {was['columns']}, not {now['columns']}"
 
 
 def _changed(name: str) -> str:

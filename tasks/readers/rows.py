@@ -35,7 +35,7 @@ CUT = "text longer than max_comment_chars cut"
 LABEL_LEFT_OUT = "labels that are lists or objects left out"
 NAME_LEFT_OUT = "names of more than 1,000 characters left out"
 _ROW_BYTES = 160
-_MAX_NAME_CHARS = 1_000  # of an id, an author, a subreddit, a label, a language
+MAX_NAME_CHARS = 1_000  # of an id, an author, a subreddit, a label, a language
 
 _MAX_INT64 = 2**63 - 1
 _MAX_INT32 = 2**31 - 1
@@ -135,7 +135,7 @@ def bounded(
     read_counts: counts what is cut; rows left out because their tree's id is too long;
       and stubs that are too large to be compared with what was read.
   """
-  limit, name_limit = config.max_comment_chars, _MAX_NAME_CHARS
+  limit, name_limit = config.max_comment_chars, MAX_NAME_CHARS
   for row in rows:
     if (
       len(row.text or "") > limit
@@ -173,7 +173,7 @@ def _cut(row: Row, config: TreeConfig, read_counts: ReadCounts) -> Row:
       changes[name] = value[:limit]
       read_counts.repaired[CUT] += 1
   for name in _NAMES:
-    if len(getattr(row, name) or "") > _MAX_NAME_CHARS:
+    if len(getattr(row, name) or "") > MAX_NAME_CHARS:
       changes[name] = "" if name == "parent_id" else None  # whose None is the post
       read_counts.repaired[NAME_LEFT_OUT] += 1
   cut = row._replace(**changes)

@@ -228,13 +228,19 @@ def _written(given: dict[str, Any], read_counts: ReadCounts) -> str | None:
   return text(given.get("title"), read_counts) if written is None else written
 
 
-def _id(value: Any, read_counts: ReadCounts) -> str | None:
-  """An id without a prefix of Reddit's; None for what stands for no value."""
+def written_id(value: Any, read_counts: ReadCounts) -> str | None:
+  """An id as a table has it; None for what stands for no value."""
   found = identifier(value, read_counts)
   if found is None or found.lower() in _NOTHING:
     return None
   if found.endswith(".0") and found[:-2].isdigit():  # pandas, of a column with gaps
     found = found[:-2]
+  return found
+
+
+def _id(value: Any, read_counts: ReadCounts) -> str | None:
+  """An id without a prefix of Reddit's; None for what stands for no value."""
+  found = written_id(value, read_counts) or ""
   return found.removeprefix(POST_PREFIX).removeprefix(COMMENT_PREFIX) or None
 
 

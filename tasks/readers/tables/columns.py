@@ -144,11 +144,17 @@ class Columns:
     return ", ".join(f"{role}={name}" for role, name in self.by_role.items())
 
 
-def parse(given: Sequence[str]) -> dict[str, list[str]]:
+def parse(
+  given: Sequence[str],
+  roles: Sequence[str] = ROLES,
+  where: str = "--columns (TreeConfig.columns)",
+) -> dict[str, list[str]]:
   """Returns the columns that settings name, by role.
 
   Args:
     given: `role=column` each, as in `TreeConfig.columns`; a role may have several.
+    roles: that there are.
+    where: the columns are given, for messages.
 
   Raises:
     UserError: if one is not of this form, or its role is unknown.
@@ -157,14 +163,11 @@ def parse(given: Sequence[str]) -> dict[str, list[str]]:
   for pair in given:
     role, equals, column = (part.strip() for part in pair.partition("="))
     if not equals or not column:
+      raise UserError(f"{where}: {pair!r} must be role=column, such as id=key")
+    if role not in roles:
       raise UserError(
-        f"--columns (TreeConfig.columns): {pair!r} must be role=column, such as"
-        " text=content"
-      )
-    if role not in ROLES:
-      raise UserError(
-        f"--columns (TreeConfig.columns): {role!r} is no role; there are"
-        f" {', '.join(ROLES)}{suggestion(role, ROLES)}"
+        f"{where}: {role!r} is no role; there are"
+        f" {', '.join(roles)}{suggestion(role, roles)}"
       )
     named.setdefault(role, []).append(column)
   return named
@@ -177,13 +180,28 @@ def find(names: Sequence[str], given: Sequence[str]) -> Columns | None:
     names: of all its columns.
     given: as in `parse`; a role whose columns this table lacks is guessed.
   """
-  named = parse(given)
+  found = match(names, parse(given), ROLES)
+  if "id" not in found.by_role or not {"text", "title"} & found.by_role.keys():
+    return None
+  return found
+
+
+def match(
+  names: Sequence[str], named: Mapping[str, Sequence[str]], roles: Sequence[str]
+) -> Columns:
+  """Returns which of a table's columns have a role.
+
+  Args:
+    names: of all its columns.
+    named: from `parse`; a role whose columns this table lacks is guessed.
+    roles: that columns may have.
+  """
   taken = {column for columns in named.values() for column in columns}
   squeezed: dict[str, str] = {}
   for name in names:
     squeezed.setdefault(_squeeze(name), name)
   by_role: dict[str, str] = {}
-  for role in ROLES:
+  for role in roles:
     own = next((column for column in named.get(role, ()) if column in names), None)
     if own is None:
       free = (squeezed.get(_squeeze(guess)) for guess in GUESSES[role])
@@ -191,8 +209,6 @@ def find(names: Sequence[str], given: Sequence[str]) -> Columns | None:
     if own is not None:
       by_role[role] = own
       taken.add(own)
-  if "id" not in by_role or not {"text", "title"} & by_role.keys():
-    return None
   return Columns(by_role)
 
 

@@ -24,12 +24,13 @@ class Here:
     pass
 
 
-def build(patterns, out, config, share_mb=200, pool=None):
+def build(patterns, out, config, share_mb=200, pool=None, labels=None):
   division = workers.Division(share_mb + 210, 1)
   assert division.share_mb == share_mb
-  sources = building.list_sources([str(p) for p in patterns], config)
+  sources = building.list_sources([str(p) for p in patterns], config, labels)
   pool = pool or Here()
-  return building.build(sources, pathlib.Path(out), config, pool, division, Here())
+  folder = pathlib.Path(out)
+  return building.build(sources, folder, config, pool, division, Here(), labels)
 
 
 def contents(folder):
