@@ -388,6 +388,8 @@ class TrainConfig:
     trackers: what the run is reported to besides metrics.jsonl: 'tensorboard', 'wandb',
       'mlflow', or a name that is registered; see docs/monitoring.md.
     tracker_project: W&B project, MLflow experiment; None for 'commentree'.
+    profile_steps: the first and the last step of a trace for XProf, in
+      MODEL_DIR/profile; None for none. See docs/monitoring.md.
     compile_cache_dir: folder of compiled programs, shared by runs; the user's cache
       folder if None.
     optimizer: optimizer and schedule.
@@ -412,6 +414,7 @@ class TrainConfig:
   warm_start_rules: MayChange[tuple[tuple[str, str | None, str], ...]] = ()
   trackers: MayChange[tuple[str, ...]] = ("tensorboard",)
   tracker_project: MayChange[str | None] = None
+  profile_steps: MayChange[tuple[int, int] | None] = None
   compile_cache_dir: MayChange[str | None] = None
   optimizer: OptimizerConfig = OptimizerConfig()
   partitioning: MayChange[PartitioningConfig] = PartitioningConfig()
@@ -423,6 +426,8 @@ class TrainConfig:
     check_fields(self)
     if self.patience is not None:
       check_range("TrainConfig", "eval_period", self.eval_period, 1, whole=True)
+    if self.profile_steps is not None:
+      object.__setattr__(self, "profile_steps", self._profile_steps())
     check_names("TrainConfig", "trackers", self.trackers, "tracker")
     rules = tuple(map(self._warm_start_rule, self.warm_start_rules))
     object.__setattr__(self, "warm_start_rules", rules)
@@ -452,6 +457,21 @@ class TrainConfig:
     if self.patience is None or best_step is None:
       return False
     return step // self.eval_period - best_step // self.eval_period >= self.patience
+
+  def _profile_steps(self) -> tuple[int, int]:
+    """Checks them; gin hands over lists."""
+    steps = self.profile_steps
+    if (
+      isinstance(steps, (list, tuple))
+      and len(steps) == 2
+      and all(type(step) is int for step in steps)
+      and 1 <= steps[0] <= steps[1] <= self.train_steps
+    ):
+      return steps[0], steps[1]
+    raise UserError(
+      f"TrainConfig.profile_steps = {steps!r}: must be the first and the last step to"
+      f" profile, of 1 to {self.train_steps}, as in PROFILE_STEPS=(10, 15)"
+    )
 
   @staticmethod
   def _warm_start_rule(rule: Any) -> tuple[str, str | None, str]:

@@ -40,6 +40,7 @@ from commentree.training.reports.clock import Clock
 from commentree.training.reports.evaluation_report import flat_metrics
 from commentree.training.reports.metrics_log import MetricsLog
 from commentree.training.reports.reporting import Reporter
+from commentree.training.reports.step_profile import StepProfile
 from commentree.training.step import make_train_step
 from commentree.training.tpu_compile import flops
 from commentree.training.trackers import background
@@ -247,6 +248,10 @@ def train(
 
     # ---- Loop -------------------------------------------------------------------
     agreement = AsyncHostMax(mesh, 2)
+    profile = StepProfile(
+      config.profile_steps, model_dir / "profile" / f"host_{jax.process_index()}", say
+    )
+    stack.callback(profile.close)
     last_timed_save = step
 
     def save(metrics: checkpoint_choice.Metrics | None) -> None:
@@ -264,10 +269,11 @@ def train(
         say(f"an error ends the run: step {step:,} saved as {saved.wait()}")
 
     while True:
-      with jax.transfer_guard("disallow"):
+      with profile.on(step + 1, state), jax.transfer_guard("disallow"):
         state, sums = compiled_step(state, batch, step_key)
       step += 1
       watchdog.at(step, "step")
+      profile.after(step, sums)
       report.step(step, sums)
 
       stopping, overdue = agreement(stop.number, saved.due_by_time())
