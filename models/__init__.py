@@ -14,7 +14,9 @@ Shapes are written as suffixes, one capital per axis (`x_BRLD`):
   U  target ids, T + 1: 0 is padding      A  ancestors a target may see
   J  pooled vectors per comment           S  cross-attention keys, 1 + E * J
   C  tokens of a concatenated thread      X  targets of all examples, B * T
+  Q  queries, such as masked positions     W  rows of all examples, B * R
   P  distances or depths, one each up to `max_ancestor_distance`
 
-Encoder and decoder see rows as their batch, so inside them `R` stands for B * R.
+Encoder and decoder see rows as their batch, so inside them `R` stands for B * R; where
+both are named it is `W`. A module that has other letters explains them at its head.
 """

@@ -128,13 +128,13 @@ def _choose_examples(trees_BT: Array, counts_BT: Array) -> Array:
   examples = jnp.arange(len(trees_BT))
   # The longest list of each example, and the longest of its other trees.
   longest_C = counts_BT.max(axis=1)
-  tree_C = jnp.take_along_axis(trees_BT, counts_BT.argmax(axis=1)[:, None], axis=1)
-  second_C = jnp.where(trees_BT != tree_C, counts_BT, 0).max(axis=1)
+  tree_C1 = jnp.take_along_axis(trees_BT, counts_BT.argmax(axis=1)[:, None], axis=1)
+  second_C = jnp.where(trees_BT != tree_C1, counts_BT, 0).max(axis=1)
 
   def add(sums, target):
     without_BC, missing_BC = sums
     tree_B1, wanted_B1 = (values[:, None] for values in target)
-    is_same_BC = tree_B1 == tree_C[None, :, 0]
+    is_same_BC = tree_B1 == tree_C1[None, :, 0]
     length_BC = jnp.where(is_same_BC, second_C[None], longest_C[None])
     without_BC += (wanted_B1 > 0) & (length_BC == 0)
     return (without_BC, missing_BC + jnp.maximum(wanted_B1 - length_BC, 0)), None

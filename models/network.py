@@ -138,18 +138,18 @@ class CommentTreeTransformer(nn.Module):
         used_BEJ,
         jnp.zeros((len(slots_BRL), slots_BRL[0].size, cfg.emb_dim), dtype),
       )
-    x_RLD = self.token_embedder(
+    x_WLD = self.token_embedder(
       read["encoder_input_tokens"].reshape(rows),
       read["encoder_positions"].reshape(rows),
       self._language_vectors(read, "encoder", rows),
     )
-    x_RLD = self.encoder(x_RLD, slots_BRL.reshape(rows))
-    states_BND = x_RLD.reshape(len(slots_BRL), -1, x_RLD.shape[-1])
+    x_WLD = self.encoder(x_WLD, slots_BRL.reshape(rows))
+    states_BND = x_WLD.reshape(len(slots_BRL), -1, x_WLD.shape[-1])
     if not pooled:
-      states_BTND = x_RLD.reshape(*slots_BRL.shape, -1)
-      return Encoded(states_BTND, slots_BRL > 0, states_BND)
+      states_BTCD = x_WLD.reshape(*slots_BRL.shape, -1)
+      return Encoded(states_BTCD, slots_BRL > 0, states_BND)
     vectors_BEJD, used_BEJ = self.pooling(
-      x_RLD.reshape(*slots_BRL.shape, -1),
+      x_WLD.reshape(*slots_BRL.shape, -1),
       slots_BRL,
       positions_in_comment(batch, "encoder"),
       batch["encoder_slot_depths"].shape[-1],
@@ -170,9 +170,9 @@ class CommentTreeTransformer(nn.Module):
       UserError: as `encode`.
     """
     masked_BRM = batch["decoder_masked_positions"]
-    masked_RM = masked_BRM.reshape(-1, masked_BRM.shape[-1])
-    logits_RMV, copies = self._decode(encoded, batch, masked_RM)
-    logits_BRMV = logits_RMV.reshape(*masked_BRM.shape, -1)
+    masked_WM = masked_BRM.reshape(-1, masked_BRM.shape[-1])
+    logits_WMV, copies = self._decode(encoded, batch, masked_WM)
+    logits_BRMV = logits_WMV.reshape(*masked_BRM.shape, -1)
     return logits_BRMV if copies is None else PointerScores(logits_BRMV, copies)
 
   def decode_states(self, encoded: Encoded, batch: Mapping[str, Array]) -> Array:
@@ -181,8 +181,8 @@ class CommentTreeTransformer(nn.Module):
     Raises:
       UserError: as `encode`.
     """
-    x_RLD, _ = self._decode(encoded, batch, None)
-    return x_RLD.reshape(*batch["decoder_segment_ids"].shape, -1)
+    x_WLD, _ = self._decode(encoded, batch, None)
+    return x_WLD.reshape(*batch["decoder_segment_ids"].shape, -1)
 
   def begin_replies(
     self, batch: Mapping[str, Array], copies: int
@@ -254,7 +254,7 @@ class CommentTreeTransformer(nn.Module):
   def _context(
     self,
     encoded: Encoded,
-    targets_BXY: Array,
+    targets: Array,
     queries_BQ: Array | None,
     batch: Mapping[str, Array],
   ) -> AncestorContext:
@@ -262,7 +262,7 @@ class CommentTreeTransformer(nn.Module):
 
     Args:
       encoded: the comments.
-      targets_BXY: target id of each decoder token, 0 for padding.
+      targets: target id of each decoder token `[B, ...]`, 0 for padding.
       queries_BQ: target id of each position that logits are wanted for; None if none.
       batch: see `Ancestors.context`.
     """
@@ -271,7 +271,7 @@ class CommentTreeTransformer(nn.Module):
         encoded.vectors_BEJD, encoded.used_BEJ, batch
       )
       encoded = dataclasses.replace(encoded, vectors_BEJD=vectors_BEJD)
-    context = self.ancestors.context(encoded, targets_BXY, batch)
+    context = self.ancestors.context(encoded, targets, batch)
     cfg = self.config
     if queries_BQ is None or not (cfg.ancestor_pointer or cfg.vectors_to_logits):
       return context
@@ -303,7 +303,7 @@ class CommentTreeTransformer(nn.Module):
     self,
     encoded: Encoded,
     batch: Mapping[str, Array],
-    masked_RM: Array | None,
+    masked_WM: Array | None,
   ) -> tuple[Array, Copies | None]:
     """Returns what the decoder does, its rows not sorted by example, and copies."""
     self.family.check_length(self.config, batch["decoder_segment_ids"].shape[-1])
@@ -312,8 +312,8 @@ class CommentTreeTransformer(nn.Module):
     batch_size, _, length = targets_BRL.shape
     targets_BN = targets_BRL.reshape(batch_size, -1)
     queries_BQ = None
-    if masked_RM is not None:
-      masked_BRM = masked_RM.reshape(*targets_BRL.shape[:2], -1)
+    if masked_WM is not None:
+      masked_BRM = masked_WM.reshape(*targets_BRL.shape[:2], -1)
       queries_BRM = jnp.take_along_axis(targets_BRL, masked_BRM, axis=-1)
       # Columns that pad the masked ones copy nothing; exported functions have none.
       if "decoder_loss_weights" in batch:
@@ -329,20 +329,20 @@ class CommentTreeTransformer(nn.Module):
       positions_BRL.reshape(targets_BN.shape),
       added,
     )
-    visible_RLL = same_segment(targets_BRL.reshape(-1, length))
+    visible_WLL = same_segment(targets_BRL.reshape(-1, length))
     if "target_prefix_lengths" in batch:
       prefix_BN = of_target(batch["target_prefix_lengths"], targets_BN)
-      visible_RLL &= in_order(
+      visible_WLL &= in_order(
         prefix_BN.reshape(-1, length), positions_BRL.reshape(-1, length)
       )
-    x_RLD = x_BND.reshape(-1, length, x_BND.shape[-1])
-    x, logits_RMV = self.decoder(
-      x_RLD, visible_RLL, context, masked_RM, self.token_embedder
+    x_WLD = x_BND.reshape(-1, length, x_BND.shape[-1])
+    x, logits_WMV = self.decoder(
+      x_WLD, visible_WLL, context, masked_WM, self.token_embedder
     )
-    if logits_RMV is None:
+    if logits_WMV is None:
       return x, None
     copies = None if context.tokens is None else self.pointer(x, context.tokens)
-    return logits_RMV, copies
+    return logits_WMV, copies
 
   def _language_vectors(
     self, batch: Mapping[str, Array], side: str, shape: tuple[int, ...]

@@ -5,6 +5,9 @@ are continued by every token. Those of the W best continuations that end are fin
 the W best others are the next beam. A reply is done once W have finished, or once
 none of the beam can still be better than the best that are asked for. What
 `max_length` cuts off comes after all that ended.
+
+Letters besides those of `models/__init__`: Q replies that are searched at the same time,
+C continuations; here X stands for finished texts, old and new.
 """
 
 from __future__ import annotations
@@ -147,23 +150,23 @@ class BeamSearch:
     return jnp.float32((5.0 + length) / 6.0) ** self.config.length_penalty
 
 
-def reorder(rows_X: Array, parents_QW: Array, axis: int) -> Array:
+def reorder(rows: Array, parents_QW: Array, axis: int) -> Array:
   """Returns what is kept for each text, for those that continue `parents_QW`.
 
   Args:
-    rows_X: an array of whose axes one has a row for each text, Q * W.
+    rows: an array of whose axes one has a row for each text, Q * W.
     parents_QW: see `BeamSearch.advance`.
     axis: that one.
   """
-  before, after = rows_X.shape[:axis], rows_X.shape[axis + 1 :]
-  by_text = rows_X.reshape(*before, *parents_QW.shape, *after)
+  before, after = rows.shape[:axis], rows.shape[axis + 1 :]
+  by_text = rows.reshape(*before, *parents_QW.shape, *after)
   index = parents_QW.reshape(
     *(1 for _ in before), *parents_QW.shape, *(1 for _ in after)
   )
-  return jnp.take_along_axis(by_text, index, axis=axis + 1).reshape(rows_X.shape)
+  return jnp.take_along_axis(by_text, index, axis=axis + 1).reshape(rows.shape)
 
 
-def _take(values_QX: Array, index_QW: Array) -> Array:
+def _take(values: Array, index_QW: Array) -> Array:
   """Returns those of the second axis, `[Q, W, ...]`."""
-  index = index_QW.reshape(*index_QW.shape, *(1,) * (values_QX.ndim - 2))
-  return jnp.take_along_axis(values_QX, index, axis=1)
+  index = index_QW.reshape(*index_QW.shape, *(1,) * (values.ndim - 2))
+  return jnp.take_along_axis(values, index, axis=1)

@@ -4,8 +4,8 @@ The forest is encoded once and the ancestors' keys and values are projected once
 every step of one compiled loop reads one token of each reply, next to the cached keys
 and values of those before. The loop ends when all replies have.
 
-Letters besides those of `models/__init__`: W replies written for a target at the same
-time, I forced first tokens; here K stands for `num_replies`.
+Letters besides those of `models/__init__`: Q targets, W replies written for a target at
+the same time, I forced first tokens; here K stands for `num_replies`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Replies written token by token: always the likeliest token, or one drawn."""
+"""Replies written token by token: always the likeliest token, or one drawn.
+
+Letters besides those of `models/__init__`: Q replies that are written.
+"""
 
 from __future__ import annotations
 

@@ -98,12 +98,12 @@ def attend_to_vectors(
   vectors = _up(key_BSX.shape[1], _VECTORS_MULTIPLE) - key_BSX.shape[1]
   targets = _up(visible_BUS.shape[1], LANES) - visible_BUS.shape[1]
   of_vectors = ((0, 0), (0, vectors), (0, 0))
-  visible_BSU = jnp.pad(
+  padded_visible = jnp.pad(
     visible_BUS.swapaxes(1, 2).astype(dtype), ((0, 0), (0, vectors), (0, targets))
   )
-  bias_BHSU = None
+  padded_bias = None
   if bias_BHUS is not None:
-    bias_BHSU = jnp.pad(
+    padded_bias = jnp.pad(
       bias_BHUS.swapaxes(2, 3).astype(dtype),
       ((0, 0), (0, 0), (0, vectors), (0, targets)),
     )
@@ -111,8 +111,8 @@ def attend_to_vectors(
     query_RLX,
     jnp.pad(key_BSX, of_vectors),
     jnp.pad(value_BSX, of_vectors),
-    visible_BSU,
-    bias_BHSU,
+    padded_visible,
+    padded_bias,
     target_RL[:, None].astype(jnp.int32),
     heads,
   )
