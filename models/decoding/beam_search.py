@@ -6,8 +6,8 @@ the W best others are the next beam. A reply is done once W have finished, or on
 none of the beam can still be better than the best that are asked for. What
 `max_length` cuts off comes after all that ended.
 
-Letters besides those of `models/__init__`: Q replies that are searched at the same time,
-C continuations; here X stands for finished texts, old and new.
+Letters besides those of `models/__init__`: Q replies that are searched at the same
+time, C continuations; here X stands for finished texts, old and new.
 """
 
 from __future__ import annotations

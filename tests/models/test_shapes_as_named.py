@@ -1,7 +1,7 @@
 """The names of arrays say their shapes, wherever a batch is read.
 
-Where replies are written token by token, L stands for 1 or for all tokens so far, as the
-functions say there; `tests/models/decoding` compares their results.
+Where replies are written token by token, L stands for 1 or for all tokens so far, as
+the functions say there; `tests/models/decoding` compares their results.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def test_a_name_that_says_another_shape_is_told():
   assert shape_suffixes.check(arrays, "here") == 2
   with pytest.raises(shape_suffixes.ShapeError, match="here: y_B is of shape"):
     shape_suffixes.check({**arrays, "y_B": np.zeros((2, 1))}, "here")
-  with pytest.raises(shape_suffixes.ShapeError, match="D is 2 in y_D.*and 3 in x_BD"):
+  with pytest.raises(shape_suffixes.ShapeError, match=r"D is 2 in y_D.*and 3 in x_BD"):
     shape_suffixes.check({**arrays, "y_D": np.zeros(2)}, "here")
   with pytest.raises(shape_suffixes.ShapeError, match="1 is 2 in y_1D"):
     shape_suffixes.check({**arrays, "y_1D": np.zeros((2, 3))}, "here")
