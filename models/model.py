@@ -185,7 +185,8 @@ class CommentTreeModel:
       scores, of_replies = self._apply(params, batch, dropout_rng, "with_matching")
     else:
       scores = self._scores(params, batch, dropout_rng)
-    losses = scored.losses_of(self.config, scores, batch)
+    with jax.named_scope("loss"):
+      losses = scored.losses_of(self.config, scores, batch)
     weights_BRM = batch["decoder_loss_weights"]
     weight_sum = jnp.sum(weights_BRM)
     sums = {

@@ -85,19 +85,20 @@ def make_train_step(
     # A batch of padding has neither loss nor gradient.
     weight = sums.pop("_weight")
     weight = jnp.where(weight > 0, weight, 1)
-    grads = jax.tree.map(lambda g: g / weight, grads)
-    # Gradients of what is frozen are then read by nothing, and not computed.
-    norm = optax.global_norm(learning_rates.trained(config.optimizer, grads))
     objective = sums["objective"] / weight
-    finite = jnp.isfinite(objective) & jnp.isfinite(norm)
-    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    if not config.stop_on_nonfinite:
-      params, optimizer_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (params, optimizer_state),
-        (state.params, state.optimizer),
-      )
+    with jax.named_scope("optimizer"):
+      grads = jax.tree.map(lambda g: g / weight, grads)
+      # Gradients of what is frozen are then read by nothing, and not computed.
+      norm = optax.global_norm(learning_rates.trained(config.optimizer, grads))
+      finite = jnp.isfinite(objective) & jnp.isfinite(norm)
+      updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+      params = optax.apply_updates(state.params, updates)
+      if not config.stop_on_nonfinite:
+        params, optimizer_state = jax.tree.map(
+          lambda new, old: jnp.where(finite, new, old),
+          (params, optimizer_state),
+          (state.params, state.optimizer),
+        )
     sums |= {
       "objective": objective,
       "gradient_norm": norm,

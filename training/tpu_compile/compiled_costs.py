@@ -10,8 +10,9 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
-from commentree.training.tpu_compile import hlo
+from commentree.training.tpu_compile import hbm_traffic, hlo
 from commentree.training.tpu_compile.hlo import Instruction, Module
+from commentree.training.tpu_compile.sources import Sources
 from commentree.training.tpu_compile.tpu_chips import Chip
 
 _COLLECTIVES = (
@@ -42,15 +43,17 @@ _CALLS = ("to_apply", "called_computations", "calls")
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """An operation that the compiler estimates.
+  """An operation that the compiler estimates, or a copy beside others.
 
   Attributes:
     name: in the compiled module.
     opcode: its kind.
     source: where it comes from in the model.
     place: the file and line that traced it.
-    cycles: of all its repetitions.
+    cycles: of all its repetitions; 0 for copies that run beside other operations.
     times: repetitions.
+    flops: of products of matrices, of all its repetitions.
+    bytes: that it reads and writes in HBM, of all its repetitions.
   """
 
   name: str
@@ -59,6 +62,13 @@ class Operation:
   place: str
   cycles: int
   times: int
+  flops: int
+  bytes: int
+
+  @property
+  def is_collective(self) -> bool:
+    """Whether it is a message between devices, and nothing else."""
+    return self.opcode.removesuffix("-start").removesuffix("-done") in _COLLECTIVES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +81,8 @@ class Untimed:
     place: the file and line that traced it.
     times: repetitions.
     flops: of products of matrices, one repetition.
-    bytes: that it reads and writes in HBM, one repetition.
+    bytes: that it states to move, or `hbm_bytes`, one repetition.
+    hbm_bytes: of operands and results that lie in HBM, one repetition.
     schedule_cycles: at most in computing, one repetition; None if that is not known.
   """
 
@@ -81,6 +92,7 @@ class Untimed:
   times: int
   flops: int
   bytes: int
+  hbm_bytes: int
   schedule_cycles: int | None
 
   def least_seconds(self, chip: Chip) -> float:
@@ -183,6 +195,7 @@ class _Walk:
     self._module = module
     self._slice_devices = slice_devices
     self._num_slices = num_slices
+    self._sources = Sources(module)
     self.operations: list[Operation] = []
     self.collectives: list[Collective] = []
     self.untimed: list[Untimed] = []
@@ -207,21 +220,32 @@ class _Walk:
       self._branches(instruction, times)
       return
     cycles = int(instruction.config("estimated_cycles") or 0)
+    before = self.flops
+    self._hand_over(computation, instruction, times)
+    flops = 0 if opcode == "call" else self.flops - before
     if cycles >= _NO_ESTIMATE or (not cycles and _KERNEL in instruction.attributes):
-      untimed = self._untimed(computation, instruction, times)
+      untimed = self._untimed(computation, instruction, times, flops // times)
       self.untimed.append(untimed)
-      self.flops += times * untimed.flops
-    elif cycles:
+      self.flops += times * untimed.flops - flops
+      return
+    moved = times * hbm_traffic.traffic(self._module, computation, instruction)
+    if cycles or flops or moved:
       self.operations.append(
         Operation(
-          instruction.name,
-          opcode,
-          instruction.source,
-          self._module.place(instruction),
-          cycles * times,
-          times,
+          name=instruction.name,
+          opcode=opcode,
+          source=self._sources.of(computation, instruction),
+          place=self._module.place(instruction),
+          cycles=cycles * times,
+          times=times,
+          flops=flops,
+          bytes=moved,
         )
       )
+
+  def _hand_over(self, computation: str, instruction: Instruction, times: int) -> None:
+    """Counts products and messages of an instruction, and of what it calls."""
+    opcode = instruction.opcode
     if opcode == "fusion":
       for name in instruction.called("calls"):
         self._fused(name, instruction, times)
@@ -239,26 +263,28 @@ class _Walk:
         self._module.computations[computation], instruction
       )
 
-  def _untimed(self, computation: str, instruction: Instruction, times: int) -> Untimed:
+  def _untimed(
+    self, computation: str, instruction: Instruction, times: int, flops: int
+  ) -> Untimed:
     """Returns an operation with the costs that it states, or what it reads and writes.
 
-    A kernel states products, bytes and exponentials.
+    A kernel states products, bytes and exponentials; `flops` are those seen of others.
     """
-    flops, exponentials, stated_bytes = (
+    stated_flops, exponentials, stated_bytes = (
       int(instruction.config(key) or 0)
       for key in ("flops", "transcendentals", "bytes_accessed")
     )
-    known = self._module.computations[computation]
-    operands = sum(known[name].bytes for name in instruction.operands if name in known)
+    hbm_bytes = hbm_traffic.traffic(self._module, computation, instruction)
     parts = re.split(r"[/()]+", instruction.source)
     cycles = next((KERNEL_CYCLES[part] for part in parts if part in KERNEL_CYCLES), 0)
     return Untimed(
       name=instruction.name,
-      source=instruction.source,
+      source=self._sources.of(computation, instruction),
       place=self._module.place(instruction),
       times=times,
-      flops=flops,
-      bytes=stated_bytes or operands + instruction.bytes,
+      flops=stated_flops or flops,
+      bytes=stated_bytes or hbm_bytes,
+      hbm_bytes=hbm_bytes,
       schedule_cycles=cycles * -(-exponentials // _REGISTER) or None,
     )
 

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from commentree.training.tpu_compile import roofline
 from commentree.training.tpu_compile.compiled_costs import Costs, Untimed, by_kind
 from commentree.training.tpu_compile.topologies import Topology
 from commentree.training.tpu_compile.tpu_chips import GIB, Chip
@@ -148,6 +149,7 @@ class CompiledReport:
     comments_per_second_per_chip: by that estimate.
     utilization: model FLOPs over what the chips could do at most meanwhile.
     messages: collectives by kind.
+    roofline: where the time goes; rows add up to the step.
     costliest: operations.
     unknown_loops: loops counted once, their repetitions not being seen.
     compile_seconds: what compiling took.
@@ -175,6 +177,7 @@ class CompiledReport:
   comments_per_second_per_chip: float | None = None
   utilization: float | None = None
   messages: Sequence[Messages] = ()
+  roofline: Sequence[roofline.Row] = ()
   costliest: Sequence[Costly] = ()
   untimed: Sequence[UntimedKind] = ()
   unknown_loops: int = 0
@@ -224,6 +227,7 @@ class CompiledReport:
         Messages(kind, "DCN" if between else "ICI", count, size)
         for kind, between, count, size in by_kind(costs.collectives)
       ],
+      roofline=roofline.rows_of(costs, chip, step),
       costliest=_costliest(costs, chip, operations),
       untimed=untimed,
       unknown_loops=costs.unknown_loops,
@@ -312,6 +316,8 @@ def render(report: CompiledReport) -> RenderableType:
   """Returns the report for a terminal."""
   title = Text(f"{report.program}: {report.verdict()}", style="bold")
   parts: list[RenderableType] = [title, _facts(report)]
+  if report.roofline:
+    parts.append(roofline.table(report.roofline))
   if report.messages:
     parts.append(_messages(report))
   if report.untimed:

@@ -36,7 +36,8 @@ class Instruction:
     opcode: what it does.
     type: its result's, layouts included.
     operands: names of instructions of the same computation.
-    attributes: the rest of the line.
+    attributes: the rest of the line; a constant's begin with its value, a parameter's
+      with its number.
     is_root: whether its result is the computation's.
   """
 
@@ -151,7 +152,7 @@ def parse(text: str) -> Module:
       continue
     root, name, type_, opcode, rest = found.groups()
     operands, attributes = _split_operands(rest)
-    if opcode == "constant":
+    if opcode in ("constant", "parameter"):
       operands, attributes = "", rest
     names = tuple(re.findall(r"%([\w.-]+)", operands))
     current[name] = Instruction(name, opcode, type_, names, attributes, bool(root))

@@ -143,6 +143,31 @@ def test_kernels_are_told_as_a_range_that_the_step_counts(data_parallel, sharded
     assert 0 < least < most < report.operations_seconds
 
 
+def test_where_the_time_goes_adds_up_to_the_step_and_little_has_no_place(
+  data_parallel, sharded
+):
+  for _, report in (data_parallel, sharded):
+    rows = report.roofline
+    assert sum(row.seconds for row in rows) == pytest.approx(report.step_seconds)
+    assert sum(row.flops for row in rows) == report.device_flops
+    assert sum(row.unestimated for row in rows) == 0
+    parts = {row.part for row in rows}
+    assert parts >= {
+      "embedding",
+      "self-attention",
+      "ancestor-attention",
+      "MLP",
+      "norms",
+      "logits",
+      "pooling",
+      "optimizer",
+      "collectives",
+    }
+    assert {row.phase for row in rows} == {"forward", "backward", "update", ""}
+    other = sum(row.seconds for row in rows if row.part == "other")
+    assert other < 0.05 * report.step_seconds
+
+
 def test_data_parallel_devices_hold_all_parameters_and_add_up_gradients(data_parallel):
   made, report = data_parallel
   size = parameter_bytes(made)
