@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.launch.settings import model_sizes
+from commentree.launch.settings import early_checks, model_sizes
 from commentree.launch.settings.configurables import RunConfig
 from commentree.models.batch import smallest
 from commentree.models.config import ModelConfig
@@ -19,7 +19,7 @@ from commentree.models.model import CommentTreeModel
 from commentree.settings import identity
 from commentree.tasks import data as data_lib
 from commentree.tasks.config.generated import GeneratedTreesConfig
-from commentree.tasks.data import RunData
+from commentree.tasks.data import Pace, RunData
 from commentree.tasks.objectives import label_objectives
 from commentree.tasks.seqio_tasks import registration, registry
 from commentree.tasks.seqio_tasks.feature_converters import (
@@ -59,7 +59,9 @@ def train(run: RunConfig, config_text: str, joined: Cluster, clock: Clock) -> in
   check_held_out(run, data)
   if not run.data.held_out_share:
     joined.say("HELD_OUT_SHARE = 0: no trees are held out, and nothing is evaluated")
-  joined.say(str(data.pace(run.train.batch_size)))
+  pace = data.pace(run.train.batch_size)
+  joined.say(str(pace))
+  run = with_steps(run, pace, joined.say)
   advise_sequence_ends(run, console)
   outcome = trainer.train(
     run.train,
@@ -67,6 +69,7 @@ def train(run: RunConfig, config_text: str, joined: Cluster, clock: Clock) -> in
     train_data(run, data),
     held_out_data(run, data),
     token_groups=token_groups(data),
+    epoch_steps=pace.epoch_steps,
     label_names=label_objectives.label_names(data.task.preprocessing),
     count_targets=lambda: count_targets(data),
     fit_datasets=held_out_data(run, data, "train"),
@@ -86,6 +89,33 @@ def train(run: RunConfig, config_text: str, joined: Cluster, clock: Clock) -> in
   return 0
 
 
+def with_steps(run: RunConfig, pace: Pace, say: Callable[[str], None]) -> RunConfig:
+  """Returns settings with the number of steps that TRAIN_EPOCHS comes to.
+
+  It follows from the data and the batch alone, so that it is the same on every host,
+  and when a run goes on.
+
+  Raises:
+    UserError: if the data are a mixture's, whose tasks have epochs of their own; or the
+      warm-up leaves no step to decay in.
+  """
+  epochs = run.train.train_epochs
+  if epochs is None:
+    return run
+  if pace.epoch_steps is None:
+    raise UserError(
+      f"TRAIN_EPOCHS = {epochs}: a mixture has no epoch, since its tasks are read at"
+      " rates of their own; give TRAIN_STEPS"
+    )
+  steps = max(1, round(epochs * pace.epoch_steps))
+  config = dataclasses.replace(run.train, train_steps=steps, train_epochs=None)
+  say(f"TRAIN_EPOCHS = {epochs:g}: {steps:,} steps")
+  config.optimizer.schedule.check_steps(steps)
+  for line in early_checks.advice(config):
+    say(line)
+  return dataclasses.replace(run, train=config)
+
+
 def check_model(run: RunConfig, model: CommentTreeModel) -> None:
   """Checks, before data are prepared, what follows from the model's shapes.
 
@@ -98,7 +128,7 @@ def check_model(run: RunConfig, model: CommentTreeModel) -> None:
   params = state_lib.abstract_params(model, smallest(), mesh, config.partitioning)
   # The trainer does the same again, and says what it finds.
   fresh = initial_state.find_fresh(config, model, params, lambda line: None)
-  schedule = schedules.make_schedule(fresh.optimizer.schedule, config.train_steps)
+  schedule = schedules.make_schedule(fresh.optimizer.schedule, config.last_step)
   optimizer = optimizers.make_optimizer(fresh.optimizer, schedule)
   state_lib.abstract_state(params, optimizer, mesh)
 

@@ -73,15 +73,23 @@ class Pace:
   masked_tokens: int
   epoch_comments: int | None
 
+  @property
+  def epoch_steps(self) -> int | None:
+    """Steps of an epoch; None for a mixture."""
+    if self.epoch_comments is None:
+      return None
+    return math.ceil(self.epoch_comments / max(1, self.comments))
+
   def __str__(self) -> str:
     step = (
       f"a step holds about {self.comments:,} comments of {self.tokens:,} tokens,"
       f" {self.masked_tokens:,} to be predicted"
     )
-    if self.epoch_comments is None:
+    if self.epoch_steps is None:
       return step
-    steps = math.ceil(self.epoch_comments / max(1, self.comments))
-    return f"{step}; an epoch {self.epoch_comments:,} comments in {steps:,} steps"
+    return (
+      f"{step}; an epoch {self.epoch_comments:,} comments in {self.epoch_steps:,} steps"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,8 @@ _RECALL_METRICS = tuple(
   for value in ("recall_at_1", "recall_at_10", "mean_reciprocal_rank")
 )
 
+_LAST_OF_ALL_STEPS = 2**31 - 1  # that JAX counts in an int32
+
 MESH_AXES = ("slice", "data", "fsdp", "model")
 """Axes of the mesh, slowest network first: `slice` crosses the data-centre network."""
 
@@ -366,7 +368,9 @@ class TrainConfig:
 
   Attributes:
     model_dir: folder of checkpoints, logs and the run's record.
-    train_steps: last step.
+    train_steps: last step; None where `train_epochs` tells it.
+    train_epochs: passes over the training data, from whose size and `batch_size` the
+      last step follows; None where `train_steps` tells it.
     batch_size: forests in a global batch.
     random_seed: of initial parameters and dropout.
     eval_period: steps between evaluations; 0 for one at the end alone.
@@ -400,8 +404,9 @@ class TrainConfig:
   """
 
   model_dir: MayChange[str]
-  train_steps: MayChange[PositiveInt]
+  train_steps: MayChange[PositiveInt | None]
   batch_size: PositiveInt
+  train_epochs: MayChange[Annotated[float, Meta(ge=0.01)] | None] = None
   random_seed: NonNegativeInt = 0
   eval_period: MayChange[NonNegativeInt] = 1000
   eval_batches: MayChange[PositiveInt | None] = None
@@ -424,6 +429,11 @@ class TrainConfig:
 
   def __post_init__(self):
     check_fields(self)
+    if (self.train_steps is None) == (self.train_epochs is None):
+      raise UserError(
+        f"TRAIN_STEPS = {self.train_steps} and TRAIN_EPOCHS = {self.train_epochs}: give"
+        " one of them; None takes back what a gin file sets"
+      )
     if self.patience is not None:
       check_range("TrainConfig", "eval_period", self.eval_period, 1, whole=True)
     if self.profile_steps is not None:
@@ -451,6 +461,11 @@ class TrainConfig:
         f"TrainConfig.patience = {self.patience}: needs CheckpointConfig.keep_best of"
         " at least 1, to know what came before"
       )
+
+  @property
+  def last_step(self) -> int:
+    """`train_steps`; where data are yet to tell it, the largest there can be."""
+    return _LAST_OF_ALL_STEPS if self.train_steps is None else self.train_steps
 
   def patience_is_over(self, step: int, best_step: int | None) -> bool:
     """Whether `patience` evaluations have passed since the best one, by a step."""

@@ -53,6 +53,7 @@ def train(
   open_train_batches: TrainData,
   eval_datasets: Mapping[str, EvalData] | None = None,
   *,
+  epoch_steps: int | None = None,
   token_groups: TokenGroups | None = None,
   label_names: Sequence[str] = (),
   count_targets: Callable[[], baselines.Counts] = dict,
@@ -69,6 +70,7 @@ def train(
     model: the model.
     open_train_batches: opens this process's batches, endless and seekable.
     eval_datasets: held-out data by name; the first decides which checkpoint is best.
+    epoch_steps: steps of a pass over the training data, if that is known.
     token_groups: ids of target tokens to report apart, by name.
     label_names: names of the labels that a head predicts, by number.
     count_targets: counts the targets of the training data, for the datasets that are
@@ -128,7 +130,7 @@ def train(
     params = state_lib.abstract_params(model, example, mesh, config.partitioning)
     fresh = initial_state.find_fresh(config, model, params, say)
     config = dataclasses.replace(config, optimizer=fresh.optimizer)
-    schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
+    schedule = schedules.make_schedule(config.optimizer.schedule, config.last_step)
     optimizer = make_optimizer(config.optimizer, schedule)
     like = state_lib.abstract_state(params, optimizer, mesh)
     say(
@@ -156,7 +158,7 @@ def train(
         say,
         fresh.opened,
       )
-    state, step, last_step = start.state, start.step, config.train_steps
+    state, step, last_step = start.state, start.step, config.last_step
     if start.data_state is not None:
       train_batches.set_state(start.data_state)
 
@@ -167,7 +169,7 @@ def train(
       run_record.write(model_dir, record, facts, step, say, warm_start)
       log = MetricsLog(model_dir / "metrics.jsonl", step, say)
       tracked = TrackedRun(model_dir, config.tracker_project)
-      settings = {**facts, "TrainConfig.train_steps": config.train_steps}
+      settings = {**facts, "TrainConfig.train_steps": last_step}
       trackers = background.open_trackers(config, tracked, settings, say)
     report = Reporter(
       config,
@@ -176,6 +178,7 @@ def train(
       log,
       trackers,
       start_step=step,
+      epoch_steps=epoch_steps,
       utilization_per_rate=flops.utilization_per_rate(model, params, example, mesh),
     )
     stack.push(lambda kind, error, trace: report.close(exit_code_of(error)))

@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
   arguments = _parser().parse_args(others)
   run = gin_cli.load(
     [_DEFAULTS, *arguments.gin_file],
-    [*_NOT_NEEDED, *overrides],
+    [*gin_cli.still_needed(_NOT_NEEDED, overrides), *overrides],
     arguments.gin_search_paths,
   )
   # The devices here, if any, are none of this command's business.

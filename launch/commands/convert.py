@@ -201,7 +201,7 @@ def _started(run: RunConfig, say: Callable[[str], None]):
   (part, *_) = registry.get_parts(run.data.mixture_or_task_name)
   model = assemble_run.build_model(run, part.task)
   mesh = partitioning.make_mesh(config.partitioning)
-  schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
+  schedule = schedules.make_schedule(config.optimizer.schedule, config.last_step)
   optimizer = optimizers.make_optimizer(config.optimizer, schedule)
   batch = smallest()
   params = state_lib.abstract_params(model, batch, mesh, config.partitioning)

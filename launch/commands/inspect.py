@@ -325,7 +325,7 @@ def _load(
     )
   else:
     _check_files(arguments)
-    needed = list(_NOT_NEEDED)
+    needed = gin_cli.still_needed(_NOT_NEEDED, overrides)
     if arguments.files and not arguments.gin_file:
       needed.append(f"MIXTURE_OR_TASK_NAME = {mixture_config.FILES!r}")
     run = gin_cli.load(

@@ -17,6 +17,7 @@ from commentree.launch.settings.configurables import RunConfig
 from commentree.tasks.vocabulary import vocabulary_files
 from commentree.tasks.vocabulary.vocabularies import Tokenizer
 from commentree.training.checkpointing import storage
+from commentree.training.config import TrainConfig
 from commentree.training.reports import evaluation_report
 from commentree.training.warm_starts import (
   hugging_face_writing,
@@ -222,8 +223,8 @@ def card(run: RunConfig, checkpoint: epath.Path) -> str:
     f"| encoder | {model.family}, {model.num_encoder_layers} layers of width"
     f" {model.emb_dim} |",
     f"| pooling | {model.pooling}, {model.vectors_per_comment} vectors a comment |",
-    f"| trained for | step {checkpoint.name.rpartition('_')[2]} of"
-    f" {run.train.train_steps:,}, {run.train.batch_size} forests a step |",
+    f"| trained for | step {checkpoint.name.rpartition('_')[2]} of {_asked(run.train)},"
+    f" {run.train.batch_size} forests a step |",
     "",
     *_evaluation(checkpoint),
     "## Licence and limits",
@@ -234,6 +235,13 @@ def card(run: RunConfig, checkpoint: epath.Path) -> str:
     "",
   ]
   return "\n".join(lines)
+
+
+def _asked(config: TrainConfig) -> str:
+  """How long the run was to train."""
+  if config.train_steps is None:
+    return f"{config.train_epochs:g} epochs"
+  return f"{config.train_steps:,}"
 
 
 def _evaluation(checkpoint: epath.Path) -> Iterator[str]:

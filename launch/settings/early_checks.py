@@ -35,7 +35,7 @@ def check_settings(run: RunConfig) -> None:
   """
   optimizer_names.check(run.train.optimizer.name)
   tracker.check(run.train.trackers)
-  run.train.optimizer.schedule.check_steps(run.train.train_steps)
+  run.train.optimizer.schedule.check_steps(run.train.last_step)
   check_data(run.data)
   most = run.data.layout.max_ancestors
   if run.model.reply_matching_weight and most < 2:
@@ -122,7 +122,7 @@ def check_training(run: RunConfig) -> None:
   from commentree.training.optim import optimizers, schedules
 
   config = run.train
-  schedule = schedules.make_schedule(config.optimizer.schedule, config.train_steps)
+  schedule = schedules.make_schedule(config.optimizer.schedule, config.last_step)
   optimizers.make_optimizer(config.optimizer, schedule)
   f1.check_best_metric(
     config.checkpoint,
@@ -173,10 +173,10 @@ def check_devices(config: TrainConfig) -> None:
 def advice(config: TrainConfig) -> list[str]:
   """What is allowed, and hardly meant: a line each."""
   schedule = config.optimizer.schedule
-  if schedule.warmup_steps <= config.train_steps:
+  if schedule.warmup_steps <= config.last_step:
     return []
-  share = config.train_steps / schedule.warmup_steps
+  share = config.last_step / schedule.warmup_steps
   return [
     f"WARMUP_STEPS = {schedule.warmup_steps:,} exceeds TRAIN_STEPS ="
-    f" {config.train_steps:,}: the learning rate ends at {100 * share:.2g}% of its peak"
+    f" {config.last_step:,}: the learning rate ends at {100 * share:.2g}% of its peak"
   ]

@@ -34,6 +34,8 @@ GIN_ROOT = pathlib.Path(__file__).parents[2] / "gin"
 
 _OVERRIDE = "--gin."
 _REQUIRED = "%gin.REQUIRED"
+# Settings that need not be given where another is.
+_INSTEAD = {"TRAIN_STEPS": "TRAIN_EPOCHS"}
 _IMPORT = re.compile(r"^\s*(?:import|from)\s", re.MULTILINE)
 _LONGEST_VALUE = 100
 _WIDTH = 88
@@ -360,10 +362,25 @@ def _check_macros(known: set[str]) -> None:
 
 
 def _check_required() -> None:
-  missing = sorted(n for n, value in _macros().items() if str(value) == _REQUIRED)
+  macros = _macros()
+  missing = sorted(n for n, value in macros.items() if str(value) == _REQUIRED)
+  for name in [n for n in missing if macros.get(_INSTEAD.get(n, "")) is not None]:
+    gin.parse_config(f"{name} = None")
+    missing.remove(name)
   if missing:
     flags = " ".join(f"--gin.{name}=…" for name in missing)
-    raise UserError(f"missing REQUIRED settings: {', '.join(missing)}; add {flags}")
+    told = [f"{n} (or {_INSTEAD[n]})" if n in _INSTEAD else n for n in missing]
+    raise UserError(f"missing REQUIRED settings: {', '.join(told)}; add {flags}")
+
+
+def still_needed(defaults: Sequence[str], overrides: Sequence[str]) -> list[str]:
+  """Returns those defaults, `NAME = VALUE`, that no override stands in for."""
+  given = {override.partition(" =")[0] for override in overrides}
+  return [
+    default
+    for default in defaults
+    if _INSTEAD.get(default.partition(" =")[0]) not in given
+  ]
 
 
 def _guarded(action, where: str, text: str | None = None):

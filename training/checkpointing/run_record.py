@@ -85,8 +85,10 @@ def training_facts(config: TrainConfig) -> dict[str, Any]:
   if schedule.name in ("constant", "rsqrt"):
     for field in ("decay_steps", "decay_share", "final_share"):
       del facts[f"ScheduleConfig.{field}"]
+  elif schedule.decay_steps is None and config.train_steps is None:
+    del facts["ScheduleConfig.decay_steps"]  # which is known once data are there
   else:
-    end = schedule.last_decay_step(config.train_steps)
+    end = schedule.last_decay_step(config.last_step)
     facts["ScheduleConfig.decay_steps"] = end
   return facts
 

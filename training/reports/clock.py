@@ -19,24 +19,28 @@ class Clock:
 
   Attributes:
     watch: receives what time is spent on from now on.
+    now: what that is, and since when (`time.monotonic`).
   """
 
   def __init__(self):
     """Starts."""
     self.watch: Callable[[str], None] = lambda what: None
     self._start = time.monotonic()
+    self.now = ("step", self._start)
     self._spent = dict.fromkeys(PHASES, 0.0)
 
   @contextlib.contextmanager
   def on(self, what: str) -> Iterator[None]:
     """Counts the time within as spent on one of `PHASES`."""
     started = time.monotonic()
+    self.now = (what, started)
     self.watch(what)
     try:
       yield
     finally:
       self.watch("step")
-      self._spent[what] += time.monotonic() - started
+      self.now = ("step", time.monotonic())
+      self._spent[what] += self.now[1] - started
 
   def split(self) -> dict[str, float]:
     """Returns the seconds so far; they add up to the time since the start."""

@@ -53,7 +53,7 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
       source, specs, config.warm_start_rules, getattr(model, "config", None)
     )
     optimizer_config = learning_rates.with_fresh(optimizer_config, plan.fresh())
-  schedule = schedules.make_schedule(optimizer_config.schedule, config.train_steps)
+  schedule = schedules.make_schedule(optimizer_config.schedule, config.last_step)
   optimizer = make_optimizer(optimizer_config, schedule)
   like = state_lib.abstract_state(params, optimizer, mesh)
   multiples = None

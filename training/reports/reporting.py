@@ -20,12 +20,15 @@ from commentree.training.metrics.evaluation_sums import Results
 from commentree.training.reports.clock import BEFORE, Clock
 from commentree.training.reports.evaluation_report import flat_metrics, lines
 from commentree.training.reports.metrics_log import MetricsLog
+from commentree.training.reports.signs_of_life import SignsOfLife
 from commentree.training.trackers.tracker import Tracker
 
 _FULL_ENOUGH = 0.9
 _STEPS_IN_FLIGHT = 2
 _PER_TOKEN = ("loss", "z_loss", "accuracy", "logits_accuracy")
 _PER_STEP = ("objective", "gradient_norm", "learning_rate")
+_WORDS = {"compile": "compiling", "input": "reading", "eval": "an evaluation"}
+_WORDS["checkpoint"] = "saving a checkpoint"
 _COUNTED = ("comments", "decoder_tokens", "encoder_tokens")
 
 
@@ -41,9 +44,10 @@ class Reporter:
     trackers: Sequence[Tracker],
     *,
     start_step: int,
+    epoch_steps: int | None = None,
     utilization_per_rate: float | None = None,
   ):
-    """Tells nothing yet.
+    """Tells nothing yet, unless ten seconds pass.
 
     Args:
       config: periods.
@@ -52,6 +56,7 @@ class Reporter:
       log: metrics.jsonl; None on hosts that write nothing.
       trackers: TensorBoard and the like.
       start_step: the step the run continues from.
+      epoch_steps: steps of a pass over the training data, if known.
       utilization_per_rate: model FLOP utilization at one step a second, if known.
     """
     self._config = config
@@ -59,7 +64,10 @@ class Reporter:
     self._clock = clock
     self._log = log
     self._trackers = trackers
-    self._start_step = start_step
+    self._start_step = self._done = start_step
+    self._done_at = time.monotonic()
+    self._step_seconds: float | None = None
+    self._epoch_steps = epoch_steps
     self._utilization_per_rate = utilization_per_rate
     self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
     self._rows: list[dict[str, Any]] = []
@@ -70,22 +78,51 @@ class Reporter:
     self._told_of_padding = False
     self._told_of_pairs = False
     self.last_row: dict[str, Any] = {}
+    self._signs = SignsOfLife(console.print, self._under_way)
 
   def step(self, step: int, sums: Mapping[str, jax.Array]) -> None:
     """Takes the values of a step, still on the device."""
     self._pending.append((step, sums))
     if step == self._start_step + 1:
-      jax.block_until_ready(sums)
+      self._wait_for(step, sums)
       self._first_step(step)
     if len(self._pending) > _STEPS_IN_FLIGHT:
-      jax.block_until_ready(self._pending[-1 - _STEPS_IN_FLIGHT][1])
+      self._wait_for(*self._pending[-1 - _STEPS_IN_FLIGHT])
+
+  def _wait_for(self, step: int, sums: Mapping[str, jax.Array]) -> None:
+    jax.block_until_ready(sums)
+    now = time.monotonic()
+    if step > self._done:
+      if self._done > self._start_step:  # the first takes longer
+        self._step_seconds = (now - self._done_at) / (step - self._done)
+      self._done, self._done_at = step, now
+
+  def _under_way(self) -> str:
+    """What goes on, for whoever waits for a line."""
+    what, since = self._clock.now
+    now = time.monotonic()
+    if what != "step":
+      return f"{_WORDS.get(what, what)} under way, for {now - since:,.0f} s"
+    line = f"step {self._done + 1:>7,} of {self._config.last_step:,} under way,"
+    line += f" for {now - max(since, self._done_at):,.0f} s"
+    if self._step_seconds is not None:
+      line += f"; the one before took {self._step_seconds:,.1f} s"
+    return line
+
+  def _say(self, line: str) -> None:
+    self._console.print(line)
+    self._signs.heard()
+
+  def _epoch(self, step: int) -> dict[str, float]:
+    """How often the training data were passed over by a step, if that is known."""
+    return {} if self._epoch_steps is None else {"epoch": step / self._epoch_steps}
 
   def _first_step(self, step: int) -> None:
     """Tells how long it took to get here, and on what."""
     split = self._clock.split()
     if self._log:
       self._log.write({"kind": "start", "step": step, "seconds": split})
-    self._console.print(
+    self._say(
       f"first step after {sum(split.values()):.1f} s: {_parts(split)}",
     )
 
@@ -98,6 +135,7 @@ class Reporter:
     not_finite = None
     for step, sums in jax.device_get(self._pending):
       row = train_row(step, {name: float(value) for name, value in sums.items()})
+      row |= self._epoch(step)
       if not sums["finite"]:
         self._skipped += 1
         not_finite = not_finite or step
@@ -123,9 +161,9 @@ class Reporter:
     self._tell_of_padding(speed)
     self._tell_of_pairs()
     # A line a logging period is too much when a period takes a blink.
-    last = step == self._config.train_steps
+    last = step == self._config.last_step
     if last or time.monotonic() - self._line_time >= self._config.console_seconds:
-      self._console.print(self._line(step, speed, now))
+      self._say(self._line(step, speed, now))
       self._line_time = time.monotonic()
     self._rows = []
     self._told = now
@@ -136,7 +174,7 @@ class Reporter:
     if full >= _FULL_ENOUGH or self._told_of_padding:
       return
     self._told_of_padding = True
-    self._console.print(
+    self._say(
       f"decoder rows are {full:.0%} full, the rest is padding: trees are large for the"
       " forests; ForestLayout.decoder_rows or ForestLayout.lookahead above"
       " what is set fills them better"
@@ -148,7 +186,7 @@ class Reporter:
     if self._told_of_pairs or not pairs or any(pairs):
       return
     self._told_of_pairs = True
-    self._console.print(
+    self._say(
       f"reply matching had nothing to learn from in {len(pairs):,} steps: it needs"
       " batches of several trees, with comments that are answered and answer a comment"
       " which answers another or a post; a larger BATCH_SIZE holds more trees"
@@ -157,7 +195,8 @@ class Reporter:
   def evaluation(self, step: int, results: Mapping[str, Results]) -> None:
     """Tells of an evaluation, by dataset."""
     for name, result in results.items():
-      row = {"kind": "eval", "step": step, "dataset": name, "results": result}
+      row = {"kind": "eval", "step": step, **self._epoch(step)}
+      row |= {"dataset": name, "results": result}
       if self._log:
         self._log.write(row)
       for condition, values in result.items():
@@ -169,12 +208,12 @@ class Reporter:
       )
       first = next(iter(result.values()))
       labels = f"  {said}" if (said := f1.in_short(first)) else ""
-      self._console.print(
+      self._say(
         f"eval {step:>7,}  {name}: loss by ancestors: {losses}{labels}",
       )
       kind = "label" if f1.LABELS in first else "token"
       for line in lines(result, kind):
-        self._console.print(f"{'':12}  {line}")
+        self._say(f"{'':12}  {line}")
 
   def finish(self) -> dict[str, float]:
     """Tells where the time went; returns the seconds by what they were spent on."""
@@ -185,7 +224,7 @@ class Reporter:
       for what, seconds in sorted(split.items(), key=lambda item: -item[1])
       if seconds > 0
     )
-    self._console.print(f"{_duration(total)} in all: {shares}")
+    self._say(f"{_duration(total)} in all: {shares}")
     return split
 
   def _speed(self, now: Mapping[str, float]) -> dict[str, Any]:
@@ -215,7 +254,7 @@ class Reporter:
 
   def _line(self, step: int, speed: Mapping[str, Any], now: Mapping[str, float]) -> str:
     row = self._rows[-1]
-    total = self._config.train_steps
+    total = self._config.last_step
     done = step - self._start_step
     # Evaluations and saves will come again; compiling will not.
     once = (*BEFORE, "compile")
@@ -223,6 +262,7 @@ class Reporter:
     left = elapsed / done * (total - step)
     parts = [
       f"step {step:>7,} of {total:,}",
+      *(f"epoch {epoch:.2f}" for epoch in self._epoch(step).values()),
       f"loss {row['loss']:.4f}",
       _accuracy(row),
       f"{speed['comments_per_second']:,.0f} comments/s",
@@ -245,6 +285,7 @@ class Reporter:
     Args:
       exit_code: what the trackers are told of how the run ended.
     """
+    self._signs.close()
     if self._log:
       self._log.close()
     for tracker in self._trackers:

@@ -108,7 +108,7 @@ class CompilePlan:
   @functools.cached_property
   def _schedule(self) -> schedules.Schedule:
     return schedules.make_schedule(
-      self.config.optimizer.schedule, self.config.train_steps
+      self.config.optimizer.schedule, self.config.last_step
     )
 
   @functools.cached_property

@@ -229,3 +229,26 @@ def test_the_text_of_a_run_says_all_that_is_in_force_and_gives_the_run_again(nam
   assert gin_cli.text_in_force(gin_cli.load_text(text, "config.gin")).count("\n") > 100
   again = gin_cli.load_text(text, "config.gin", ["ModelConfig.pooling = 'max'"])
   assert again.model.pooling == "max"
+
+
+def test_epochs_stand_for_steps_and_one_of_them_is_needed():
+  others = [line for line in REQUIRED if "TRAIN_STEPS" not in line]
+  run = gin_cli.load(["runs/pretrain.gin"], [*others, "TRAIN_EPOCHS = 2.5"])
+  assert (run.train.train_steps, run.train.train_epochs) == (None, 2.5)
+  assert run.train.last_step == 2**31 - 1
+  assert gin_cli.load_text(gin_cli.text_in_force(run), "config.gin") == run
+  with pytest.raises(UserError, match=r"TRAIN_STEPS \(or TRAIN_EPOCHS\)"):
+    gin_cli.load(["runs/pretrain.gin"], others)
+  for given in (["TRAIN_EPOCHS = 2"], ["TRAIN_STEPS = None"]):
+    with pytest.raises(UserError, match=r"^TRAIN_STEPS = .*give one of them; None"):
+      gin_cli.load(["runs/demo.gin"], [*others, *given])
+  with pytest.raises(
+    UserError, match=r"train_epochs = 0: must be a number of at least"
+  ):
+    gin_cli.load(["runs/pretrain.gin"], [*others, "TRAIN_EPOCHS = 0"])
+
+
+def test_what_a_verb_need_not_be_given_gives_way_to_epochs():
+  defaults = ("MODEL_DIR = 'x'", "TRAIN_STEPS = 1")
+  assert gin_cli.still_needed(defaults, ["TRAIN_STEPS = 2"]) == list(defaults)
+  assert gin_cli.still_needed(defaults, ["TRAIN_EPOCHS = 2"]) == ["MODEL_DIR = 'x'"]

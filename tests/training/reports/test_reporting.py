@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 
 import jax.numpy as jnp
 import pytest
 
 from commentree.tests.support.consoles import printed
-from commentree.training.reports import metrics_log, reporting
+from commentree.training.reports import metrics_log, reporting, signs_of_life
 from commentree.training.reports.clock import Clock
 
 SUMS = {
@@ -37,7 +39,7 @@ class FakeTracker:
 
 @pytest.fixture
 def make_report(make_config, console, tmp_path):
-  def make(tracker=None, start_step=0, utilization=None, **settings):
+  def make(tracker=None, start_step=0, utilization=None, epoch_steps=None, **settings):
     return reporting.Reporter(
       make_config(train_steps=100, **settings),
       console,
@@ -45,6 +47,7 @@ def make_report(make_config, console, tmp_path):
       metrics_log.MetricsLog(tmp_path / "metrics.jsonl", 0),
       [tracker] if tracker else [],
       start_step=start_step,
+      epoch_steps=epoch_steps,
       utilization_per_rate=utilization,
     )
 
@@ -115,6 +118,61 @@ def test_rows_are_means_per_masked_token_for_every_step(make_report, tmp_path):
   assert rows[0]["loss"] == 2.0
   assert rows[0]["accuracy"] == 0.5
   assert rows[0]["objective"] == 2.5
+
+
+def test_the_epoch_stands_beside_the_step_wherever_it_is_known(
+  make_report, console, tmp_path
+):
+  tracker = FakeTracker()
+  report = make_report(tracker, epoch_steps=40)
+  drive(report, range(1, 11))
+  report.evaluation(10, {"held_out": {"true": RESULT}})
+  report.flush()
+  assert "step      10 of 100  epoch 0.25  loss" in printed(console)
+  for kind in ("train", "eval"):
+    assert metrics_log.read(tmp_path / "metrics.jsonl", kind)[-1]["epoch"] == 0.25
+  assert {s["train/epoch"] for _, s, _ in tracker.written if "train/epoch" in s} == {
+    0.25
+  }
+  drive(make_report(), range(1, 11))
+  assert "epoch" not in metrics_log.read(tmp_path / "metrics.jsonl", "train")[0]
+
+
+@pytest.mark.parametrize(
+  ("phase", "says"),
+  [
+    ("compile", "compiling under way, for "),
+    ("eval", "an evaluation under way, for "),
+    (None, "step       4 of 100 under way, for 0 s; the one before took "),
+  ],
+)
+def test_what_is_under_way_is_said_after_some_silence(
+  make_report, console, monkeypatch, phase, says
+):
+  signs = functools.partial(signs_of_life.SignsOfLife, silent_seconds=0.1)
+  monkeypatch.setattr(reporting, "SignsOfLife", signs)
+  report = make_report()
+  if phase is None:
+    drive(report, range(1, 6))  # of which the last two need not be done
+  with contextlib.nullcontext() if phase is None else report._clock.on(phase):
+    time.sleep(0.25)
+  report.close()
+  assert says in printed(console)
+
+
+def test_silence_is_broken_ever_less_often_and_not_where_lines_come():
+  said = []
+  signs = signs_of_life.SignsOfLife(said.append, lambda: "at work", 0.05)
+  for _ in range(10):
+    time.sleep(0.02)
+    signs.heard()
+  assert not said
+  time.sleep(0.5)
+  signs.close()
+  assert 2 <= len(said) <= 4  # after 0.05, 0.15 and 0.35 seconds
+  number = len(said)
+  time.sleep(0.3)
+  assert len(said) <= number + 1
 
 
 def test_rows_that_are_not_full_are_said_once(make_report, console):
