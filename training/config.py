@@ -480,12 +480,12 @@ class TrainConfig:
       isinstance(steps, (list, tuple))
       and len(steps) == 2
       and all(type(step) is int for step in steps)
-      and 1 <= steps[0] <= steps[1] <= self.train_steps
+      and 1 <= steps[0] <= steps[1] <= self.last_step
     ):
       return steps[0], steps[1]
     raise UserError(
       f"TrainConfig.profile_steps = {steps!r}: must be the first and the last step to"
-      f" profile, of 1 to {self.train_steps}, as in PROFILE_STEPS=(10, 15)"
+      f" profile, of 1 to {self.last_step}, as in PROFILE_STEPS=(10, 15)"
     )
 
   @staticmethod
