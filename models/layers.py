@@ -77,7 +77,7 @@ class Dense(nn.Module):
   use_bias: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, with_bias: bool = True) -> Array:
+  def __call__(self, x: Array, *, with_bias: bool = True) -> Array:
     """Maps `[..., inputs]` to `[..., features]`, without the bias if so asked."""
     shape = (x.shape[-1], self.features)
     kernel = parameter("kernel", self.kernel_init, shape, self.kernel_axes)
@@ -229,18 +229,24 @@ class Mlp(nn.Module):
       gate = dense(self.width, ("embed", "mlp"), name)(x_RLD)
       gates.append(ACTIVATIONS[activation](gate))
     hidden_RLF = functools.reduce(operator.mul, gates)
-    hidden_RLF = dropout(self.dropout_rate, self.deterministic)(hidden_RLF)
+    hidden_RLF = dropout(self.dropout_rate, deterministic=self.deterministic)(
+      hidden_RLF
+    )
     hidden_RLF = constrain(hidden_RLF, "batch", "length", "mlp")
     return dense(x_RLD.shape[-1], ("mlp", "embed"), "wo")(hidden_RLF)
 
 
-def dropout(rate: float, deterministic: bool) -> nn.Dropout:
+def dropout(rate: float, *, deterministic: bool) -> nn.Dropout:
   """Returns T5's dropout: one draw per row and feature, shared along its columns."""
   return nn.Dropout(rate, broadcast_dims=(-2,), deterministic=deterministic)
 
 
 def relative_position_buckets(
-  offsets: np.ndarray, num_buckets: int, max_distance: int, bidirectional: bool = True
+  offsets: np.ndarray,
+  num_buckets: int,
+  max_distance: int,
+  *,
+  bidirectional: bool = True,
 ) -> np.ndarray:
   """Returns T5's bucket of offsets (key minus query), int32.
 

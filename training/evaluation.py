@@ -115,8 +115,8 @@ class Evaluator:
     """
     placed = None
     if baseline is not None:
-      placed = baseline.placed(self._mesh, self.has_bags)
-    totals = Totals(self._names(placed), self._slices(placed is not None))
+      placed = baseline.placed(self._mesh, with_bags=self.has_bags)
+    totals = Totals(self._names(placed), self._slices(by_frequency=placed is not None))
     try:
       for batch in data_input.global_batches(batches, self._mesh, limit, stop):
         compiled = self._compile(params, batch, placed)
@@ -147,7 +147,7 @@ class Evaluator:
         names += bags_of_words.names(self._config.conditions)
     return names
 
-  def _slices(self, by_frequency: bool) -> dict[str, list[str]]:
+  def _slices(self, *, by_frequency: bool) -> dict[str, list[str]]:
     """Returns the names of slices of the tokens, by kind."""
     tokens = not self._labels
     names = {

@@ -163,7 +163,7 @@ class ThreadModel(nn.Module):
     x_RLD = T5Embedder(cfg, name="token_embedder")(
       batch["tokens"], jnp.arange(batch["tokens"].shape[-1]), None
     )
-    x_RLD = EncoderStack(cfg, T5, True, name="encoder")(
+    x_RLD = EncoderStack(cfg, T5, deterministic=True, name="encoder")(
       x_RLD, (batch["tokens"] > 0).astype(jnp.int32)
     )
     x_RMD = jnp.take_along_axis(x_RLD, batch["positions"][..., None], axis=1)

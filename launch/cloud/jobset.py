@@ -303,7 +303,9 @@ def main(argv: Sequence[str]) -> int:
     case "status":
       pods.status()
     case "logs":
-      pods.logs(arguments.slice, arguments.host, arguments.lines, arguments.follow)
+      pods.logs(
+        arguments.slice, arguments.host, arguments.lines, follow=arguments.follow
+      )
     case "delete":
       pods.delete()
   return 0

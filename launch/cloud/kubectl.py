@@ -87,7 +87,7 @@ class Pods:
     self.shell.run([*self._kubectl, "get", "jobset", self.name])
     self.shell.run([*self._kubectl, "get", "pods", self._selector, "--output=wide"])
 
-  def logs(self, slice_index: int, host: int, lines: int, follow: bool) -> None:
+  def logs(self, slice_index: int, host: int, lines: int, *, follow: bool) -> None:
     """Becomes kubectl showing the log of one host's pod."""
     selector = (
       f"{self._selector},jobset.sigs.k8s.io/job-index={slice_index},"
@@ -117,7 +117,7 @@ class Pods:
     return f"--selector=jobset.sigs.k8s.io/jobset-name={self.name}"
 
 
-def add_flags(parser: argparse.ArgumentParser, dry_run: bool = True) -> None:
+def add_flags(parser: argparse.ArgumentParser, *, dry_run: bool = True) -> None:
   """Adds the flags that say which JobSet."""
   parser.add_argument("--name", required=True, help="of the JobSet")
   parser.add_argument("--namespace", help="(default: kubectl's setting)")

@@ -110,13 +110,15 @@ class _Job:
         self._slices.copy(copied)
       self._say(f"{self._name}: installing on all workers, some minutes")
       self._slices.ssh(
-        worker_scripts.install(self._package.requirement, self._package.is_source)
+        worker_scripts.install(
+          self._package.requirement, source=self._package.is_source
+        )
       )
       if self._arguments.prepare:
         self._slices.ssh(worker_scripts.prepared(self._arguments.prepare))
     return 0
 
-  def run(self, again: bool = False) -> int:
+  def run(self, *, again: bool = False) -> int:
     """Starts the command on all workers."""
     with self._staging() as folder:
       env, secret = (
@@ -131,7 +133,7 @@ class _Job:
         write_private(secret, host_secret.make() + "\n")
       self._slices.copy([str(env), str(secret)])
     max_restarts = self._arguments.max_restarts
-    self._slices.ssh(worker_scripts.start(self._command, max_restarts, again))
+    self._slices.ssh(worker_scripts.start(self._command, max_restarts, again=again))
     if not again:
       self._say(
         f"{self._name}: started; `commentree launch tpu logs --name={self._name}`"
@@ -141,7 +143,7 @@ class _Job:
   def logs(self) -> int:
     """Shows logs; does not return if it follows them."""
     arguments = self._arguments
-    shown = worker_scripts.logs(arguments.lines, arguments.follow)
+    shown = worker_scripts.logs(arguments.lines, follow=arguments.follow)
     self._slices.follow(shown, arguments.worker)
     return 0
 
@@ -186,7 +188,7 @@ class _Job:
     poll_s = self._arguments.poll_s
     delay_s, adopt = poll_s, True
     while True:
-      self._bring_up(adopt)
+      self._bring_up(adopt=adopt)
       begun, adopt = time.monotonic(), False
       verdict = self._watch()
       if verdict.next is Next.END:
@@ -203,7 +205,7 @@ class _Job:
       say(f"end the bill: {self._slices.place.delete_line}")
     return verdict.exit_code
 
-  def _bring_up(self, adopt: bool) -> None:
+  def _bring_up(self, *, adopt: bool) -> None:
     """Leaves with the run under way, on slices that are there.
 
     Args:

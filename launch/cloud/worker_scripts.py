@@ -45,7 +45,7 @@ def prepare() -> str:
   return f"umask 077 && mkdir -p {FOLDER}"
 
 
-def install(requirement: str, source: bool) -> str:
+def install(requirement: str, *, source: bool) -> str:
   """Returns a script that makes the virtual environment and installs into it.
 
   Python 3.11 or newer is taken where there is one; else uv brings its own.
@@ -86,7 +86,7 @@ cd "$HOME/{FOLDER}"
 """
 
 
-def start(command: Sequence[str], max_restarts: int, again: bool = False) -> str:
+def start(command: Sequence[str], max_restarts: int, *, again: bool = False) -> str:
   """Returns a script that starts a command under a supervisor, in the background.
 
   A dropped connection does not reach it. The environment file is read there, so that
@@ -173,7 +173,7 @@ exit 1
 """
 
 
-def logs(lines: int, follow: bool) -> str:
+def logs(lines: int, *, follow: bool) -> str:
   """Returns a command that shows the end of the run's log."""
   return f"tail -n {lines} {'-F ' if follow else ''}{FOLDER}/{LOG}"
 

@@ -56,7 +56,9 @@ def main(argv: Sequence[str]) -> int:
       shell.run(["xpk", "workload", "list", *what])
     case "logs":
       pods = kubectl.Pods(arguments.name, arguments.namespace, arguments.context, shell)
-      pods.logs(arguments.slice, arguments.host, arguments.lines, arguments.follow)
+      pods.logs(
+        arguments.slice, arguments.host, arguments.lines, follow=arguments.follow
+      )
     case "delete":
       what = [f"--workload={arguments.name}", *_where(arguments)]
       shell.run(["xpk", "workload", "delete", *what])

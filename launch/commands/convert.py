@@ -133,7 +133,7 @@ def _copy(arguments: argparse.Namespace) -> int:
     from commentree.launch.exporting import hugging_face_folder
 
     source_path = storage.as_path(arguments.source.rstrip("/"))
-    hugging_face_folder.convert(source_path, path, arguments.dry_run, _say)
+    hugging_face_folder.convert(source_path, path, dry_run=arguments.dry_run, say=_say)
     return 0
   source: array_source.ArraySource = sources.open_source(arguments.source)
   if arguments.to == "safetensors":

@@ -35,7 +35,11 @@ _TABLE = "token_embedder.embedding"
 
 
 def convert(
-  checkpoint: epath.Path, target: epath.Path, dry_run: bool, say: Callable[[str], None]
+  checkpoint: epath.Path,
+  target: epath.Path,
+  *,
+  dry_run: bool,
+  say: Callable[[str], None],
 ) -> None:
   """Writes a run's encoder, its vocabulary and a model card.
 

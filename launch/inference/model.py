@@ -146,7 +146,7 @@ class LoadedModel:
       "rank", self.run, ancestors, {**options, "candidates": lambda: others}
     )
     self._engine.prepare(made, self._program(made))
-    return self._named(made, read, one)
+    return self._named(made, read, one=one)
 
   def score(self, of: Tree | Sequence[Tree], *, ancestors: str = "true") -> Answers:
     """Returns how likely comments are.
@@ -215,10 +215,10 @@ class LoadedModel:
     key = (mode, ancestors, *sorted(options.items()))
     if key not in self._modes:
       self._modes[key] = mode_table.make(mode, self.run, ancestors, options)
-    return self._named(self._modes[key], read, one)
+    return self._named(self._modes[key], read, one=one)
 
   def _read(
-    self, of: Tree | Sequence[Tree], numbered: bool = False
+    self, of: Tree | Sequence[Tree], *, numbered: bool = False
   ) -> tuple[list[CommentTree], bool]:
     """Returns the trees given, texts `numbered` or not, and whether it is just one."""
     one = isinstance(of, (CommentTree, Mapping, str))
@@ -233,7 +233,7 @@ class LoadedModel:
       self._programs[made.program_key] = self._engine.program(made)
     return self._programs[made.program_key]
 
-  def _named(self, made: Mode, read: Sequence[CommentTree], one: bool) -> Answers:
+  def _named(self, made: Mode, read: Sequence[CommentTree], *, one: bool) -> Answers:
     program = self._program(made)
     ((answers, _),) = self._engine.answers(made, program, [(read, None)])
     named = [

@@ -59,7 +59,7 @@ class Parts:
     self._settings = settings
     self._say = say
 
-  def begin(self, again: bool = True) -> bool:
+  def begin(self, *, again: bool = True) -> bool:
     """Makes the folder, or finds that of an earlier start; host 0 does it.
 
     Args:

@@ -82,7 +82,7 @@ def infer(job: InferenceJob, joined: Cluster) -> None:
     form = outputs.for_path(job.output, mode.name)
     parts = Parts(storage.as_path(job.output), form.part_ending, settings, joined.say)
     again = job.found.signature is not None
-    if hosts.run_on_host0("parts", lambda: parts.begin(again)):
+    if hosts.run_on_host0("parts", lambda: parts.begin(again=again)):
       joined.say(f"nothing to do: {parts.output} is whole")
       return
     storage.check_shared(parts.folder, "--output's folder")

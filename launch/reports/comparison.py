@@ -182,9 +182,11 @@ def markdown(rows: Sequence[Row], against: str | None = None) -> str:
   lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
   for number, row in enumerate(rows):
     cells = [row.label, str(len(row.results)), _range(row.steps), _cell(row.loss())]
-    cells += [_cell(row.minus_true(condition), True) for condition in _CONDITIONS]
+    cells += [
+      _cell(row.minus_true(condition), signed=True) for condition in _CONDITIONS
+    ]
     if other is not None:
-      cells.append("" if row is other else _cell(row.saves(other), True))
+      cells.append("" if row is other else _cell(row.saves(other), signed=True))
     cells += [_cell(of_rows[number]) for of_rows in more.values()]
     lines.append(_line(cells))
   tokens = rows[0].results[0]["true"].tokens
@@ -367,7 +369,7 @@ def _range(steps: Sequence[int]) -> str:
   return f"{low:,}" if low == high else f"{low:,}-{high:,}"
 
 
-def _cell(value: Value | None, signed: bool = False) -> str:
+def _cell(value: Value | None, *, signed: bool = False) -> str:
   if value is None:
     return ""
   return value.signed() if signed else str(value)

@@ -56,7 +56,7 @@ class Series:
 
 
 def chart(
-  series: Sequence[Series], y_label: str, x_label: str = "step", zero: bool = False
+  series: Sequence[Series], y_label: str, x_label: str = "step", *, zero: bool = False
 ) -> str:
   """Returns a figure with its legend; "" if no series has a point.
 

@@ -77,7 +77,9 @@ class _Delegate(config_parser.ParserDelegate):
     self.line = 0
 
   def configurable_reference(
-    self, scoped_configurable_name: str, evaluate: bool
+    self,
+    scoped_configurable_name: str,
+    evaluate: bool,  # noqa: FBT001 gin hands it over by place
   ) -> _Reference:
     del evaluate
     return _Reference(scoped_configurable_name, self.line, macro=False)

@@ -153,7 +153,7 @@ class RestartBudget:
   longest_delay_s: float = 60.0
   used: int = 0
 
-  def next_delay(self, progressed: bool) -> float | None:
+  def next_delay(self, *, progressed: bool) -> float | None:
     """Takes a restart; returns seconds to wait before it, or None: none is left."""
     if progressed:
       self.used = 0

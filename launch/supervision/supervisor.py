@@ -123,7 +123,7 @@ class Supervisor:
         return decision.exit_code
       newest = self._newest_step()
       progressed = newest is not None and (best is None or newest > best)
-      delay = budget.next_delay(progressed)
+      delay = budget.next_delay(progressed=progressed)
       noun = self._noun
       at = f"no {noun} yet" if newest is None else f"newest {noun} {newest}"
       if delay is None:
@@ -156,7 +156,7 @@ class Supervisor:
         running[i] = _start(host, start)
       while running:
         self._pass_signals_on(running.values())
-        exits += _collect(running, told)
+        exits += _collect(running, told=told)
         now = time.monotonic()
         if bad_since is None and not all(map(self._orderly, exits)):
           bad_since = now
@@ -292,7 +292,7 @@ def _start(host: Host, start: int) -> subprocess.Popen:
       output.close()
 
 
-def _collect(running: dict[int, subprocess.Popen], told: bool) -> Iterator[Exit]:
+def _collect(running: dict[int, subprocess.Popen], *, told: bool) -> Iterator[Exit]:
   """Takes the hosts that have ended out of those running."""
   for i, process in list(running.items()):
     if (code := process.poll()) is not None:

@@ -91,10 +91,10 @@ class ThreadTransformer(nn.Module):
       ThreadBlock,
       cfg.num_thread_layers,
       cfg,
-      self.deterministic,
       vectors_BEJD.reshape(batch_size, -1, width),
       visible_BXX,
       of_vectors(bias_BHEE),
+      deterministic=self.deterministic,
       scan=False,
     )
     return jnp.where(used_BEJ[..., None], x_BXD.reshape(vectors_BEJD.shape), 0)

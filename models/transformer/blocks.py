@@ -52,5 +52,5 @@ class Block(nn.Module):
 
   def add(self, x_RLD: Array, update_RLD: Array) -> Array:
     """The residual connection, with dropout on what is added."""
-    drop = dropout(self.config.dropout_rate, self.deterministic)
+    drop = dropout(self.config.dropout_rate, deterministic=self.deterministic)
     return constrain(x_RLD + drop(update_RLD), "batch", "length", "embed")

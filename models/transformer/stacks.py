@@ -63,9 +63,9 @@ def run_layers(
   block: Any,
   num_layers: int,
   config: ModelConfig,
-  deterministic: bool,
   x: Array,
   *rest: Array | None,
+  deterministic: bool,
   scan: bool,
 ) -> Array:
   """Applies `num_layers` blocks in the current module, `scan`ned and remat as set.
@@ -124,7 +124,7 @@ class _Stack(nn.Module):
     `causal`, the family's relative positions are those before a token.
     """
     cfg = self.config
-    drop = dropout(cfg.dropout_rate, self.deterministic)
+    drop = dropout(cfg.dropout_rate, deterministic=self.deterministic)
     bias_HLL = None
     if self.family.position_bias is not None:
       bias_HLL = self.family.position_bias(
@@ -134,11 +134,11 @@ class _Stack(nn.Module):
       block,
       num_layers,
       cfg,
-      self.deterministic,
       drop(x_RLD),
       visible_RLL,
       bias_HLL,
       *rest,
+      deterministic=self.deterministic,
       scan=cfg.scan_layers,
     )
 
@@ -225,7 +225,7 @@ class DecoderStack(_Stack):
       position=position,
       causal=cfg.causal_position_buckets,
     )
-    drop = dropout(cfg.dropout_rate, self.deterministic)
+    drop = dropout(cfg.dropout_rate, deterministic=self.deterministic)
     if masked_positions_RM is None:
       return self.end(x_RLD, "decoder_norm", drop), None
     # Six of seven positions are not masked: leave them out of the vocabulary

@@ -334,7 +334,7 @@ class _Index:
 class Labeller:
   """Puts labels on a bundle's rows, and notes which it met."""
 
-  def __init__(self, index: pathlib.Path, by_post: bool):
+  def __init__(self, index: pathlib.Path, *, by_post: bool):
     self._index = _Index(index)
     self._by_post = by_post
     # Most files have ids without prefixes, and then none is looked for.

@@ -290,7 +290,7 @@ def labeller_of(bundle: Bundle) -> label_file.Labeller | None:
   first = bundle[0]
   if first.labels is None:
     return None
-  return label_file.Labeller(pathlib.Path(first.labels), first.labels_by_post)
+  return label_file.Labeller(pathlib.Path(first.labels), by_post=first.labels_by_post)
 
 
 def wanted_rows(

@@ -139,9 +139,9 @@ def document_rows(
     text, spans = reply.stripped()
     ident = identifier(reply.attributes.get("id"), read_counts)
     yield Row(
-      tree_id,
-      False,
-      ident,
+      tree_id=tree_id,
+      is_post=False,
+      id=ident,
       parent_id=parent,
       author=reply.attributes.get("author"),
       text=text,
@@ -165,9 +165,9 @@ def _post(tree_id: str, parts: list[_Part], config: TreeConfig) -> Row:
     shift = len(whole) - len(selftext)
     spans += tuple(Span(start + shift, end + shift, x) for start, end, x in own_spans)
   return Row(
-    tree_id,
-    True,
-    tree_id,
+    tree_id=tree_id,
+    is_post=True,
+    id=tree_id,
     author=op.attributes.get("author"),
     text=title,
     selftext=selftext,
@@ -267,7 +267,7 @@ class _Parser:
       if self._inside is not None:
         self._inside.spans.append(Span(start, self._inside.length, label))
 
-  def _end_part(self, expected: bool) -> None:
+  def _end_part(self, *, expected: bool) -> None:
     if self._inside is not None:
       self._repaired(REPAIRED_NOT_CLOSED, len(self._labels) + (not expected))
     self._end_labels(0)

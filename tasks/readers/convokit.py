@@ -255,9 +255,9 @@ def _row(
     own_label = label(_value(meta, key), read_counts)
   written = text(utterance.text, read_counts)
   return Row(
-    conversation,
-    is_post,
-    ident,
+    tree_id=conversation,
+    is_post=is_post,
+    id=ident,
     parent_id=None if answers_post else reply_to,
     author=text(speaker, read_counts),
     text=facts.title if is_post else written,

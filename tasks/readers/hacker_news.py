@@ -218,9 +218,9 @@ def _row(item: _Item, roots: Roots, read_counts: ReadCounts) -> Row | None:
   elif item.dead is True:
     written = _DEAD
   return Row(
-    str(root),
-    False,
-    str(ident),
+    tree_id=str(root),
+    is_post=False,
+    id=str(ident),
     parent_id=f"{POST_PREFIX if parent == root else COMMENT_PREFIX}{parent}",
     author=text(item.by, read_counts),
     text=written,
@@ -233,9 +233,9 @@ def _post(ident: str, item: _Item, read_counts: ReadCounts) -> Row:
   gone = item.deleted is True or item.dead is True
   title = text(item.title, read_counts)
   return Row(
-    ident,
-    True,
-    ident,
+    tree_id=ident,
+    is_post=True,
+    id=ident,
     author=text(item.by, read_counts),
     text=None if gone or title is None else character_references.unescape(title),
     selftext=None if gone else plain(item.text, read_counts),

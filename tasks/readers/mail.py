@@ -186,10 +186,12 @@ def _row(
   parent = next((above for above in answered if above in roots), None)
   written = _body(message)
   return Row(
-    post,
-    is_post,
-    ident,
-    COMMENT_PREFIX + parent if parent is not None and parent != post else None,
+    tree_id=post,
+    is_post=is_post,
+    id=ident,
+    parent_id=COMMENT_PREFIX + parent
+    if parent is not None and parent != post
+    else None,
     author=text(_author(message), read_counts),
     text=text(_header(message, "Subject") if is_post else written, read_counts),
     selftext=text(written, read_counts) if is_post else None,

@@ -86,9 +86,9 @@ def _row(
   if message.get("deleted") is True:
     written = _DELETED
   return Row(
-    tree_id,
-    is_post,
-    ident,
+    tree_id=tree_id,
+    is_post=is_post,
+    id=ident,
     parent_id=None if is_post else parent_id,
     author=text(message.get("user_id") if author is None else author, read_counts),
     text=None if is_post else written,

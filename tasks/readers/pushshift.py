@@ -84,16 +84,16 @@ def _comment(fields: _Line, read_counts: ReadCounts) -> Row | None:
     read_counts.comments[comment_tree.DROPPED_NO_TREE] += 1
     return None
   return Row(
-    tree_id,
-    False,
-    identifier(_in_base_36(fields.id), read_counts),
-    _parent(fields.parent_id, tree_id, read_counts),
-    text(fields.author, read_counts),
-    text(fields.body, read_counts),
-    None,
-    seconds(fields.created_utc),
-    votes(fields.score),
-    text(fields.subreddit, read_counts),
+    tree_id=tree_id,
+    is_post=False,
+    id=identifier(_in_base_36(fields.id), read_counts),
+    parent_id=_parent(fields.parent_id, tree_id, read_counts),
+    author=text(fields.author, read_counts),
+    text=text(fields.body, read_counts),
+    selftext=None,
+    created_utc=seconds(fields.created_utc),
+    score=votes(fields.score),
+    subreddit=text(fields.subreddit, read_counts),
   )
 
 
@@ -130,14 +130,14 @@ def _post(fields: _Line, read_counts: ReadCounts) -> Row | None:
     read_counts.trees[comment_tree.TREE_NO_ID] += 1
     return None
   return Row(
-    tree_id,
-    True,
-    ident,
-    None,
-    text(fields.author, read_counts),
-    text(fields.title, read_counts),
-    text(fields.selftext, read_counts),
-    seconds(fields.created_utc),
-    votes(fields.score),
-    text(fields.subreddit, read_counts),
+    tree_id=tree_id,
+    is_post=True,
+    id=ident,
+    parent_id=None,
+    author=text(fields.author, read_counts),
+    text=text(fields.title, read_counts),
+    selftext=text(fields.selftext, read_counts),
+    created_utc=seconds(fields.created_utc),
+    score=votes(fields.score),
+    subreddit=text(fields.subreddit, read_counts),
   )

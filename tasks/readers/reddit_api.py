@@ -199,9 +199,9 @@ def _post(data: Mapping[str, Any], read_counts: ReadCounts) -> Row | None:
     read_counts.trees[comment_tree.TREE_NO_ID] += 1
     return None
   return Row(
-    tree_id,
-    True,
-    ident,
+    tree_id=tree_id,
+    is_post=True,
+    id=ident,
     author=text(data.get("author"), read_counts),
     text=text(data.get("title"), read_counts),
     selftext=text(data.get("selftext"), read_counts),
@@ -215,9 +215,9 @@ def _comment(data: Mapping[str, Any], thing: _Thing, read_counts: ReadCounts) ->
   """A comment's row; its `tree_id` is empty if that is not known."""
   link_id = identifier(data.get("link_id"), read_counts) or thing.tree_id
   return Row(
-    (link_id or "").removeprefix(POST_PREFIX),
-    False,
-    identifier(data.get("id"), read_counts),
+    tree_id=(link_id or "").removeprefix(POST_PREFIX),
+    is_post=False,
+    id=identifier(data.get("id"), read_counts),
     parent_id=parent(data.get("parent_id"), read_counts) or thing.parent_id,
     author=text(data.get("author"), read_counts),
     text=text(data.get("body"), read_counts),
@@ -243,9 +243,9 @@ def _stub(
     comment_tree.count_stub(stub, read_counts)
     return
   yield Row(
-    tree_id,
-    False,
-    identifier(data.get("id"), read_counts),
+    tree_id=tree_id,
+    is_post=False,
+    id=identifier(data.get("id"), read_counts),
     parent_id=parent(data.get("parent_id"), read_counts) or thing.parent_id,
     subreddit=document.subreddit,
     stub=stub.encode(),

@@ -176,10 +176,10 @@ def _row(given: dict[str, Any], roots: Roots, read_counts: ReadCounts) -> Row | 
   if parent is not None and parent != post:
     parent_id = COMMENT_PREFIX + parent
   return Row(
-    post,
-    False,
-    ident,
-    parent_id,
+    tree_id=post,
+    is_post=False,
+    id=ident,
+    parent_id=parent_id,
     author=_name(given.get("author"), read_counts),
     text=_written(given, read_counts),
     created_utc=time_of(given.get("time")),
@@ -194,9 +194,9 @@ def _as_post(ident: str | None, given: dict[str, Any], read_counts: ReadCounts) 
   assert ident is not None
   title = given.get("title", given.get("post_title"))
   return Row(
-    ident,
-    True,
-    ident,
+    tree_id=ident,
+    is_post=True,
+    id=ident,
     author=_name(given.get("author"), read_counts),
     text=text(title, read_counts),
     selftext=text(given.get("text"), read_counts),
@@ -212,9 +212,9 @@ def _post_beside(
   tree_id: str, given: dict[str, Any], row: Row, read_counts: ReadCounts
 ) -> Row:
   return Row(
-    tree_id,
-    True,
-    tree_id,
+    tree_id=tree_id,
+    is_post=True,
+    id=tree_id,
     author=_name(given.get("post_author"), read_counts),
     text=text(given.get("post_title"), read_counts),
     selftext=text(given.get("post_text"), read_counts),

@@ -150,9 +150,9 @@ def _tree_rows(tree: _Tree, read_counts: ReadCounts) -> Iterator[Row]:
   subreddit = text(tree.subreddit, read_counts)
   translation, into = _translation(tree.translation, read_counts)
   yield Row(
-    tree_id,
-    True,
-    ident,
+    tree_id=tree_id,
+    is_post=True,
+    id=ident,
     author=text(tree.author, read_counts),
     text=text(tree.title, read_counts),
     selftext=text(
@@ -169,20 +169,22 @@ def _tree_rows(tree: _Tree, read_counts: ReadCounts) -> Iterator[Row]:
   for comment, comment_id, parent_id in _with_nested(comments, read_counts):
     translation, into = _translation(comment.translation, read_counts)
     yield Row(
-      tree_id,
-      False,
-      comment_id,
-      parent_id,
-      text(comment.author, read_counts),
-      text(comment.body if comment.body is not None else comment.text, read_counts),
-      None,
-      seconds(comment.created_utc),
-      votes(comment.score),
-      subreddit,
-      label(comment.label, read_counts),
-      identifier(comment.language, read_counts),
-      translation,
-      into,
+      tree_id=tree_id,
+      is_post=False,
+      id=comment_id,
+      parent_id=parent_id,
+      author=text(comment.author, read_counts),
+      text=text(
+        comment.body if comment.body is not None else comment.text, read_counts
+      ),
+      selftext=None,
+      created_utc=seconds(comment.created_utc),
+      score=votes(comment.score),
+      subreddit=subreddit,
+      label=label(comment.label, read_counts),
+      language=identifier(comment.language, read_counts),
+      translation=translation,
+      translation_language=into,
     )
 
 

@@ -69,6 +69,7 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
 
   def __init__(
     self,
+    *,
     pack: bool = True,
     use_custom_packing_ops: bool = False,
     layout: ForestLayout = ForestLayout(),

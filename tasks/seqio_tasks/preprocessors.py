@@ -96,6 +96,7 @@ def output_features(
   vocabulary: seqio.Vocabulary,
   added: Sequence[str] = MASKING_FEATURES,
   annotations: Sequence[str] = (),
+  *,
   predicts_tokens: bool = True,
 ) -> dict[str, seqio.Feature]:
   """The features of a subtree that an objective was at, as SeqIO describes features.

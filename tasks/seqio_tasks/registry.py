@@ -98,7 +98,7 @@ class CommentTreeTask(seqio.Task):
         TokenizerVocabulary(tokenizer),
         self.features,
         annotations,
-        objectives.predicts_tokens(preprocessing.objective),
+        predicts_tokens=objectives.predicts_tokens(preprocessing.objective),
       ),
     )
 
@@ -129,6 +129,7 @@ def add_generated_task(
   config: GeneratedTreesConfig = GeneratedTreesConfig(),
   preprocessing: PreprocessingConfig | None = None,
   cache_dir: str | None = None,
+  *,
   with_sentinels: bool = False,
 ) -> CommentTreeTask:
   """Registers (or replaces) a task of generated trees with their own vocabulary.

@@ -62,7 +62,8 @@ class TreeSource(seqio.DataSource):
     """Names of what can be read side by side; one, unless a subclass knows better."""
     return [split]
 
-  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None):
+  # SeqIO hands over its arguments by place.
+  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None):  # noqa: FBT002
     """Returns a `tf.data.Dataset` of trees; `shuffle` is left to what is prepared.
 
     Args:

@@ -212,7 +212,7 @@ class SubtreeBuilder:
     return np.concatenate([np.empty(0, np.int32), *comments], dtype=np.int32)
 
   def encode_texts(
-    self, texts: Sequence[str], with_masks: bool = False
+    self, texts: Sequence[str], *, with_masks: bool = False
   ) -> list[np.ndarray]:
     """Token ids of whole comments from their texts, with the ends of a sequence.
 

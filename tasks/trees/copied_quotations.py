@@ -88,7 +88,7 @@ def clean_tree(
   for text, copied in zip(
     texts, _copied(words, tree.children(), config.copied_quotations)
   ):
-    cuts = _cuts(text, copied, config.quotes) if any(copied) else ()
+    cuts = _cuts(text, copied, quotes=config.quotes) if any(copied) else ()
     found[WORDS] += len(copied)
     found[COPIED_WORDS] += sum(copied)
     found[COPIED] += len(cuts)
@@ -172,7 +172,7 @@ def _copied(
   return flags
 
 
-def _cuts(text: str, copied: Sequence[int], quotes: bool) -> tuple[Cut, ...]:
+def _cuts(text: str, copied: Sequence[int], *, quotes: bool) -> tuple[Cut, ...]:
   """The parts of a text that copied words make up, with punctuation between them.
 
   Args:

@@ -85,7 +85,7 @@ class TokenizerBackend(abc.ABC):
     """Made when it is first asked for."""
 
   @abc.abstractmethod
-  def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
+  def encode(self, texts: Sequence[str], *, offsets: bool = False) -> Encoded:
     """Returns the library's tokens of each text, no beginning or end added."""
 
   @abc.abstractmethod

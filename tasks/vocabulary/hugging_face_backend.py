@@ -168,7 +168,7 @@ def _alphabet(normalizer: Any, texts: Sequence[str]) -> list[str]:
   return [*_ASCII, *others[: _MAX_ALPHABET - len(_ASCII)]]
 
 
-def _added_token(token_id: int, content: str, special: bool) -> dict[str, Any]:
+def _added_token(token_id: int, content: str, *, special: bool) -> dict[str, Any]:
   """An entry of `added_tokens`; a space in front of it belongs to it."""
   return {
     "id": token_id,
@@ -332,7 +332,7 @@ class HuggingFaceBackend(TokenizerBackend):
     pieces = [self.id_to_piece(token_id) for token_id in range(self.size)]
     return word_starts.starts_word(pieces, self._continues)
 
-  def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
+  def encode(self, texts: Sequence[str], *, offsets: bool = False) -> Encoded:
     """Returns the tokens of each text; see `TokenizerBackend`."""
     if offsets:
       encode = self.backend.encode_batch

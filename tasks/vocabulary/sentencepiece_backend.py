@@ -314,7 +314,7 @@ class SentencePieceBackend(TokenizerBackend):
     """Whether a token begins a word; see `TokenizerBackend`."""
     return word_starts.starts_word(list(self._ids))
 
-  def encode(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
+  def encode(self, texts: Sequence[str], *, offsets: bool = False) -> Encoded:
     """Returns the tokens of each text; see `TokenizerBackend`."""
     if offsets:
       return self._encode_with_offsets(texts)

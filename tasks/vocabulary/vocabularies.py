@@ -129,7 +129,9 @@ def train_vocabulary(
   if sentinels:
     content, _ = backend_kinds.adding(content)(content, (), sentinels)
   counts = {"texts": feed.texts, "characters": feed.characters}
-  _write_with_record(path, content, {**settings, **counts, **library}, overwrite)
+  _write_with_record(
+    path, content, {**settings, **counts, **library}, overwrite=overwrite
+  )
   return path
 
 
@@ -161,7 +163,7 @@ class _Counted:
 
 
 def _write_with_record(
-  path: pathlib.Path, content: bytes, record: dict[str, Any], overwrite: bool
+  path: pathlib.Path, content: bytes, record: dict[str, Any], *, overwrite: bool
 ) -> None:
   if not overwrite:
     vocabulary_files.check_same_content(path, content)
@@ -222,7 +224,7 @@ def add_markers(
     "markers": list(markers),
     "added": added,
   }
-  _write_with_record(path, extended, record, overwrite)
+  _write_with_record(path, extended, record, overwrite=overwrite)
   return added
 
 

@@ -117,7 +117,7 @@ def read_together(
 
 
 def check_tree(
-  path: epath.Path, saved: PyTree, like: PyTree, exact: bool = True
+  path: epath.Path, saved: PyTree, like: PyTree, *, exact: bool = True
 ) -> None:
   """Makes sure that a checkpoint holds what is to be read from it.
 

@@ -47,7 +47,7 @@ class Baseline:
   counts: np.ndarray
   bag_weights: np.ndarray | None = None
 
-  def placed(self, mesh: Mesh, with_bags: bool) -> Placed:
+  def placed(self, mesh: Mesh, *, with_bags: bool) -> Placed:
     """Returns it as an evaluation takes it, on all devices."""
     sharding = partitioning.replicated(mesh)
     weights = self.bag_weights if with_bags else None

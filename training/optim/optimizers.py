@@ -76,7 +76,7 @@ def make_optimizer(
     raise UserError(
       f"OptimizerConfig.kwargs = {dict(config.kwargs)}: {where}: {error}"
     ) from error
-  _check_can_be_combined(config, where, parameters, own_decay)
+  _check_can_be_combined(config, where, parameters, own_decay=own_decay)
   if config.name in _OF_WHOLE_ARRAYS:
     transform = per_layer(transform)
   steps = [transform]
@@ -141,6 +141,7 @@ def _check_can_be_combined(
   config: OptimizerConfig,
   where: str,
   parameters: Mapping[str, inspect.Parameter],
+  *,
   own_decay: bool,
 ) -> None:
   """Refuses settings that would be something else with an optimizer than they say."""

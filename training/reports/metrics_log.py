@@ -64,7 +64,7 @@ class MetricsLog:
     line = json.dumps(_finite(row), separators=(",", ":")) + "\n"
     self._rows.append(line.encode())
 
-  def sync(self, upload: bool = False) -> None:
+  def sync(self, *, upload: bool = False) -> None:
     """Returns once every row is on disk.
 
     Args:

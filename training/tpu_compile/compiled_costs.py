@@ -321,7 +321,7 @@ class _Walk:
         self._fused(inner, fusion, times)
 
   def _message(
-    self, computation: str, instruction: Instruction, times: int, asynchronous: bool
+    self, computation: str, instruction: Instruction, times: int, *, asynchronous: bool
   ) -> None:
     kind = instruction.opcode.removesuffix("-start")
     between_slices = kind == "send" and "xla_megascale" in instruction.attributes

@@ -159,7 +159,7 @@ def _check(file: epath.Path, there: Settings, here: ModelConfig) -> None:
     )
 
 
-def _settings_of_bert(config: Mapping[str, Any], has_padding_row: bool) -> Settings:
+def _settings_of_bert(config: Mapping[str, Any], *, has_padding_row: bool) -> Settings:
   if (kind := config.get("position_embedding_type", "absolute")) != "absolute":
     raise UserError(
       f"position_embedding_type = {kind!r}: only 'absolute' is there here"

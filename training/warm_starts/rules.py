@@ -248,19 +248,20 @@ class _Planner:
     """Returns a parameter's line; fresh if something is wrong, which is noted."""
     stacked = _STACK.search(name) is not None and bool(spec.shape)
     if not stacked:
-      return self._line(name, spec, [(name, spec)], False)
+      return self._line(name, spec, [(name, spec)], stacked=False)
     each = ArraySpec(spec.shape[1:], spec.dtype)
     layers = [
       (_STACK.sub(rf"\1layers_{layer}", name, count=1), each)
       for layer in range(spec.shape[0])
     ]
-    return self._line(name, spec, layers, True)
+    return self._line(name, spec, layers, stacked=True)
 
   def _line(
     self,
     name: str,
     spec: ArraySpec,
     parts: Sequence[tuple[str, ArraySpec]],
+    *,
     stacked: bool,
   ) -> PlanEntry:
     made = [self._part(part, part_spec) for part, part_spec in parts]

@@ -205,17 +205,23 @@ class Buckets:
 
 
 @functools.cache
-def _shares_of_buckets(causal: bool) -> np.ndarray:
+def _shares_of_buckets(*, causal: bool) -> np.ndarray:
   """Returns which share of a new column's distances lies in each old one."""
   distances = np.arange(MAX_DISTANCE + 1)
 
-  def buckets(sign: int, bidirectional: bool) -> np.ndarray:
+  def buckets(sign: int, *, bidirectional: bool) -> np.ndarray:
     offsets = sign * distances
-    return relative_position_buckets(offsets, NUM_BUCKETS, MAX_DISTANCE, bidirectional)
+    return relative_position_buckets(
+      offsets, NUM_BUCKETS, MAX_DISTANCE, bidirectional=bidirectional
+    )
 
   shares = np.zeros((NUM_BUCKETS, NUM_BUCKETS), np.float32)
   for sign in (-1,) if causal else (-1, 1):
-    np.add.at(shares, (buckets(-1, causal), buckets(sign, not causal)), 1)
+    np.add.at(
+      shares,
+      (buckets(-1, bidirectional=causal), buckets(sign, bidirectional=not causal)),
+      1,
+    )
   if not causal:
     # No distance is after the query and 0.
     shares[:, NUM_BUCKETS // 2] = shares[:, 0]

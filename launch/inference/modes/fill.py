@@ -191,11 +191,11 @@ class Fill(Mode[MaskedDocument]):
     """Returns `masks` of each comment, and its text `filled`."""
     empty = document.is_empty()
     return [
-      self._answer(document, comment, bool(empty[comment]))
+      self._answer(document, comment, empty=bool(empty[comment]))
       for comment in range(len(empty))
     ]
 
-  def _answer(self, document: MaskedDocument, comment: int, empty: bool) -> Answer:
+  def _answer(self, document: MaskedDocument, comment: int, *, empty: bool) -> Answer:
     starts = document.starts[comment]
     if not starts:
       return {"masks": None, "filled": None, "why": EMPTY if empty else _NO_MASK}

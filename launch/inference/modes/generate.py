@@ -239,13 +239,13 @@ class Generate(Mode[AnsweredDocument]):
         self._reply(
           arrays.tokens[target, number][: arrays.lengths[target, number]],
           float(arrays.log_probabilities[target, number]),
-          bool(arrays.ended[target, number]),
+          ended=bool(arrays.ended[target, number]),
         )
         for number in range(self.config.num_replies)
         if np.isfinite(arrays.log_probabilities[target, number])
       ]
 
-  def _reply(self, tokens: np.ndarray, log_likelihood: float, ended: bool) -> Answer:
+  def _reply(self, tokens: np.ndarray, log_likelihood: float, *, ended: bool) -> Answer:
     tokenizer = self.run.tokenizer
     written = tokens[tokenizer.maskable[tokens]].tolist()
     return {

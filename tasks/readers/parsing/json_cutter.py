@@ -95,6 +95,7 @@ class Cutter:
     max_bytes: int,
     too_long: tuple[Counter[str], str],
     unclosed: Callable[[], None],
+    *,
     again: bool = True,
     opens: bool = True,
   ):

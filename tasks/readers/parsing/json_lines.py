@@ -73,7 +73,7 @@ def parse(line: bytes, read_counts: ReadCounts) -> Any:
     return _parse_leniently(line, read_counts, is_deep=True)
 
 
-def _parse_leniently(line: bytes, read_counts: ReadCounts, is_deep: bool) -> Any:
+def _parse_leniently(line: bytes, read_counts: ReadCounts, *, is_deep: bool) -> Any:
   """Takes NaN, lone surrogates and control characters in strings, too."""
   if files.is_heavy(line, copies=2):
     return BAD

@@ -100,7 +100,15 @@ def cut(row, limit=10):
 
 
 def test_long_texts_are_cut_and_counted():
-  comment_row = Row("p", False, "a", "p", "ann", "0123456789ABC", translation="x" * 11)
+  comment_row = Row(
+    tree_id="p",
+    is_post=False,
+    id="a",
+    parent_id="p",
+    author="ann",
+    text="0123456789ABC",
+    translation="x" * 11,
+  )
   (found,), read_counts = cut(comment_row)
   assert (found.text, found.translation) == ("0123456789", "x" * 10)
   assert read_counts.repaired == {rows.CUT: 2}
@@ -109,9 +117,18 @@ def test_long_texts_are_cut_and_counted():
 
 def test_spans_behind_the_cut_are_left_out():
   spans = (Span(0, 10, "a"), Span(2, 11, "b"))
-  (found,), _ = cut(Row("p", False, "a", text="0123456789ABC", spans=spans))
+  (found,), _ = cut(
+    Row(tree_id="p", is_post=False, id="a", text="0123456789ABC", spans=spans)
+  )
   assert found.spans == spans[:1]
-  post = Row("p", True, "p", text="title", selftext="0123456789ABC", spans=spans)
+  post = Row(
+    tree_id="p",
+    is_post=True,
+    id="p",
+    text="title",
+    selftext="0123456789ABC",
+    spans=spans,
+  )
   whole = comment_tree.post_text("title", "0123456789", TreeConfig())
   long = Span(len(whole) - 1, len(whole) + 1, "c")
   (found,), _ = cut(post._replace(spans=(*spans, Span(7, len(whole), "b"), long)))
@@ -122,14 +139,22 @@ def test_spans_behind_the_cut_are_left_out():
 
 def test_names_that_are_too_long_are_none():
   name = "n" * 1_001
-  row = Row("p", False, "a", parent_id=name, author=name, text="t", subreddit=name)
+  row = Row(
+    tree_id="p",
+    is_post=False,
+    id="a",
+    parent_id=name,
+    author=name,
+    text="t",
+    subreddit=name,
+  )
   (found,), read_counts = cut(row)
-  assert found == Row("p", False, "a", parent_id="", text="t")
+  assert found == Row(tree_id="p", is_post=False, id="a", parent_id="", text="t")
   assert read_counts.repaired == {rows.NAME_LEFT_OUT: 3}
   found, read_counts = cut(row._replace(tree_id=name))
   assert not found
   assert read_counts.comments == {comment_tree.DROPPED_NO_TREE: 1}
-  found, read_counts = cut(Row(name, True, "p"))
+  found, read_counts = cut(Row(tree_id=name, is_post=True, id="p"))
   assert not found
   assert read_counts.trees == {comment_tree.TREE_NO_ID: 1}
 
@@ -195,9 +220,25 @@ def test_row_groups_are_small_however_uneven_rows_are(tmp_path, monkeypatch):
 
 
 def test_a_rows_bytes_are_counted_alike_in_a_column_and_by_themselves(tmp_path):
-  row = Row("p", False, "a", "p", "añn", "é\U0001f600 text", None, 3, 4, "s", "for")
+  row = Row(
+    tree_id="p",
+    is_post=False,
+    id="a",
+    parent_id="p",
+    author="añn",
+    text="é\U0001f600 text",
+    selftext=None,
+    created_utc=3,
+    score=4,
+    subreddit="s",
+    label="for",
+  )
   row = row._replace(translation="übersetzt", translation_language="de")
-  found = [row, row._replace(spans=(Span(0, 1, "claim"),)), Row("q", True, None)]
+  found = [
+    row,
+    row._replace(spans=(Span(0, 1, "claim"),)),
+    Row(tree_id="q", is_post=True, id=None),
+  ]
   batch = parts._to_batch(found, [0] * 3, [0, 1, 2], seed=0)
   assert batch.column(parts.ROW_BYTES).to_pylist() == list(map(parts.row_bytes, found))
 
@@ -249,7 +290,7 @@ def test_stubs_are_no_comments_of_a_tree_that_is_left_out(tmp_path):
 
 def test_a_stub_that_lists_too_much_counts_at_once_and_is_not_held():
   stub = Stub(20, tuple(f"a{i}" for i in range(10)))
-  found, read_counts = cut(Row("p", False, "m", stub=stub.encode()))
+  found, read_counts = cut(Row(tree_id="p", is_post=False, id="m", stub=stub.encode()))
   assert not found
   assert read_counts.missing == {
     comment_tree.MORE_STUBS: 1,

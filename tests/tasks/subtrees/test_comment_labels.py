@@ -76,8 +76,14 @@ def test_a_comment_has_lost_a_reply_whether_deleted_ones_stay_or_go(drawn):
   ids = string.ascii_lowercase[:size]
   parents = [drawn.draw(st.sampled_from(["p", *ids[:i], "gone"])) for i in range(size)]
   deleted = [drawn.draw(st.booleans()) for _ in ids]
-  rows = [Row("p", True, "p", text="title")] + [
-    Row("p", False, i, parent, text="[removed]" if gone else "text")
+  rows = [Row(tree_id="p", is_post=True, id="p", text="title")] + [
+    Row(
+      tree_id="p",
+      is_post=False,
+      id=i,
+      parent_id=parent,
+      text="[removed]" if gone else "text",
+    )
     for i, parent, gone in zip(ids, parents, deleted)
   ]
   wanted = {parent for parent, gone in zip(parents, deleted) if gone} - {"gone"}

@@ -37,7 +37,7 @@ _handler: logging.FileHandler | None = None
 class HostConsole(Console):
   """A console that prints on host 0 alone, and adds all to this host's log."""
 
-  def __init__(self, chief: bool, **options: Any):
+  def __init__(self, *, chief: bool, **options: Any):
     """Makes the console.
 
     Args:

@@ -242,7 +242,7 @@ class Connection(asyncio.Protocol):
     )
     self.send(Admitted(proof))
 
-  def refuse(self, reason: str, is_mistake: bool = False) -> None:
+  def refuse(self, reason: str, *, is_mistake: bool = False) -> None:
     """Tells a host why it is not let in, and closes its connection."""
     self.send(Refused(reason, is_mistake))
     self.close()

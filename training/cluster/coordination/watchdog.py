@@ -296,7 +296,7 @@ class Watchdog:
       )
 
 
-def _end_process(code: int, line: str, stacks: bool = False) -> NoReturn:
+def _end_process(code: int, line: str, *, stacks: bool = False) -> NoReturn:
   """Prints and logs the line and ends the process with all its threads."""
   _log.error("%s", line)
   if stacks:
