@@ -25,31 +25,15 @@ def jax(extra=""):
   ]
 
 
+REQUIREMENTS = "launch/inference/requirements.txt"
 # Lower bounds are the oldest, upper bounds the newest releases the suite passed with.
 INSTALL_REQUIRES = [
-  *jax(),
-  "absl-py>=2.1",
+  *(line for line in (ROOT / REQUIREMENTS).read_text().splitlines() if line[0] != "#"),
   "array_record>=0.8,<0.9",
-  "clu>=0.0.12,<0.1",
   "duckdb>=2.0,<3",
-  "flax>=0.12,<0.13",
-  "gin-config>=0.5,<0.6",
-  "google-crc32c>=1.6,<2",
-  "msgspec>=0.20,<0.23",
-  "numpy>=2.0,<3",
-  "optax>=0.2.6,<0.3",
-  "orbax-checkpoint>=0.12,<0.13",
-  "protobuf>=5.26",
-  "pyarrow>=20,<27",
-  "PyYAML>=6,<7",
-  "rich>=13,<16",
-  "sentencepiece>=0.2,<0.3",
   "seqio>=0.0.20,<0.1",
   "tensorboard>=2.19",
   "tensorflow-datasets>=4.9.9,<5",
-  "tensorstore>=0.1.80,<0.2",
-  "tokenizers>=0.22,<0.24",
-  "zstandard>=0.23,<1",
 ]
 
 # Beam wants protobuf 6, which SentencePiece's files have outgrown since 0.2.3.
@@ -103,7 +87,12 @@ setuptools.setup(
   package_dir={"commentree": "."},
   packages=["commentree", *(f"commentree.{name}" for name in SUBPACKAGES)],
   package_data={
-    "commentree": ["gin/**/*.gin", "py.typed", "tasks/subtrees/discourse_markers.txt"]
+    "commentree": [
+      "gin/**/*.gin",
+      "py.typed",
+      "tasks/subtrees/discourse_markers.txt",
+      REQUIREMENTS,
+    ]
   },
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS,

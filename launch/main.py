@@ -69,13 +69,25 @@ def _print_usage(argv: Sequence[str]) -> int:
 
 
 def run_verb(verb_main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-  """Runs a verb's `main`; turns its user errors into one line on stderr."""
+  """Runs a verb's `main`; turns its user errors into one line on stderr.
+
+  A package that is missing is one of them.
+  """
   try:
     return verb_main(argv)
   except UserError as error:
     line = " ".join(printable(str(error)).splitlines())
     print(f"commentree: {line}", file=sys.stderr)
     return error.exit_code
+  except ModuleNotFoundError as error:
+    if not error.name or error.name.partition(".")[0] == "commentree":
+      raise
+    print(
+      f"commentree: needs the package of {error.name}, which is not installed; a small"
+      " install (docs/inference.md) has none: pip install commentree",
+      file=sys.stderr,
+    )
+    return UserError.exit_code
   except BrokenPipeError:
     # The reader of a pipe left, as `| head` does.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,8 +18,9 @@ from commentree.training.checkpointing import run_record, saving, storage
 from commentree.training.checkpointing.checkpoints import Checkpoints
 from commentree.training.checkpointing.run_record import RunRecord
 from commentree.training.cluster import hosts
-from commentree.training.config import OptimizerConfig, TrainConfig
+from commentree.training.config import TrainConfig
 from commentree.training.optim import learning_rates
+from commentree.training.optim.optimizer_config import OptimizerConfig
 from commentree.training.state import PyTree, TrainState
 from commentree.training.warm_starts import apply, assignments
 from commentree.training.warm_starts.formats.array_source import ArraySource

@@ -26,11 +26,10 @@ from commentree.training.config import (
   CheckpointConfig,
   EvalConfig,
   HealthConfig,
-  OptimizerConfig,
   PartitioningConfig,
-  ScheduleConfig,
   TrainConfig,
 )
+from commentree.training.optim.optimizer_config import OptimizerConfig, ScheduleConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,8 +36,9 @@ from commentree.tasks.seqio_tasks.feature_converters import (
 )
 from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 from commentree.tests.support.models import labelled, small_models
-from commentree.training.config import DEFAULT_AXIS_RULES, OptimizerConfig
+from commentree.training.config import DEFAULT_AXIS_RULES
 from commentree.training.optim import optimizers
+from commentree.training.optim.optimizer_config import OptimizerConfig
 from commentree.training.optim.t5x_optimizer import OptaxOptimizer
 
 assert registered  # Registers the task of generated trees.

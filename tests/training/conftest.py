@@ -9,6 +9,7 @@ from commentree.console import Console
 from commentree.tests.support.training import stub
 from commentree.training import config as config_lib
 from commentree.training import partitioning
+from commentree.training.optim.optimizer_config import OptimizerConfig, ScheduleConfig
 
 _FLAGS = (
   "jax_threefry_partitionable",
@@ -48,9 +49,9 @@ def make_config(tmp_path, compiled):
       "trackers": (),
       "compile_cache_dir": compiled,
       "checkpoint": config_lib.CheckpointConfig(period=100),
-      "optimizer": config_lib.OptimizerConfig(
+      "optimizer": OptimizerConfig(
         name="adamw",
-        schedule=config_lib.ScheduleConfig(learning_rate=0.01, warmup_steps=2),
+        schedule=ScheduleConfig(learning_rate=0.01, warmup_steps=2),
       ),
     }
     return config_lib.TrainConfig(**{**settings, **overrides})

@@ -6,6 +6,7 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.training import config as config_lib
+from commentree.training.optim.optimizer_config import OptimizerConfig, ScheduleConfig
 
 RECALL = "true/reply_matching/matcher/recall_at_1"
 
@@ -13,9 +14,9 @@ RECALL = "true/reply_matching/matcher/recall_at_1"
 @pytest.mark.parametrize(
   ("make", "named"),
   [
-    (lambda: config_lib.ScheduleConfig(name="sine"), "ScheduleConfig.name"),
-    (lambda: config_lib.ScheduleConfig(warmup_steps=-1), "warmup_steps"),
-    (lambda: config_lib.OptimizerConfig(clip_norm=0.0), "clip_norm"),
+    (lambda: ScheduleConfig(name="sine"), "ScheduleConfig.name"),
+    (lambda: ScheduleConfig(warmup_steps=-1), "warmup_steps"),
+    (lambda: OptimizerConfig(clip_norm=0.0), "clip_norm"),
     (lambda: config_lib.PartitioningConfig(model_parallel=0), "model_parallel"),
     (
       lambda: config_lib.PartitioningConfig(logical_axis_rules=(("embed", "tpu"),)),
@@ -36,8 +37,8 @@ RECALL = "true/reply_matching/matcher/recall_at_1"
       lambda: config_lib.EvalConfig(("none",)).check_metric("m", RECALL),
       "lacks 'true'",
     ),
-    (lambda: config_lib.ScheduleConfig(learning_rate=math.inf), "learning_rate = inf"),
-    (lambda: config_lib.ScheduleConfig(learning_rate=math.nan), "learning_rate = nan"),
+    (lambda: ScheduleConfig(learning_rate=math.inf), "learning_rate = inf"),
+    (lambda: ScheduleConfig(learning_rate=math.nan), "learning_rate = nan"),
     (lambda: config_lib.TrainConfig("d", 1.5, 1), "train_steps"),
     (
       lambda: config_lib.TrainConfig("d", 1, 8, gradient_accumulation_steps=3),

@@ -9,8 +9,8 @@ from commentree.tests.support.training import stub
 from commentree.training import data_input, partitioning
 from commentree.training import state as state_lib
 from commentree.training import step as step_lib
-from commentree.training.config import OptimizerConfig, ScheduleConfig
 from commentree.training.optim import optimizers, schedules
+from commentree.training.optim.optimizer_config import OptimizerConfig, ScheduleConfig
 
 
 def run(config, batches, *, dropout=0.0):

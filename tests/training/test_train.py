@@ -13,7 +13,8 @@ from commentree.tests.support.training import stub
 from commentree.training import data_input, evaluation
 from commentree.training.checkpointing import checkpoint_choice, checkpoints
 from commentree.training.checkpointing.run_record import RunRecord
-from commentree.training.config import CheckpointConfig, OptimizerConfig, ScheduleConfig
+from commentree.training.config import CheckpointConfig
+from commentree.training.optim.optimizer_config import OptimizerConfig, ScheduleConfig
 from commentree.training.reports import metrics_log, reporting
 from commentree.training.train import train
 

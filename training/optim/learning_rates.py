@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from commentree.errors import UserError
-from commentree.training.config import OptimizerConfig
+from commentree.training.optim.optimizer_config import OptimizerConfig
 
 PyTree = Any
 Multiple = np.ndarray

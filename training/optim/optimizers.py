@@ -12,8 +12,8 @@ import optax
 import optax.contrib
 
 from commentree.errors import UserError, suggestion
-from commentree.training.config import OptimizerConfig
 from commentree.training.optim import learning_rates, optimizer_names
+from commentree.training.optim.optimizer_config import OptimizerConfig
 from commentree.training.optim.per_layer import per_layer
 from commentree.training.optim.schedules import Schedule
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from commentree.training.config import ScheduleConfig
+from commentree.training.optim.optimizer_config import ScheduleConfig
 
 Schedule = Callable[[jax.Array], jax.Array]
 

@@ -14,7 +14,7 @@ import optax
 
 from commentree.errors import UserError
 from commentree.training import partitioning
-from commentree.training.config import OptimizerConfig
+from commentree.training.optim.optimizer_config import OptimizerConfig
 from commentree.training.optim.optimizers import make_optimizer
 from commentree.training.state import with_empty, without_empty
 

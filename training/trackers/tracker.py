@@ -113,9 +113,10 @@ def check(names: Iterable[str]) -> None:
       )
     known = _KNOWN[name]
     if importlib.util.find_spec(known.package) is None:
+      what = f"'commentree[{known.extra}]'" if known.extra else known.package
       raise UserError(
         f"TrainConfig.trackers has {name!r}, which needs {known.package}: pip install"
-        f" 'commentree[{known.extra}]', or leave it out"
+        f" {what}, or leave it out"
       )
 
 

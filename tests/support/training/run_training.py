@@ -23,6 +23,7 @@ from commentree.training import config as config_lib
 from commentree.training.checkpointing import saving
 from commentree.training.cluster import distributed
 from commentree.training.cluster.host_settings import HostSettings
+from commentree.training.optim.optimizer_config import OptimizerConfig, ScheduleConfig
 from commentree.training.reports import reporting
 from commentree.training.train import train
 
@@ -92,7 +93,7 @@ def run(options, hosts) -> None:
     after_step(step, lambda: os.kill(os.getpid(), number))
   held_out = options.pop("held_out", True)
   checkpoint = config_lib.CheckpointConfig(**options.pop("checkpoint", {"period": 4}))
-  schedule = config_lib.ScheduleConfig(learning_rate=0.01, warmup_steps=2)
+  schedule = ScheduleConfig(learning_rate=0.01, warmup_steps=2)
   folder = options.pop("model_dir")
   meshes = options.pop("meshes", None)
   runs = {folder: options.pop("partitioning", {})}
@@ -104,7 +105,7 @@ def run(options, hosts) -> None:
       batch_size=8,
       trackers=(),
       checkpoint=checkpoint,
-      optimizer=config_lib.OptimizerConfig(name="adamw", schedule=schedule),
+      optimizer=OptimizerConfig(name="adamw", schedule=schedule),
       partitioning=config_lib.PartitioningConfig(**fields),
       **options,
     )

@@ -7,7 +7,7 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.training.checkpointing import model_dir_lock, run_record
-from commentree.training.config import OptimizerConfig, ScheduleConfig
+from commentree.training.optim.optimizer_config import OptimizerConfig, ScheduleConfig
 
 
 def test_settings_that_differ_are_named_with_both_values(tmp_path):

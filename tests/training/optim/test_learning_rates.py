@@ -17,8 +17,9 @@ from commentree.models.model import CommentTreeModel
 from commentree.tests.support.consoles import printed
 from commentree.tests.support.training import stub
 from commentree.training.checkpointing import checkpoints, run_record
-from commentree.training.config import OptimizerConfig, TrainConfig
+from commentree.training.config import TrainConfig
 from commentree.training.optim import learning_rates, optimizers
+from commentree.training.optim.optimizer_config import OptimizerConfig
 from commentree.training.optim.t5x_optimizer import OptaxOptimizer
 from commentree.training.partitioning import flatten_names
 from commentree.training.reports import parameter_table

@@ -12,8 +12,9 @@ import pytest
 from commentree.errors import UserError
 from commentree.tests.support.training import published_optimizers as published
 from commentree.training import partitioning, state
-from commentree.training.config import OptimizerConfig, PartitioningConfig
+from commentree.training.config import PartitioningConfig
 from commentree.training.optim import optimizer_names, optimizers
+from commentree.training.optim.optimizer_config import OptimizerConfig
 
 STEPS = 4
 SCALES = (1.0, 0.1)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from commentree.errors import UserError
-from commentree.training.config import ScheduleConfig
 from commentree.training.optim import schedules
+from commentree.training.optim.optimizer_config import ScheduleConfig
 
 
 def rates(train_steps: int = 100, **settings) -> np.ndarray:

@@ -14,7 +14,8 @@ from commentree.models.model import CommentTreeModel
 from commentree.tests.support.consoles import printed
 from commentree.tests.support.training import stub
 from commentree.training import state
-from commentree.training.config import MESH_AXES, OptimizerConfig, PartitioningConfig
+from commentree.training.config import MESH_AXES, PartitioningConfig
+from commentree.training.optim.optimizer_config import OptimizerConfig
 from commentree.training.reports import parameter_table
 
 MESH = AbstractMesh((1, 1, 2, 4), MESH_AXES)

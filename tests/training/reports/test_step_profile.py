@@ -94,3 +94,5 @@ def test_steps_that_cannot_be_profiled_are_one_line(steps):
   with pytest.raises(UserError, match=r"profile_steps = .*: must be the first and the"):
     TrainConfig("run", 10, 1, profile_steps=steps)
   assert TrainConfig("run", 10, 1, profile_steps=[2, 2]).profile_steps == (2, 2)
+  epochs = TrainConfig("run", None, 1, train_epochs=2, profile_steps=(10, 15))
+  assert epochs.profile_steps == (10, 15)

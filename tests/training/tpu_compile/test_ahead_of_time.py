@@ -13,7 +13,8 @@ from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
 from commentree.training import partitioning, state
-from commentree.training.config import OptimizerConfig, PartitioningConfig, TrainConfig
+from commentree.training.config import PartitioningConfig, TrainConfig
+from commentree.training.optim.optimizer_config import OptimizerConfig
 from commentree.training.tpu_compile import ahead_of_time, compiled_report, topologies
 from commentree.training.tpu_compile.ahead_of_time import CompilePlan
 

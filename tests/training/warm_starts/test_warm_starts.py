@@ -25,7 +25,7 @@ from commentree.tests.support.training.warm_starts.started import abstract_param
 from commentree.training import initial_state, partitioning
 from commentree.training import train as trainer
 from commentree.training.checkpointing import run_record
-from commentree.training.config import OptimizerConfig, ScheduleConfig
+from commentree.training.optim.optimizer_config import OptimizerConfig, ScheduleConfig
 from commentree.training.warm_starts import apply, assignments
 
 
