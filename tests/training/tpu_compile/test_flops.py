@@ -8,7 +8,12 @@ import pytest
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
 from commentree.tests.support.training import stub
+from commentree.training.partitioning import flatten_names
 from commentree.training.tpu_compile import flops
+
+
+# Looked up, added, or of a number of rows that does not count.
+TABLES = ("embedding", "distance_bias", "queries", "transitions")
 
 
 def device(kind: str):
@@ -116,3 +121,26 @@ def test_matching_replies_costs_two_maps_and_a_comparison_of_all_pairs():
   targets, width = batch["target_depths"].size, 128
   expected = 3 * 2 * (2 * width**2 * targets + width * targets**2)
   assert counted(0.1) - counted(0) == expected
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"ancestor_pointer": True, "vectors_to_logits": True, "num_thread_layers": 1},
+    {"pooling": "attention", "vectors_per_comment": 2, "reply_matching_weight": 0.1},
+    {"context": "concatenated", "ancestor_positions": "depth", "num_languages": 2},
+    {"ancestor_positions": "distance", "family": "roberta"},
+    {"head": "tagging", "num_labels": 3, "tagger": "crf"},
+    {"head": "tagging", "num_labels": 3, "tagger": "gru"},
+  ],
+)
+def test_a_parameter_that_is_multiplied_has_a_name_that_is_counted(changes):
+  batch = stub.random_batch(0, 4)
+  shapes = {name: values.shape for name, values in batch.items()}
+  model = CommentTreeModel(ModelConfig(vocab_size=512, **changes))
+  variables = jax.eval_shape(
+    lambda: model.get_initial_variables(jax.random.key(0), shapes)
+  )
+  for name, leaf in flatten_names(variables["params"]).items():
+    is_counted = name.endswith((".kernel", ".recurrent_kernel"))
+    assert is_counted or leaf.ndim < 2 or name.endswith(TABLES), name
