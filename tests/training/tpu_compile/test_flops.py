@@ -11,7 +11,6 @@ from commentree.tests.support.training import stub
 from commentree.training.partitioning import flatten_names
 from commentree.training.tpu_compile import flops
 
-
 # Looked up, added, or of a number of rows that does not count.
 TABLES = ("embedding", "distance_bias", "queries", "transitions")
 
