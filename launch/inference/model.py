@@ -11,11 +11,14 @@ Answers are those of `commentree infer`, by the same code.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
 
 from commentree.errors import UserError
 from commentree.launch.inference import run_context
@@ -112,6 +115,43 @@ class LoadedModel:
       Of each comment `vectors` `[J, D]` and, if asked for, `in_thread` `[D]`.
     """
     return self._answers("embed", of, ancestors, {"contextual": contextual})
+
+  def encode(
+    self, sentences: str | Sequence[str], *, normalize_embeddings: bool = False
+  ) -> np.ndarray:
+    """Returns vectors of texts, as `encode` of sentence-transformers does.
+
+    Each text is read as a post without a thread; its vector is the mean of those that
+    `embed` gives.
+
+    Args:
+      sentences: texts, or one.
+      normalize_embeddings: whether to scale vectors to length 1.
+
+    Returns:
+      float32 `[N, D]`, or `[D]` of one text; NaN for a text that nothing is left of.
+
+    Raises:
+      UserError: if something given is no text.
+    """
+    texts = [sentences] if isinstance(sentences, str) else list(sentences)
+    trees: dict[int, CommentTree] = {}
+    for number, text in enumerate(texts):
+      if not isinstance(text, str):
+        shown = repr(text)[:_LONGEST_SHOWN]
+        raise UserError(f"{shown} is no text: encode takes texts, embed takes trees")
+      with contextlib.suppress(UserError):
+        trees[number] = self._tree(text, "text")
+    answers = self.embed(list(trees.values()))
+    of_text = dict(zip(trees, (answer["vectors"] for (answer,) in answers)))
+    width = self.run.config.model.emb_dim
+    found = np.full((len(texts), width), np.nan, np.float32)
+    for number, vectors in of_text.items():
+      if vectors is not None:
+        found[number] = np.mean(vectors, axis=0)
+    if normalize_embeddings:
+      found /= np.linalg.norm(found, axis=-1, keepdims=True)
+    return found[0] if isinstance(sentences, str) else found
 
   def rank(
     self,

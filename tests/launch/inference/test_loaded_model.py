@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import commentree
@@ -34,6 +35,24 @@ def test_what_is_no_tree_is_one_line_in_python(model, given, said):
     model.fill(given)
   assert said in str(error.value)
   assert "\n" not in str(error.value)
+
+
+def test_texts_are_encoded_as_sentence_transformers_does(model):
+  texts = ["two words", "", "three more words", "[deleted]"]
+  found = model.encode(texts)
+  assert found.shape == (4, model.run.config.model.emb_dim)
+  assert np.isnan(found[[1, 3]]).all()
+  np.testing.assert_allclose(
+    found[2], np.mean(model.embed(texts[2])[0]["vectors"], axis=0), rtol=1e-6
+  )
+  np.testing.assert_allclose(model.encode(texts[2]), found[2], rtol=1e-5)
+  of_length_1 = model.encode(texts, normalize_embeddings=True)
+  np.testing.assert_allclose(
+    of_length_1[0], found[0] / np.linalg.norm(found[0]), rtol=1e-6
+  )
+  assert model.encode([]).shape == (0, found.shape[1])
+  with pytest.raises(UserError, match="3 is no text: encode takes texts"):
+    model.encode([3])
 
 
 def test_a_condition_that_there_is_not_is_one_line_in_python(model):
