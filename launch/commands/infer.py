@@ -41,6 +41,10 @@ examples:
     zcat trees.jsonl.gz | commentree infer --model_dir=runs/mine --mode=score \\
       --input - --output - | jq .difference
 
+  which of the comments above made a comment what it is:
+    commentree infer --model_dir=runs/mine --mode=score --attribution \\
+      --input trees.jsonl --output=attributed.jsonl
+
   three replies to each comment without replies:
     commentree infer --model_dir=runs/replies --mode=generate --input trees.jsonl \\
       --output=replies.jsonl --num_replies=3 --top_p=0.9 --temperature=0.8
@@ -230,6 +234,13 @@ def _parser() -> argparse.ArgumentParser:
     action="store_true",
     default=None,
     help="also the mean of the decoder's states, which see the comments above",
+  )
+  score = parser.add_argument_group("score")
+  score.add_argument(
+    "--attribution",
+    action="store_true",
+    default=None,
+    help="also how much each comment above counts: what is lost without it alone",
   )
   rank = parser.add_argument_group("rank")
   rank.add_argument(

@@ -188,18 +188,27 @@ class LoadedModel:
     self._engine.prepare(made, self._program(made))
     return self._named(made, read, one=one)
 
-  def score(self, of: Tree | Sequence[Tree], *, ancestors: str = "true") -> Answers:
+  def score(
+    self,
+    of: Tree | Sequence[Tree],
+    *,
+    attribution: bool = False,
+    ancestors: str = "true",
+  ) -> Answers:
     """Returns how likely comments are.
 
     Args:
       of: a tree, or several.
+      attribution: whether to tell how much each ancestor counts.
       ancestors: which of the comments above it a comment sees.
 
     Returns:
       Of each comment `log_likelihood`, `without_ancestors` and their `difference`, in
-      nats, and the `tokens` they are of.
+      nats, and the `tokens` they are of. If asked for, its `ancestors`, nearest first:
+      `comment`, `distance` in hops, and `nats_per_token`, which its tokens lose on
+      average where that ancestor is hidden.
     """
-    return self._answers("score", of, ancestors, {})
+    return self._answers("score", of, ancestors, {"attribution": attribution})
 
   def generate(
     self, of: Tree | Sequence[Tree], *, ancestors: str = "true", **options: Any

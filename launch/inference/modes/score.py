@@ -3,14 +3,15 @@
 A model of masked tokens gives the pseudo-log-likelihood: each token's log probability
 where it alone is masked (Salazar, Liang, Nguyen and Kirchhoff, "Masked Language Model
 Scoring", 2020). A causal one gives the log-likelihood. The difference is what a thread
-explains of a comment, in nats.
+explains of a comment, in nats; `attribution` shares it out to the ancestors.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from commentree.launch.inference.documents import EMPTY, TokenizedTree
 from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.modes.base import Answer, Mode, rounded
 from commentree.launch.inference.run_context import RunContext
+from commentree.models.attribution import leave_one_out
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.forest_layout import ForestShape
@@ -39,9 +41,12 @@ class ScoredDocument(TokenizedTree):
   Attributes:
     sums: of each comment, log probabilities with ancestors and without, nats, and the
       tokens they are of. float64 [comments, 3]
+    without: of each comment, by an ancestor that it sees, the hops to that and what
+      the loss of its tokens is without it more than with it, summed, nats.
   """
 
   sums: np.ndarray
+  without: dict[int, dict[int, tuple[int, float]]]
 
 
 class Score(Mode[ScoredDocument]):
@@ -49,43 +54,86 @@ class Score(Mode[ScoredDocument]):
 
   name = "score"
 
-  def __init__(self, run: RunContext, ancestors: Condition = "true"):
-    """Sets up."""
+  def __init__(
+    self, run: RunContext, ancestors: Condition = "true", attribution: bool = False
+  ):
+    """Sets up.
+
+    Args:
+      run: what is known of the run.
+      ancestors: which ancestors comments see.
+      attribution: whether to tell how much each of them counts.
+    """
     super().__init__(run, ancestors)
+    self.attribution = attribution
+
+  @property
+  def program_key(self) -> Hashable:
+    """Equal for modes of one run with the same computation."""
+    return super().program_key, self.attribution
 
   def read(self, tree: CommentTree) -> ScoredDocument:
     """Makes a document of a tree."""
     sums = np.zeros((len(tree.comments), 3))
-    return ScoredDocument.read(tree, self.run.builder, sums=sums)
+    return ScoredDocument.read(tree, self.run.builder, sums=sums, without={})
 
   def compute(self, model: CommentTreeModel) -> Compute:
-    """Returns the loss of each predicted token `[B, R, M]`, with and without."""
+    """Returns the loss of each predicted token `[B, R, M]`, with and without.
+
+    With attribution also without each ancestor in turn, `[B, A, R, M]`.
+    """
 
     def compute(params: Any, batch: Any) -> Any:
-      return tuple(
+      found = [
         model.evaluate_batch(params, batch, condition)["nll"]
         for condition in (self.ancestors, "none")
-      )
+      ]
+      if self.attribution:
+        found.append(leave_one_out(model, params, batch, self.ancestors))
+      return found
 
     return compute
 
   def collect(self, arrays: Any, filled: PackedForest) -> None:
     """Takes in the losses of a forest."""
-    with_ancestors, without = arrays
+    with_ancestors, without, *left_out = arrays
     for row, column, target, _ in filled.predicted():
       document, node = filled.targets[target]
-      document.sums[document.comment_of(node)] += (
-        -float(with_ancestors[row, column]),
-        -float(without[row, column]),
-        1,
-      )
+      loss = float(with_ancestors[row, column])
+      comment = document.comment_of(node)
+      document.sums[comment] += (-loss, -float(without[row, column]), 1)
+      if not left_out:
+        continue
+      of_comment = document.without.setdefault(comment, {})
+      for ancestor, (hops, place) in self._seen(filled, target).items():
+        _, before = of_comment.get(ancestor, (hops, 0.0))
+        more = float(left_out[0][place, row, column]) - loss
+        of_comment[ancestor] = hops, before + more
+
+  def _seen(self, filled: PackedForest, target: int) -> dict[int, tuple[int, int]]:
+    """Returns the comments above a target that it sees, nearest first.
+
+    Each with the hops to it and its first place in `ancestor_slots`.
+    """
+    document, _ = filled.targets[target]
+    slots = filled.forest["ancestor_slots"][target].tolist()
+    distances = filled.forest["ancestor_distances"][target].tolist()
+    farthest = {"none": 0, "parent_only": 1}.get(self.ancestors, math.inf)
+    found: dict[int, tuple[int, int]] = {}
+    for place, (slot, hops) in enumerate(zip(slots, distances)):
+      # No hops: an earlier chunk of the target's own comment.
+      if slot and 0 < hops <= farthest:
+        _, node = filled.slots[slot - 1]
+        found.setdefault(document.comment_of(node), (hops, place))
+    return found
 
   def answers(self, document: ScoredDocument) -> list[Answer]:
     """Returns log-likelihoods of each comment and their difference, in nats."""
     found: list[Answer] = []
-    for empty, sums, cut in zip(
+    rows = zip(
       document.is_empty().tolist(), document.sums.tolist(), document.tokens_cut.tolist()
-    ):
+    )
+    for comment, (empty, sums, cut) in enumerate(rows):
       given, without, tokens = sums
       if tokens:
         answer: Answer = {
@@ -100,6 +148,15 @@ class Score(Mode[ScoredDocument]):
         names = ("log_likelihood", "without_ancestors", "difference")
         answer = {**dict.fromkeys(names), "tokens": 0}
         answer["why"] = EMPTY if empty else _NO_TOKEN
+      if self.attribution:
+        answer["ancestors"] = [
+          {
+            "comment": document.tree.comments[ancestor].id,
+            "distance": hops,
+            "nats_per_token": rounded(nats / tokens),
+          }
+          for ancestor, (hops, nats) in document.without.get(comment, {}).items()
+        ]
       found.append(answer)
     return found
 
@@ -163,7 +220,7 @@ class PseudoLikelihood(Score):
         [*(depths[above] if above else [0]), *[depths[node]] * len(places)], np.int32
       ),
       "is_target": np.repeat([0, 1], [len(context), len(places)]).astype(np.int32),
-      "node_ids": np.repeat([-1, node], [len(context), len(places)]).astype(np.int32),
+      "node_ids": np.array([*(above or [-1]), *[node] * len(places)], np.int32),
     }
 
 
@@ -178,11 +235,17 @@ class Likelihood(Score):
     )
 
   def items(self, document: ScoredDocument) -> Iterator[PackItem]:
-    """Yields every comment once."""
+    """Yields every comment once; along threads, for attribution, apart."""
     nodes = document.subtree()
     assert self.run.causal is not None
-    for subtree in forests.cut(
-      nodes, nodes["lengths"] > 0, self.run.builder.preprocessing.subtrees
-    ):
-      read = self.run.causal(subtree, self.run.decoder_length, 0, 0, 0)
-      yield from forests.items_of(read, self.shape)
+    has_tokens = nodes["lengths"] > 0
+    together = [has_tokens]
+    if self.attribution and self.run.config.model.num_thread_layers:
+      # See `leave_one_out`.
+      together = [*np.diag(has_tokens)[has_tokens]]
+    for is_target in together:
+      for subtree in forests.cut(
+        nodes, is_target, self.run.builder.preprocessing.subtrees
+      ):
+        read = self.run.causal(subtree, self.run.decoder_length, 0, 0, 0)
+        yield from forests.items_of(read, self.shape)

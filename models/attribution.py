@@ -1,0 +1,83 @@
+"""How much each ancestor counts: the loss of a target's tokens without it.
+
+Each ancestor is hidden in turn and the exact loss computed again ("leave one out"). The
+comments are encoded once for all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from commentree.models.conditions import apply_condition
+from commentree.models.config import Condition
+from commentree.models.heads import scored
+from commentree.models.interface import PyTree
+from commentree.models.layers import Array
+from commentree.models.model import CommentTreeModel
+
+
+def leave_one_out(
+  model: CommentTreeModel,
+  params: PyTree,
+  batch: Mapping[str, Array],
+  condition: Condition = "true",
+) -> Array:
+  """Returns the loss of each masked token without one ancestor, `[B, A, R, M]`, nats.
+
+  By the ancestor's column in `ancestor_slots`; all chunks of a comment are hidden
+  together. In columns that no target has an ancestor in the values mean nothing.
+
+  With `num_thread_layers` an ancestor's vector knows those above it by all targets that
+  see it; what comes out is exact where targets that share encoder slots have the same
+  ancestors.
+
+  Args:
+    model: a model of tokens.
+    params: its parameters.
+    batch: a batch of forests.
+    condition: which ancestors there are to leave out, as in `apply_condition`.
+  """
+  batch = apply_condition(batch, condition)
+  # A concatenated thread is another text without an ancestor, and encoded again.
+  encodes_once = model.config.context != "concatenated"
+  encoded = model.encode(params, batch) if encodes_once else None
+
+  def losses(column: Array) -> Array:
+    left = without_ancestor(batch, column)
+    if encoded is None:
+      scores = model.module.apply({"params": params}, left)
+    else:
+      scores = model.module.apply({"params": params}, encoded, left, method="decode")
+    return scored.losses_of(model.config, scores, left).nll  # type: ignore[arg-type]
+
+  slots_BTA = batch["ancestor_slots"]
+  nothing_BRM = jnp.zeros(batch["decoder_loss_weights"].shape, jnp.float32)
+  losses_ABRM = jax.lax.map(
+    lambda column: jax.lax.cond(
+      jnp.any(slots_BTA[..., column] > 0),
+      losses,
+      lambda _: nothing_BRM,
+      column,
+    ),
+    jnp.arange(slots_BTA.shape[-1]),
+  )
+  return jnp.moveaxis(losses_ABRM, 0, 1)
+
+
+def without_ancestor(batch: Mapping[str, Array], column: Array) -> dict[str, Array]:
+  """Returns the batch with one ancestor of each target hidden, with all its chunks.
+
+  Args:
+    batch: a batch of forests.
+    column: the ancestor's place in `ancestor_slots`; nothing is hidden of a target that
+      has none there.
+  """
+  slots_BTA, hops_BTA = batch["ancestor_slots"], batch["ancestor_distances"]
+  # Of one path, so that those as many hops up are chunks of the same comment.
+  is_left_out_BTA = (hops_BTA == hops_BTA[..., column][..., None]) & (
+    slots_BTA[..., column][..., None] > 0
+  )
+  return {**batch, "ancestor_slots": jnp.where(is_left_out_BTA, 0, slots_BTA)}
