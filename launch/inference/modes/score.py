@@ -55,7 +55,7 @@ class Score(Mode[ScoredDocument]):
   name = "score"
 
   def __init__(
-    self, run: RunContext, ancestors: Condition = "true", attribution: bool = False
+    self, run: RunContext, ancestors: Condition = "true", *, attribution: bool = False
   ):
     """Sets up.
 
