@@ -6,7 +6,7 @@ VENV   ?= .venv$(if $(filter-out file,$(origin PYTHON)),-$(notdir $(PYTHON)))
 BIN    := $(VENV)/bin
 RUN    ?= runs/demo
 
-.PHONY: help train check test slow fuzz lint format bench feed aot settings clean
+.PHONY: help train check test slow fuzz lint format bench feed aot settings site clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -ts:
@@ -63,6 +63,17 @@ aot: $(VENV)/.installed-test  ## docs/aot.md: every size on TPU slices, by the T
 settings: $(VENV)/.installed  ## docs/settings.md, from the classes of settings
 	$(BIN)/python -m commentree.launch.settings.settings_page
 
+# The package under its name, for the reference of Python; no more of it, for links to
+# the whole folder would lead back into build/. Not --quiet: mkdocs counts no warning that
+# it does not print.
+PACKAGED := $(filter-out setup.py,$(wildcard *.py)) launch models tasks training
+
+site: $(VENV)/.installed-docs  ## the documentation as pages, in build/site; needs no network
+	mkdir -p build/path/commentree
+	for name in $(PACKAGED); do ln -sfn ../../../$$name build/path/commentree/$$name; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+	@echo "build/site/index.html"
+
 clean:  ## remove the virtual environments and what tools left
 	rm -rf .venv .venv-* $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
@@ -74,6 +85,10 @@ $(VENV)/.installed: setup.py
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed-test

@@ -56,6 +56,13 @@ EXTRAS = {
   # T5X itself, and of its imports `airio` and a `jestimator` for today's JAX, are not
   # on PyPI: see docs/warm_starts.md. This extra adds what its imports want besides.
   "t5x": ["cached_property", "chex", "fiddle", "jaxtyping"],
+  # `make site`.
+  "docs": [
+    "mkdocs>=1.6,<1.7",
+    "mkdocs-material>=9.8,<10",
+    "mkdocstrings>=1.0,<2",
+    "mkdocstrings-python>=2.0,<3",
+  ],
   # Guides `make fuzz` by coverage.
   "fuzz": ["atheris>=3,<4"],
   "test": [
