@@ -6,7 +6,7 @@ VENV   ?= .venv$(if $(filter-out file,$(origin PYTHON)),-$(notdir $(PYTHON)))
 BIN    := $(VENV)/bin
 RUN    ?= runs/demo
 
-.PHONY: help train check test slow fuzz lint format bench feed aot settings site clean
+.PHONY: help train check test slow fuzz lint format bench feed aot settings site notebooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -ts:
@@ -74,6 +74,14 @@ site: $(VENV)/.installed-docs  ## the documentation as pages, in build/site; nee
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 	@echo "build/site/index.html"
 
+# Their outputs are not kept with the sources.
+notebooks: $(VENV)/.installed-notebooks  ## docs/notebooks, executed, in build/notebooks; a minute or two each
+	mkdir -p build/notebooks
+	for source in docs/notebooks/*.py; do \
+	  target=build/notebooks/$$(basename $$source .py).ipynb; \
+	  $(BIN)/jupytext --quiet --to ipynb --output $$target $$source && \
+	  $(BIN)/jupyter-execute --inplace $$target && echo $$target || exit 1; done
+
 clean:  ## remove the virtual environments and what tools left
 	rm -rf .venv .venv-* $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
@@ -89,6 +97,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+$(VENV)/.installed-notebooks: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
 	touch $@
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed-test

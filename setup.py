@@ -63,6 +63,8 @@ EXTRAS = {
     "mkdocstrings>=1.0,<2",
     "mkdocstrings-python>=2.0,<3",
   ],
+  # `make notebooks`.
+  "notebooks": ["ipykernel>=7.0,<8", "jupytext>=1.19,<2", "nbclient>=0.11,<0.12"],
   # Guides `make fuzz` by coverage.
   "fuzz": ["atheris>=3,<4"],
   "test": [

@@ -43,7 +43,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
       log.warning("%s: there is no %s", name, path)
     if path in PAGES:
       return f"[{text}]({PAGES[path]}{anchor})"
-    if path.startswith("docs/"):
+    if path.startswith("docs/") and not path.endswith(".py"):
       return f"[{text}]({path.removeprefix('docs/')}{anchor})"
     # A file that is no page: the site knows no place where it could be read.
     return f"`{path}`"
