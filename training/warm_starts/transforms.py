@@ -196,7 +196,7 @@ class Buckets:
 
   def back(self, index: Index, source: Shape) -> tuple[Index, Finish]:
     """As `Transform.back`."""
-    columns = _shares_of_buckets(self.causal)[:, index[1]]
+    columns = _shares_of_buckets(causal=self.causal)[:, index[1]]
 
     def shared(array: np.ndarray) -> np.ndarray:
       return array.astype(np.float32) @ columns
