@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 from etils import epath
 
 from commentree.errors import UserError
 
 SCHEMES = ("gs", "s3")
+SOURCE_SCHEMES = (*SCHEMES, "hf", "https", "http", "memory")
+"""Of sources, which are copied to this machine; `memory` is fsspec's, for tests."""
 
 
-def check_scheme(path: str | os.PathLike[str], what: str = "") -> None:
+def check_scheme(
+  path: str | os.PathLike[str], what: str = "", schemes: Sequence[str] = SCHEMES
+) -> None:
   """Makes sure that a path is local or in a bucket.
 
   Args:
     path: what the user gave.
     what: what the user calls it, such as a flag.
+    schemes: of URLs that are let through.
 
   Raises:
     UserError: if it is a URL of another kind, or holds credentials.
@@ -32,10 +38,11 @@ def check_scheme(path: str | os.PathLike[str], what: str = "") -> None:
       f"{what}{scheme}://...@...: a path must not hold credentials: leave them to the"
       " environment"
     )
-  if scheme not in SCHEMES:
+  if scheme not in schemes:
+    told = [f"{name}://" for name in schemes if name not in ("http", "memory")]
     raise UserError(
       f"{what}{text}: {scheme}:// is not supported: download it and give the file, or"
-      " give gs:// or s3://"
+      f" give {', '.join(told[:-1])} or {told[-1]}"
     )
 
 

@@ -31,6 +31,7 @@ INSTALL_REQUIRES = [
   *(line for line in (ROOT / REQUIREMENTS).read_text().splitlines() if line[0] != "#"),
   "array_record>=0.8,<0.9",
   "duckdb>=2.0,<3",
+  "fsspec>=2024.6",
   "seqio>=0.0.20,<0.1",
   "tensorboard>=2.19",
   "tensorflow-datasets>=4.9.9,<5",
@@ -52,7 +53,8 @@ EXTRAS = {
   "mlflow": ["mlflow-skinny>=3.17,<4"],
   "pictures": PICTURES,
   # MODEL_DIR in a bucket; for gs:// the TensorFlow that is there anyway does, too.
-  "remote": ["gcsfs", "s3fs"],
+  # Sources by URL: gs://, s3://, https://, hf://.
+  "remote": ["gcsfs", "s3fs", "aiohttp", "huggingface_hub"],
   # T5X itself, and of its imports `airio` and a `jestimator` for today's JAX, are not
   # on PyPI: see docs/warm_starts.md. This extra adds what its imports want besides.
   "t5x": ["cached_property", "chex", "fiddle", "jaxtyping"],
@@ -70,6 +72,7 @@ EXTRAS = {
   "test": [
     *BEAM,
     *PICTURES,
+    "aiohttp>=3.14,<4",
     "hypothesis>=6.100",
     # libtpu: tests compile for TPUs, which takes none.
     *jax("[tpu]"),

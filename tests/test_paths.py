@@ -10,7 +10,7 @@ from commentree.tasks.readers.parsing import files
 from commentree.tasks.vocabulary import vocabulary_files
 from commentree.training.checkpointing import storage
 
-URLS = ("https://a.b/c.jsonl", "github://a/b", "hdfs://a/b", "file:///a", "://a")
+URLS = ("ftp://a.b/c.jsonl", "github://a/b", "hdfs://a/b", "file:///a", "://a")
 TAKERS = (
   open_path,
   built_dataset.find,
@@ -42,9 +42,9 @@ def test_local_paths_and_buckets_pass():
 @pytest.mark.parametrize(
   "command",
   [
-    ("build", "--source=https://a.b/c", "--out=made"),
-    ("vocab", "--input=https://a.b/c", "--output=made.model"),
-    ("inspect", "--files=https://a.b/c", "--vocabulary=some.model"),
+    ("build", "--source=ftp://a.b/c", "--out=made"),
+    ("vocab", "--input=ftp://a.b/c", "--output=made.model"),
+    ("inspect", "--files=ftp://a.b/c", "--vocabulary=some.model"),
   ],
 )
 def test_every_verb_that_takes_trees_says_so(command, tmp_path, monkeypatch, capsys):
@@ -52,4 +52,4 @@ def test_every_verb_that_takes_trees_says_so(command, tmp_path, monkeypatch, cap
   assert main.main(command) == 2
   said = capsys.readouterr().err
   assert said.count("\n") == 1
-  assert "https:// is not supported" in said
+  assert "ftp:// is not supported" in said

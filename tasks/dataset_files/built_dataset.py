@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from commentree.errors import StorageError, UserError
-from commentree.paths import open_path
+from commentree.paths import SCHEMES, SOURCE_SCHEMES, open_path
 from commentree.tasks.dataset_files import manifest, tfrecord, tree_record
 from commentree.tasks.trees.columns import COLUMNS
 from commentree.tasks.trees.comment_tree import CommentTree
@@ -67,6 +67,9 @@ def find(files: str | Sequence[str]) -> epath.Path | None:
 
 def version_folder(path: str | os.PathLike[str]) -> epath.Path | None:
   """The folder of a built dataset's newest version, or None if it is no such folder."""
+  scheme, is_url, _ = os.fspath(path).partition("://")
+  if is_url and scheme in SOURCE_SCHEMES and scheme not in SCHEMES:
+    return None  # where sources may lie, and no datasets
   folder = open_path(path).expanduser()
   if "*" in os.fspath(path) or not folder.is_dir():
     return None

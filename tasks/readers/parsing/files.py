@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from commentree.errors import UserError
-from commentree.paths import check_scheme
-from commentree.tasks.readers.parsing import compression, text_encodings
+from commentree.tasks.readers.parsing import compression, remote_files, text_encodings
 from commentree.tasks.trees.comment_tree import ReadCounts
 
 READ = "read"
@@ -52,7 +51,8 @@ def expand(
   """Lists the files that patterns stand for, each once, in order of name.
 
   Args:
-    patterns: files, globs (`**` for any depth) and folders.
+    patterns: files, globs (`**` for any depth) and folders; or URLs of some, of which
+      the paths of copies are returned.
     suffixes: of a folder, files with one of these, compressed or not, are taken, and
       compressed ones without any other, as dumps are named (`RC_2005-12.zst`); a file
       named, or matched by a glob, is taken under any name. Of folders and globs only
@@ -77,7 +77,9 @@ def expand(
 
   found: set[str] = set()
   for pattern in map(os.fspath, patterns):
-    check_scheme(pattern)
+    if remote_files.is_remote(pattern):
+      found |= remote_files.copies(pattern, wanted, aside)
+      continue
     path = os.path.expanduser(pattern)
     if os.path.isdir(path):
       names = _regular(
