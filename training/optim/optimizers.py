@@ -12,7 +12,7 @@ import optax
 import optax.contrib
 
 from commentree.errors import UserError, suggestion
-from commentree.training.optim import learning_rates, optimizer_names
+from commentree.training.optim import adafactor, learning_rates, optimizer_names
 from commentree.training.optim.optimizer_config import OptimizerConfig
 from commentree.training.optim.per_layer import per_layer
 from commentree.training.optim.schedules import Schedule
@@ -27,6 +27,8 @@ _NOT_DECAYED = re.compile(r"(scale|bias|rel_embedding|null_vector)$")
 _OF_WHOLE_ARRAYS = frozenset(
   ("adafactor", "fromage", "galore", "lamb", "lars", "muon", "novograd")
 )
+# Equal to optax's, in fewer passes over memory.
+_OURS: Mapping[str, Callable[..., Any]] = {"adafactor": adafactor.adafactor}
 # Those that compute parameters, which a multiple of the update would not be.
 _OF_PARAMETERS = frozenset(("madgrad", "schedule_free_adamw", "schedule_free_sgd"))
 
@@ -92,13 +94,13 @@ def make_optimizer(
 
 
 def _factory(name: str) -> tuple[Callable[..., Any], str]:
-  """Returns optax's function of a name, and where it is.
+  """Returns optax's function of a name, or what we have for it, and where it is.
 
   Raises:
     UserError: if it makes no optimizer.
   """
   module = optax if hasattr(optax, name) else optax.contrib
-  factory = getattr(module, name, None)
+  factory = _OURS.get(name) or getattr(module, name, None)
   where = f"{module.__name__}.{name}"
   part = name.startswith("scale_by_")
   if factory is None or part or "learning_rate" not in _parameters(factory):

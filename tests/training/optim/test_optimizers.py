@@ -13,7 +13,7 @@ from commentree.errors import UserError
 from commentree.tests.support.training import published_optimizers as published
 from commentree.training import partitioning, state
 from commentree.training.config import PartitioningConfig
-from commentree.training.optim import optimizer_names, optimizers
+from commentree.training.optim import adafactor, optimizer_names, optimizers
 from commentree.training.optim.optimizer_config import OptimizerConfig
 
 STEPS = 4
@@ -116,6 +116,43 @@ def test_adafactor_is_the_papers_with_t5s_settings_layer_by_layer(stacked, width
   # Kernels of width 128 are factored.
   expected = by_paper(lambda name, x, g: published.adafactor(x, g, rate), width)
   assert_same(trained(OptimizerConfig(name="adafactor"), stacked, width), expected)
+
+
+@pytest.mark.parametrize(
+  "kwargs",
+  [
+    {},
+    {"momentum": 0.9, "weight_decay_rate": 0.01, "min_dim_size_to_factor": 2},
+    {"multiply_by_parameter_scale": False, "clipping_threshold": None},
+  ],
+)
+def test_our_adafactor_is_optaxs_bit_by_bit(kwargs):
+  assert inspect.signature(adafactor.adafactor).parameters.keys() == (
+    inspect.signature(optax.adafactor).parameters.keys()
+  )
+  # Sizes at which the least scale counts, and at which it does not.
+  params = {
+    name: jnp.asarray(drawn(128, 130, seed=n, scale=scale))
+    for n, (name, scale) in enumerate({"a": 1.0, "b": 1e-4}.items())
+  }
+  params["zero"] = jnp.zeros((4,))
+  gradients = jax.tree.map(lambda p: jnp.sin(100 * p) + 0.1, params)
+  ours, theirs = (
+    after_steps(make(learning_rate=rate, **kwargs), params, gradients)
+    for make in (adafactor.adafactor, optax.adafactor)
+  )
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def after_steps(transform, params, gradients):
+  """Parameters and state after some steps."""
+  state = transform.init(params)
+  update = jax.jit(transform.update)
+  for _ in range(STEPS):
+    updates, state = update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+  return params, state
 
 
 @pytest.mark.parametrize("stacked", [False, True])
