@@ -34,10 +34,12 @@ class Sources:
       products = {source: flops for source, flops in inside if flops}
       if products and instruction.source not in products:
         return max(products, key=lambda source: products[source])
-      if not instruction.source:
-        found = next((source for source, _ in inside if source), "")
+      if not _says(instruction.source):
+        found = next((source for source, _ in inside if _says(source)), "")
         return found or self._nearby(computation, instruction)
-    return instruction.source or self._nearby(computation, instruction)
+    if _says(instruction.source):
+      return instruction.source
+    return self._nearby(computation, instruction)
 
   def _within(self, fusion: Instruction) -> Iterator[tuple[str, int]]:
     """Yields (source, FLOPs of its product) of what is in a fusion."""
@@ -60,9 +62,9 @@ class Sources:
       reached = [instruction]
       for _ in range(_STEPS):
         reached = [there for each in reached for there in step(each)][:_STEPS]
-        if found := next((each.source for each in reached if _says(each)), ""):
+        if found := next((e.source for e in reached if _says(e.source)), ""):
           return found
-    return ""
+    return instruction.source
 
   def _users_in(self, computation: str) -> dict[str, list[Instruction]]:
     if computation not in self._users:
@@ -73,6 +75,6 @@ class Sources:
     return self._users[computation]
 
 
-def _says(instruction: Instruction) -> bool:
-  """Whether a source is a place in the program, and not the name of an argument."""
-  return "/" in instruction.source
+def _says(source: str) -> bool:
+  """Whether it is a place in the program, and not a name of the compiler's."""
+  return "/" in source

@@ -122,7 +122,7 @@ def test_what_takes_more_than_twice_its_bytes_is_bound_by_elementwise_work(
 
 def test_what_the_compiler_adds_is_its_users_or_else_its_inputs():
   text = f"""
-%z = f32[64]{{0}} broadcast(%c), dimensions={{}}, {named("", 10)}
+%z = f32[64]{{0}} broadcast(%c), dimensions={{}}, {named("broadcast.165", 10)}
 %t = (f32[64]) tuple(%z)
 %w = (f32[64]) while(%t), condition=%a, body=%b, {named(BACKWARD + "body")}
 %q = f32[64]{{0}} multiply(%x, %x), {named("jit(f)/jvp(M)/pooling/mul", 20)}
