@@ -21,6 +21,7 @@ from commentree.training.config import BATCH_AXES, TrainConfig
 from commentree.training.optim import learning_rates
 from commentree.training.optim.schedules import Schedule
 from commentree.training.state import PyTree, TrainState
+from commentree.training.tpu_compile import compiler_presets
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -45,7 +46,8 @@ def make_train_step(
     model: the model.
     optimizer: the optimizer.
     schedule: its learning rate, to report.
-    config: microbatches, and what to do about losses that are not finite.
+    config: microbatches, what to do about losses that are not finite, and options of
+      the compiler.
     mesh: the mesh.
     like: the abstract state; the new state lies as it says.
   """
@@ -79,7 +81,11 @@ def make_train_step(
     partitioning.replicated(mesh),
   )
 
-  @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
+  options = compiler_presets.options_for(config.xla_preset, mesh.devices.flat[0])
+
+  @functools.partial(
+    jax.jit, donate_argnums=0, out_shardings=shardings, compiler_options=options
+  )
   def train_step(state: TrainState, batch: Batch, key: jax.Array):
     grads, sums = gradients(state.params, batch, jax.random.fold_in(key, state.step))
     # A batch of padding has neither loss nor gradient.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import get_args
 
 import jax
 import pytest
@@ -13,9 +14,14 @@ from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
 from commentree.training import partitioning, state
-from commentree.training.config import PartitioningConfig, TrainConfig
+from commentree.training.config import PartitioningConfig, TrainConfig, XlaPreset
 from commentree.training.optim.optimizer_config import OptimizerConfig
-from commentree.training.tpu_compile import ahead_of_time, compiled_report, topologies
+from commentree.training.tpu_compile import (
+  ahead_of_time,
+  compiled_report,
+  compiler_presets,
+  topologies,
+)
 from commentree.training.tpu_compile.ahead_of_time import CompilePlan
 
 # A forest of four rows: codegen, not analysis, takes the compiler's time.
@@ -213,6 +219,26 @@ def test_scanned_layers_cost_what_unrolled_ones_do():
   # loop's body counted once would be far below.
   ratio = scanned.operations_seconds / unrolled.operations_seconds
   assert 0.8 < ratio < 2.0
+
+
+def test_options_of_a_preset_reach_the_compiler_of_the_train_step(monkeypatch):
+  # One that it does not know, so that it refuses them.
+  monkeypatch.setitem(compiler_presets.OPTIONS, "vmem_32", {"xla_tpu_unheard_of": "1"})
+  made = plan("v5e:1x1")
+  with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_unheard_of"):
+    ahead_of_time.compile_program(made, effort=EFFORT)
+  other = plan("v5p:1x1x1")
+  assert compiler_presets.options_for("auto", other.mesh.devices.flat[0]) == {}
+
+
+def test_presets_are_for_tpus_and_known_options():
+  tpu = plan("v5e:1x1").mesh.devices.flat[0]
+  assert compiler_presets.options_for("none", tpu) == {}
+  for preset in ("auto", "vmem_32"):
+    assert compiler_presets.options_for(preset, jax.devices("cpu")[0]) == {}
+    options = compiler_presets.options_for(preset, tpu)
+    assert options == {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+  assert set(get_args(XlaPreset)) == {"auto", *compiler_presets.OPTIONS}
 
 
 def test_the_family_of_roberta_compiles_with_everything_cut_over_chips():
