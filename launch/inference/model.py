@@ -134,12 +134,11 @@ class LoadedModel:
     Raises:
       UserError: if something given is no text.
     """
-    texts = [sentences] if isinstance(sentences, str) else list(sentences)
+    texts = _texts(sentences)
     trees: dict[int, CommentTree] = {}
     for number, text in enumerate(texts):
       if not isinstance(text, str):
-        shown = repr(text)[:_LONGEST_SHOWN]
-        raise UserError(f"{shown} is no text: encode takes texts, embed takes trees")
+        raise _no_text(text)
       with contextlib.suppress(UserError):
         trees[number] = self._tree(text, "text")
     answers = self.embed(list(trees.values()))
@@ -318,6 +317,24 @@ class LoadedModel:
         " 'selftext', and a list of 'comments' as in docs/data.md"
       )
     return found
+
+
+def _texts(given: str | Iterable[str]) -> list[str]:
+  """Returns the texts given, or the one."""
+  if isinstance(given, str):
+    return [given]
+  # Bytes would be numbers, and a dictionary its keys.
+  if isinstance(given, (bytes, Mapping)):
+    raise _no_text(given)
+  try:
+    return list(given)
+  except TypeError as error:
+    raise _no_text(given) from error
+
+
+def _no_text(given: object) -> UserError:
+  shown = repr(given)[:_LONGEST_SHOWN]
+  return UserError(f"{shown} is no text: encode takes texts, embed takes trees")
 
 
 def _no_tree(given: object) -> UserError:

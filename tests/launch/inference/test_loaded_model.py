@@ -51,8 +51,11 @@ def test_texts_are_encoded_as_sentence_transformers_does(model):
     of_length_1[0], found[0] / np.linalg.norm(found[0]), rtol=1e-6
   )
   assert model.encode([]).shape == (0, found.shape[1])
-  with pytest.raises(UserError, match="3 is no text: encode takes texts"):
-    model.encode([3])
+  np.testing.assert_array_equal(model.encode(np.array(texts)), found)
+  np.testing.assert_array_equal(model.encode(text for text in texts), found)
+  for odd in ([3], 3, None, b"3", {"3": "words"}, np.array("3")):
+    with pytest.raises(UserError, match="is no text: encode takes texts"):
+      model.encode(odd)
 
 
 def test_a_condition_that_there_is_not_is_one_line_in_python(model):
