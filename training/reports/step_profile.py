@@ -50,6 +50,12 @@ class StepProfile:
       step: which it is.
       before: arrays that are waited for first, so that the trace has no earlier step.
     """
+    if self._steps and step > self._steps[-1]:
+      self._say(
+        f"no profile of steps {self._steps[0]:,} to {self._steps[-1]:,}: the run"
+        " continues after them"
+      )
+      self._steps = range(0)
     if step in self._steps and not self._taken:
       jax.block_until_ready(before)
       self._try(self._start)

@@ -61,6 +61,15 @@ def test_a_run_that_begins_and_ends_within_those_steps_keeps_what_there_is(tmp_p
   assert len(lines) == 1
 
 
+def test_a_run_that_continues_after_those_steps_says_so_once(tmp_path):
+  lines = []
+  profile = step_profile.StepProfile((3, 5), storage.as_path(tmp_path), lines.append)
+  take(profile, range(6, 9))
+  profile.close()
+  assert lines == ["no profile of steps 3 to 5: the run continues after them"]
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.long
 def test_a_trace_reaches_a_bucket(tmp_path, monkeypatch):
   monkeypatch.setattr(storage, "is_remote", lambda path: True)
