@@ -232,7 +232,7 @@ def main(argv: Sequence[str]) -> int:
 
   config = _config(arguments)
   labels = None
-  if arguments.labels:
+  if arguments.labels is not None:
     labels = label_file.open_file(
       arguments.labels, arguments.label_columns, config.trees
     )

@@ -153,7 +153,11 @@ def _tell_of_label_file(stats: Mapping[str, Any], console: Console) -> None:
     ("labels", "met by a comment or post that was read", facts["met"]),
     ("labels", "met by none", facts["unmet"]),
     ("lines", "the same label again", facts["repeated"]),
-    *(("lines", fate, n) for fate, n in facts.items() if fate.startswith("left out")),
+    *(
+      ("lines", fate, n)
+      for fate, n in facts.items()
+      if fate.startswith(("left out", "repaired"))
+    ),
     ("comments", "read without a label there", facts["comments_without"]),
     ("comments", "and posts of an id that was read before", facts["met_again"]),
   ]

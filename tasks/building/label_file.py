@@ -49,6 +49,7 @@ LEFT_OUT_NO_ID = "left out: no id"
 LEFT_OUT_NO_LABEL = "left out: no label"
 LEFT_OUT_LONG = "left out: longer than 1,000 characters"
 LEFT_OUT_BAD_LINE = "left out: a line that is no record"
+REPAIRED = "repaired: "
 
 _ROLES = ("id", "post", "label")
 _ROWS_AT_ONCE = 2**16
@@ -112,6 +113,17 @@ def open_file(path: str, given: Sequence[str], config: TreeConfig) -> LabelFile:
       raise UserError(f"--labels={path}: is empty")
   names = records.names(path, config)
   named = columns.parse(given, _ROLES, "--label_columns")
+  for role, several in named.items():
+    if len(several) > 1:
+      raise UserError(
+        f"--label_columns: {role}= is given {len(several)} columns,"
+        f" {' and '.join(several)}; keep one"
+      )
+  if not names:
+    raise UserError(
+      f"--labels={path}: no table is found in it: the first line of CSV must name two"
+      " columns or more, JSON be objects, Parquet and Arrow be whole"
+    )
   for column in (column for of_role in named.values() for column in of_role):
     if column not in names:
       raise UserError(
@@ -120,11 +132,10 @@ def open_file(path: str, given: Sequence[str], config: TreeConfig) -> LabelFile:
       )
   found = columns.match(names, named, _ROLES)
   if not {"id", "label"} <= found.by_role.keys():
-    shown = ", ".join(names[:20])
     raise UserError(
       f"--labels={path}: which columns hold ids and labels is not known; name them with"
-      " --label_columns id=… label=… (its first line must name its columns; there"
-      f" {'are ' + shown if shown else 'is no such line'})"
+      " --label_columns id=… label=… (its first line must name its columns; there are"
+      f" {', '.join(names[:20])})"
     )
   return LabelFile(path, found)
 
@@ -226,6 +237,8 @@ def _read(
     )
   if counts.comments:
     facts[LEFT_OUT_BAD_LINE] += counts.comments.total()
+  for what, number in counts.repaired.items():
+    facts[f"{REPAIRED}{what}"] += number
 
 
 def _batch(
@@ -394,8 +407,8 @@ def summary(folder: pathlib.Path, index: pathlib.Path) -> dict[str, int]:
   Returns:
     `labels`, the number of ids that have one; of those, how many are `met` by a comment
     or post that was read, and how many are `unmet`; `repeated`, lines that say the same
-    again; lines that are left out, by reason; `met_again`, comments and posts of an id
-    that another had; and `comments_without` a label.
+    again; lines that are left out or repaired, by reason; `met_again`, comments and
+    posts of an id that another had; and `comments_without` a label.
   """
   facts: dict[str, int] = json.loads(_facts_path(index).read_text("utf-8"))
   met = np.zeros(-(-facts["labels"] // 8), np.uint8)

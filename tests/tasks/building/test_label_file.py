@@ -11,6 +11,7 @@ from commentree.errors import StorageError, UserError
 from commentree.tasks.building import building, label_file, parts
 from commentree.tasks.building.config import BuildConfig
 from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers import rows
 from commentree.tests.support.tasks import building_fixture
 from commentree.tests.support.tasks.building_fixture import comment, record, write_trees
 
@@ -154,6 +155,13 @@ def test_lines_that_are_no_labels_are_counted(tmp_path, source):
   assert facts[label_file.LEFT_OUT_BAD_LINE] == 1
 
 
+def test_bytes_that_are_no_utf_8_are_counted(tmp_path, source):
+  path = write(tmp_path, "id,label\na,für\nb,for\n".encode("latin-1"))
+  found, stats = built(tmp_path, source, path)
+  assert (found["p", "a"], found["p", "b"]) == ("f\ufffdr", "for")
+  assert stats["label_file"][f"{label_file.REPAIRED}{rows.REPAIRED_SURROGATES}"] == 1
+
+
 @pytest.mark.parametrize(
   ("content", "given", "says"),
   [
@@ -161,7 +169,8 @@ def test_lines_that_are_no_labels_are_counted(tmp_path, source):
     ("id,label\n", (), "holds no label"),
     ("id,label\n,\n", (), r"holds no label.*1 left out: no id"),
     ("a,for\nb,against\n", (), r"not known; name them.*there are a, for"),
-    ("a\nb\n", (), "there is no such line"),
+    ("a\nb\n", (), "no table is found in it: the first line of CSV must name two"),
+    ("id,x,y\na,b,c\n", ["label=x", "label=y"], "label= is given 2 columns, x and y"),
     ("id,label\na,b\n", ["id=key"], r"'key' is no column of .*id, label"),
     ("id,label\na,b\n", ["ident=id"], r"'ident' is no role; there are id, post, label"),
     ("id,label\na,b\n", ["id"], "'id' must be role=column"),
@@ -181,6 +190,16 @@ def test_a_file_that_is_not_there_or_a_folder_is_refused(tmp_path):
     label_file.open_file(str(tmp_path / "none.csv"), (), TREES)
   with pytest.raises(UserError, match="is a folder"):
     label_file.open_file(str(tmp_path), (), TREES)
+  with pytest.raises(UserError, match="--labels=: no such file"):
+    label_file.open_file("", (), TREES)
+
+
+def test_parquet_that_is_cut_off_is_no_table(tmp_path):
+  table = pa.table({"id": ["a", "b"], "label": ["for", "against"]})
+  pq.write_table(table, tmp_path / "labels.parquet")
+  whole = (tmp_path / "labels.parquet").read_bytes()
+  with pytest.raises(UserError, match="Parquet and Arrow be whole"):
+    label_file.open_file(write(tmp_path, whole[:-30], "cut.parquet"), (), TREES)
 
 
 def test_a_build_with_other_labels_is_another_and_is_refused(tmp_path, source):
