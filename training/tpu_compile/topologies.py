@@ -106,6 +106,8 @@ def open_topology(name: str, num_slices: int = 1) -> Topology:
   Raises:
     UserError: if there is no such slice, or no libtpu here.
   """
+  if num_slices < 1:
+    raise UserError(f"--num_slices={num_slices}: must be at least 1")
   chip, shape = parse_name(name)
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(

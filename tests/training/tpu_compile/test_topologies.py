@@ -82,6 +82,12 @@ def test_a_wrong_slice_is_one_line_with_a_hint(name, hint):
   assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [0, -2])
+def test_there_is_at_least_one_slice(number):
+  with pytest.raises(UserError, match=f"--num_slices={number}: must be at least 1"):
+    topologies.open_topology("v5e-4", number)
+
+
 def test_without_libtpu_the_extra_is_named(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match=r"commentree\[tpu\]"):
