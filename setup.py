@@ -31,7 +31,6 @@ INSTALL_REQUIRES = [
   *(line for line in (ROOT / REQUIREMENTS).read_text().splitlines() if line[0] != "#"),
   "array_record>=0.8,<0.9",
   "duckdb>=2.0,<3",
-  "fsspec>=2024.6",
   "seqio>=0.0.20,<0.1",
   "tensorboard>=2.19",
   "tensorflow-datasets>=4.9.9,<5",
