@@ -85,7 +85,7 @@ notebooks: $(VENV)/.installed-notebooks  ## docs/notebooks, executed, in build/n
 clean:  ## remove the virtual environments and what tools left
 	rm -rf .venv .venv-* $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-$(VENV)/.installed: setup.py
+$(VENV)/.installed: setup.py launch/inference/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
 	$(BIN)/python -m pip install --quiet --editable .
