@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 import shlex
+import tarfile
 
 from commentree.errors import UserError
 from commentree.launch.cloud import worker_scripts
@@ -55,10 +56,19 @@ class Package:
     path = f"{folder}/{worker_scripts.SOURCE}"
     if shell.dry_run:
       shell.note(f"mkdir -p {shlex.quote(folder)}")
-    shell.run(
-      ["tar", "--exclude=__pycache__", "-czf", path, "-C", str(_PACKAGE), *_sources()]
-    )
+      shell.run(
+        ["tar", "--exclude=__pycache__", "-czf", path, "-C", str(_PACKAGE), *_sources()]
+      )
+      return path
+    # `tar` fails where a folder changes as it is read, as by Python's `__pycache__`.
+    with tarfile.open(path, "w:gz") as archive:
+      for name in _sources():
+        archive.add(_PACKAGE / name, name, filter=_without_caches)
     return path
+
+
+def _without_caches(found: tarfile.TarInfo) -> tarfile.TarInfo | None:
+  return None if found.name.endswith("__pycache__") else found
 
 
 def _sources() -> list[str]:

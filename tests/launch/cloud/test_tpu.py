@@ -242,7 +242,7 @@ def test_a_preempted_vm_is_noticed_before_the_queue_notices(cloud, model_dir, up
 def test_vms_that_are_gone_though_their_request_is_active_are_asked_for_anew(
   cloud, model_dir, up
 ):
-  process = up("--patience_s=1")
+  process = up("--patience_s=3")
   wait_for(lambda: len(starts(model_dir)) == 2)
   cloud.preempt("mine", state="ACTIVE")
   told = finish(process, model_dir, after=4)
