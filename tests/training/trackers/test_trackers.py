@@ -134,18 +134,23 @@ def test_a_run_goes_on_without_a_tracker_that_fails_and_says_so_once(
   )
 
 
-def test_a_tracker_that_hangs_delays_the_run_only_at_its_end(
-  register, make_config, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(background, "_FINISH_SECONDS", 0.2)
-  ends = threading.Event()
+def hanging_until(ends):
+  """Returns how to open a tracker whose first report takes 20 s, unless it ends."""
 
   def make(run):
     notes = Notes(run)
     notes.log_scalars = lambda *args: ends.wait(20)
     return notes
 
-  register(make)
+  return make
+
+
+def test_a_tracker_that_hangs_delays_the_run_only_at_its_end(
+  register, make_config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(background, "_FINISH_SECONDS", 0.2)
+  ends = threading.Event()
+  register(hanging_until(ends))
   lines = []
   tracker = open_notes(make_config, tmp_path, lines)
   started = time.monotonic()
@@ -165,13 +170,7 @@ def test_a_tracker_that_falls_behind_for_hours_is_given_up(
 ):
   monkeypatch.setattr(background, "_MOST_WAITING", 20)
   ends = threading.Event()
-
-  def make(run):
-    notes = Notes(run)
-    notes.log_scalars = lambda *args: ends.wait(20)
-    return notes
-
-  register(make)
+  register(hanging_until(ends))
   lines = []
   tracker = open_notes(make_config, tmp_path, lines)
   for step in range(100):
