@@ -130,7 +130,7 @@ def check_model(run: RunConfig, model: CommentTreeModel) -> None:
   fresh = initial_state.find_fresh(config, model, params, lambda line: None)
   schedule = schedules.make_schedule(fresh.optimizer.schedule, config.last_step)
   optimizer = optimizers.make_optimizer(fresh.optimizer, schedule)
-  state_lib.abstract_state(params, optimizer, mesh)
+  state_lib.abstract_state(params, optimizer, mesh, config.partitioning)
 
 
 def evaluate(

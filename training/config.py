@@ -99,7 +99,11 @@ class PartitioningConfig:
     logical_axis_rules: pairs of a logical axis and a mesh axis, several or None, as
       T5X's; the first that fits counts.
     fsdp_min_elements: a parameter that the rules leave whole is shared out over `fsdp`
-      along its largest dimension that divides, if it has at least so many elements.
+      along its largest dimension that divides, if it has at least so many elements;
+      and its optimizer state over `data`, with `shard_optimizer`.
+    shard_optimizer: whether optimizer state lies shared out over `data` as well, and
+      each device updates its part of the parameters (ZeRO-1; Rajbhandari et al. 2020):
+      gradients are then added up by parts, and new parameters gathered.
     replicated_max_elements: larger parameters that still are whole on every device are
       reported by name.
   """
@@ -109,6 +113,7 @@ class PartitioningConfig:
   model_parallel: PositiveInt = 1
   logical_axis_rules: tuple[tuple[str, MeshAxes], ...] = DEFAULT_AXIS_RULES
   fsdp_min_elements: NonNegativeInt = 2**16
+  shard_optimizer: bool = False
   replicated_max_elements: NonNegativeInt = 2**20
 
   def __post_init__(self):

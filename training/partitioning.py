@@ -270,20 +270,64 @@ def _with_fsdp(
   config: PartitioningConfig,
 ) -> list[Any]:
   """Returns the mesh axes with `fsdp` added where that is worth its messages."""
-  parts = mesh.shape["fsdp"]
-  if parts == 1 or "fsdp" in _mesh_axes(spec):
+  # A layer of a scan is picked by its index: every device needs all of them.
+  whole = [dimension for dimension, axis in enumerate(names) if axis == "layers"]
+  return _with_axis("fsdp", shape, spec, mesh, config, whole)
+
+
+def _with_axis(
+  axis: str,
+  shape: tuple[int, ...],
+  spec: list[Any],
+  mesh: Mesh | AbstractMesh,
+  config: PartitioningConfig,
+  whole: Sequence[int] = (),
+) -> list[Any]:
+  """Returns a spec that shares an array's largest free dimension out over an axis.
+
+  Args:
+    axis: the mesh axis.
+    shape: the array's shape.
+    spec: mesh axes of every dimension so far.
+    mesh: the mesh.
+    config: what is too small for it.
+    whole: dimensions to leave whole.
+  """
+  parts = mesh.shape[axis]
+  if parts == 1 or axis in _mesh_axes(spec):
     return spec
   if math.prod(shape) < config.fsdp_min_elements:
     return spec
   free = [
     dimension
-    for dimension, (axis, size) in enumerate(zip(names, shape))
-    # A layer of a scan is picked by its index: every device needs all of them.
-    if spec[dimension] is None and size % parts == 0 and axis != "layers"
+    for dimension, size in enumerate(shape)
+    if spec[dimension] is None and size % parts == 0 and dimension not in whole
   ]
-  if free:
-    spec[max(free, key=lambda dimension: shape[dimension])] = "fsdp"
-  return spec
+  if not free:
+    return spec
+  largest = max(free, key=lambda dimension: shape[dimension])
+  return [*spec[:largest], axis, *spec[largest + 1 :]]
+
+
+def update_shardings(params: PyTree, config: PartitioningConfig) -> PyTree:
+  """Returns how gradients, optimizer state and new parameters lie in an update.
+
+  As the parameters do; with `config.shard_optimizer` shared out over `data` too.
+
+  Args:
+    params: abstract parameters with their shardings.
+    config: whether, and what is too small for it.
+  """
+
+  def of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    if not config.shard_optimizer:
+      return leaf.sharding
+    mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+    spec = [*spec, *[None] * (len(leaf.shape) - len(spec))]
+    spec = _with_axis("data", leaf.shape, spec, mesh, config)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree.map(of, params)
 
 
 def _mesh_axes(spec: Iterable[Any]) -> set[str]:

@@ -167,10 +167,20 @@ def parameter_axes(model: Model, batch: Mapping[str, Any]) -> PyTree:
 
 
 def abstract_state(
-  params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh
+  params: PyTree,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  config: PartitioningConfig,
 ) -> TrainState:
-  """Returns shapes, dtypes and shardings of the state, given the parameters'."""
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+  """Returns shapes, dtypes and shardings of the state.
+
+  Args:
+    params: abstract parameters with their shardings.
+    optimizer: the optimizer.
+    mesh: the mesh.
+    config: whether optimizer state is shared out further.
+  """
+  shardings = partitioning.update_shardings(params, config)
   optimizer_state = jax.eval_shape(optimizer.init, params)
   whole = partitioning.replicated(mesh)
   return TrainState(

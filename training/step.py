@@ -56,7 +56,20 @@ def make_train_step(
     loss_sum, weight_sum, sums = model.loss_sums(params, batch, key)
     return loss_sum, {**sums, "objective": loss_sum, "_weight": weight_sum}
 
-  gradients_of = jax.grad(summed_loss, has_aux=True)
+  # Where each device updates a part of the parameters (ZeRO-1), gradients are added up
+  # by parts too.
+  by_part: PyTree | None = None
+  if config.partitioning.shard_optimizer:
+    by_part = partitioning.update_shardings(like.params, config.partitioning)
+
+  def cut_to_parts(tree: PyTree) -> PyTree:
+    if by_part is None:
+      return tree
+    return jax.lax.with_sharding_constraint(tree, by_part)
+
+  def gradients_of(params: PyTree, batch: Batch, key: jax.Array) -> tuple[PyTree, Sums]:
+    grads, sums = jax.grad(summed_loss, has_aux=True)(params, batch, key)
+    return cut_to_parts(grads), sums
 
   def gradients(params: PyTree, batch: Batch, key: jax.Array) -> tuple[PyTree, Sums]:
     parts = config.gradient_accumulation_steps
@@ -97,8 +110,9 @@ def make_train_step(
       # Gradients of what is frozen are then read by nothing, and not computed.
       norm = optax.global_norm(learning_rates.trained(config.optimizer, grads))
       finite = jnp.isfinite(objective) & jnp.isfinite(norm)
-      updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-      params = optax.apply_updates(state.params, updates)
+      params = cut_to_parts(state.params)
+      updates, optimizer_state = optimizer.update(grads, state.optimizer, params)
+      params = optax.apply_updates(params, updates)
       if not config.stop_on_nonfinite:
         params, optimizer_state = jax.tree.map(
           lambda new, old: jnp.where(finite, new, old),

@@ -132,7 +132,7 @@ def train(
     config = dataclasses.replace(config, optimizer=fresh.optimizer)
     schedule = schedules.make_schedule(config.optimizer.schedule, config.last_step)
     optimizer = make_optimizer(config.optimizer, schedule)
-    like = state_lib.abstract_state(params, optimizer, mesh)
+    like = state_lib.abstract_state(params, optimizer, mesh, config.partitioning)
     say(
       f"{partitioning.describe(mesh)};"
       f" {state_lib.count_parameters(params):,} parameters"

@@ -205,7 +205,7 @@ def _started(run: RunConfig, say: Callable[[str], None]):
   optimizer = optimizers.make_optimizer(config.optimizer, schedule)
   batch = smallest()
   params = state_lib.abstract_params(model, batch, mesh, config.partitioning)
-  like = state_lib.abstract_state(params, optimizer, mesh)
+  like = state_lib.abstract_state(params, optimizer, mesh, config.partitioning)
   key, _ = state_lib.first_keys(config.random_seed, mesh)
 
   def draw(names: Sequence[str]) -> dict[str, jax.Array]:

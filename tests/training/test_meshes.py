@@ -13,7 +13,7 @@ MESHES = {
   "1 data x 4 fsdp x 1 model": {"fsdp_parallel": -1},
   "1 data x 1 fsdp x 4 model": {"model_parallel": 4},
   "2 data x 2 fsdp x 1 model": {"fsdp_parallel": 2},
-  "2 data x 1 fsdp x 2 model": {"model_parallel": 2},
+  "2 data x 1 fsdp x 2 model": {"model_parallel": 2, "shard_optimizer": True},
   "2 slice x 1 data x 2 fsdp x 1 model": {"num_slices": 2, "fsdp_parallel": -1},
 }
 

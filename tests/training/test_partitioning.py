@@ -153,6 +153,33 @@ def test_optimizer_state_lies_as_the_parameter_it_belongs_to(name, shape):
 
 
 @pytest.mark.parametrize(
+  ("shape", "spec", "expected"),
+  [
+    ((64, 512), (None, None), (None, "data")),
+    ((512, 64), (None, "model"), ("data", "model")),
+    # The larger is taken, or does not divide.
+    ((64, 512), (None, "fsdp"), ("data", "fsdp")),
+    ((64, 511), (None, None), ("data", None)),
+    # No dimension is left; a small one stays whole.
+    ((64, 512), ("fsdp", "model"), ("fsdp", "model")),
+    ((8, 8), (None, None), (None, None)),
+  ],
+)
+def test_the_optimizer_is_shared_out_over_data_beside_what_parameters_are(
+  shape, spec, expected
+):
+  mesh = AbstractMesh((1, 4, 2, 2), MESH_AXES)
+  leaf = jax.ShapeDtypeStruct(
+    shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec))
+  )
+  config = PartitioningConfig(shard_optimizer=True, fsdp_min_elements=100)
+  found = partitioning.update_shardings({"kernel": leaf}, config)["kernel"]
+  assert found.spec == PartitionSpec(*expected)
+  found = partitioning.update_shardings({"kernel": leaf}, PartitioningConfig())
+  assert found["kernel"].spec == PartitionSpec(*spec)
+
+
+@pytest.mark.parametrize(
   ("config", "message"),
   [
     ({"model_parallel": 3}, "model_parallel = 3: must divide the 8 devices here"),

@@ -55,7 +55,7 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
     optimizer_config = learning_rates.with_fresh(optimizer_config, plan.fresh())
   schedule = schedules.make_schedule(optimizer_config.schedule, config.last_step)
   optimizer = make_optimizer(optimizer_config, schedule)
-  like = state_lib.abstract_state(params, optimizer, mesh)
+  like = state_lib.abstract_state(params, optimizer, mesh, config.partitioning)
   multiples = None
   if not learning_rates.is_default(optimizer_config):
     multiples = learning_rates.multiples(optimizer_config, params)

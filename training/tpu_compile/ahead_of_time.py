@@ -103,7 +103,9 @@ class CompilePlan:
   @functools.cached_property
   def state(self) -> TrainState:
     """The training state's shapes and shardings."""
-    return state_lib.abstract_state(self.params, self._optimizer, self.mesh)
+    return state_lib.abstract_state(
+      self.params, self._optimizer, self.mesh, self.config.partitioning
+    )
 
   @functools.cached_property
   def _schedule(self) -> schedules.Schedule:

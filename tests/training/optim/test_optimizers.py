@@ -247,7 +247,7 @@ def test_each_optimizer_trains_and_keeps_its_state_stacked_or_not(name):
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params
     )
-    like = state.abstract_state(abstract, optimizer, mesh)
+    like = state.abstract_state(abstract, optimizer, mesh, PartitioningConfig())
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
 
     def step(before, gradients):
