@@ -74,13 +74,14 @@ site: $(VENV)/.installed-docs  ## the documentation as pages, in build/site; nee
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 	@echo "build/site/index.html"
 
-# Their outputs are not kept with the sources.
-notebooks: $(VENV)/.installed-notebooks  ## docs/notebooks, executed, in build/notebooks; a minute or two each
+# Their outputs are not kept with the sources; runs that they leave would be continued.
+notebooks: $(VENV)/.installed-notebooks  ## docs/notebooks, executed, in build/notebooks; about a minute each
+	rm -rf build/notebooks
 	mkdir -p build/notebooks
-	for source in docs/notebooks/*.py; do \
+	export PATH="$(abspath $(BIN)):$$PATH"; for source in docs/notebooks/*.py; do \
 	  target=build/notebooks/$$(basename $$source .py).ipynb; \
-	  $(BIN)/jupytext --quiet --to ipynb --output $$target $$source && \
-	  $(BIN)/jupyter-execute --inplace $$target && echo $$target || exit 1; done
+	  jupytext --quiet --to ipynb --output $$target $$source && \
+	  jupyter-execute --inplace $$target && echo $$target || exit 1; done
 
 clean:  ## remove the virtual environments and what tools left
 	rm -rf .venv .venv-* $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis

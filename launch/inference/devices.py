@@ -84,6 +84,11 @@ class Devices:
       self._groups.append(_Group(mesh, jax.device_put(params, shardings)))
 
   @property
+  def params(self) -> Any:
+    """The parameters, on the devices of the first group."""
+    return self._groups[0].params
+
+  @property
   def count(self) -> int:
     """How many forests are computed at the same time."""
     return len(self._groups)

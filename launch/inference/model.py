@@ -33,6 +33,7 @@ from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 if TYPE_CHECKING:
   from commentree.launch.inference.devices import Program
   from commentree.launch.inference.modes.base import Mode
+  from commentree.models.model import CommentTreeModel
 
 Tree = CommentTree | Mapping[str, Any] | str
 """A tree, a dictionary as a line of tree JSONL holds it, or the text of a lone post."""
@@ -69,6 +70,16 @@ class LoadedModel:
     self._modes: dict[Any, Mode] = {}
     self._programs: dict[Any, Program] = {}
     self.step, self.path = self._engine.step, str(self._engine.path)
+
+  @property
+  def model(self) -> CommentTreeModel:
+    """The network behind T5X's model interface; `model.config` has its settings."""
+    return self._engine.devices.model
+
+  @property
+  def params(self) -> Any:
+    """The parameters, as nested dictionaries of arrays by T5X's names."""
+    return self._engine.devices.params
 
   def __repr__(self) -> str:
     objectives = " and ".join(self.run.objectives)

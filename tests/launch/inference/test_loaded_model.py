@@ -68,6 +68,11 @@ def test_a_model_says_what_it_is(model, model_dir):
   assert repr(model) == f"<commentree model {path} (mlm): fill, embed, rank, score>"
 
 
+def test_a_model_gives_its_network_and_parameters(model):
+  config, table_VD = model.model.config, model.params["token_embedder"]["embedding"]
+  assert table_VD.shape == (config.vocab_size, config.emb_dim)
+
+
 def test_a_folder_that_is_none_is_one_line_in_python(tmp_path):
   with pytest.raises(UserError, match="give the folder of a run"):
     commentree.load(None)
