@@ -1,4 +1,4 @@
-"""mkdocs' hooks: pages of notebooks and of what lies beside docs/, links to files names.
+"""mkdocs' hooks: pages of notebooks and of files beside docs/, links to files names.
 
 README.md is the site's first page and CONTRIBUTING.md one of the last. Their links are
 as the repository shows them, so here they are written anew; a link to what is not there
