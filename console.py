@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -9,6 +10,9 @@ from rich.status import Status
 from rich.text import Text
 
 from commentree.errors import printable
+
+
+_FILE_WIDTH = 120
 
 
 class Console(RichConsole):
@@ -22,6 +26,10 @@ class Console(RichConsole):
   def __init__(self, **options: Any):
     """Takes Rich's options."""
     super().__init__(markup=False, emoji=False, highlight=False, **options)
+    chosen = self.is_terminal or self.is_jupyter or "COLUMNS" in os.environ
+    if not chosen and "width" not in options:
+      # Rich takes 80 columns for a file or a pipe, which cuts tables for no reason.
+      self.width = _FILE_WIDTH
 
   def print(self, *objects: Any, **options: Any) -> None:
     """Prints, as Rich's."""

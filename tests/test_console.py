@@ -93,3 +93,11 @@ def test_no_file_prints_by_another_console():
     and another.search(path.read_text())
   ]
   assert found == []
+
+
+def test_a_table_in_a_file_is_as_wide_as_it_needs_unless_somebody_says(monkeypatch):
+  monkeypatch.delenv("COLUMNS", raising=False)
+  assert Console(file=io.StringIO()).width == 120
+  assert Console(file=io.StringIO(), width=60).width == 60
+  monkeypatch.setenv("COLUMNS", "100")
+  assert Console(file=io.StringIO()).width == 100

@@ -165,19 +165,23 @@ def _row(part: str, phase: str, each: _Sum, chip: Chip) -> Row:
 
 
 def table(rows: Sequence[Row]) -> Table:
-  """Returns the rows for a terminal, and their sum."""
+  """Returns the rows and their sum, narrow enough for a terminal of 80 columns."""
   total = sum(row.seconds for row in rows)
-  made = Table(title="where the time goes", title_justify="left", show_footer=True)
-  made.add_column("part", "all")
-  made.add_column("pass")
+  made = Table(
+    title="where the time goes, ms",
+    title_justify="left",
+    show_footer=True,
+    box=None,
+    pad_edge=False,
+  )
+  made.add_column("part", "all", no_wrap=True)
+  made.add_column("pass", no_wrap=True)
   sums = (
     ("ms", f"{1e3 * total:,.1f}"),
     ("share", "100.0%"),
     ("kernels", f"{1e3 * sum(row.kernel_seconds for row in rows):,.1f}"),
     ("products", f"{1e3 * sum(row.products_seconds for row in rows):,.1f}"),
     ("bytes", f"{1e3 * sum(row.bytes_seconds for row in rows):,.1f}"),
-    ("TFLOP", f"{sum(row.flops for row in rows) / 1e12:,.2f}"),
-    ("GB", f"{sum(row.bytes for row in rows) / 1e9:,.1f}"),
   )
   for heading, footer in sums:
     made.add_column(heading, footer, justify="right")
@@ -193,8 +197,6 @@ def table(rows: Sequence[Row]) -> Table:
       f"{1e3 * row.kernel_seconds:,.1f}",
       f"{1e3 * row.products_seconds:,.1f}",
       f"{1e3 * row.bytes_seconds:,.1f}",
-      f"{row.flops / 1e12:,.2f}",
-      f"{row.bytes / 1e9:,.1f}",
       f"{row.bound}{missing}",
     )
     before = row.part
