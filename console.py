@@ -11,7 +11,6 @@ from rich.text import Text
 
 from commentree.errors import printable
 
-
 _FILE_WIDTH = 120
 
 

@@ -137,6 +137,7 @@ def open_file(path: str, given: Sequence[str], config: TreeConfig) -> LabelFile:
       " --label_columns id=… label=… (its first line must name its columns; there are"
       f" {', '.join(names[:20])})"
     )
+  columns.check_once(f"--labels={path}", names, found)
   return LabelFile(path, found)
 
 

@@ -81,6 +81,7 @@ def check(paths: Sequence[str], config: TreeConfig) -> list[str]:
         f" file out; there are {shown}"
       )
     if found is not None:
+      columns.check_once(path, names, found)
       lines.setdefault(str(found), path)
   for named in columns.parse(config.columns).values():
     for column in named:

@@ -43,6 +43,7 @@ _PACKAGES = (
 )
 _SHOWN_DIFFERENCES = 6
 _ATTEMPTS = 3
+_DECAY_STEPS = "ScheduleConfig.decay_steps"
 _VOCABULARY = "vocabulary"
 
 Say = Callable[[str], None]
@@ -86,10 +87,10 @@ def training_facts(config: TrainConfig) -> dict[str, Any]:
     for field in ("decay_steps", "decay_share", "final_share"):
       del facts[f"ScheduleConfig.{field}"]
   elif schedule.decay_steps is None and config.train_steps is None:
-    del facts["ScheduleConfig.decay_steps"]  # which is known once data are there
+    del facts[_DECAY_STEPS]  # which is known once data are there
   else:
     end = schedule.last_decay_step(config.last_step)
-    facts["ScheduleConfig.decay_steps"] = end
+    facts[_DECAY_STEPS] = end
   return facts
 
 
@@ -126,8 +127,19 @@ def check(
     raise UserError(
       f"{model_dir} holds a run with other settings:"
       f" {differences.listed(texts, _SHOWN_DIFFERENCES)}: use those, or another"
-      " MODEL_DIR"
+      f" MODEL_DIR{_hint(found)}"
     )
+
+
+def _hint(found: Sequence[tuple[str, Any, Any]]) -> str:
+  """Returns what to do about a decay, which another TRAIN_STEPS moves."""
+  before = {name: there for name, there, _ in found}.get(_DECAY_STEPS)
+  if before is None:
+    return ""
+  return (
+    "; a decay ends at the last step unless it is set: to train for more or fewer steps"
+    f" by the same schedule, add --gin.{_DECAY_STEPS}={before}"
+  )
 
 
 def check_vocabulary(

@@ -212,5 +212,24 @@ def match(
   return Columns(by_role)
 
 
+def check_once(path: str, names: Sequence[str], found: Columns) -> None:
+  """Makes sure that what is read of a table is one column each.
+
+  Args:
+    path: the table, for the message.
+    names: of all its columns.
+    found: those to be read.
+
+  Raises:
+    UserError: if two columns have the name of one of them.
+  """
+  for role, name in found.by_role.items():
+    if names.count(name) > 1:
+      raise UserError(
+        f"{path}: {names.count(name)} columns are called {name!r}, which is read as"
+        f" {role}: rename all but one of them"
+      )
+
+
 def _squeeze(name: str) -> str:
   return _SQUEEZED.sub("", name).lower()

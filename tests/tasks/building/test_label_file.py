@@ -174,6 +174,7 @@ def test_bytes_that_are_no_utf_8_are_counted(tmp_path, source):
     ("id,label\na,b\n", ["id=key"], r"'key' is no column of .*id, label"),
     ("id,label\na,b\n", ["ident=id"], r"'ident' is no role; there are id, post, label"),
     ("id,label\na,b\n", ["id"], "'id' must be role=column"),
+    ("id,id,label\na,b,c\n", (), "2 columns are called 'id', which is read as id"),
     (gzip.compress(b"id,label\n" + b"a,b\n" * 9_999, mtime=0)[:-20], (), "to its end"),
   ],
 )

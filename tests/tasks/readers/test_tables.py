@@ -206,6 +206,15 @@ def test_a_mistake_in_the_setting_is_one_line(tmp_path, given_, message):
     trees_of(path, columns=given_)
 
 
+def test_two_columns_of_one_name_are_refused_where_they_are_read(tmp_path):
+  path = tmp_path / "t.csv"
+  path.write_bytes(b"id,parent,text,note,note\na,,one,x,y\nb,a,two,x,y\n")
+  assert len(trees_of(path)) == 1
+  path.write_bytes(b"id,parent,text,text\na,,one,two\nb,a,three,four\n")
+  with pytest.raises(UserError, match=r"t\.csv: 2 columns are called 'text'"):
+    trees_of(path)
+
+
 def test_what_was_guessed_is_said(tmp_path):
   path = tmp_path / "t.csv"
   path.write_bytes(as_csv(THREAD))
@@ -385,7 +394,7 @@ def test_columns_of_every_type_are_read(tmp_path):
       pa.array(["ann", "bob"]).dictionary_encode(),
       pa.array([["a"], None], pa.list_(pa.string())),
     ],
-    names=["id", "parent", "text", "text", "created_at", "author", "score"],
+    names=["id", "parent", "text", "note", "created_at", "author", "score"],
   )
   pq.write_table(table, tmp_path / "t.parquet")
   counts = ReadCounts()

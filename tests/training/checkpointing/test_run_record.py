@@ -94,3 +94,21 @@ def test_parameters_of_another_vocabulary_are_refused(tmp_path):
   with pytest.raises(UserError, match=r"another vocabulary.* one, now two"):
     run_record.check_vocabulary(checkpoint, {"vocabulary": "two"}, grown_from=["zero"])
   run_record.check_vocabulary(checkpoint, {"vocabulary": "two"}, grown_from=["one"])
+
+
+def test_more_steps_of_a_decaying_schedule_are_refused_with_the_way_to_have_them(
+  make_config, tmp_path
+):
+  def facts(steps, **schedule):
+    optimizer = OptimizerConfig(
+      schedule=ScheduleConfig(name="cosine", warmup_steps=1, **schedule)
+    )
+    return run_record.training_facts(
+      make_config(train_steps=steps, optimizer=optimizer)
+    )
+
+  run_record.write(tmp_path, run_record.RunRecord(facts(10)), facts(10), 0)
+  (tmp_path / "checkpoint_5").mkdir()
+  with pytest.raises(UserError, match=r"--gin\.ScheduleConfig\.decay_steps=10$"):
+    run_record.check(tmp_path, facts(20))
+  run_record.check(tmp_path, facts(20, decay_steps=10))
