@@ -2,7 +2,7 @@
 
 These run where the extra `convokit` is installed; `tests/launch/test_convokit.py`,
 which shows what is added, uses it then. `convokit.forecaster` cannot be imported
-without a GPU, since models of it need one; what is asked for here is in a file that can.
+without a GPU, since models of it need one; what is asked for is in a file that can.
 """
 
 import importlib
