@@ -13,7 +13,8 @@ from rich.table import Table
 
 from commentree import local_files
 from commentree.errors import UserError
-from commentree.launch.reports import comparison
+from commentree.launch.reports import comparison, samples
+from commentree.launch.reports.samples import Sample
 from commentree.launch.reports.svg_chart import Point, Series, chart
 from commentree.training.reports import evaluation_report
 
@@ -96,6 +97,9 @@ th, td { padding: 0.22rem 0.8rem 0.22rem 0; text-align: right; white-space: nowr
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 tr.section td { border-top: 1px solid var(--line); }
+"""
+  + samples.CSS
+  + """
 .bar { display: flex; height: 1.1rem; border-radius: 5px; overflow: hidden; }
 .bar span { display: block; min-width: 1px; }
 details { margin: 0.5rem 0; }
@@ -120,15 +124,17 @@ class RunLog:
     rows: of metrics.jsonl, by their kinds, in order; of a step that was trained again
       after a stop, the last.
     settings: text of its config.gin; None if there is none.
+    samples: comments under its model.
   """
 
   folder: str
   rows: Mapping[str, Sequence[Row]]
   settings: str | None
+  samples: Sequence[Sample] = ()
 
 
 def read(folder: str) -> RunLog:
-  """Reads what a run wrote.
+  """Reads what a run wrote; no samples.
 
   Raises:
     UserError: if it has written no metrics, or they are damaged.
@@ -188,6 +194,7 @@ def page(log: RunLog) -> str:
       *_head(log, name),
       *_evaluations(log),
       *_training(log),
+      *(samples.render(log.samples) if log.samples else ()),
       *_speed(log),
       *_settings(log),
       "</main>\n</body>\n</html>\n",
