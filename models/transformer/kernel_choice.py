@@ -22,6 +22,8 @@ from commentree.models.layers import Array
 
 # Rows of other lengths would leave registers partly empty, and are not tried.
 ROW_MULTIPLE = 128
+# Their matrix units take no bfloat16 from a kernel: Mosaic refuses to compile it.
+_TOO_OLD = ("TPU v2", "TPU v3")
 
 _NO_MEMORY = "rows of {} tokens do not fit a TPU's on-chip memory"
 
@@ -214,10 +216,11 @@ def _reason_against(mesh: AbstractMesh, length: int) -> str | None:
   """Returns why no kernel can compute rows of `length` here, None if one can."""
   if INTERPRET:
     return None
-  device = mesh.abstract_device
-  platform = jax.default_backend() if device is None else device.platform
-  if platform != "tpu":
-    return f"its kernels are for TPUs, and this is a {platform}"
+  device = mesh.abstract_device or jax.devices()[0]
+  if device.platform != "tpu":
+    return f"its kernels are for TPUs, and this is a {device.platform}"
+  if device.device_kind in _TOO_OLD:
+    return f"its kernels are for TPUs from v4 on, and this is a {device.device_kind}"
   if mesh.empty and jax.device_count() > 1:
     return "several devices, and no mesh in force that tells which computes what"
   if length % ROW_MULTIPLE:

@@ -220,6 +220,22 @@ def test_kernels_asked_for_where_there_is_no_tpu_are_refused_in_a_line():
     kernel_choice.kernel_for("pallas", query, 2, 1.0)
 
 
+@pytest.mark.parametrize("generation", [2, 3, 4, 5])
+def test_a_tpu_whose_compiler_refuses_kernels_computes_by_plain_jax(generation):
+  """Mosaic has no products of bfloat16 for v2 and v3."""
+  device = jax.sharding.AbstractDevice(f"TPU v{generation}", 1, "tpu")
+  mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+  query = jax.ShapeDtypeStruct((2, 128, 64), jnp.bfloat16)
+  with jax.sharding.use_abstract_mesh(mesh):
+    kernel = kernel_choice.kernel_for("auto", query, 2, 1.0)
+    assert (kernel is None) == (generation < 4)
+    if kernel is None:
+      with pytest.raises(
+        UserError, match=f"from v4 on, and this is a TPU v{generation}"
+      ):
+        kernel_choice.kernel_for("pallas", query, 2, 1.0)
+
+
 def test_rows_too_long_for_a_tpus_memory_are_refused_in_a_line(interpreted):
   query = jnp.zeros((1, 4096, 64))
   assert kernel_choice.kernel_for("auto", query, 1, 1.0) is None
