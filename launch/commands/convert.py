@@ -26,6 +26,9 @@ examples:
   model card; settings are those of the run's folder:
     commentree convert --to=hugging_face runs/mine/checkpoint_1000 mine_encoder
 
+  all of the model for `transformers`, by a modeling file that goes along:
+    commentree convert --to=hugging_face --whole_model runs/mine/checkpoint_1000 mine
+
   a first checkpoint of a run from other files, T5X's or safetensors; the settings are
   those of the run:
     commentree convert roberta-base runs/mine/checkpoint_0 \\
@@ -68,6 +71,11 @@ def main(argv: Sequence[str]) -> int:
     help="its form; default orbax, which runs of ours read and T5X by default",
   )
   parser.add_argument(
+    "--whole_model",
+    action="store_true",
+    help="of --to=hugging_face: all of the model, where else its encoder is written",
+  )
+  parser.add_argument(
     "--dry_run", action="store_true", help="say what would be done, and stop"
   )
   parser.add_argument(
@@ -89,6 +97,8 @@ def main(argv: Sequence[str]) -> int:
     raise UserError(
       f"--to={arguments.to}: takes a checkpoint as it is; leave --gin_file out"
     )
+  if arguments.whole_model and arguments.to != "hugging_face":
+    raise UserError(f"--whole_model: is of no use with --to={arguments.to}")
   if not arguments.gin_file:
     if overrides:
       raise UserError("--gin.NAME=VALUE: give the --gin_file of the run as well")
@@ -133,7 +143,13 @@ def _copy(arguments: argparse.Namespace) -> int:
     from commentree.launch.exporting import hugging_face_folder
 
     source_path = storage.as_path(arguments.source.rstrip("/"))
-    hugging_face_folder.convert(source_path, path, dry_run=arguments.dry_run, say=_say)
+    hugging_face_folder.convert(
+      source_path,
+      path,
+      whole=arguments.whole_model,
+      dry_run=arguments.dry_run,
+      say=_say,
+    )
     return 0
   source: array_source.ArraySource = sources.open_source(arguments.source)
   if arguments.to == "safetensors":

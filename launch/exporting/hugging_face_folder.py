@@ -1,4 +1,4 @@
-"""An encoder as a folder that `transformers` and `sentence-transformers` load."""
+"""A model as a folder that `transformers` loads: its encoder, or the whole of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from commentree.errors import StorageError, UserError
+from commentree.launch.exporting import hugging_face_whole
 from commentree.launch.inference import run_context
 from commentree.launch.reports import comparison
 from commentree.launch.settings import run_folder
@@ -25,6 +26,7 @@ from commentree.training.warm_starts import (
   sources,
   writing,
 )
+from commentree.training.warm_starts.formats.array_source import ArraySource
 
 # `transformers` asks for this of safetensors.
 _METADATA = {"format": "pt"}
@@ -38,19 +40,22 @@ def convert(
   checkpoint: epath.Path,
   target: epath.Path,
   *,
+  whole: bool,
   dry_run: bool,
   say: Callable[[str], None],
 ) -> None:
-  """Writes a run's encoder, its vocabulary and a model card.
+  """Writes a run's encoder or whole model, its vocabulary and a model card.
 
   Args:
     checkpoint: of a run; its folder's settings and vocabulary are read as well.
     target: the folder, not there yet.
+    whole: whether to write the whole model, with a modeling file of its own, or the
+      encoder, which libraries know.
     dry_run: whether to say what would be written, and write nothing.
     say: receives what is written, and what is not.
 
   Raises:
-    UserError: if the run has no such encoder, or the folder is there.
+    UserError: if the run's model cannot be written so, or the folder is there.
     StorageError: if it cannot be written.
   """
   safetensors_writing.refuse_existing(target)
@@ -65,10 +70,27 @@ def convert(
     say(line)
   if _TABLE not in parameters.arrays:
     raise UserError(f"{checkpoint}: has no {_TABLE}: it is no checkpoint of this run")
-  arrays = hugging_face_writing.EncoderArrays(parameters, run.model)
-  texts = dict(_texts(run, tokenizer, parameters.arrays[_TABLE].shape[0], say))
-  texts["README.md"] = card(run, checkpoint)
-  for name in arrays.left_out:
+  vocab_size = parameters.arrays[_TABLE].shape[0]
+  arrays: ArraySource
+  if whole:
+    hugging_face_whole.check(run)
+    arrays, left_out = hugging_face_whole.arrays_of(parameters)
+    config = hugging_face_whole.config_json(run, vocab_size, tokenizer)
+    texts = {hugging_face_whole.MODELING_FILE: hugging_face_whole.modeling_source()}
+  else:
+    arrays = hugging_face_writing.EncoderArrays(parameters, run.model)
+    left_out = arrays.left_out
+    config = hugging_face_writing.config_json(
+      run.model, vocab_size, tokenizer.pad_id, tokenizer.eos_id
+    )
+    texts = {}
+  texts[hugging_face_writing.CONFIG_FILE] = _json(config)
+  tokenizer_files = dict(_tokenizer_files(run, tokenizer, say))
+  texts |= tokenizer_files
+  if tokenizer_files and not whole:
+    texts |= _sentence_transformer(run, say)
+  texts["README.md"] = card(run, checkpoint, whole=whole)
+  for name in left_out:
     say(f"left out, since such a model has no place for it: {name}")
   size = sum(spec.num_bytes for spec in arrays.arrays.values())
   what = f"{len(arrays.arrays)} arrays, {size / 1e6:,.1f} MB"
@@ -90,14 +112,10 @@ def convert(
   say(f"wrote {target}: {what}, {', '.join(sorted(texts))}")
 
 
-def _texts(
-  run: RunConfig, tokenizer: Tokenizer, vocab_size: int, say: Callable[[str], None]
+def _tokenizer_files(
+  run: RunConfig, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> Iterator[tuple[str, str]]:
-  """Yields files of text by their names."""
-  config = hugging_face_writing.config_json(
-    run.model, vocab_size, tokenizer.pad_id, tokenizer.eos_id
-  )
-  yield hugging_face_writing.CONFIG_FILE, _json(config)
+  """Yields a tokenizer's files by their names; none of SentencePiece's."""
   content = tokenizer.content
   if vocabulary_files.file_name(content) != vocabulary_files.JSON_FILE:
     say(
@@ -134,7 +152,6 @@ def _texts(
       }
     ),
   )
-  yield from _sentence_transformer(run, length, say)
 
 
 def _names_by_id(content: bytes, tokenizer: Tokenizer) -> dict[int | None, str]:
@@ -166,9 +183,10 @@ def _template(names: Mapping[int | None, str], tokenizer: Tokenizer) -> dict[str
 
 
 def _sentence_transformer(
-  run: RunConfig, length: int, say: Callable[[str], None]
+  run: RunConfig, say: Callable[[str], None]
 ) -> Iterator[tuple[str, str]]:
   """Yields what `sentence-transformers` needs to pool as the run did."""
+  length = run.data.preprocessing.subtrees.max_comment_tokens
   model = run.model
   mode = _POOLING_MODES.get(model.pooling)
   if mode is None or model.vectors_per_comment > 1:
@@ -203,21 +221,36 @@ def _sentence_transformer(
   yield f"{_POOLING_FOLDER}/config.json", _json(pooling)
 
 
-def card(run: RunConfig, checkpoint: epath.Path) -> str:
-  """Returns a model card: what the encoder is of, and whether ancestors help."""
+_OF_ENCODER = [
+  "tags: [commentree, feature-extraction, sentence-similarity]",
+  "---",
+  "# The encoder of a model of comment trees",
+  "",
+  "Written by `commentree convert --to=hugging_face`. It encodes one comment (or any"
+  " short text); mean, max or first token of its states is the vector by which the"
+  " model knows a comment's ancestors. The decoder, which reads those vectors, is not"
+  " part of this folder.",
+]
+_OF_WHOLE = [
+  "tags: [commentree, fill-mask]",
+  "---",
+  "# A model of comment trees",
+  "",
+  "Written by `commentree convert --to=hugging_face --whole_model`. It predicts masked"
+  " tokens of comments given the comments above them:"
+  " `AutoModelForMaskedLM.from_pretrained(FOLDER, trust_remote_code=True)`. What it"
+  f" takes is in `{hugging_face_whole.MODELING_FILE}`.",
+]
+
+
+def card(run: RunConfig, checkpoint: epath.Path, *, whole: bool) -> str:
+  """Returns a model card: what the model is of, and whether ancestors help."""
   data, model = run.data, run.model
   files = data.files if isinstance(data.files, str) else ", ".join(data.files or ())
   lines = [
     "---",
     "library_name: transformers",
-    "tags: [commentree, feature-extraction, sentence-similarity]",
-    "---",
-    "# The encoder of a model of comment trees",
-    "",
-    "Written by `commentree convert --to=hugging_face`. It encodes one comment (or any"
-    " short text); mean, max or first token of its states is the vector by which the"
-    " model knows a comment's ancestors. The decoder, which reads those vectors, is not"
-    " part of this folder.",
+    *(_OF_WHOLE if whole else _OF_ENCODER),
     "",
     "| | |",
     "| --- | --- |",
@@ -226,6 +259,7 @@ def card(run: RunConfig, checkpoint: epath.Path) -> str:
     f"| data | {f'`{files}`' if files else 'of the task'} |",
     f"| encoder | {model.family}, {model.num_encoder_layers} layers of width"
     f" {model.emb_dim} |",
+    *([f"| decoder | {model.num_decoder_layers} layers |"] if whole else []),
     f"| pooling | {model.pooling}, {model.vectors_per_comment} vectors a comment |",
     f"| trained for | step {checkpoint.name.rpartition('_')[2]} of {_asked(run.train)},"
     f" {run.train.batch_size} forests a step |",

@@ -1,55 +1,33 @@
-"""`commentree convert --to=hugging_face`: an encoder that other libraries load."""
+"""`commentree convert --to=hugging_face`: a model that other libraries load.
+
+`tests/training/parity/test_hugging_face_folder.py` and
+`tests/launch/parity/test_whole_model.py` show by the libraries that it is the same.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 import tokenizers
 
 from commentree.launch.main import main
-from commentree.tests.support.launch import made_runs
+from commentree.tests.support.launch import made_runs, wordpiece
 from commentree.tests.support.training.warm_starts import started
 from commentree.training.warm_starts import safetensors_writing, sources
-
-ROBERTA = {
-  "ModelConfig.family": "roberta",
-  "ModelConfig.mlp_activations": ("gelu_exact",),
-  "ModelConfig.num_positions": 40,
-}
 
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-  """A WordPiece vocabulary of the generated trees' words, with a BERT's tokens."""
-  path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.json"
-  special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-  words = [
-    *special,
-    *(chr(97 + i) for i in range(26)),
-    *(f"##{chr(97 + i)}" for i in range(26)),
-  ]
-  read = tokenizers.Tokenizer(
-    tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
-  )
-  read.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-  read.decoder = tokenizers.decoders.WordPiece()
-  read.add_special_tokens(special)
-  source = path.with_name("source.json")
-  read.save(str(source))
-  assert main(["vocab", f"--from={source}", f"--output={path}"]) == 0
-  return str(path)
+  return wordpiece.make(tmp_path_factory.mktemp("vocabulary"))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, vocabulary):
-  return made_runs.make(
-    tmp_path_factory.mktemp("run"),
-    **ROBERTA,
-    VOCABULARY=vocabulary,
-    **{"SubtreeConfig.sequence_ends": True},
-  )
+  folder = tmp_path_factory.mktemp("run")
+  return made_runs.make(folder, **wordpiece.ROBERTA, VOCABULARY=vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +121,106 @@ def test_a_dry_run_writes_nothing_and_nothing_is_overwritten(run, tmp_path, caps
   target.mkdir()
   assert main(command) == 2
   assert "is there already" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+  target = tmp_path_factory.mktemp("target") / "whole"
+  command = ["convert", "--to=hugging_face", "--whole_model", f"{run}/checkpoint_1"]
+  assert main([*command, str(target)]) == 0
+  return target
+
+
+def test_the_whole_model_is_there_with_a_file_that_computes_it(whole):
+  assert {path.name for path in whole.iterdir()} == {
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "modeling_commentree.py",
+    "tokenizer.json",
+    "tokenizer_config.json",
+  }
+  config = json.loads((whole / "config.json").read_text())
+  source = (whole / "modeling_commentree.py").read_text()
+  asked = set(re.findall(r"\bconfig\.(?!json\b)(\w+)", source))
+  assert {"family", "vocab_size", "pooling", "ancestor_pointer"} <= asked <= set(config)
+  for name in config["auto_map"].values():
+    module, kind = name.split(".")
+    assert f"class {kind}(" in (whole / f"{module}.py").read_text()
+  assert config["mlp_activations"] == ["gelu_exact"]
+  assert config["max_ancestors"] == 4
+  card = (whole / "README.md").read_text()
+  assert "trust_remote_code=True" in card
+  assert "| decoder | 1 layers |" in card
+
+
+def test_a_warm_start_from_the_whole_model_is_the_run_s_model(whole, run):
+  parameters = safetensors_writing.parameters_of(
+    sources.open_source(f"{run}/checkpoint_1")
+  )
+  written = sources.open_source(str(whole))
+  assert set(written.arrays) == set(parameters.arrays)
+  for name, spec in parameters.arrays.items():
+    every = tuple(slice(0, n) for n in spec.shape)
+    np.testing.assert_array_equal(
+      written.read(name, every), parameters.read(name, every)
+    )
+
+
+def test_layers_that_are_scanned_are_written_one_by_one(tmp_path):
+  run = made_runs.make(
+    tmp_path,
+    **{"ModelConfig.scan_layers": True, "ModelConfig.num_decoder_layers": 3},
+  )
+  target = tmp_path / "whole"
+  command = ["convert", "--to=hugging_face", "--whole_model", f"{run}/checkpoint_1"]
+  assert main([*command, str(target)]) == 0
+  stacked = safetensors_writing.parameters_of(
+    sources.open_source(f"{run}/checkpoint_1")
+  )
+  name = "decoder.layers.encoder_decoder_attention.query.kernel"
+  every = tuple(slice(0, n) for n in stacked.arrays[name].shape)
+  whole = sources.open_source(str(target))
+  for layer, values in enumerate(stacked.read(name, every)):
+    found = whole.read(name.replace("layers", f"layers_{layer}"), every[1:])
+    np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize(
+  ("settings", "said"),
+  [
+    ({"ModelConfig.num_thread_layers": 1}, "ModelConfig.num_thread_layers is 1"),
+    ({"ModelConfig.context": "none"}, "ModelConfig.context is 'none'"),
+    (
+      {"ModelConfig.ancestor_positions": "depth"},
+      "ModelConfig.ancestor_positions is 'depth', which modeling_commentree.py does not"
+      " compute; it does 'relative_bias' and 'distance' and 'none'",
+    ),
+    ({"ModelConfig.vectors_to_logits": True}, "ModelConfig.vectors_to_logits is True"),
+    (
+      {"ModelConfig.nearest_context_tokens": 8},
+      "ModelConfig.nearest_context_tokens is 8",
+    ),
+    ("clm", "is for runs of the objective mlm; this run's is clm"),
+  ],
+)
+def test_what_the_whole_model_cannot_have_is_named(tmp_path, capsys, settings, said):
+  given = ("clm", {}) if settings == "clm" else ("mlm", settings)
+  run = made_runs.make(tmp_path, given[0], **given[1])
+  target = tmp_path / "whole"
+  command = ["convert", "--to=hugging_face", "--whole_model", f"{run}/checkpoint_1"]
+  assert main([*command, str(target)]) == 2
+  line = capsys.readouterr().err.splitlines()[-1]
+  assert "--whole_model: " in line
+  assert said in line
+  assert not target.exists()
+
+
+def test_only_models_for_hugging_face_may_be_whole(run, tmp_path, capsys):
+  command = ["convert", "--whole_model", f"{run}/checkpoint_1", str(tmp_path / "new")]
+  assert main(command) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line == "commentree: --whole_model: is of no use with --to=orbax"
 
 
 def test_what_cannot_be_pooled_or_tokenized_there_is_said(tmp_path, capsys):
