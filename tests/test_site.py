@@ -26,6 +26,7 @@ def pages_of(nav):
 def test_every_page_is_in_the_navigation_once():
   nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
   there = {path.name for path in DOCS.glob("*.md")} | {"index.md", "contributing.md"}
+  there |= {f"notebooks/{path.stem}.md" for path in DOCS.glob("notebooks/*.py")}
   assert sorted(pages_of(nav)) == sorted(there)
 
 
