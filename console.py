@@ -25,10 +25,20 @@ class Console(RichConsole):
   def __init__(self, **options: Any):
     """Takes Rich's options."""
     super().__init__(markup=False, emoji=False, highlight=False, **options)
-    chosen = self.is_terminal or self.is_jupyter or "COLUMNS" in os.environ
+    self._said_to_be_terminal = bool(options.get("force_terminal"))
+    chosen = self.is_watched or self.is_jupyter or "COLUMNS" in os.environ
     if not chosen and "width" not in options:
       # Rich takes 80 columns for a file or a pipe, which cuts tables for no reason.
       self.width = _FILE_WIDTH
+
+  @property
+  def is_watched(self) -> bool:
+    """Whether lines may be written over: it is a terminal, or said to be one.
+
+    Rich takes FORCE_COLOR for that, too, which notebooks set for the commands in their
+    cells; there each picture of what is going on would stay.
+    """
+    return self._said_to_be_terminal or (self.is_terminal and self.file.isatty())
 
   def print(self, *objects: Any, **options: Any) -> None:
     """Prints, as Rich's."""
@@ -44,4 +54,6 @@ class Console(RichConsole):
     """Shows what is going on, as Rich's, whose spinner reads markup."""
     if isinstance(status, str):
       status = Text(printable(status))
+    if not self.is_watched:
+      return RichConsole(quiet=True).status(status, **options)
     return super().status(status, **options)

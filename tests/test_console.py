@@ -41,6 +41,16 @@ def test_what_is_going_on_may_have_any_name():
   assert "caching m[/red]" in stream.getvalue()
 
 
+def test_what_is_going_on_does_not_pile_up_in_a_notebooks_cell(monkeypatch):
+  monkeypatch.setenv("FORCE_COLOR", "1")
+  stream = io.StringIO()
+  console = Console(file=stream)
+  with console.status("reading") as status:
+    status.update("reading: 1,000 comments")
+  assert not stream.getvalue()
+  assert console.width == 120
+
+
 def test_a_hosts_log_has_the_line_too(tmp_path):
   host_log.open_log(tmp_path, 0)
   try:

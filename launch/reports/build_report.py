@@ -83,7 +83,7 @@ class BuildProgress:
 @contextlib.contextmanager
 def progress(console: Console) -> Iterator[BuildProgress]:
   """What tells how far a build is, while entered."""
-  if not console.is_terminal:
+  if not console.is_watched:
     yield BuildProgress(console, None)
     return
   with rich.progress.Progress(
