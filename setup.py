@@ -68,7 +68,12 @@ EXTRAS = {
     "mkdocstrings-python>=2.0,<3",
   ],
   # `make notebooks`.
-  "notebooks": ["ipykernel>=7.0,<8", "jupytext>=1.19,<2", "nbclient>=0.11,<0.12"],
+  "notebooks": [
+    "ipykernel>=7.0,<8",
+    "jupytext>=1.19,<2",
+    "nbclient>=0.11,<0.12",
+    "safetensors>=0.8,<0.9",
+  ],
   # Guides `make fuzz` by coverage.
   "fuzz": ["atheris>=3,<4"],
   "test": [
