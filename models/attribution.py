@@ -1,27 +1,89 @@
-"""How much each ancestor counts: the loss of a target's tokens without it.
+"""Losses of the same tokens with other ancestors; the comments are encoded once.
 
-Each ancestor is hidden in turn and the exact loss computed again ("leave one out"). The
-comments are encoded once for all of it.
+With and without all of them; and how much each counts: it is hidden and the exact loss
+computed again ("leave one out").
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from commentree.models.conditions import apply_condition
 from commentree.models.config import Condition
+from commentree.models.context.encoded import Encoded
 from commentree.models.heads import scored
 from commentree.models.interface import PyTree
 from commentree.models.layers import Array
 from commentree.models.model import CommentTreeModel
 
 
+def encode_once(
+  model: CommentTreeModel, params: PyTree, batch: Mapping[str, Array]
+) -> Encoded | None:
+  """Returns what all losses of a batch have in common, however ancestors are hidden.
+
+  None of a concatenated thread, which is another text without an ancestor.
+  """
+  if model.config.context == "concatenated":
+    return None
+  return model.encode(params, batch)
+
+
+def losses_given(
+  model: CommentTreeModel,
+  params: PyTree,
+  encoded: Encoded | None,
+  batch: Mapping[str, Array],
+) -> Array:
+  """Returns the loss of each masked token of a batch, `[B, R, M]`, nats.
+
+  Args:
+    model: a model of tokens.
+    params: its parameters.
+    encoded: what `encode_once` returned.
+    batch: the batch, which of its ancestors may be hidden.
+  """
+  if encoded is None:
+    scores = model.module.apply({"params": params}, batch)
+  else:
+    scores = model.module.apply({"params": params}, encoded, batch, method="decode")
+  return scored.losses_of(model.config, scores, batch).nll  # type: ignore[arg-type]
+
+
+def losses_by_condition(
+  model: CommentTreeModel,
+  params: PyTree,
+  encoded: Encoded | None,
+  batch: Mapping[str, Array],
+  conditions: Sequence[Condition],
+) -> Array:
+  """Returns the losses under conditions, `[X, B, R, M]`, nats.
+
+  Args:
+    model: a model of tokens.
+    params: its parameters.
+    encoded: what `encode_once` returned.
+    batch: a batch of forests.
+    conditions: any but "shuffled", for which other comments are encoded.
+  """
+  slots_XBTA = jnp.stack(
+    [apply_condition(batch, condition)["ancestor_slots"] for condition in conditions]
+  )
+  return jax.lax.map(
+    lambda slots_BTA: losses_given(
+      model, params, encoded, {**batch, "ancestor_slots": slots_BTA}
+    ),
+    slots_XBTA,
+  )
+
+
 def leave_one_out(
   model: CommentTreeModel,
   params: PyTree,
+  encoded: Encoded | None,
   batch: Mapping[str, Array],
   condition: Condition = "true",
 ) -> Array:
@@ -37,21 +99,14 @@ def leave_one_out(
   Args:
     model: a model of tokens.
     params: its parameters.
+    encoded: what `encode_once` returned.
     batch: a batch of forests.
     condition: which ancestors there are to leave out, as in `apply_condition`.
   """
   batch = apply_condition(batch, condition)
-  # A concatenated thread is another text without an ancestor, and encoded again.
-  encodes_once = model.config.context != "concatenated"
-  encoded = model.encode(params, batch) if encodes_once else None
 
   def losses(column: Array) -> Array:
-    left = without_ancestor(batch, column)
-    if encoded is None:
-      scores = model.module.apply({"params": params}, left)
-    else:
-      scores = model.module.apply({"params": params}, encoded, left, method="decode")
-    return scored.losses_of(model.config, scores, left).nll  # type: ignore[arg-type]
+    return losses_given(model, params, encoded, without_ancestor(batch, column))
 
   slots_BTA = batch["ancestor_slots"]
   nothing_BRM = jnp.zeros(batch["decoder_loss_weights"].shape, jnp.float32)

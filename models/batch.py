@@ -24,6 +24,8 @@ FEATURE_AXES: dict[str, str] = {
   "decoder_input_tokens": "BRL",
   "decoder_segment_ids": "BRL",
   "decoder_positions": "BRL",
+  # Columns of the rows. Of fewer than R rows each stands for as many rows side by side,
+  # as if they were one: with one row, positions are of the whole forest.
   "decoder_masked_positions": "BRM",
   "decoder_target_tokens": "BRM",
   "decoder_loss_weights": "BRM",
@@ -63,9 +65,9 @@ def positions_in_comment(batch: Mapping[str, Array], side: str) -> Array:
 
 def masked_targets(batch: Mapping[str, Array]) -> Array:
   """Returns the target of each masked position from 1, `[B, R, M]`; 0 for padding."""
-  return jnp.take_along_axis(
-    batch["decoder_segment_ids"], batch["decoder_masked_positions"], axis=-1
-  )
+  masked_BRM = batch["decoder_masked_positions"]
+  targets_BRX = batch["decoder_segment_ids"].reshape(*masked_BRM.shape[:2], -1)
+  return jnp.take_along_axis(targets_BRX, masked_BRM, axis=-1)
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:

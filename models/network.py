@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from commentree.models.ancestor_context import AncestorContext
-from commentree.models.batch import positions_in_comment
+from commentree.models.batch import masked_targets, positions_in_comment
 from commentree.models.config import ModelConfig
 from commentree.models.context.ancestors import Ancestors, by_slot
 from commentree.models.context.encoded import Encoded
@@ -313,8 +313,7 @@ class CommentTreeTransformer(nn.Module):
     targets_BN = targets_BRL.reshape(batch_size, -1)
     queries_BQ = None
     if masked_WM is not None:
-      masked_BRM = masked_WM.reshape(*targets_BRL.shape[:2], -1)
-      queries_BRM = jnp.take_along_axis(targets_BRL, masked_BRM, axis=-1)
+      queries_BRM = masked_targets(batch)
       # Columns that pad the masked ones copy nothing; exported functions have none.
       if "decoder_loss_weights" in batch:
         queries_BRM = jnp.where(batch["decoder_loss_weights"] > 0, queries_BRM, 0)

@@ -41,6 +41,10 @@ examples:
     zcat trees.jsonl.gz | commentree infer --model_dir=runs/mine --mode=score \\
       --input - --output - | jq .difference
 
+  likewise, nearly and more quickly:
+    commentree infer --model_dir=runs/mine --mode=score --masks_apart=8 \\
+      --input trees.jsonl --output=scored.jsonl
+
   which of the comments above made a comment what it is:
     commentree infer --model_dir=runs/mine --mode=score --attribution \\
       --input trees.jsonl --output=attributed.jsonl
@@ -241,6 +245,13 @@ def _parser() -> argparse.ArgumentParser:
     action="store_true",
     default=None,
     help="also how much each comment above counts: what is lost without it alone",
+  )
+  score.add_argument(
+    "--masks_apart",
+    type=int,
+    metavar="N",
+    help="quicker, not exact: mask tokens N apart at the same time: a comment is read N"
+    " times at most (default: each token is masked alone)",
   )
   rank = parser.add_argument_group("rank")
   rank.add_argument(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -99,7 +100,11 @@ class Devices:
 
 
 class Program:
-  """A computation of single forests."""
+  """A computation of single forests.
+
+  Attributes:
+    tell: is told in a line that it is compiled.
+  """
 
   def __init__(
     self, groups: list[_Group], config: PartitioningConfig, compute: Compute
@@ -109,6 +114,7 @@ class Program:
     self._config = config
     self._jitted = jax.jit(compute)
     self._compiled: dict[int, Any] = {}
+    self.tell: Callable[[str], None] = lambda line: None
 
   def __call__(self, group: int, forest: Arrays) -> Any:
     """Begins to compute a forest; the arrays that it returns may not be there yet."""
@@ -118,9 +124,11 @@ class Program:
       for name, values in forest.items()
     }
     if group not in self._compiled:
+      started = time.monotonic()
       with partitioning.in_mesh(member.mesh, self._config):
         lowered = self._jitted.lower(member.params, batch)
         self._compiled[group] = lowered.compile()
+      self.tell(f"compiled in {time.monotonic() - started:.1f} s")
     return self._compiled[group](member.params, batch)
 
   def over(

@@ -75,6 +75,7 @@ class Engine:
     chunks: Iterable[tuple[Sequence[CommentTree], T]],
     ahead: int | None = None,
     tick: Callable[[], None] = lambda: None,
+    watch: Callable[[PackedForest, T], None] = lambda filled, beside: None,
   ) -> Iterator[tuple[list[list[Answer]], T]]:
     """Yields the answers of chunks of trees, by tree and comment, in order.
 
@@ -85,8 +86,11 @@ class Engine:
       ahead: forests that are begun before the first is waited for; None for two a
         group of devices. It changes nothing in the answers.
       tick: called for every forest; what it raises ends the work.
+      watch: called with every forest that is computed, and what was given beside the
+        trees of its chunk.
     """
-    for documents, beside in self._documents(mode, program, chunks, ahead, tick):
+    found = self._documents(mode, program, chunks, ahead, tick, watch)
+    for documents, beside in found:
       yield [mode.answers(document) for document in documents], beside
 
   def prepare(
@@ -114,6 +118,7 @@ class Engine:
     chunks: Iterable[tuple[Sequence[CommentTree], T]],
     ahead: int | None,
     tick: Callable[[], None],
+    watch: Callable[[PackedForest, T], None] = lambda filled, beside: None,
   ) -> Iterator[tuple[list[Any], T]]:
     """Yields the documents of chunks of trees once all is collected."""
     laid_out = self._lay_out(mode, chunks)
@@ -121,6 +126,7 @@ class Engine:
       tick()
       if filled is not None:
         mode.collect(arrays, filled)
+        watch(filled, beside)
       else:
         yield documents, beside
 

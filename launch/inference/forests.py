@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from commentree.tasks.config.preprocessing import SubtreeConfig
-from commentree.tasks.forests import forest_layout, packing
+from commentree.tasks.forests import forest_layout, pack_items, packing
 from commentree.tasks.forests.forest_layout import (
   ForestLayout,
   ForestShape,
@@ -90,15 +90,24 @@ class PackedForest:
 
 
 def fill(items: Iterable[PackItem], shape: ForestShape) -> Iterator[PackedForest]:
-  """Lays items out in forests, one after the other."""
+  """Lays items out in forests, one after the other.
+
+  An item that does not fit into what is left of a forest is cut.
+  """
   builder, held = ForestBuilder(shape), list[PackItem]()
   for item in items:
-    if not builder.add(item):
+    left = item
+    while not builder.add(left):
+      if count := builder.most_fitting(left):
+        first = pack_items.part(left, slice(count))
+        builder.add(first)
+        held.append(first)
+        left = pack_items.part(left, slice(count, None))
+      if not held:
+        raise AssertionError("an item of which nothing fits an empty forest")
       yield _filled(builder, held)
       builder, held = ForestBuilder(shape), []
-      if not builder.add(item):
-        raise AssertionError("an item that fits no empty forest")
-    held.append(item)
+    held.append(left)
   if held:
     yield _filled(builder, held)
 

@@ -203,6 +203,7 @@ class LoadedModel:
     of: Tree | Sequence[Tree],
     *,
     attribution: bool = False,
+    masks_apart: int | None = None,
     ancestors: str = "true",
   ) -> Answers:
     """Returns how likely comments are.
@@ -210,6 +211,8 @@ class LoadedModel:
     Args:
       of: a tree, or several.
       attribution: whether to tell how much each ancestor counts.
+      masks_apart: tokens from one mask to the next, to be quicker; None for exact
+        scores, with each token masked alone.
       ancestors: which of the comments above it a comment sees.
 
     Returns:
@@ -218,7 +221,8 @@ class LoadedModel:
       `comment`, `distance` in hops, and `nats_per_token`, which its tokens lose on
       average where that ancestor is hidden.
     """
-    return self._answers("score", of, ancestors, {"attribution": attribution})
+    options = {"attribution": attribution, "masks_apart": masks_apart}
+    return self._answers("score", of, ancestors, options)
 
   def generate(
     self, of: Tree | Sequence[Tree], *, ancestors: str = "true", **options: Any

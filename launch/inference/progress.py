@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from commentree.launch.inference.chunks import Chunk
+from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.trees import Unit
 
 _SECONDS = 5.0
@@ -28,12 +29,29 @@ class InferenceProgress:
     self._first: tuple[float, float] | None = None
     self.trees = 0
     self.comments = 0
+    self._begun: set[tuple[int, int]] = set()
+
+  def see(self, filled: PackedForest, chunk: Chunk) -> None:
+    """Counts what a forest of a chunk has of its comments, and tells if it is time."""
+    for document, number in filled.targets or filled.slots:
+      # Modes may number a node a second time, behind all nodes.
+      node = number % len(document.firsts)
+      self._begun.add((id(document), document.comment_of(node)))
+    now = time.monotonic()
+    if now - self._told >= _SECONDS:
+      self._told = now
+      trees = _trees(len(chunk.trees))
+      these = f"{len(self._begun):,} of {_comments(chunk):,} comments of {trees}"
+      before = f"{self.comments:,} comments, and " if self.comments else ""
+      rate = (self.comments + len(self._begun)) / max(1e-9, now - self._start)
+      self._say(f"{before}{these}, {rate:,.1f} comments/s")
 
   def add(self, chunk: Chunk) -> None:
     """Counts a chunk that is done, and tells of it if it is time."""
     now = time.monotonic()
     self.trees += len(chunk.trees)
-    self.comments += sum(len(tree.comments) for tree in chunk.trees)
+    self.comments += _comments(chunk)
+    self._begun.clear()
     if now - self._told >= _SECONDS:
       self._told = now
       share = self._share(chunk)
@@ -46,8 +64,7 @@ class InferenceProgress:
 
   def _counts(self, now: float) -> str:
     rate = self.comments / max(1e-9, now - self._start)
-    trees = "1 tree" if self.trees == 1 else f"{self.trees:,} trees"
-    return f"{self.comments:,} comments of {trees}, {rate:,.1f} comments/s"
+    return f"{self.comments:,} comments of {_trees(self.trees)}, {rate:,.1f} comments/s"
 
   def _share(self, chunk: Chunk) -> float | None:
     """Returns the share of the input before a chunk's end, by bytes."""
@@ -71,3 +88,11 @@ class InferenceProgress:
       return f"{share:.0%}"
     seconds = round((now - since) * (1 - share) / (share - done))
     return f"{share:.0%}, {datetime.timedelta(seconds=seconds)} left"
+
+
+def _comments(chunk: Chunk) -> int:
+  return sum(len(tree.comments) for tree in chunk.trees)
+
+
+def _trees(count: int) -> str:
+  return "1 tree" if count == 1 else f"{count:,} trees"

@@ -119,9 +119,15 @@ def _fill_in(
     read_counts,
   )
   program = engine.program(mode)
+  program.tell = joined.say
   engine.prepare(mode, program, job.batch_size, tick)
   found = engine.answers(
-    mode, program, ((c.trees, c) for c in missing), job.batch_size, tick
+    mode,
+    program,
+    ((c.trees, c) for c in missing),
+    job.batch_size,
+    tick,
+    progress.see,
   )
   for answers, chunk in found:
     parts.write(chunk, form.encode(chunk.trees, answers))

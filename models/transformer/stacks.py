@@ -210,7 +210,8 @@ class DecoderStack(_Stack):
       x_RLD: the embedded rows.
       visible_RLL: which tokens of its row each token sees.
       context: the ancestors of the targets.
-      masked_positions_RM: columns to give logits for; None for states.
+      masked_positions_RM: columns to give logits for; None for states. With fewer
+        rows, each is of as many rows side by side.
       embedder: what embedded the rows, whose table logits may share.
       position: of the only token in `x_R1D`, of rows that are read token by token.
     """
@@ -230,6 +231,7 @@ class DecoderStack(_Stack):
       return self.end(x_RLD, "decoder_norm", drop), None
     # Six of seven positions are not masked: leave them out of the vocabulary
     # projection, the largest product of a small model.
+    x_RLD = x_RLD.reshape(len(masked_positions_RM), -1, x_RLD.shape[-1])
     picked_RML = jax.nn.one_hot(masked_positions_RM, x_RLD.shape[-2], dtype=dtype)
     x_RMD = jnp.einsum("rml,rld->rmd", picked_RML, x_RLD)
     x_RMD = self.end(x_RMD, "decoder_norm", drop)

@@ -70,6 +70,8 @@ class PackItem:
     As `sizes`; then tokens of the longest target and of the longest encoded node.
     """
     count = len(self.targets)
+    if not count:
+      return np.empty((6, 0))
     longest = np.zeros(count, np.int64)
     np.maximum.at(longest, self.first_seen, self.encoded_lengths)
     taken = [
@@ -100,7 +102,7 @@ def measure(
   targets = np.flatnonzero((masked > 0) & (subtree["is_target"] == 1))
   ancestors = splitting.visible_ancestors(subtree["parents"], max_ancestors)[targets]
   if not lengths.all():
-    ancestors = _drop_empty(ancestors, lengths)
+    ancestors = drop_empty(ancestors, lengths)
   seen = np.zeros(len(lengths), bool)
   seen[ancestors[ancestors >= 0]] = True
   encoded = np.flatnonzero(seen)
@@ -115,8 +117,8 @@ def measure(
   )
 
 
-def _drop_empty(ancestors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-  """Takes nodes without tokens out of every list, closing the gaps."""
+def drop_empty(ancestors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """Takes nodes without tokens out of every list `[T, A]`, closing the gaps."""
   keep = (ancestors >= 0) & (lengths[ancestors] > 0)
   order = np.argsort(~keep, axis=1, kind="stable")
   return np.take_along_axis(np.where(keep, ancestors, -1), order, axis=1)

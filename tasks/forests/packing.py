@@ -140,6 +140,21 @@ class ForestBuilder:
       count = count * 3 // 4
     return 0
 
+  def most_fitting(self, item: PackItem) -> int:
+    """Returns how many of a subtree's first targets fit, with what they see.
+
+    It is searched for by halves; `count_fitting` is quicker.
+    """
+    fits, too_many = 0, 1 + int((item.needs <= self.room[:, None]).all(0).sum())
+    while too_many - fits > 1:
+      count = (fits + too_many) // 2
+      lengths = item.encoded_lengths[item.first_seen < count]
+      if self._find(item.target_lengths[:count], item.masked[:count], lengths):
+        fits = count
+      else:
+        too_many = count
+    return fits
+
   def _find(
     self, target_lengths: np.ndarray, masked: np.ndarray, encoded_lengths: np.ndarray
   ) -> tuple[Placed, Placed] | None:

@@ -32,7 +32,9 @@ def test_losses_without_an_ancestor_are_those_of_batches_that_lack_it(
   batch = packed.batch
   jitted = jax.jit(
     lambda batch: (
-      attribution.leave_one_out(model, params, batch, condition),
+      attribution.leave_one_out(
+        model, params, attribution.encode_once(model, params, batch), batch, condition
+      ),
       model.evaluate_batch(params, batch, condition)["nll"],
     ),
     compiler_options=forests.QUICK_COMPILE,
@@ -57,6 +59,47 @@ def test_losses_without_an_ancestor_are_those_of_batches_that_lack_it(
     )
     changed += np.abs(np.asarray(found)[:, column] - np.asarray(whole))[there].max()
   assert changed > 1e-2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+  "parts", [{"ancestor_pointer": True, "vectors_to_logits": True}, CONCATENATED]
+)
+def test_what_is_predicted_may_stand_side_by_side_for_all_rows(make, packed, parts):
+  settings = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+  model, params = make(**small_models.FAMILIES["t5"], **settings, **parts)
+  batch = packed.batch
+  examples, rows, length = batch["decoder_segment_ids"].shape
+  columns = batch["decoder_masked_positions"] + length * np.arange(rows)[:, None]
+  names = ("decoder_target_tokens", "decoder_loss_weights")
+  joined = {
+    **batch,
+    "decoder_masked_positions": columns.reshape(examples, 1, -1),
+    **{name: batch[name].reshape(examples, 1, -1) for name in names},
+  }
+  evaluate = jax.jit(
+    lambda batch: (
+      model.evaluate_batch(params, batch, "none")
+      | {
+        "nll": attribution.losses_by_condition(
+          model,
+          params,
+          attribution.encode_once(model, params, batch),
+          batch,
+          ("true", "none"),
+        )
+      }
+    ),
+    compiler_options=forests.QUICK_COMPILE,
+  )
+  expected, found = evaluate(batch), evaluate(joined)
+  there = batch["decoder_loss_weights"] > 0
+  for condition in range(2):
+    of_rows = np.asarray(expected["nll"])[condition]
+    of_forest = np.asarray(found["nll"])[condition].reshape(there.shape)
+    np.testing.assert_allclose(of_forest[there], of_rows[there], atol=1e-5)
+  targets = np.asarray(found["targets"]).reshape(there.shape)
+  np.testing.assert_array_equal(targets[there], np.asarray(expected["targets"])[there])
 
 
 def test_all_chunks_of_an_ancestor_are_left_out_together():

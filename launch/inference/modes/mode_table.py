@@ -39,7 +39,7 @@ MODES = {
   "embed": ModeFacts(_ALL, ("contextual",), pools=True),
   # What is left to do behind the vectors, which `embed` has, is no computation of JAX.
   "rank": ModeFacts(_ALL, ("top_k", "candidates"), pools=True, exported=False),
-  "score": ModeFacts(("mlm", "tlm", "clm"), ("attribution",)),
+  "score": ModeFacts(("mlm", "tlm", "clm"), ("attribution", "masks_apart")),
   "generate": ModeFacts(
     ("clm",),
     (

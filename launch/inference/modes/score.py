@@ -2,8 +2,9 @@
 
 A model of masked tokens gives the pseudo-log-likelihood: each token's log probability
 where it alone is masked (Salazar, Liang, Nguyen and Kirchhoff, "Masked Language Model
-Scoring", 2020). A causal one gives the log-likelihood. The difference is what a thread
-explains of a comment, in nats; `attribution` shares it out to the ancestors.
+Scoring", 2020), or, to be quicker, where others are masked that stand far apart. A
+causal one gives the log-likelihood. The difference is what a thread explains of a
+comment, in nats; `attribution` shares it out to the ancestors.
 """
 
 from __future__ import annotations
@@ -11,27 +12,37 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from commentree.errors import UserError
 from commentree.launch.inference import forests
 from commentree.launch.inference.devices import Compute
 from commentree.launch.inference.documents import EMPTY, TokenizedTree
 from commentree.launch.inference.forests import PackedForest
 from commentree.launch.inference.modes.base import Answer, Mode, rounded
 from commentree.launch.inference.run_context import RunContext
-from commentree.models.attribution import leave_one_out
+from commentree.models import attribution as attribution_lib
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
 from commentree.tasks.forests.forest_layout import ForestShape
-from commentree.tasks.forests.pack_items import PackItem
+from commentree.tasks.forests.pack_items import PackItem, drop_empty
+from commentree.tasks.forests.packing import Forest
 from commentree.tasks.subtrees import splitting
-from commentree.tasks.subtrees.subtree_builder import Subtree
+from commentree.tasks.subtrees.subtree_builder import Subtree, ranges
 from commentree.tasks.trees.comment_tree import CommentTree
 
+# Forests that may be cut from copies laid out at once.
+_FORESTS_SHARED = 8
 _NO_TOKEN = "no token that the model predicts"
+_PREDICTED = (
+  "decoder_masked_positions",
+  "decoder_target_tokens",
+  "decoder_loss_weights",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +66,12 @@ class Score(Mode[ScoredDocument]):
   name = "score"
 
   def __init__(
-    self, run: RunContext, ancestors: Condition = "true", *, attribution: bool = False
+    self,
+    run: RunContext,
+    ancestors: Condition = "true",
+    *,
+    attribution: bool = False,
+    masks_apart: int | None = None,
   ):
     """Sets up.
 
@@ -63,14 +79,22 @@ class Score(Mode[ScoredDocument]):
       run: what is known of the run.
       ancestors: which ancestors comments see.
       attribution: whether to tell how much each of them counts.
+      masks_apart: tokens from one mask to the next, of a model of masked tokens; None
+        for one mask at a time.
+
+    Raises:
+      UserError: if `masks_apart` is no number from 1 on.
     """
+    if masks_apart is not None and masks_apart < 1:
+      raise UserError(f"--masks_apart={masks_apart}: must be at least 1")
+    self.masks_apart = masks_apart
     super().__init__(run, ancestors)
     self.attribution = attribution
 
   @property
   def program_key(self) -> Hashable:
     """Equal for modes of one run with the same computation."""
-    return super().program_key, self.attribution
+    return super().program_key, self.attribution, self.masks_apart
 
   def read(self, tree: CommentTree) -> ScoredDocument:
     """Makes a document of a tree."""
@@ -78,37 +102,53 @@ class Score(Mode[ScoredDocument]):
     return ScoredDocument.read(tree, self.run.builder, sums=sums, without={})
 
   def compute(self, model: CommentTreeModel) -> Compute:
-    """Returns the loss of each predicted token `[B, R, M]`, with and without.
+    """Returns the loss of each predicted token `[B, X, R, M]`.
 
-    With attribution also without each ancestor in turn, `[B, A, R, M]`.
+    With its ancestors and without; with attribution then without each in turn.
     """
 
     def compute(params: Any, batch: Any) -> Any:
-      found = [
-        model.evaluate_batch(params, batch, condition)["nll"]
-        for condition in (self.ancestors, "none")
-      ]
-      if self.attribution:
-        found.append(leave_one_out(model, params, batch, self.ancestors))
-      return found
+      encoded = attribution_lib.encode_once(model, params, batch)
+      given = (model, params, encoded, batch)
+      conditions: tuple[Condition, ...] = (self.ancestors, "none")
+      losses_XBRM = attribution_lib.losses_by_condition(*given, conditions)
+      losses_BXRM = jnp.moveaxis(losses_XBRM, 0, 1)
+      if not self.attribution:
+        return losses_BXRM
+      left_out_BARM = attribution_lib.leave_one_out(*given, self.ancestors)
+      return jnp.concatenate([losses_BXRM, left_out_BARM], axis=1)
 
     return compute
 
   def collect(self, arrays: Any, filled: PackedForest) -> None:
     """Takes in the losses of a forest."""
-    with_ancestors, without, *left_out = arrays
-    for row, column, target, _ in filled.predicted():
+    predicted = filled.predicted()
+    for target, losses in zip(
+      (target for _, _, target, _ in predicted),
+      self.losses_of(np.asarray(arrays, np.float64), predicted),
+    ):
       document, node = filled.targets[target]
-      loss = float(with_ancestors[row, column])
+      with_ancestors, without, *left_out = losses.tolist()
       comment = document.comment_of(node)
-      document.sums[comment] += (-loss, -float(without[row, column]), 1)
+      document.sums[comment] += (-with_ancestors, -without, 1)
       if not left_out:
         continue
       of_comment = document.without.setdefault(comment, {})
       for ancestor, (hops, place) in self._seen(filled, target).items():
         _, before = of_comment.get(ancestor, (hops, 0.0))
-        more = float(left_out[0][place, row, column]) - loss
-        of_comment[ancestor] = hops, before + more
+        of_comment[ancestor] = hops, before + left_out[place] - with_ancestors
+
+  def losses_of(
+    self, arrays_XRM: np.ndarray, predicted: Sequence[Sequence[int]]
+  ) -> np.ndarray:
+    """Returns what was computed of each of the predicted tokens, [tokens, X].
+
+    Args:
+      arrays_XRM: what was computed of a forest.
+      predicted: see `PackedForest.predicted`.
+    """
+    rows, columns = ([found[i] for found in predicted] for i in range(2))
+    return arrays_XRM[:, rows, columns].T
 
   def _seen(self, filled: PackedForest, target: int) -> dict[int, tuple[int, int]]:
     """Returns the comments above a target that it sees, nearest first.
@@ -166,66 +206,139 @@ class Score(Mode[ScoredDocument]):
 
 
 class PseudoLikelihood(Score):
-  """Of a model of masked tokens: each token is masked in turn."""
+  """Of a model of masked tokens: each token is masked in a copy of its comment.
+
+  Copies of a comment, and of those beside it, share the encoded comments above them.
+  """
 
   def make_shape(self) -> ForestShape:
-    """Returns what forests hold: a token to predict in every copy of a comment."""
-    return self.shape_of(max(8, self.run.decoder_length // 4), encoded_share=0.2)
+    """Returns what forests hold: of a row any token may be one to predict."""
+    return self.shape_of(self.run.decoder_length, encoded_share=0.2)
+
+  def arrays(self, filled: PackedForest) -> Forest:
+    """Returns the forest with the tokens to predict side by side, not by row.
+
+    Of most copies one token is: rows would be padded to the few in which comments of a
+    word stand.
+    """
+    forest, shape = filled.forest, self.shape
+    most = shape.target_slots
+    if self.masks_apart is not None:
+      most += shape.decoder_rows * shape.decoder_length // self.masks_apart
+    rows, columns = np.nonzero(forest["decoder_loss_weights"] > 0)
+    found = {}
+    for name in _PREDICTED:
+      values = forest[name][rows, columns]
+      if name == "decoder_masked_positions":
+        values = values + rows * shape.decoder_length
+      found[name] = np.zeros((1, most), forest[name].dtype)
+      found[name][0, : len(rows)] = values
+    return {**forest, **found}
+
+  def losses_of(
+    self, arrays_XRM: np.ndarray, predicted: Sequence[Sequence[int]]
+  ) -> np.ndarray:
+    """Returns what was computed of each of the tokens that `arrays` put first."""
+    return arrays_XRM[:, 0, : len(predicted)].T
 
   def items(self, document: ScoredDocument) -> Iterator[PackItem]:
-    """Yields every comment as often as it has tokens."""
+    """Yields all copies of some comments, several forests full, to be cut for these."""
     nodes = document.subtree()
     max_ancestors = self.run.builder.preprocessing.subtrees.max_ancestors
     visible = splitting.visible_ancestors(nodes["parents"], max_ancestors)
     starts = np.cumsum(nodes["lengths"]) - nodes["lengths"]
-    for node in range(len(starts)):
-      seen = visible[node]
-      above = [i for i in seen[::-1].tolist() if i >= 0 and nodes["lengths"][i]]
-      subtree = self._copies(nodes, starts, node, above)
-      if subtree is not None:
-        yield from forests.items_of(subtree, self.shape)
+    enough = _FORESTS_SHARED * self.shape.decoder_rows * self.shape.decoder_length
+    # In threads longer than a comment sees, vectors would know of each other what other
+    # comments see of them.
+    apart = self.run.config.model.num_thread_layers > 0
+    group, tokens = list[tuple[int, list[np.ndarray]]](), 0
+    for node, (start, length) in enumerate(zip(starts, nodes["lengths"].tolist())):
+      masks = self._masks(nodes["tokens"][start : start + length])
+      if not masks:
+        continue
+      group.append((node, masks))
+      tokens += length * len(masks)
+      if apart or tokens >= enough:
+        yield self._copies(nodes, visible, group)
+        group, tokens = [], 0
+    if group:
+      yield self._copies(nodes, visible, group)
+
+  def _masks(self, tokens: np.ndarray) -> list[np.ndarray]:
+    """Returns which tokens of a comment each of its copies has masked."""
+    tokenizer = self.run.tokenizer
+    tokens = tokens[: self.run.decoder_length]
+    places = np.flatnonzero(tokenizer.maskable[tokens] & (tokens != tokenizer.mask_id))
+    apart = len(places) if self.masks_apart is None else self.masks_apart
+    return [places[first::apart] for first in range(min(apart, len(places)))]
 
   def _copies(
-    self, nodes: Subtree, starts: np.ndarray, node: int, above: list[int]
-  ) -> Subtree | None:
-    """Returns a subtree of a node's ancestors and copies of it, each with a mask."""
-    tokenizer = self.run.tokenizer
+    self,
+    nodes: Subtree,
+    visible: np.ndarray,
+    group: Sequence[tuple[int, list[np.ndarray]]],
+  ) -> PackItem:
+    """Returns copies as targets, below the ancestors that they share.
 
-    def tokens_of(which: int) -> np.ndarray:
-      return nodes["tokens"][starts[which] : starts[which] + nodes["lengths"][which]]
+    Args:
+      nodes: all of the tree.
+      visible: which of them each sees, [N, A].
+      group: nodes, and which tokens each copy of one has masked.
+    """
+    shape = self.shape
+    lengths = nodes["lengths"].astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    copied = np.repeat([node for node, _ in group], [len(masks) for _, masks in group])
+    ancestors = drop_empty(visible[copied], lengths)
+    encoded = np.unique(ancestors[ancestors >= 0])
 
-    tokens = tokens_of(node)
-    places = np.flatnonzero(tokenizer.maskable[tokens[: self.run.decoder_length]])
-    if not len(places):
-      return None
-    copies = np.tile(tokens, (len(places), 1))
-    masked = copies.copy()
-    masked[np.arange(len(places)), places] = tokenizer.mask_id
-    # A copy's parent stands in front of it: for one without, a node without tokens.
-    context = [tokens_of(which) for which in above] or [np.empty(0, np.int32)]
-    before = np.concatenate(context)
-    depths = nodes["depths"]
-    return {
-      **nodes,
-      "tokens": np.concatenate([before, copies.ravel()]),
-      "input_tokens": np.concatenate([before, masked.ravel()]),
-      "is_masked": np.concatenate(
-        [np.zeros(len(before), np.int32), (masked != copies).ravel().astype(np.int32)]
-      ),
-      "lengths": np.array([*map(len, context), *[len(tokens)] * len(places)], np.int32),
-      "parents": np.array(
-        [*range(-1, len(context) - 1), *[len(context) - 1] * len(places)], np.int32
-      ),
-      "depths": np.array(
-        [*(depths[above] if above else [0]), *[depths[node]] * len(places)], np.int32
-      ),
-      "is_target": np.repeat([0, 1], [len(context), len(places)]).astype(np.int32),
-      "node_ids": np.array([*(above or [-1]), *[node] * len(places)], np.int32),
+    kept = np.concatenate([encoded, copied])
+    tokens = nodes["tokens"][ranges(starts[kept], lengths[kept])]
+    is_masked = np.zeros(len(tokens), np.int32)
+    masks = [places for _, of_node in group for places in of_node]
+    firsts = (np.cumsum(lengths[kept]) - lengths[kept])[len(encoded) :]
+    counts = np.fromiter(map(len, masks), np.int64, len(masks))
+    is_masked[np.concatenate(masks) + np.repeat(firsts, counts)] = 1
+    subtree = {
+      **{name: nodes[name][kept] for name in ("lengths", "depths", "node_ids")},
+      "tokens": tokens,
+      "input_tokens": np.where(is_masked, self.run.tokenizer.mask_id, tokens),
+      "is_masked": is_masked,
+      forests.DOCUMENT: nodes[forests.DOCUMENT],
     }
+    return PackItem(
+      subtree=subtree,
+      targets=np.arange(len(encoded), len(kept)),
+      target_lengths=np.minimum(lengths[copied], shape.decoder_length),
+      masked=counts,
+      encoded=np.arange(len(encoded)),
+      encoded_lengths=np.minimum(lengths[encoded], shape.encoder_length),
+      ancestors=np.where(ancestors >= 0, np.searchsorted(encoded, ancestors), -1),
+    )
 
 
 class Likelihood(Score):
   """Of a causal model: each token from those before it."""
+
+  def __init__(
+    self,
+    run: RunContext,
+    ancestors: Condition = "true",
+    *,
+    attribution: bool = False,
+    masks_apart: int | None = None,
+  ):
+    """Sets up, as `Score`.
+
+    Raises:
+      UserError: for `masks_apart`.
+    """
+    if masks_apart is not None:
+      raise UserError(
+        f"--masks_apart={masks_apart}: this run is scored as a causal model, which has"
+        " no masks: leave the flag out"
+      )
+    super().__init__(run, ancestors, attribution=attribution)
 
   def make_shape(self) -> ForestShape:
     """Returns what forests hold: every token is predicted."""
@@ -241,7 +354,7 @@ class Likelihood(Score):
     has_tokens = nodes["lengths"] > 0
     together = [has_tokens]
     if self.attribution and self.run.config.model.num_thread_layers:
-      # See `leave_one_out`.
+      # See `attribution.leave_one_out`.
       together = [*np.diag(has_tokens)[has_tokens]]
     for is_target in together:
       for subtree in forests.cut(

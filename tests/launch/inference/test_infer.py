@@ -155,43 +155,6 @@ def test_a_changed_comment_changes_its_own_vectors_and_those_below_in_threads(
       assert in_thread <= (ident in above)
 
 
-def test_a_score_is_the_sum_of_log_probabilities_of_tokens_masked_in_turn(model, plain):
-  tree = plain[0]
-  size = int(model.run.tokenizer.maskable.sum())
-  text = tree["comments"][0]["body"]
-  words = text.split()
-  expected = {"true": 0.0, "none": 0.0}
-  counted = 0
-  for place, word in enumerate(words):
-    if word.startswith("["):
-      continue
-    counted += 1
-    hidden = " ".join([*words[:place], "<mask>", *words[place + 1 :]])
-    comments = [{**tree["comments"][0], "body": hidden}, *tree["comments"][1:]]
-    for ancestors in expected:
-      answer = model.fill(
-        {**tree, "comments": comments}, top_k=size, ancestors=ancestors
-      )[1]
-      (found,) = (
-        c["probability"]
-        for c in answer["masks"][0]["candidates"]
-        if c["token"] == f"▁{word}"
-      )
-      expected[ancestors] += np.log(found)
-  score = model.score(tree)[1]
-  assert score["tokens"] == counted > 1
-  np.testing.assert_allclose(score["log_likelihood"], expected["true"], rtol=1e-4)
-  np.testing.assert_allclose(score["without_ancestors"], expected["none"], rtol=1e-4)
-  difference = score["log_likelihood"] - score["without_ancestors"]
-  assert abs(difference) > 1e-3
-  np.testing.assert_allclose(score["difference"], difference, atol=1e-3)
-
-
-def test_a_post_has_no_ancestors_to_explain_it(model, plain):
-  for answers in model.score(plain):
-    assert answers[0]["difference"] == 0
-
-
 def test_a_filled_text_is_the_text_given_with_words_for_its_masks(model):
   tree = {"id": "t", "title": "Oh,  <mask>! [fact] <mask>", "comments": []}
   (answer,) = model.fill(tree)
