@@ -32,7 +32,7 @@ _TOKEN = re.compile(rb'"((?:[^"\\]++|\\.)*+)"?(\s*+:)?|[\[\]{}]', re.DOTALL)
 _NO_ANSWER = frozenset(("id", "kind", "comments", "title", "body", "text"))
 
 _QUOTE, _LINE_FEED = ord('"'), ord("\n")
-_OPENERS = frozenset(b"[{")
+_OPENERS, _WHITE_SPACE = frozenset(b"[{"), frozenset(b" \t\r\n")
 
 
 class Record(NamedTuple):
@@ -117,7 +117,7 @@ class Cutter:
     self._state = _State.BETWEEN
     self._open: list[str] = []  # what is open around records: "[", "{"
     self._group = 0
-    self._depth = 0  # of brackets in what is read
+    self._brackets = bytearray()  # that are open in what is read
     self._in_string = self._escaped = False
     self._is_long = self._is_broken = self._is_no_answer = False
     self._held = bytearray()  # of the record, from earlier blocks
@@ -153,10 +153,11 @@ class Cutter:
             else:
               at = self._deeper(block, at)
           else:
-            closed = min(_match_end(_CLOSERS_RUN, block, at) - at, self._depth)
-            self._depth -= closed
+            run = _match_end(_CLOSERS_RUN, block, at) - at
+            closed = min(run, len(self._brackets))
+            del self._brackets[-closed:]
             at += closed
-            if not self._depth:
+            if not self._brackets:
               yield from self._end(block, at)
     if self._state in (_State.RECORD, _State.SCALAR):
       self._hold(block[self._from :])
@@ -223,31 +224,32 @@ class Cutter:
       self._group += 1
       if self._open and self._open[-1] == "{":
         self._open.pop()
-        self._state, self._depth = _State.SKIPPED, 1
+        self._state, self._brackets = _State.SKIPPED, bytearray(b"{")
       return at + 1
     if character in "]}":
       return _match_end(_BRACES_RUN if self._open else _CLOSERS_RUN, block, at)
     self._from = at
     self._indent = self._indent_of(block, at)
     self._state = _State.RECORD if character in "[{" else _State.SCALAR
-    self._depth = 0
+    self._brackets = bytearray()
     self._is_long = self._is_broken = self._is_no_answer = False
     if self._state is _State.RECORD:
-      self._depth = 1
+      self._brackets.append(block[at])
       at += 1
     return at
 
   def _deeper(self, block: bytes, at: int) -> int:
     """Takes a bracket that opens; opens the array of an API's answer."""
-    if self._depth == 1 and block[at] == ord("[") and self._opens_answer(block, at):
+    outermost = len(self._brackets) == 1
+    if outermost and block[at] == ord("[") and self._opens_answer(block, at):
       self._open += ["{", "["]
       self._group += 1
-      self._state, self._depth = _State.BETWEEN, 0
+      self._state, self._brackets = _State.BETWEEN, bytearray()
       self._held = bytearray()
       self.found_answer = True
       return at + 1
     end = _match_end(_OPENERS_RUN, block, at)
-    self._depth += end - at
+    self._brackets += block[at:end]
     return end
 
   def _opens_answer(self, block: bytes, at: int) -> bool:
@@ -268,12 +270,17 @@ class Cutter:
 
   def _begins_anew(self, block: bytes, at: int) -> bool:
     """Whether another record begins at a bracket, this one being broken."""
-    return (
-      self._state is _State.RECORD
-      and (self._is_broken or self._is_long)
-      and self._indent is not None
-      and self._indent_of(block, at) == self._indent
-    )
+    if self._state is not _State.RECORD or self._indent is None:
+      return False
+    if at and block[at - 1] not in _WHITE_SPACE:  # most brackets, quickly
+      return False
+    before = (self._before + block[max(0, at - _INDENT_BYTES) : at]).rstrip()
+    # Where no value may begin, something is missing before.
+    after = before[-1:]
+    may_begin = after == b":" or (after in (b"[", b",") and self._brackets[-1:] == b"[")
+    if may_begin and not (self._is_broken or self._is_long):
+      return False
+    return self._indent_of(block, at) == self._indent
 
   def _indent_of(self, block: bytes, at: int) -> bytes | None:
     """White space from a line's beginning to a place; None if there is more."""

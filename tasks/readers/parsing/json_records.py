@@ -111,7 +111,10 @@ def _is_enough(head: bytearray) -> bool:
   end = head.find(b"\n", start.end())
   if end < 0:
     return False
-  return len(head) >= _HEAD_BYTES or _is_whole(bytes(head[start.end() : end]))
+  if len(head) >= _HEAD_BYTES:
+    return True
+  # Of an array on a line, what follows tells whether it holds the records.
+  return head[start.end()] != ord("[") and _is_whole(bytes(head[start.end() : end]))
 
 
 def is_lines(head: bytes) -> bool:
@@ -127,7 +130,11 @@ def is_lines(head: bytes) -> bool:
     return True
   first, *others = lines
   if first[0] == ord("["):
-    return False
+    # An array of records, or a stray one of anything else among lines of objects?
+    value = _value(first)
+    stray = value is not None and not any(isinstance(x, (dict, list)) for x in value)
+    whole = sum(line[:1] == b"{" and _is_whole(line) for line in others)
+    return stray and 2 * whole > len(others)
   if len(head) >= LONGEST_HEAD_BYTES and not others:
     return not _is_answer(first)
   value = _value(first)

@@ -155,6 +155,34 @@ def test_a_broken_element_costs_no_other_one_where_each_begins_a_line(
   assert read_counts.trees == {comment_tree.KEPT: 4, json_lines.BAD_JSON: 1}
 
 
+@pytest.mark.parametrize("begin", ["[\n", '{"data": [\n'])
+def test_wherever_an_element_breaks_off_no_other_one_is_lost(begin):
+  broken = '{"id": "x", "n": [1, {"a": "b"}], "comments": [{"id": "y"}], "s": 3}'
+  others = [json.dumps(tree(name)) for name in "pqrst"]
+  for end in range(1, len(broken)):
+    lines = [*others[:2], broken[:end], *others[2:]]
+    for between in (",\n", "\n"):
+      found, _ = cut((begin + between.join(lines) + "\n]").encode(), 30)
+      kept = {content.decode() for content in found}
+      # Where a value may follow, the next one is taken for that.
+      start = (broken[:end] + between).rstrip()
+      in_array = start.count("[") > start.count("]") and start[-1] in "[,"
+      hidden = {"r"} if in_array or start[-1] == ":" else set()
+      missing = {json.loads(other)["id"] for other in others if other not in kept}
+      assert missing <= hidden, broken[:end]
+
+
+def test_an_array_before_objects_on_lines_is_one_line_of_them():
+  objects = [json.dumps(tree(name)).encode() for name in "pqr"]
+  for stray in (b'["not", "an", "object"]', b"[]", b"[1, 2]"):
+    assert json_records.is_lines(b"\n".join([stray, *objects]))
+    assert not json_records.is_lines(stray)
+  for records in (b"[" + objects[0] + b"]", b"[" + objects[0], b"[[1, 2]]", b"["):
+    assert not json_records.is_lines(b"\n".join([records, *objects]))
+  head, _ = json_records._peek(iter([b'["a"]\n', *(o + b"\n" for o in objects)]))
+  assert json_records.is_lines(head)
+
+
 def test_an_array_that_is_cut_off_gives_what_comes_before(tmp_path):
   content = json.dumps([tree("p"), tree("q"), tree("r")], indent=1)
   found, read_counts = read(tmp_path / "a.json", content[: content.index('"r"') + 20])
