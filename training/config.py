@@ -25,7 +25,7 @@ from commentree.settings import (
 )
 from commentree.training.optim.optimizer_config import OptimizerConfig
 
-XlaPreset = Literal["auto", "none", "vmem_32"]
+XlaPreset = Literal["auto", "none", "vmem_32", "vmem_64"]
 
 # With a head; see `f1`.
 _F1_METRICS = tuple(
@@ -300,9 +300,10 @@ class TrainConfig:
       MODEL_DIR/profile; None for none. See docs/monitoring.md.
     compile_cache_dir: folder of compiled programs, shared by runs; the user's cache
       folder if None.
-    xla_preset: options of the TPU compiler for the train step: 'vmem_32' gives an
-      operation 32 MiB of on-chip memory, 'none' leaves it to the compiler, 'auto' takes
-      the first on chips where that is faster. Results differ by rounding alone.
+    xla_preset: options of the TPU compiler for the train step: 'vmem_32' and 'vmem_64'
+      give an operation so many MiB of on-chip memory, 'none' leaves it to the compiler,
+      'auto' takes what is fastest on chips where they were compared. Results differ by
+      rounding alone.
     optimizer: optimizer and schedule.
     partitioning: devices.
     checkpoint: checkpoints.

@@ -16,12 +16,13 @@ from commentree.training.tpu_compile import tpu_chips
 # Names and values of XLA's options.
 OPTIONS: Mapping[str, Mapping[str, str]] = {
   "none": {},
-  # On-chip memory for one operation, twice the compiler's own choice: larger tiles of
-  # products, which read their operands less often.
+  # On-chip memory for one operation, twice the compiler's own choice on v5e and v6e:
+  # larger tiles of products, which read their operands less often.
   "vmem_32": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
+  "vmem_64": {"xla_tpu_scoped_vmem_limit_kib": "65536"},
 }
-# Where 'vmem_32' was compared with 'none', and is faster: see docs/performance.md.
-_FASTER_WITH_VMEM_32 = frozenset(("v5e",))
+# Those that were compared with 'none', and are faster: see docs/performance.md.
+_FASTEST: Mapping[str, XlaPreset] = {"v5e": "vmem_32", "v6e": "vmem_64"}
 
 
 def options_for(preset: XlaPreset, device: jax.Device) -> dict[str, str]:
@@ -35,5 +36,5 @@ def options_for(preset: XlaPreset, device: jax.Device) -> dict[str, str]:
   if chip is None:
     return {}
   if preset == "auto":
-    preset = "vmem_32" if chip.name in _FASTER_WITH_VMEM_32 else "none"
+    preset = _FASTEST.get(chip.name, "none")
   return dict(OPTIONS[preset])

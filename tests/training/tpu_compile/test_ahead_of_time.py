@@ -234,10 +234,16 @@ def test_options_of_a_preset_reach_the_compiler_of_the_train_step(monkeypatch):
 def test_presets_are_for_tpus_and_known_options():
   tpu = plan("v5e:1x1").mesh.devices.flat[0]
   assert compiler_presets.options_for("none", tpu) == {}
-  for preset in ("auto", "vmem_32"):
+  of_v6e = plan("v6e:1x1").mesh.devices.flat[0]
+  for preset, device, kib in (
+    ("auto", tpu, "32768"),
+    ("auto", of_v6e, "65536"),
+    ("vmem_32", of_v6e, "32768"),
+    ("vmem_64", tpu, "65536"),
+  ):
     assert compiler_presets.options_for(preset, jax.devices("cpu")[0]) == {}
-    options = compiler_presets.options_for(preset, tpu)
-    assert options == {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+    options = compiler_presets.options_for(preset, device)
+    assert options == {"xla_tpu_scoped_vmem_limit_kib": kib}
   assert set(get_args(XlaPreset)) == {"auto", *compiler_presets.OPTIONS}
 
 
