@@ -2,7 +2,8 @@
 
 Of each sample some words are hidden, and what the model puts in their places is shown;
 and how much worse it predicts the comment's tokens where one comment above is hidden
-from it (leave one out, as `commentree infer --mode=score --attribution`).
+from it (leave one out, as `commentree infer --mode=score --attribution`), with tokens
+that stand apart masked together.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _MASK = "\N{MEDIUM SMALL WHITE CIRCLE}mask\N{MEDIUM SMALL WHITE CIRCLE}"
 _HIDDEN = 3  # words of a comment, at most
+# As in `score`: exact scores of long threads take minutes a sample.
+MASKS_APART = 8
 _GUESSES = 3
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _LONGEST_SHOWN = 600  # characters of a comment
@@ -140,10 +143,11 @@ def read(
     say: tells the user a line.
   """
   samples: list[Sample] = []
+  apart = MASKS_APART if _fills(model) else None
   for number, thread in enumerate(threads, start=1):
     say(f"sample {number} of {len(threads)}: tree {thread.id}")
     *above, comment = thread.comments
-    *_, scored = model.score(thread, attribution=True)
+    *_, scored = model.score(thread, attribution=True, masks_apart=apart)
     if not scored["tokens"]:
       continue
     counts = {each["comment"]: each["nats_per_token"] for each in scored["ancestors"]}
@@ -177,11 +181,16 @@ def check(model: LoadedModel) -> None:
     )
 
 
-def _guesses(model: LoadedModel, thread: CommentTree) -> Iterator[Guess]:
-  """Yields what the model puts in place of some words of a thread's last comment."""
+def _fills(model: LoadedModel) -> bool:
+  """Whether a model predicts masked tokens."""
   from commentree.launch.inference.modes import mode_table
 
-  if "fill" not in mode_table.able(model.run.config):
+  return "fill" in mode_table.able(model.run.config)
+
+
+def _guesses(model: LoadedModel, thread: CommentTree) -> Iterator[Guess]:
+  """Yields what the model puts in place of some words of a thread's last comment."""
+  if not _fills(model):
     return
   *above, comment = thread.comments
   words = list(_WORD.finditer(comment.text))
@@ -209,7 +218,8 @@ def render(samples: Sequence[Sample]) -> Iterator[str]:
   yield (
     '<p class="soft">Beside each comment above: how much worse, in nats a token, the'
     " model predicts the last comment where that one alone is hidden (below 0:"
-    " better). It is no proof of content: of that the paired differences above tell."
+    f" better; of masked tokens every {MASKS_APART}th is asked for at a time). It is no"
+    " proof of content: of that the paired differences above tell."
     " Underlined: words that were hidden together, and the likeliest tokens there."
     "</p>\n"
   )

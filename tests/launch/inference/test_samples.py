@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+import commentree
 from commentree.launch.main import main
 from commentree.launch.reports import samples
 from commentree.tasks.trees.comment_tree import Comment, CommentTree
@@ -47,7 +48,7 @@ def test_a_thread_is_shown_of_each_tree_that_has_one_and_again_the_same():
 def test_samples_are_what_score_and_fill_say(model):
   (thread,) = samples.choose(iter([tree("a", 0, 1, 2)]), 1)
   (sample,) = samples.read(model, [thread], lambda line: None)
-  *_, scored = model.score(thread, attribution=True)
+  *_, scored = model.score(thread, attribution=True, masks_apart=samples.MASKS_APART)
   assert sample.loss == pytest.approx(-scored["log_likelihood"] / scored["tokens"])
   assert sample.without == pytest.approx(
     -scored["without_ancestors"] / scored["tokens"]
@@ -97,3 +98,10 @@ def test_a_run_that_predicts_no_tokens_has_no_samples(tmp_path, capsys):
   flags = [f"--model_dir={model_dir}", f"--html={tmp_path}/page.html"]
   assert main(["report", *flags, "--samples", str(tmp_path)]) == 2
   assert "are of runs that predict tokens" in capsys.readouterr().err
+
+
+def test_a_causal_run_has_samples_without_guesses(tmp_path):
+  model = commentree.load(made_runs.make(tmp_path, "clm"))
+  (sample,) = samples.read(model, [tree("a", 0)], lambda line: None)
+  assert sample.guesses == ()
+  assert [a.nats_per_token is not None for a in sample.ancestors] == [True]
