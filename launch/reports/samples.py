@@ -35,6 +35,7 @@ CSS = """
 .sample p { overflow-wrap: anywhere; }
 .above { display: grid; grid-template-columns: 4.6rem 5rem 1fr; gap: 0 0.7rem;
   align-items: start; color: var(--soft); margin: 0.25rem 0; overflow-wrap: anywhere; }
+@media (max-width: 600px) { .above { grid-template-columns: 3.6rem 2rem 1fr; } }
 .above .nats { text-align: right; font-variant-numeric: tabular-nums; }
 .above svg { width: 100%; height: 0.7rem; margin-top: 0.42rem; }
 .above rect.more { fill: var(--series-0); } .above rect.less { fill: var(--series-1); }
@@ -223,6 +224,9 @@ def render(samples: Sequence[Sample]) -> Iterator[str]:
     " Underlined: words that were hidden together, and the likeliest tokens there."
     "</p>\n"
   )
+  # One scale for all of them.
+  counts = [a.nats_per_token or 0 for sample in samples for a in sample.ancestors]
+  most = max(map(abs, counts), default=0)
   for sample in samples:
     yield '<div class="sample">\n'
     yield (
@@ -230,7 +234,6 @@ def render(samples: Sequence[Sample]) -> Iterator[str]:
       f" {sample.loss:.3f} nats a token given all above it,"
       f" {sample.without:.3f} given nothing</p>\n"
     )
-    most = max((abs(a.nats_per_token or 0) for a in sample.ancestors), default=0)
     for ancestor in sample.ancestors:
       yield _ancestor(ancestor, most)
     yield f"<p>{_marked(sample)}</p>\n"
