@@ -9,7 +9,12 @@ from typing import Self
 import numpy as np
 
 from commentree.launch.inference.forests import DOCUMENT
-from commentree.tasks.subtrees.subtree_builder import Subtree, SubtreeBuilder
+from commentree.tasks.subtrees import translations
+from commentree.tasks.subtrees.subtree_builder import (
+  LANGUAGES,
+  Subtree,
+  SubtreeBuilder,
+)
 from commentree.tasks.trees.comment_tree import CommentTree
 
 EMPTY = "no text that the model could read"
@@ -21,7 +26,8 @@ class TokenizedTree:
 
   Attributes:
     tree: as it was read.
-    nodes: all of it as one subtree; see `SubtreeBuilder.nodes`.
+    nodes: all of it as one subtree; see `SubtreeBuilder.nodes`. If the run has
+      languages, with those of the comments; their translations are not read.
     firsts: tokens of its comment that stand before each node. [N]
     tokens_cut: tokens of each comment that there was no room for. [comments]
   """
@@ -49,6 +55,9 @@ class TokenizedTree:
     """
     nodes = builder.nodes(tree, encoded)
     lengths, comments = nodes["lengths"], nodes["node_ids"]
+    if names := builder.preprocessing.objective.languages:
+      languages = [translations.language_of(c.language, names) for c in tree.comments]
+      nodes[LANGUAGES] = np.repeat(np.array(languages, np.int32)[comments], lengths)
     before = np.cumsum(lengths) - lengths
     is_first = np.diff(comments, prepend=-1) > 0
     full = np.fromiter(map(len, encoded), np.int64, len(encoded))

@@ -22,7 +22,7 @@ from commentree.tasks.forests.forest_layout import (
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.forests.packing import Forest, ForestBuilder
 from commentree.tasks.subtrees import splitting
-from commentree.tasks.subtrees.subtree_builder import Subtree, ranges
+from commentree.tasks.subtrees.subtree_builder import LANGUAGES, Subtree, ranges
 
 # Tokens of a comment that rows and slots are made for; where comments are shorter a
 # forest is full of them before its rows are.
@@ -135,9 +135,11 @@ def encoded_alone(nodes: Subtree, shape: ForestShape) -> Iterator[PackItem]:
   starts = np.cumsum(lengths) - lengths
   for node in np.flatnonzero(lengths).tolist():
     one = slice(node, node + 1)
-    tokens = nodes["tokens"][starts[node] : starts[node] + lengths[node]]
+    own = slice(starts[node], starts[node] + lengths[node])
+    tokens = nodes["tokens"][own]
     subtree = {
       **nodes,
+      **{name: nodes[name][own] for name in languages_in(nodes)},
       "tokens": tokens,
       "lengths": lengths[one],
       "depths": nodes["depths"][one],
@@ -168,10 +170,12 @@ def cut(
     nodes: all nodes of the tree, as `SubtreeBuilder.nodes` returns them.
     is_target: which are to be answered for. [N]
     config: how large subtrees are, and what a node sees.
-    per_token: features of which each token has one.
+    per_token: features of which each token has one; languages, if they are there,
+      come along.
   """
   lengths = nodes["lengths"]
   starts = np.cumsum(lengths) - lengths
+  per_token = (*per_token, *languages_in(nodes))
   for split in splitting.split_nodes(
     nodes["parents"],
     is_target,
@@ -189,6 +193,11 @@ def cut(
       "parents": splitting.extract_parents(kept, nodes["parents"]),
       "is_target": split.is_target.astype(np.int32),
     }
+
+
+def languages_in(nodes: Subtree) -> tuple[str, ...]:
+  """Returns the name of the feature of languages, if the nodes have it."""
+  return (LANGUAGES,) if LANGUAGES in nodes else ()
 
 
 def columns(lengths: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from commentree.launch.settings import model_sizes
 from commentree.launch.settings.configurables import RunConfig
 from commentree.models.config import ModelConfig
 from commentree.tasks.config import mixture_config
+from commentree.tasks.config.objective import ObjectiveConfig
 from commentree.tasks.config.preprocessing import PreprocessingConfig
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.forests import forest_layout
@@ -89,6 +90,7 @@ def of_run(config: RunConfig) -> RunContext:
     cleaning=asked.cleaning,
     markers=asked.markers,
     subtrees=asked.subtrees,
+    objective=ObjectiveConfig(languages=asked.objective.languages),
   )
   builder = SubtreeBuilder(tokenizer, preprocessing)
   return RunContext(config, tokenizer, builder)

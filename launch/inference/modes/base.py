@@ -93,11 +93,21 @@ class Mode(abc.ABC, Generic[D]):
   def answers(self, document: D) -> list[Answer]:
     """Returns one answer a comment, once all is collected."""
 
-  def shape_of(self, predicted_per_row: int, **more: Any) -> ForestShape:
+  def shape_of(
+    self,
+    predicted_per_row: int,
+    optional_features: tuple[str, ...] = (),
+    encoded_share: float = 0.6,
+  ) -> ForestShape:
     """Returns the shape of forests, by the run's settings; see `forests.shape_for`."""
     data = self.run.config.data
+    languages = self.run.builder.preprocessing.objective.optional_features
     return forests.shape_for(
-      data.layout, data.task_feature_lengths, predicted_per_row, **more
+      data.layout,
+      data.task_feature_lengths,
+      predicted_per_row,
+      (*optional_features, *languages),
+      encoded_share,
     )
 
   def hide(self, batch: Any) -> Any:

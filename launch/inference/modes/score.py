@@ -293,7 +293,8 @@ class PseudoLikelihood(Score):
     encoded = np.unique(ancestors[ancestors >= 0])
 
     kept = np.concatenate([encoded, copied])
-    tokens = nodes["tokens"][ranges(starts[kept], lengths[kept])]
+    places_kept = ranges(starts[kept], lengths[kept])
+    tokens = nodes["tokens"][places_kept]
     is_masked = np.zeros(len(tokens), np.int32)
     masks = [places for _, of_node in group for places in of_node]
     firsts = (np.cumsum(lengths[kept]) - lengths[kept])[len(encoded) :]
@@ -301,6 +302,7 @@ class PseudoLikelihood(Score):
     is_masked[np.concatenate(masks) + np.repeat(firsts, counts)] = 1
     subtree = {
       **{name: nodes[name][kept] for name in ("lengths", "depths", "node_ids")},
+      **{name: nodes[name][places_kept] for name in forests.languages_in(nodes)},
       "tokens": tokens,
       "input_tokens": np.where(is_masked, self.run.tokenizer.mask_id, tokens),
       "is_masked": is_masked,
