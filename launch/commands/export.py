@@ -26,8 +26,8 @@ examples:
 
 TO gets README.md, spec.json (inputs and outputs), a serialized function for each mode
 (StableHLO for cpu, tpu and cuda), the parameters as safetensors, the vocabulary, and
-run.py, which runs it all with NumPy and JAX: python exported/run.py. It appears whole,
-or not at all; nothing is overwritten. Shapes are fixed by the run's settings;
+run.py, which runs it all with JAX and flatbuffers: python exported/run.py. It appears
+whole, or not at all; nothing is overwritten. Shapes are fixed by the run's settings;
 --gin.NAME=VALUE changes those.
 
 exit codes: 0 done, 2 a mistake of the user's, 74 storage refused.

@@ -14,7 +14,7 @@ from etils import epath
 
 from commentree import __version__
 from commentree.errors import StorageError, UserError
-from commentree.launch.exporting import runner
+from commentree.launch.exporting import runner, text_parts
 from commentree.launch.exporting.functions import Function
 from commentree.launch.inference.run_context import RunContext
 from commentree.models.model import CommentTreeModel
@@ -67,6 +67,12 @@ def write(
       vocabulary = _write_vocabulary(draft, run)
       source = pathlib.Path(runner.__file__).read_text()
       storage.write_text(draft / RUNNER_FILE, source)
+      text = text_parts.settings_of(run)
+      if "why_not" in text:
+        say(f"{RUNNER_FILE} will read no text: {text['why_not']}")
+      for name, source in text_parts.files().items():
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        storage.write_text(draft / name, source)
       spec = {
         "format": _FORMAT,
         "made_by": f"commentree {__version__}, jax {jax.__version__}",
@@ -75,6 +81,7 @@ def write(
         "platforms": list(PLATFORMS),
         "weights": weights,
         "vocabulary": vocabulary,
+        "text": text,
         "labels": list(
           label_objectives.label_names(
             run.config.data.preprocessing, run.config.data.objective_names[0]
@@ -181,14 +188,15 @@ def _readme(spec: dict[str, Any]) -> str:
   lines = [
     "# An exported model of comment trees",
     "",
-    f"Made by {spec['made_by']} of `{spec['checkpoint']}`. To run, it takes NumPy and"
-    " JAX, not commentree:",
+    f"Made by {spec['made_by']} of `{spec['checkpoint']}`. To run, it takes JAX and"
+    " flatbuffers, not commentree:",
     "",
     f"    python {RUNNER_FILE} {next(iter(spec['functions']))} --inputs=in.npz"
     " --outputs=out.npz",
     "",
     f"`{RUNNER_FILE}` says more, and lays trees out; `{SPEC_FILE}` has all that follows"
-    " for programs.",
+    " for programs. Text is read by --trees, see"
+    f" `{text_parts.READER_FILE}`.",
     "",
     f"- functions: StableHLO as `jax.export` writes it, for"
     f" {', '.join(spec['platforms'])}, each of the parameters by name and the inputs by"

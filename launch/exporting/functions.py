@@ -157,11 +157,13 @@ def _fill(
   model: CommentTreeModel,
   options: Mapping[str, Any],
 ) -> Function:
-  top_k, size = options.get("top_k", 5), run.tokenizer.vocab_size
+  top_k, maskable = options.get("top_k", 5), run.tokenizer.maskable
 
   def compute(params: Any, inputs: Arrays) -> dict[str, jax.Array]:
     log_probs = jax.nn.log_softmax(model.logits(params, inputs))
-    best, tokens = jax.lax.top_k(log_probs[..., :size], top_k)
+    # Markers and the like are never hidden, and so never sought.
+    words = jnp.where(maskable, log_probs[..., : len(maskable)], -jnp.inf)
+    best, tokens = jax.lax.top_k(words, top_k)
     return {"tokens": tokens, "log_probabilities": best}
 
   return Function(

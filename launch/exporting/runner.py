@@ -1,8 +1,9 @@
-"""Runs the functions of this folder. NumPy and JAX are all it takes.
+"""Runs the functions of this folder: pip install jax flatbuffers is all it takes.
 
     python run.py                                            what there is
     python run.py FUNCTION --inputs=IN.npz --outputs=OUT.npz
     python run.py FUNCTION --comments=TREE.json              lays a tree out, see below
+    python run.py FUNCTION --trees=TREES.jsonl               reads text, see texts.py
 
 From Python:
 
@@ -28,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -135,7 +137,9 @@ def fill_forest(
   most = arrays["ancestor_slots"].shape[-1] if "ancestor_slots" in arrays else 0
   # The nearest ancestors, and the post.
   seen = {
-    i: paths[i] if len(paths[i]) <= most else [*paths[i][: most - 1], paths[i][-1]]
+    i: [*paths[i][: most - 1], paths[i][-1]]
+    if len(paths[i]) > most > 1
+    else paths[i][:most]
     for i in targets
   }
   encoded = sorted({a for i in targets for a in seen[i]})
@@ -222,6 +226,24 @@ def room(name: str, arrays: dict[str, np.ndarray], needed: int) -> None:
     raise ValueError(f"{name} has room for {arrays[name].shape[-1]}, not for {needed}")
 
 
+def answer_trees(
+  model: Exported, folder: pathlib.Path, function: str, trees: str
+) -> None:
+  """Prints an answer for each comment, as JSON; exits with a line that says why not."""
+  try:
+    import texts
+
+    for answer in texts.TextReader(model, folder).answers(function, trees):
+      print(json.dumps(answer, ensure_ascii=False))
+  except ImportError as error:
+    sys.exit(
+      f"{error}: trees of text take pip install jax flatbuffers msgspec 'etils[epath]'"
+      " sentencepiece protobuf tokenizers"
+    )
+  except (ValueError, OSError) as error:
+    sys.exit(str(error))
+
+
 def main() -> None:
   """Runs a function once."""
   parser = argparse.ArgumentParser(
@@ -232,19 +254,31 @@ def main() -> None:
   )
   parser.add_argument("--inputs", help="arrays by name, .npz")
   parser.add_argument("--comments", help="a tree's comments, .json")
+  parser.add_argument("--trees", help="trees of text, .jsonl; an answer a line")
   parser.add_argument("--outputs", help="file to write, .npz; default: print")
   arguments = parser.parse_args()
-  model = Exported(pathlib.Path(__file__).parent)
+  folder = pathlib.Path(__file__).parent
+  model = Exported(folder)
   if arguments.function is None:
     for name, about in model.spec["functions"].items():
       print(f"{name}: {about['about']}")
     return
+  if arguments.function not in model.spec["functions"]:
+    sys.exit(f"{arguments.function}: there is {', '.join(model.spec['functions'])}")
+  if arguments.trees:
+    answer_trees(model, folder, arguments.function, arguments.trees)
+    return
   if arguments.comments:
     comments = json.loads(pathlib.Path(arguments.comments).read_text())
     inputs, _ = model.lay_out(arguments.function, comments)
+  elif not arguments.inputs:
+    sys.exit("give --trees, --comments or --inputs")
   else:
     inputs = dict(np.load(arguments.inputs))
-  outputs: dict[str, Any] = model(arguments.function, **inputs)
+  try:
+    outputs: dict[str, Any] = model(arguments.function, **inputs)
+  except (ImportError, ValueError) as error:
+    sys.exit(str(error))
   if arguments.outputs:
     np.savez(arguments.outputs, **outputs)
   else:

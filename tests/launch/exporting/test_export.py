@@ -198,9 +198,10 @@ def test_exported_functions_run_without_us_and_compute_what_the_model_does(
   tokens = packed["decoder_input_tokens"]
   tokens[tokens == forests.MASK_ID] = mask
   batch = forests.batch_of(packed)
-  size = run_context.of_run(run).tokenizer.vocab_size
+  maskable = run_context.of_run(run).tokenizer.maskable
   logits = jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)
-  best = np.asarray(logits(params, batch))[0, ..., :size].argmax(-1)
+  found_logits = np.asarray(logits(params, batch))[0, ..., : len(maskable)]
+  best = np.where(maskable, found_logits, -np.inf).argmax(-1)
   assert len(found) == sum(len(c.masked) for c in forest)
   for number, comment in enumerate(forest):
     at = forests.masked_of(batch, 0, comment.target)
