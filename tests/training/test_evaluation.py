@@ -293,8 +293,8 @@ def test_where_no_batch_holds_two_trees_the_other_conditions_are_told(evaluate, 
 
 
 def test_a_sentence_says_whether_the_content_of_ancestors_helps():
-  def say(value, **error):
-    found = {"true": {}, "shuffled": {"minus_true": value, "trees": 1200, **error}}
+  def say(value, trees=1200, **error):
+    found = {"true": {}, "shuffled": {"minus_true": value, "trees": trees, **error}}
     return evaluation_report.sentence(found)
 
   assert say(0.12, standard_error=0.01) == (
@@ -305,8 +305,20 @@ def test_a_sentence_says_whether_the_content_of_ancestors_helps():
     "no sign that ancestors' content helps: +0.019 ± 0.010 nats a token"
   )
   assert say(-0.5, standard_error=0.01).startswith("ancestors cost 0.500 ± 0.010")
-  assert "no standard error" in say(0.12)
+  assert "ancestors cost 0.120 nats a token (one tree: no" in say(-0.12, 1)
+  # Of Student's t with one and with nine degrees of freedom one in 20 is beyond
+  # 12.706 and 2.262, as tables have it.
+  for trees, bound in ((2, 12.706), (10, 2.262)):
+    less, more = (say(by * bound, trees, standard_error=1.0) for by in (0.999, 1.001))
+    assert less.startswith("no sign")
+    assert more.startswith("ancestors save")
   assert evaluation_report.sentence({"true": {}, "none": {"minus_true": 1.0}}) == ""
+
+
+def test_what_is_known_of_the_true_ancestors_is_told_in_any_order_of_conditions():
+  true = {"vectors": {"mean_cosine": 0.95, "spread": 0.1, "norm": 1.0}}
+  for results in ({"true": true, "none": {}}, {"none": {}, "true": true}):
+    assert evaluation_report.lines(results)[-1].startswith("comments' vectors are")
 
 
 def test_a_limit_cuts_the_data_and_a_stop_gives_no_result(evaluate, params):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from scipy.special import stdtrit
 
 from commentree.training.metrics import (
   attention_statistics,
@@ -23,8 +24,8 @@ from commentree.training.metrics.evaluation_sums import (
   Results,
 )
 
-# A difference of fewer standard errors is no sign of anything.
-_SIGNIFICANT = 2.0
+# How often a difference is called one where there is none.
+_FALSE_ALARMS = 0.05
 # A smaller share of comments is not worth a line.
 _MENTIONED_SHARE = 0.01
 _PREFIXES = {
@@ -58,14 +59,15 @@ def lines(results: Results, kind: str = "token") -> list[str]:
     results: of the evaluation.
     kind: what is predicted.
   """
+  true = results.get(TRUE, {})
   said = (
     sentence(results, kind),
     bags_sentence(results),
     left_out(results),
     too_short(results),
-    attention_statistics.sentence(next(iter(results.values()))),
-    vector_statistics.warning(next(iter(results.values()))),
-    matching_statistics.sentence(next(iter(results.values()))),
+    attention_statistics.sentence(true),
+    vector_statistics.warning(true),
+    matching_statistics.sentence(true),
   )
   return [line for line in said if line]
 
@@ -83,15 +85,16 @@ def sentence(results: Results, kind: str = "token") -> str:
   if found is None or "minus_true" not in found:
     return ""
   value, trees = found["minus_true"], found["trees"]
+  verb = "save" if value > 0 else "cost"
   if "standard_error" not in found:
-    return f"ancestors save {value:.3f} nats a {kind} (one tree: no standard error)"
+    return (
+      f"ancestors {verb} {abs(value):.3f} nats a {kind} (one tree: no standard error)"
+    )
   error = found["standard_error"]
-  size = f"{abs(value):.3f} ± {error:.3f} nats a {kind}"
   over = f"{trees:,} trees, against ancestors of other trees"
-  if value > _SIGNIFICANT * error:
-    return f"ancestors save {size} ({over})"
-  if value < -_SIGNIFICANT * error:
-    return f"ancestors cost {size} ({over})"
+  # Student's t: the error is itself estimated, from few trees badly.
+  if abs(value) > error * stdtrit(trees - 1, 1 - _FALSE_ALARMS / 2):
+    return f"ancestors {verb} {abs(value):.3f} ± {error:.3f} nats a {kind} ({over})"
   return (
     f"no sign that ancestors' content helps: {value:+.3f} ± {error:.3f} nats a {kind}"
     f" ({over})"
