@@ -101,7 +101,10 @@ out: [compile.md](compile.md).
 with {versions}. Layers are scanned in all rows (`scan_layers = True`), bfloat16,
 Adafactor, a vocabulary of 32,128 pieces, forests of {forest}.
 GiB are those of a device, needed and granted; a device is a chip, but of TPU7x half of
-one. Times are the compiler's estimates. A row by itself, with its costliest operations:
+one. Times are the compiler's estimates, of kernels the most. Rows whose attention is plain
+JAX are from before the kernels, which need less time and memory (on base on v5e: see
+[performance.md](performance.md#attention-kernels)). A row by itself, with its costliest
+operations:
 
     {example}
 """
@@ -113,6 +116,7 @@ _COLUMNS = (
   "partitioning",
   "forests/device",
   "remat",
+  "attention",
   "fits",
   "GiB",
   "step, ms",
@@ -211,6 +215,7 @@ def _row(cell: Cell, report: dict[str, Any]) -> list[str]:
     cell.preset,
     str(cell.forests),
     cell.remat,
+    "kernels" if report.get("untimed") else "plain JAX",
     "yes" if report["fits"] else "**no**",
     f"{needed / _GIB:.1f} of {limit / _GIB:.1f}"
     if needed
