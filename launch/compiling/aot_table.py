@@ -101,9 +101,9 @@ out: [compile.md](compile.md).
 with {versions}. Layers are scanned in all rows (`scan_layers = True`), bfloat16,
 Adafactor, a vocabulary of 32,128 pieces, forests of {forest}.
 GiB are those of a device, needed and granted; a device is a chip, but of TPU7x half of
-one. Times are the compiler's estimates, of kernels the most. Rows whose attention is plain
-JAX are from before the kernels, which need less time and memory (on base on v5e: see
-[performance.md](performance.md#attention-kernels)). A row by itself, with its costliest
+one. Times are the compiler's estimates, of kernels the most. Rows whose attention is
+plain JAX are from before the kernels, with which steps are shorter:
+[performance.md](performance.md#attention-kernels). A row by itself, with its costliest
 operations:
 
     {example}
