@@ -59,9 +59,9 @@ class ModelConfig:
     attention: what computes attention: 'xla' plain JAX; 'pallas' kernels for TPUs,
       whose scores stay in on-chip memory; 'auto' kernels where they can: on TPUs
       from v4 on, in rows of a multiple of 128 tokens. Results differ by rounding alone.
-      Plain JAX always reads tokens that are written one by one, what evaluations tell
-      of attention to ancestors, and ancestors with `ancestor_positions` 'distance' or
-      with tokens of theirs.
+      Plain JAX always reads tokens that are written one by one, ancestors in
+      evaluations, which tell of attention to them, and ancestors with
+      `ancestor_positions` 'distance' or with tokens of theirs.
     scan_layers: whether layers are compiled once and run in a loop.
     remat_policy: what the backward pass computes again to save memory: 'none' nothing,
       'full' whole layers, 'attention' all but the outputs of attention kernels,

@@ -266,14 +266,12 @@ class CommentTreeModel:
       did with its ancestors, see `diagnostics`.
     """
     batch = apply_condition(batch, condition)
+    # Noted under all conditions, for differences between them: kernels, which would
+    # compute what is not noted, round otherwise.
+    scores, variables = self._noted_scores(params, batch)
     noted: dict[str, Any] = {}
     if condition == "true":
-      scores, variables = self.module.apply(
-        {"params": params}, batch, mutable=[diagnostics.COLLECTION]
-      )
-      noted = {"attention": diagnostics.sums_by_layer(variables)}
-    else:
-      scores = self._scores(params, batch, None)
+      noted["attention"] = diagnostics.sums_by_layer(variables)
     losses = scored.losses_of(self.config, scores, batch)
     tokens = {
       "nll": losses.nll,
@@ -290,6 +288,13 @@ class CommentTreeModel:
       "predictions": heads.best_labels(scores, chains_BRM),
       "chains": chains_BRM,
     }
+
+  def _noted_scores(self, params: PyTree, batch: Batch) -> tuple[Scores, PyTree]:
+    """Returns what `_scores` does, and what the decoder notes meanwhile."""
+    noted = self.module.apply(
+      {"params": params}, batch, mutable=[diagnostics.COLLECTION]
+    )
+    return cast(tuple[Scores, PyTree], noted)
 
   def encode(self, params: PyTree, batch: Batch) -> Encoded:
     """Encodes and pools the comments of a batch, see `encoded.Encoded`."""

@@ -224,6 +224,7 @@ def test_weights_of_classes_make_a_weighted_mean_and_leave_measures_alone(
   batch = labelled.for_head(config, packed.batch)
   scores = made_up(model, batch)
   monkeypatch.setattr(model, "_scores", lambda *_: scores)
+  monkeypatch.setattr(model, "_noted_scores", lambda *_: (scores, {}))
   both = quick(
     lambda batch: (
       model.loss_sums({}, batch, None),

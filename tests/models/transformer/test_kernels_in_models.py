@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from commentree.models.conditions import apply_condition
 from commentree.models.transformer import kernel_choice
 from commentree.tests.support.models import forests
 
@@ -85,6 +86,27 @@ def test_rematerialization_by_name_saves_the_outputs_of_kernels_alone(
   tokens = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder * 2
   outputs = tokens * config.num_heads * config.head_dim
   assert saved("attention") - saved("full") == outputs
+
+
+@pytest.mark.long
+def test_conditions_that_show_the_same_ancestors_have_the_same_losses_to_the_bit(
+  make, packed, monkeypatch
+):
+  """What is told of attention under the true ones does not change how it is rounded."""
+  monkeypatch.setattr(kernel_choice, "INTERPRET", True)
+  settings = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+  model, params = make(
+    attention="pallas", dtype="bfloat16", vectors_per_comment=2, **settings
+  )
+  batch = apply_condition(packed.batch, "parent_only")
+  true, parents = jax.jit(
+    lambda batch: [
+      model.evaluate_batch(params, batch, condition)["nll"]
+      for condition in ("true", "parent_only")
+    ],
+    compiler_options=forests.QUICK_COMPILE,
+  )(batch)
+  np.testing.assert_array_equal(true, parents)
 
 
 def test_devices_that_share_rows_and_heads_compute_what_one_does():
