@@ -29,7 +29,7 @@
 
 # %% language="bash"
 # commentree train --gin_file=runs/demo.gin --gin_file=objectives/clm.gin \
-#   --gin.MODEL_DIR='"runs/replies"' --gin.TRAIN_STEPS=400 --gin.EVAL_BATCHES=10 \
+#   --gin.MODEL_DIR='"runs/replies"' --gin.TRAIN_STEPS=300 --gin.EVAL_BATCHES=5 \
 #   --gin.TASK_FEATURE_LENGTHS="{'encoder': 32, 'decoder': 32}" \
 #   --gin.SubtreeConfig.max_comment_tokens=32 \
 #   --gin.ModelConfig.ancestor_positions='"relative_bias"' \
@@ -361,7 +361,7 @@ for how, theirs in (
 # Where a reply says `[hop_1]`, the word behind it should be one for the fact of the
 # comment that it answers. The control: the same words held against the fact of a
 # comment of another tree, which one in eight meets by chance. (So short a run has not
-# learnt all: docs/replies.md has the figures of one four times as long.)
+# learnt all: docs/replies.md has the figures of a longer one.)
 
 # %%
 words = generated.words(trees)
@@ -388,7 +388,7 @@ control = np.mean(said[there] == others[there])
 print(f"{there.sum()} of {len(there)} replies recall a fact:")
 print(f"{right:.1%} that of the comment they answer, {control:.1%} that of another's")
 assert there.sum() > 50
-assert right > 0.5 > 0.25 > control
+assert right > 0.4 > 0.25 > control
 
 # %% [markdown]
 # ## Adapt it to your use

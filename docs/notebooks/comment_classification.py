@@ -107,7 +107,7 @@ print(json.dumps(record)[:330], "…")
 # ModelConfig.z_loss = 0.0
 # END
 # commentree train --gin_file=runs/demo.gin --gin_file=small.gin \
-#   --gin.MODEL_DIR='"runs/pretrained"' --gin.TRAIN_STEPS=300 --gin.HELD_OUT_SHARE=0 \
+#   --gin.MODEL_DIR='"runs/pretrained"' --gin.TRAIN_STEPS=250 --gin.HELD_OUT_SHARE=0 \
 #   --gin.GeneratedTreesConfig.hops='(1,)' \
 #   --gin.GeneratedTreesConfig.max_filler_words=4 \
 #   --gin.GeneratedTreesConfig.num_train_trees=2000
@@ -121,8 +121,8 @@ print(json.dumps(record)[:330], "…")
 #   --gin.MODEL_DIR='"runs/classify"' --gin.FILES='"quotes.jsonl"' \
 #   --gin.LABEL_SOURCE='"label"' --gin.LABELS="('quotes', 'misquotes')" \
 #   --gin.VOCABULARY='"runs/pretrained/vocabulary/vocabulary.model"' \
-#   --gin.INITIAL_CHECKPOINT_PATH='"runs/pretrained/checkpoint_300"' \
-#   --gin.TRAIN_STEPS=250 --gin.WARMUP_STEPS=20 --gin.LEARNING_RATE=0.001 \
+#   --gin.INITIAL_CHECKPOINT_PATH='"runs/pretrained/checkpoint_250"' \
+#   --gin.TRAIN_STEPS=200 --gin.WARMUP_STEPS=20 --gin.LEARNING_RATE=0.001 \
 #   --gin.EVAL_PERIOD=0 --gin.OptimizerConfig.layer_decay=1.0
 
 # %% [markdown]
