@@ -14,12 +14,13 @@ from commentree.models.transformer.kernel_parts import Heads
 from commentree.tests.support.models import forests
 
 # Heads, width, groups, examples, rows of each, length, vectors, targets, whether there
-# is a bias.
+# is a bias, the dtype and the error that it may have, as a share.
 SHAPES = [
-  (2, 64, 1, 2, 2, 16, 5, 4, True),
-  (4, 64, 2, 1, 3, 8, 17, 9, True),
-  (2, 128, 2, 2, 1, 16, 16, 5, False),
-  (3, 24, 1, 2, 2, 8, 3, 2, True),
+  (2, 64, 1, 2, 2, 16, 5, 4, True, "float32", 1e-5),
+  (4, 64, 2, 1, 3, 8, 17, 9, True, "float32", 1e-5),
+  (2, 128, 2, 2, 1, 16, 16, 5, False, "float32", 1e-5),
+  (3, 24, 1, 2, 2, 8, 3, 2, True, "float32", 1e-5),
+  (2, 80, 1, 1, 2, 8, 5, 4, True, "bfloat16", 1e-2),
 ]
 
 
@@ -34,16 +35,28 @@ SHAPES = [
     "vectors",
     "targets",
     "biased",
+    "dtype",
+    "error",
   ),
   SHAPES,
 )
-def test_results_and_gradients_are_those_of_plain_jax(
-  num_heads, width, groups, examples, rows, length, vectors, targets, biased
+def test_results_and_gradients_are_those_of_plain_jax_in_float32(
+  num_heads,
+  width,
+  groups,
+  examples,
+  rows,
+  length,
+  vectors,
+  targets,
+  biased,
+  dtype,
+  error,
 ):
   rng = np.random.default_rng(width + length)
 
   def drawn(*shape):
-    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return jnp.asarray(rng.normal(size=shape), dtype)
 
   query, of_out = (drawn(examples * rows, length, num_heads * width) for _ in "qo")
   key, value = (drawn(examples, vectors, num_heads * width) for _ in "kv")
@@ -69,19 +82,19 @@ def test_results_and_gradients_are_those_of_plain_jax(
     weights = jax.nn.softmax(jnp.where(seen_BNS[:, None], scores, -jnp.inf))
     return jnp.einsum("bhns,bshk->bnhk", weights, split(value)).reshape(query.shape)
 
-  def both(attend):
+  def both(attend, dtype):
     def run(operands, of_out):
       out, pull_back = jax.vjp(attend, *operands)
       return out, pull_back(of_out)
 
     compiled = jax.jit(run, compiler_options=forests.QUICK_COMPILE)
-    return compiled((query, key, value, bias), of_out)
+    given = jax.tree.map(lambda x: x.astype(dtype), ((query, key, value, bias), of_out))
+    return jax.tree.leaves(compiled(*given))
 
-  jax.tree.map(
-    lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
-    both(by_kernel),
-    both(plain),
-  )
+  for one, other in zip(both(by_kernel, dtype), both(plain, "float32"), strict=True):
+    assert one.dtype == dtype
+    difference = np.linalg.norm(np.float64(one) - np.float64(other))
+    assert difference < error * np.linalg.norm(other)
 
 
 def test_more_targets_than_fit_a_tpus_memory_are_refused_in_a_line(monkeypatch):
