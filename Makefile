@@ -6,7 +6,7 @@ VENV   ?= .venv$(if $(filter-out file,$(origin PYTHON)),-$(notdir $(PYTHON)))
 BIN    := $(VENV)/bin
 RUN    ?= runs/demo
 
-.PHONY: help train check test slow fuzz lint format bench feed aot settings site notebooks clean
+.PHONY: help train check test slow fuzz lint format bench device modes feed aot settings site notebooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -ts:
@@ -53,6 +53,12 @@ format: $(VENV)/.installed-test  ## format in place
 
 bench: $(VENV)/.installed  ## throughput against padded rows and concatenated threads
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m commentree.launch.benchmarks.bench $(BENCH_FLAGS)
+
+device: $(VENV)/.installed  ## train step and inference on the devices here, against products of matrices
+	$(BIN)/python -m commentree.launch.benchmarks.bench_device $(DEVICE_FLAGS)
+
+modes: $(VENV)/.installed  ## comments a second of what infer does with the model of `make train`
+	$(BIN)/python -m commentree.launch.benchmarks.bench_modes --model_dir=$(RUN) $(MODES_FLAGS)
 
 feed: $(VENV)/.installed  ## how fast one core masks, packs and tokenises, against what a TPU chip takes
 	$(BIN)/python -m commentree.launch.benchmarks.bench_input $(FEED_FLAGS)
