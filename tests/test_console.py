@@ -42,6 +42,7 @@ def test_what_is_going_on_may_have_any_name():
 
 
 def test_what_is_going_on_does_not_pile_up_in_a_notebooks_cell(monkeypatch):
+  monkeypatch.delenv("COLUMNS", raising=False)
   monkeypatch.setenv("FORCE_COLOR", "1")
   stream = io.StringIO()
   console = Console(file=stream)

@@ -130,11 +130,12 @@ def is_lines(head: bytes) -> bool:
     return True
   first, *others = lines
   if first[0] == ord("["):
-    # An array of records, or a stray one of anything else among lines of objects?
-    value = _value(first)
-    stray = value is not None and not any(isinstance(x, (dict, list)) for x in value)
-    whole = sum(line[:1] == b"{" and _is_whole(line) for line in others)
-    return stray and 2 * whole > len(others)
+    # An array of records; or of values, a stray line among objects?
+    values = _value(first)
+    stray = values and not any(isinstance(value, (dict, list)) for value in values)
+    others = [line for line in others if line]
+    objects = sum(line[:1] == b"{" and _is_whole(line) for line in others)
+    return bool(stray) and 2 * objects > len(others)
   if len(head) >= LONGEST_HEAD_BYTES and not others:
     return not _is_answer(first)
   value = _value(first)

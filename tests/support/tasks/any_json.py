@@ -52,8 +52,15 @@ RECORDS = {
 
 
 def records_of(values):
-  """Lines; or, where the first is an array, the elements of all that are arrays."""
+  """Lines; or, where the first is an array, the elements of all that are arrays.
+
+  An array of values among objects is a line.
+  """
   if not values or not isinstance(values[0], list):
+    return values
+  first, *others = values
+  plain = first and not any(isinstance(value, (dict, list)) for value in first)
+  if plain and 2 * sum(isinstance(value, dict) for value in others) > len(others):
     return values
 
   def elements(value, depth=0):

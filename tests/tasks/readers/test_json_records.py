@@ -174,10 +174,10 @@ def test_wherever_an_element_breaks_off_no_other_one_is_lost(begin):
 
 def test_an_array_before_objects_on_lines_is_one_line_of_them():
   objects = [json.dumps(tree(name)).encode() for name in "pqr"]
-  for stray in (b'["not", "an", "object"]', b"[]", b"[1, 2]"):
+  for stray in (b'["not", "an", "object"]', b"[null]", b"[1, 2]"):
     assert json_records.is_lines(b"\n".join([stray, *objects]))
     assert not json_records.is_lines(stray)
-  for records in (b"[" + objects[0] + b"]", b"[" + objects[0], b"[[1, 2]]", b"["):
+  for records in (b"[" + objects[0] + b"]", b"[" + objects[0], b"[[1]]", b"[]", b"["):
     assert not json_records.is_lines(b"\n".join([records, *objects]))
   head, _ = json_records._peek(iter([b'["a"]\n', *(o + b"\n" for o in objects)]))
   assert json_records.is_lines(head)
