@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ from commentree.tasks.forests import forest_layout, forest_streams, pack_items
 from commentree.tasks.forests.forest_layout import ForestLayout, ForestShape
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.forests.packing import ForestBuilder
+from commentree.tasks.forests.rows import OpenRows, Placed
 from commentree.tasks.seqio_tasks import registry
 
 COMMENT_LENGTH = 128
@@ -68,18 +69,12 @@ class Contender:
   init: Callable[[jax.Array], Any]
 
 
-class _OnePerRow:
-  """Stands in for `packing.Rows`: every comment takes a row of its own."""
+class _OnePerRow(OpenRows):
+  """Rows of which every comment takes a whole one."""
 
-  def __init__(self, rows: int):
-    self.free: list[int] = list(range(rows))
-    self.masked_left: list[int] = []
-
-  def place(self, lengths: list[int], masked: list[int]):
-    if len(lengths) > len(self.free):
-      return None
-    taken, self.free = self.free[: len(lengths)], self.free[len(lengths) :]
-    return [(row, 0) for row in taken]
+  def find(self, lengths: list[int], masked: list[int]) -> Placed | None:
+    """Finds places for items, or None."""
+    return super().find([self._length] * len(lengths), masked)
 
 
 class PaddedBuilder(ForestBuilder):
@@ -87,8 +82,10 @@ class PaddedBuilder(ForestBuilder):
 
   def __init__(self, shape: ForestShape):
     super().__init__(shape)
-    self._decoder = _OnePerRow(shape.decoder_rows)  # type: ignore[assignment]
-    self._encoder = _OnePerRow(shape.encoder_rows)  # type: ignore[assignment]
+    self._decoder = _OnePerRow(
+      shape.decoder_rows, shape.decoder_length, shape.masked_per_row
+    )
+    self._encoder = _OnePerRow(shape.encoder_rows, shape.encoder_length, 0)
 
   @staticmethod
   def encode_all(item: PackItem) -> PackItem:
@@ -313,6 +310,41 @@ def open_data(
   )
 
 
+def make_contenders(
+  data: data_lib.RunData,
+  dtype: Literal["float32", "bfloat16"],
+  counts: tuple[int, int, int] = (8, 8, 32),
+) -> list[Contender]:
+  """Returns what is compared: forests, a comment a row, a thread a row.
+
+  Args:
+    data: the trees.
+    dtype: compute dtype.
+    counts: batches of each.
+  """
+  objective = data.task.objective()
+  items = [
+    pack_items.measure(
+      objective(data.splits["train"][i], COMMENT_LENGTH, 0, 0, i),
+      COMMENT_LENGTH,
+      COMMENT_LENGTH,
+      data.shape.max_ancestors,
+    )
+    for i in range(min(len(data.splits["train"]), 2000))
+  ]
+  items = [item for item in items if len(item.targets)]
+  config = ModelConfig(
+    vocab_size=forest_layout.round_up(data.task.tokenizer.vocab_size, 128),
+    dtype=dtype,
+  )
+  forests, padded, threads = counts
+  return [
+    forest_contender(config, data, forests),
+    padded_contender(config, items, padded),
+    thread_contender(config, items, threads),
+  ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the table."""
   parser = argparse.ArgumentParser(
@@ -325,32 +357,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--vocabulary", help="SentencePiece model or tokenizer.json for --files"
   )
   parser.add_argument("--seconds", type=float, default=60.0, help="time to spend")
-  parser.add_argument("--dtype", default="float32", help="compute dtype")
+  parser.add_argument(
+    "--dtype",
+    default="float32",
+    choices=("float32", "bfloat16"),
+    help="compute dtype",
+  )
   parser.add_argument("--json", action="store_true", help="print JSON, not a table")
   arguments = parser.parse_args(argv)
 
   with tempfile.TemporaryDirectory() as cache_dir:
     data = open_data(arguments.files, arguments.vocabulary, cache_dir)
-    objective = data.task.objective()
-    items = [
-      pack_items.measure(
-        objective(data.splits["train"][i], COMMENT_LENGTH, 0, 0, i),
-        COMMENT_LENGTH,
-        COMMENT_LENGTH,
-        data.shape.max_ancestors,
-      )
-      for i in range(min(len(data.splits["train"]), 2000))
-    ]
-    items = [item for item in items if len(item.targets)]
-    config = ModelConfig(
-      vocab_size=forest_layout.round_up(data.task.tokenizer.vocab_size, 128),
-      dtype=arguments.dtype,
-    )
-    contenders = [
-      forest_contender(config, data, 8),
-      padded_contender(config, items, 8),
-      thread_contender(config, items, 32),
-    ]
+    contenders = make_contenders(data, arguments.dtype)
     results = list(measure(contenders, arguments.seconds))
   ours = results[0][1]
   rows = [
@@ -360,7 +378,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   if arguments.json:
     print(json.dumps(rows))
     return 0
-  table = Table(title=f"train step, {jax.devices()[0].platform}, {config.emb_dim} wide")
+  table = Table(
+    title=f"train step, {jax.devices()[0].platform}, {ModelConfig().emb_dim} wide"
+  )
   for heading in ("layout", "comments/s", "ms/step", "forest is"):
     table.add_column(heading, justify="left" if heading == "layout" else "right")
   for row in rows:
