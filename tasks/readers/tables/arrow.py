@@ -115,7 +115,11 @@ def _batches(path: str, kind: Kind, columns: Sequence[str]) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-      yield from file.iter_batches(_ROWS_AT_ONCE, columns=list(columns))
+      # Asked for all groups of rows at once, Arrow keeps those that were read.
+      for group in range(file.num_row_groups):
+        yield from file.iter_batches(
+          _ROWS_AT_ONCE, row_groups=[group], columns=list(columns)
+        )
     return
   with _open_arrow(path) as (reader, whole):
     batches = (

@@ -5,6 +5,8 @@ import decimal
 import gzip
 import io
 import json
+import os
+import random
 import time
 
 import pyarrow as pa
@@ -18,7 +20,7 @@ from commentree.errors import UserError
 from commentree.tasks import readers
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.readers.parsing import files, times
-from commentree.tasks.readers.tables import columns, records
+from commentree.tasks.readers.tables import arrow, columns, records
 from commentree.tasks.trees import comment_tree
 from commentree.tasks.trees.comment_tree import ReadCounts
 
@@ -404,6 +406,17 @@ def test_columns_of_every_type_are_read(tmp_path):
   assert [comment.author for comment in tree.comments] == ["ann", "bob"]
   assert [c.created_utc for c in tree.comments] == [1_709_287_200, None]
   assert counts.files == {files.READ: 1}
+
+
+def test_memory_does_not_grow_with_the_groups_of_rows_of_parquet(tmp_path):
+  path, words = str(tmp_path / "t.parquet"), random.Random(0).randbytes(2**20).hex()
+  texts = [f"{n} {words[n * 1000 : (n + 1) * 1000]}" for n in range(2000)]
+  ids = [str(n) for n in range(2000)]
+  pq.write_table(pa.table({"id": ids, "text": texts}), path, row_group_size=100)
+  peak, before = 0, pa.total_allocated_bytes()
+  for _ in arrow.records(path, "parquet", ["id", "text"], ReadCounts()):
+    peak = max(peak, pa.total_allocated_bytes() - before)
+  assert peak < os.path.getsize(path) / 2
 
 
 def test_columns_that_python_has_no_value_for_raise_nothing(tmp_path):
