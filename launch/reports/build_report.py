@@ -116,6 +116,12 @@ def show(
   read_counts.tell(console)
   if stats["labels"]:
     console.print(_label_table(stats["labels"]))
+  if stats["label_numbers"]["number"]:
+    facts = stats["label_numbers"]
+    console.print(
+      f"labels of {facts['number']:,} comments are numbers: mean {facts['mean']},"
+      f" standard deviation {facts['standard_deviation']}"
+    )
   if "label_file" in stats:
     _tell_of_label_file(stats, console)
   table = rich.table.Table("", box=None, pad_edge=False)

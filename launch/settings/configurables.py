@@ -12,6 +12,7 @@ from commentree.tasks.config.objective import ObjectiveConfig
 from commentree.tasks.config.preprocessing import (
   CleaningConfig,
   CommentLabelsConfig,
+  CommentNumbersConfig,
   DiscourseMarkersConfig,
   LabelsConfig,
   MarkersConfig,
@@ -64,6 +65,7 @@ def register() -> tuple[type, ...]:
     MarkersConfig,
     LabelsConfig,
     CommentLabelsConfig,
+    CommentNumbersConfig,
     DiscourseMarkersConfig,
     GeneratedTreesConfig,
     TrainConfig,

@@ -17,7 +17,7 @@ _VOCAB_MULTIPLE = 128
 FROM_DATA = ("vocab_size", "num_languages", "num_labels")
 
 # The head that an objective needs, if not one over the vocabulary.
-_HEADS = {"tag": "tagging", "classify": "classification"}
+_HEADS = {"tag": "tagging", "classify": "classification", "regress": "regression"}
 
 
 def check_head(config: ModelConfig, objective: str) -> None:

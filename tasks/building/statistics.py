@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from commentree.tasks.subtrees import comment_numbers
 from commentree.tasks.trees.comment_tree import CommentTree
 
 PERCENTILES = (50, 90, 99)
@@ -35,6 +37,7 @@ MEASURES = {
   "comment_chars": "characters (code points) of a comment",
   "comment_depth": "hops from the post to a comment",
   "comment_replies": "direct replies to a comment",
+  "comment_score": "score of a comment that has one",
 }
 
 _IS_SPACE = np.zeros(256, np.bool_)
@@ -56,6 +59,8 @@ class Statistics:
     subreddit_comments: comments by subreddit.
     label_comments: comments by label, those without one left out.
     label_posts: posts by label.
+    label_numbers: of comments whose label is a finite number: how many they are, the
+      sum of the numbers, and that of their squares.
   """
 
   measures: dict[str, collections.Counter[int]] = dataclasses.field(
@@ -68,6 +73,7 @@ class Statistics:
   )
   label_comments: collections.Counter[str] = dataclasses.field(default_factory=_counts)
   label_posts: collections.Counter[str] = dataclasses.field(default_factory=_counts)
+  label_numbers: tuple[float, float, float] = (0, 0, 0)
 
   def __iadd__(self, other: Statistics) -> Statistics:
     """Adds another's counts to these."""
@@ -78,7 +84,13 @@ class Statistics:
     for name in ("label_comments", "label_posts"):
       for label, number in getattr(other, name).items():
         count_label(getattr(self, name), label, number)
+    self.add_numbers(*other.label_numbers)
     return self
+
+  def add_numbers(self, *moments: float) -> None:
+    """Adds a number of labels, their sum and that of their squares."""
+    count, total, squares = map(sum, zip(self.label_numbers, moments, strict=True))
+    self.label_numbers = (count, total, squares)
 
   def as_dict(self) -> dict[str, Any]:
     """All counts as JSON-able data."""
@@ -91,6 +103,7 @@ class Statistics:
       "subreddit_comments": dict(self.subreddit_comments),
       "label_comments": dict(self.label_comments),
       "label_posts": dict(self.label_posts),
+      "label_numbers": self.label_numbers,
     }
 
   @classmethod
@@ -101,6 +114,7 @@ class Statistics:
         name: collections.Counter(dict(pairs))
         for name, pairs in facts["measures"].items()
       },
+      label_numbers=tuple(facts["label_numbers"]),
       **{
         name: collections.Counter(facts[name])
         for name in (
@@ -129,6 +143,20 @@ class Statistics:
         for name, comments in largest[:TOP_SUBREDDITS]
       },
       "labels": self._labels(),
+      "label_numbers": self._label_numbers(),
+    }
+
+  def _label_numbers(self) -> dict[str, float]:
+    """How many comments have a number for a label, and which."""
+    count, total, squares = self.label_numbers
+    if not count:
+      return {"number": 0}
+    mean = total / count
+    deviation = math.sqrt(max(0.0, squares / count - mean**2))
+    return {
+      "number": int(count),
+      "mean": float(f"{mean:.6g}"),
+      "standard_deviation": float(f"{deviation:.6g}"),
     }
 
   def _labels(self) -> dict[str, dict[str, int]]:
@@ -162,10 +190,11 @@ def count_label(counts: collections.Counter[str], label: str, number: int = 1) -
 
 
 def distribution(counts: Mapping[int, int]) -> dict[str, Any]:
-  """Mean, percentiles and a histogram by powers of two, of numbers and their counts.
+  """Mean, spread, percentiles and a histogram, of numbers and their counts.
 
   A percentile p is the least number that at least p % of all do not exceed. The
-  histogram's key `a-b` stands for the numbers from a to b.
+  histogram is by powers of two: its key `a-b` stands for the numbers from a to b, `-a`
+  and `-b--a` for negative ones.
   """
   total = sum(counts.values())
   if not total:
@@ -174,12 +203,14 @@ def distribution(counts: Mapping[int, int]) -> dict[str, Any]:
   reached = np.cumsum([counts[value] for value in values])
   histogram: dict[str, int] = {}
   for value in values:
-    bits = value.bit_length()
-    name = "0" if not bits else f"{2 ** (bits - 1)}-{2**bits - 1}"
-    histogram["1" if bits == 1 else name] = histogram.get(name, 0) + counts[value]
+    name = _power_of_two(value)
+    histogram[name] = histogram.get(name, 0) + counts[value]
+  mean = sum(v * n for v, n in counts.items()) / total
+  squares = sum((v - mean) ** 2 * n for v, n in counts.items())
   return {
     "number": total,
-    "mean": round(sum(v * n for v, n in counts.items()) / total, 3),
+    "mean": round(mean, 3),
+    "standard_deviation": round(math.sqrt(squares / total), 3),
     **{
       f"p{p}": values[int(np.searchsorted(reached, -(-total * p // 100)))]
       for p in PERCENTILES
@@ -187,6 +218,15 @@ def distribution(counts: Mapping[int, int]) -> dict[str, Any]:
     "max": values[-1],
     "histogram": histogram,
   }
+
+
+def _power_of_two(value: int) -> str:
+  """The bar of a histogram that a number is counted in."""
+  if abs(value) < 2:
+    return str(value)
+  high = 2 ** abs(value).bit_length() - 1
+  low = (high + 1) // 2
+  return f"{low}-{high}" if value > 0 else f"-{high}--{low}"
 
 
 class Counting:
@@ -202,6 +242,7 @@ class Counting:
     self._chars: list[int] = []
     self._parents: list[int] = []
     self._times: list[np.ndarray] = []
+    self._scores: list[int | None] = []
     self._starts: list[int] = []
     self._depths: list[int] = []
     self._deepest: list[int] = []
@@ -224,12 +265,16 @@ class Counting:
           self._statistics.label_posts if is_post else self._statistics.label_comments,
           comment.label,
         )
+        number = math.nan if is_post else comment_numbers.read(comment.label)
+        if math.isfinite(number):
+          self._statistics.add_numbers(1, number, number**2)
     self._starts.append(len(self._parents))
     self._parents += columns["parents"].tolist()
     self._texts += columns["texts"]
     self._bytes += sum(map(len, columns["texts"]))
     self._chars += [len(comment.text) for comment in tree.comments]
     self._times.append(columns["created_utc"])
+    self._scores += [comment.score for comment in tree.comments]
     depths = tree.depths()
     self._depths += depths
     self._deepest.append(max(depths))
@@ -253,6 +298,11 @@ class Counting:
     parents = np.array(self._parents) + np.repeat(starts, sizes)
     replies = np.bincount(parents[is_comment], minlength=number)
     times = np.concatenate(self._times)[is_comment]
+    scores = [
+      score
+      for score, counts in zip(self._scores, is_comment, strict=True)
+      if counts and score is not None
+    ]
     for name, values in (
       ("tree_comments", sizes - 1),
       ("tree_depth", np.array(self._deepest)),
@@ -260,6 +310,7 @@ class Counting:
       ("comment_chars", np.array(self._chars)[is_comment]),
       ("comment_depth", np.array(self._depths)[is_comment]),
       ("comment_replies", replies[is_comment]),
+      ("comment_score", np.array(scores, np.int64)),
     ):
       numbers, counts = np.unique(values, return_counts=True)
       found = dict(zip(numbers.tolist(), counts.tolist()))

@@ -10,11 +10,14 @@ from msgspec import Meta
 from commentree.errors import UserError
 from commentree.settings import check_fields, check_names
 
-ObjectiveName = Literal["mlm", "clm", "tlm", "span_corruption", "classify", "tag"]
+ObjectiveName = Literal[
+  "mlm", "clm", "tlm", "span_corruption", "classify", "tag", "regress"
+]
 
 # Optional features of a batch (`models.batch.OPTIONAL_FEATURE_AXES`).
 PREFIXES = "target_prefix_lengths"
 LANGUAGE_FEATURES = ("encoder_languages", "decoder_languages")
+TARGET_NUMBERS = "target_numbers"
 
 # Those by which a target's tokens may see only what stands before them.
 CAUSAL = ("clm", "span_corruption")
@@ -28,7 +31,8 @@ class ObjectiveConfig:
     name: 'mlm' for masked tokens (`MaskingConfig` says which); 'clm' for each token
       from those before it; 'span_corruption' for spans taken out, T5's way; 'tlm' for
       masked tokens of a comment and its translation together; 'classify' for the
-      comment's label, 'tag' for those of its tokens.
+      comment's label, 'tag' for those of its tokens; 'regress' for the comment's
+      number.
     noise_density: share of a comment's tokens in spans taken out.
     mean_span: mean tokens of such a span.
     predict_authors: whether 'clm' predicts the author's marker at a comment's front
@@ -67,7 +71,8 @@ class ObjectiveConfig:
   def optional_features(self) -> tuple[str, ...]:
     """Optional features that a batch of it has."""
     prefixes = (PREFIXES,) if self.name in CAUSAL else ()
-    return prefixes + (LANGUAGE_FEATURES if self.languages else ())
+    numbers = (TARGET_NUMBERS,) if self.name == "regress" else ()
+    return prefixes + (LANGUAGE_FEATURES if self.languages else ()) + numbers
 
   def shares(self, masking_rate: float, length: int) -> tuple[float, int]:
     """Returns the share of decoder tokens predicted, and the most in one target.
@@ -78,7 +83,7 @@ class ObjectiveConfig:
     """
     if self.name in ("clm", "tag"):
       return 1.0, length
-    if self.name == "classify":
+    if self.name in ("classify", "regress"):
       return 1 / length, 1
     if self.name == "span_corruption":
       shown = self.longest_corrupted(length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -16,6 +17,8 @@ Orphans = Literal["attach", "drop"]
 BareTrees = Literal["outside", "left_out"]
 LongComments = Literal["truncate", "chunk"]
 LabelSource = Literal["none", "label", "subreddit", "deleted_next"]
+NumberSource = Literal["none", "label", "score"]
+NumberTransform = Literal["none", "log"]
 
 HELD_OUT_SHARE = 0.1
 """Of the trees, held out by a hash of their ids unless a setting says otherwise: the
@@ -181,6 +184,58 @@ class CommentLabelsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CommentNumbersConfig:
+  """What number each comment has.
+
+  A model learns (t(x) - mean) / standard_deviation of a number x, t being the
+  transform; what it predicts is told as x again.
+
+  Attributes:
+    source: 'score' for the votes in the data; 'label' for its labels, read as numbers;
+      'none' for no numbers.
+    transform: 'log' for sign(x) log(1 + |x|), which few numbers far from all others,
+      such as votes, do not rule; 'none' for x itself.
+    mean: of the transformed numbers, about; the first lines of a run tell it.
+    standard_deviation: likewise.
+  """
+
+  source: NumberSource = "none"
+  transform: NumberTransform = "none"
+  mean: float = 0.0
+  standard_deviation: Annotated[float, Meta(ge=1e-9)] = 1.0
+
+  def __post_init__(self):
+    check_fields(self)
+    if self.source == "none" and not self.keeps_numbers:
+      raise UserError(
+        "CommentNumbersConfig.source = 'none': set it to where numbers come from,"
+        " 'label' or 'score'"
+      )
+
+  @property
+  def keeps_numbers(self) -> bool:
+    """Whether numbers are learnt as they are."""
+    constants = (self.mean, self.standard_deviation)
+    return self.transform == "none" and constants == (0, 1)
+
+  def transformed(self, number: float) -> float:
+    """The transform of a number."""
+    if self.transform == "none":
+      return number
+    return math.copysign(math.log1p(abs(number)), number)
+
+  def restored(self, learnt: float) -> float:
+    """The number that a model learns as `learnt`; infinite where it is too large."""
+    number = self.mean + self.standard_deviation * learnt
+    if self.transform == "none" or not math.isfinite(number):
+      return number
+    try:
+      return math.copysign(math.expm1(abs(number)), number)
+    except OverflowError:
+      return math.copysign(math.inf, number)
+
+
+@dataclasses.dataclass(frozen=True)
 class DiscourseMarkersConfig:
   """Masking that prefers words by which texts hang together, such as `however`.
 
@@ -288,6 +343,7 @@ class PreprocessingConfig:
     labels: labels of tokens.
     discourse: words that are masked first.
     comment_labels: labels of comments.
+    comment_numbers: numbers of comments.
     objective: what is predicted.
   """
 
@@ -299,6 +355,7 @@ class PreprocessingConfig:
   labels: LabelsConfig = LabelsConfig()
   discourse: DiscourseMarkersConfig = DiscourseMarkersConfig()
   comment_labels: CommentLabelsConfig = CommentLabelsConfig()
+  comment_numbers: CommentNumbersConfig = CommentNumbersConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
 
   @property

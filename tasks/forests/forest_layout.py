@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping
 
 from commentree.errors import UserError
 from commentree.settings import PositiveInt, check_fields, check_range
+from commentree.tasks.config.objective import TARGET_NUMBERS
+
+# Features of the batch that are float32; all others are int32.
+FLOAT_FEATURES = ("decoder_loss_weights", TARGET_NUMBERS)
 
 # Masked tokens per row beyond rate * length: short comments round up to one.
 _MASK_HEADROOM = 1.15
@@ -79,6 +83,7 @@ class ForestShape:
       "target_prefix_lengths": (self.target_slots,),
       "encoder_languages": encoder,
       "decoder_languages": decoder,
+      TARGET_NUMBERS: (self.target_slots,),
     }
     return {
       "encoder_input_tokens": encoder,

@@ -8,11 +8,11 @@ import functools
 import numpy as np
 
 from commentree.tasks.objectives import objectives
-from commentree.tasks.subtrees import splitting
+from commentree.tasks.subtrees import comment_numbers, splitting
 from commentree.tasks.subtrees.subtree_builder import (
-  COMMENT_LABELS,
   LABELS,
   LANGUAGES,
+  NODE_ANNOTATIONS,
   NODE_FEATURES,
   PHRASES,
   Subtree,
@@ -53,6 +53,21 @@ class PackItem:
       len(self.targets),
       len(self.encoded),
     )
+
+  @property
+  def prefix_lengths(self) -> np.ndarray:
+    """How many leading tokens of each target are seen by all of its tokens, [T]."""
+    if objectives.PREFIX_LENGTHS not in self.subtree:
+      return self.target_lengths
+    lengths = self.subtree[objectives.PREFIX_LENGTHS][self.targets]
+    return np.minimum(lengths, self.target_lengths)
+
+  @property
+  def numbers(self) -> np.ndarray:
+    """The number of each target, float32 [T]; 0 where inference is to find it."""
+    if objectives.NUMBERS not in self.subtree:
+      return np.zeros(len(self.targets), np.float32)
+    return comment_numbers.from_bits(self.subtree[objectives.NUMBERS][self.targets])
 
   @functools.cached_property
   def first_seen(self) -> np.ndarray:
@@ -147,7 +162,7 @@ def part(item: PackItem, chosen: slice) -> PackItem:
 def _with_nodes(subtree: Subtree, nodes: np.ndarray) -> Subtree:
   """Returns the features of some nodes, but for the links between them."""
   some = {name: values for name, values in subtree.items() if name != "parents"}
-  for name in (*NODE_FEATURES, *objectives.NODE_FEATURES, COMMENT_LABELS):
+  for name in (*NODE_FEATURES, *objectives.NODE_FEATURES, *NODE_ANNOTATIONS):
     if name in some:
       some[name] = subtree[name][nodes]
   in_decoder = objectives.decoder_lengths(subtree)

@@ -17,18 +17,26 @@ from typing import Any
 import numpy as np
 
 from commentree.errors import UserError
-from commentree.tasks.config.objective import LANGUAGE_FEATURES, PREFIXES
+from commentree.tasks.config.objective import (
+  LANGUAGE_FEATURES,
+  PREFIXES,
+  TARGET_NUMBERS,
+)
 from commentree.tasks.forests.forest_arrays import (
   Forest,
   write_languages,
   write_masked,
   write_segments,
 )
-from commentree.tasks.forests.forest_layout import ForestShape, SubtreeTotals
+from commentree.tasks.forests.forest_layout import (
+  FLOAT_FEATURES,
+  ForestShape,
+  SubtreeTotals,
+)
 from commentree.tasks.forests.pack_items import PackItem, measure, part
 from commentree.tasks.forests.rows import OpenRows, Placed
 from commentree.tasks.objectives import objectives
-from commentree.tasks.objectives.objectives import PREFIX_LENGTHS, TARGET_TOKENS
+from commentree.tasks.objectives.objectives import TARGET_TOKENS
 from commentree.tasks.subtrees.subtree_builder import LANGUAGES, Subtree, tree_number
 
 # A forest is closed once so many subtrees in a row found no place in its rows.
@@ -236,8 +244,9 @@ class ForestBuilder:
     trees = [tree_number(item.subtree) for item in items]
     forest["target_trees"][:count] = np.repeat(trees, [len(i.targets) for i in items])
     if PREFIXES in shape.optional_features:
-      prefixes = [_prefix_lengths(item) for item in items]
-      forest[PREFIXES][:count] = np.concatenate(prefixes)
+      forest[PREFIXES][:count] = np.concatenate([i.prefix_lengths for i in items])
+    if TARGET_NUMBERS in shape.optional_features:
+      forest[TARGET_NUMBERS][:count] = np.concatenate([i.numbers for i in items])
     forest["ancestor_slots"][:count] = slot_of_node[ancestors]
     hops = depths[targets][:, None] - np.append(depths, 0)[ancestors]
     forest["ancestor_distances"][:count] = np.where(
@@ -259,17 +268,10 @@ def _decoder_languages(subtree: Subtree) -> np.ndarray:
   return _languages(subtree)
 
 
-def _prefix_lengths(item: PackItem) -> np.ndarray:
-  """How many leading tokens of each target are seen by all of its tokens, [T]."""
-  if PREFIX_LENGTHS not in item.subtree:
-    return item.target_lengths
-  return np.minimum(item.subtree[PREFIX_LENGTHS][item.targets], item.target_lengths)
-
-
 def empty_forest(shape: ForestShape) -> Forest:
   """An example of padding alone: no tokens, no slots, no weight."""
   forest = {
-    name: np.zeros(dims, np.float32 if name == "decoder_loss_weights" else np.int32)
+    name: np.zeros(dims, np.float32 if name in FLOAT_FEATURES else np.int32)
     for name, dims in shape.feature_shapes().items()
   }
   forest["encoder_slot_depths"] -= 1

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from commentree.tasks.config.objective import LANGUAGE_FEATURES, PREFIXES
+from commentree.tasks.config.objective import (
+  LANGUAGE_FEATURES,
+  PREFIXES,
+  TARGET_NUMBERS,
+)
 from commentree.tasks.config.preprocessing import SEQUENCE_ENDS
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.forests.packing import Fill, Forest
@@ -56,6 +60,7 @@ class ForestReader:
     self._mask_id = task.tokenizer.mask_id
     self._objective = task.preprocessing.objective
     self._has_ends = task.preprocessing.subtrees.sequence_ends
+    self._numbers = task.preprocessing.comment_numbers
     self._labels = label_objectives.label_names(task.preprocessing)
     # Parts of each (tree, comment), with their subtree's number.
     self._parts: dict[tuple[int, int], list[tuple[int, PartView]]] = (
@@ -90,6 +95,11 @@ class ForestReader:
       own = answers[block.row, columns]
       read = forest["decoder_input_tokens"][block.row, columns]
       in_place = self._objective.name in ("mlm", "tlm")
+      predicted: tuple[TokenView, ...] = ()
+      if self._objective.name == "regress":
+        predicted = self._number(forest[TARGET_NUMBERS][slot])
+      elif not in_place:
+        predicted = self._predicted(read, own)
       part = PartView(
         number,
         block.slot,
@@ -99,7 +109,7 @@ class ForestReader:
         ancestors,
         shown=self._count_shown(read, own),
         number_predicted=int((own >= 0).sum()),
-        predicted=() if in_place else self._predicted(read, own),
+        predicted=predicted,
         breaks=self._breaks(forest, block),
       )
       self._parts[block.tree, block.comment].append((numbers[slot], part))
@@ -145,6 +155,13 @@ class ForestReader:
     """What is shown of a token that is read in another's place."""
     before = ids[max(0, place - _READ_BEFORE) : place]
     return self._texts.shown([*before, token_id], {len(before)})[-1]
+
+  def _number(self, learnt: np.floating) -> tuple[TokenView, ...]:
+    """The number to predict, as the data has it and as it is learnt."""
+    shown = f" {self._numbers.restored(float(learnt)):.6g}"
+    if not self._numbers.keeps_numbers:
+      shown += f" (learnt as {learnt:.4g})"
+    return (TokenView(shown, shown, "plain"),)
 
   def _predicted(self, read: np.ndarray, answers: np.ndarray) -> tuple[TokenView, ...]:
     """What is predicted, in order; of labels, those that say something."""

@@ -115,7 +115,7 @@ class PartView:
     tokens: as read and, where tokens are hidden, as to be predicted in their places.
     ancestors: what it sees, nearest first.
     shown: tokens of the comment that are read or predicted.
-    number_predicted: tokens or labels to predict.
+    number_predicted: tokens, labels or numbers to predict.
     predicted: what those are, in order, where it is not what `tokens` hide.
     breaks: places in `tokens` where something begins, and what that is.
   """
@@ -304,7 +304,9 @@ class Inspection:
 
   def to_predict(self) -> tuple[str, str]:
     """How much is to be predicted in the targets shown, and of how many of them."""
-    what = "label" if self.objective in ("classify", "tag") else "token"
+    what = {"classify": "label", "tag": "label", "regress": "number"}.get(
+      self.objective, "token"
+    )
     numbers = [part.number_predicted for part in self.parts()]
     targets = count(sum(number > 0 for number in numbers), "target")
     return count(sum(numbers), what), f"to predict of {targets}"
@@ -322,6 +324,7 @@ EXPLAINED = {
   " those before it",
   "span_corruption": "spans are taken out and predicted behind the comment: all see"
   " what is in front of ‖, and what is behind it is read in order",
+  "regress": "the decoder reads the comment and predicts its number at its first token",
   "classify": "the decoder reads the comment and predicts its label at its first token",
   "tag": "the decoder reads the comment and predicts a label at each token, O where"
   " none is shown",

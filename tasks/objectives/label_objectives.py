@@ -56,7 +56,7 @@ def label_names(
 
 
 def check(preprocessing: PreprocessingConfig, objectives: Sequence[str]) -> None:
-  """Raises UserError if the labels of one of these objectives are not named."""
+  """Raises UserError if it is not said what one of these objectives predicts."""
   if "tag" in objectives and not preprocessing.labels.names:
     raise UserError(
       "LabelsConfig.names is missing: the objective 'tag' needs the labels of spans,"
@@ -66,6 +66,11 @@ def check(preprocessing: PreprocessingConfig, objectives: Sequence[str]) -> None
     raise UserError(
       "CommentLabelsConfig.source is missing: the objective 'classify' needs a label of"
       " each comment: 'label', 'subreddit' or 'deleted_next'"
+    )
+  if "regress" in objectives and preprocessing.comment_numbers.source == "none":
+    raise UserError(
+      "CommentNumbersConfig.source is missing: the objective 'regress' needs a number"
+      " of each comment: 'label' or 'score'"
     )
 
 

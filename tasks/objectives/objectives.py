@@ -14,6 +14,7 @@ and, where they are other than said here:
   target_lengths  [N]  decoder tokens of each node, D in all; its `lengths`
   prefix_lengths  [N]  leading ones of those that all see; all of them. A later one is
                        seen by itself and by those after it.
+  numbers         [N]  what is to be predicted of each node, see `number_objective`; 0
 """
 
 from __future__ import annotations
@@ -27,10 +28,16 @@ from commentree.tasks.config.objective import (
   CAUSAL,
   LANGUAGE_FEATURES,
   PREFIXES,
+  TARGET_NUMBERS,
   ObjectiveConfig,
 )
 from commentree.tasks.objectives import label_objectives, masking
 from commentree.tasks.objectives.causal import CAUSAL_FEATURES, CausalObjective
+from commentree.tasks.objectives.number_objective import (
+  NUMBER_FEATURES,
+  NUMBERS,
+  NumberObjective,
+)
 from commentree.tasks.objectives.span_corruption import SpanCorruption
 from commentree.tasks.subtrees.subtree_builder import LANGUAGES, Subtree
 from commentree.tasks.trees import markers
@@ -43,7 +50,7 @@ TARGET_TOKENS = "target_tokens"
 TARGET_LENGTHS, PREFIX_LENGTHS = "target_lengths", "prefix_lengths"
 # What an objective may add to a subtree, by what there is one of.
 TOKEN_FEATURES = (*masking.MASKING_FEATURES, TARGET_TOKENS)
-NODE_FEATURES = (TARGET_LENGTHS, PREFIX_LENGTHS)
+NODE_FEATURES = (TARGET_LENGTHS, PREFIX_LENGTHS, NUMBERS)
 ALL_FEATURES = (*TOKEN_FEATURES, *NODE_FEATURES, LANGUAGES)
 
 
@@ -107,8 +114,10 @@ def build(preprocessing: PreprocessingConfig, tokenizer: Tokenizer) -> Objective
       preprocessing.subtrees.max_comment_tokens,
       preprocessing.subtrees.sequence_ends,
     )
+  label_objectives.check(preprocessing, (config.name,))
+  if config.name == "regress":
+    return NumberObjective(preprocessing.comment_numbers, config.optional_features)
   if not predicts_tokens(config):
-    label_objectives.check(preprocessing, (config.name,))
     return label_objectives.LabelObjective(
       config.name == "tag", config.optional_features
     )
@@ -123,6 +132,8 @@ def build(preprocessing: PreprocessingConfig, tokenizer: Tokenizer) -> Objective
 
 def features(config: ObjectiveConfig) -> tuple[str, ...]:
   """Features that an objective adds to a subtree; no vocabulary is needed to know."""
+  if config.name == "regress":
+    return NUMBER_FEATURES
   if not predicts_tokens(config):
     return label_objectives.LABEL_FEATURES
   return CAUSAL_FEATURES if config.name in CAUSAL else masking.MASKING_FEATURES
@@ -130,7 +141,7 @@ def features(config: ObjectiveConfig) -> tuple[str, ...]:
 
 def predicts_tokens(config: ObjectiveConfig) -> bool:
   """Whether an objective's `target_tokens` are tokens of the vocabulary."""
-  return config.name not in ("classify", "tag")
+  return config.name not in ("classify", "tag", "regress")
 
 
 def decoder_lengths(subtree: Subtree) -> np.ndarray:
@@ -144,6 +155,7 @@ def complete(subtree: Subtree) -> Subtree:
     TARGET_TOKENS: subtree["tokens"],
     TARGET_LENGTHS: decoder_lengths(subtree),
     PREFIX_LENGTHS: decoder_lengths(subtree),
+    NUMBERS: np.zeros(len(subtree["lengths"]), np.int32),
     LANGUAGES: np.zeros(len(subtree["tokens"]), np.int32),
   }
   return {**default, **subtree}
@@ -152,4 +164,5 @@ def complete(subtree: Subtree) -> Subtree:
 def optional_features_of(features: Mapping[str, object]) -> tuple[str, ...]:
   """Optional features of forests whose subtrees have these features."""
   prefixes = (PREFIXES,) if PREFIX_LENGTHS in features else ()
-  return prefixes + (LANGUAGE_FEATURES if LANGUAGES in features else ())
+  numbers = (TARGET_NUMBERS,) if NUMBERS in features else ()
+  return prefixes + (LANGUAGE_FEATURES if LANGUAGES in features else ()) + numbers

@@ -32,7 +32,7 @@ from commentree.tasks.preparation import records
 from commentree.tasks.seqio_tasks.preprocessors import PLACE_FEATURES
 from commentree.tasks.subtrees.subtree_builder import (
   ANNOTATIONS,
-  COMMENT_LABELS,
+  NODE_ANNOTATIONS,
   NODE_FEATURES,
   SUBTREE_FEATURES,
   Subtree,
@@ -198,7 +198,7 @@ def _check_shape(subtree: Subtree) -> None:
   lengths, parents = subtree["lengths"], subtree["parents"]
   nodes, tokens = len(lengths), len(subtree["tokens"])
   for name in subtree.keys() - {"tree_id"}:
-    expected = nodes if name in (*NODE_FEATURES, COMMENT_LABELS) else tokens
+    expected = nodes if name in (*NODE_FEATURES, *NODE_ANNOTATIONS) else tokens
     if len(subtree[name]) != expected:
       raise tfrecord.DamagedError(
         f"it holds no subtree: {len(subtree[name])} {name}, not {expected}"

@@ -30,6 +30,9 @@ from commentree.tasks.subtrees.subtree_counts import SubtreeCounts
 from commentree.tasks.trees.comment_tree import KEPT, ReadCounts
 
 _PROGRESS_SECONDS = 10.0
+# Standard deviations that numbers may lie from 0 before advice is given; how many times
+# more or less than 1 theirs may be.
+_FAR = 5
 # Starting a process costs some ten seconds of TensorFlow's imports, which pay from so
 # many bytes of records on.
 _BYTES_PER_WORKER = 64 * 2**20
@@ -45,6 +48,8 @@ def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
   shaping = dataclasses.asdict(config)
   for name in _NOT_OF_SUBTREES:
     del shaping[name]
+  for name in ("mean", "standard_deviation"):  # apply when subtrees are read
+    del shaping["comment_numbers"][name]
   return {
     **shaping,
     "source": task.tree_source.signature(split),
@@ -81,17 +86,22 @@ def prepare(
     meta["counts"] = dataclasses.asdict(counts)
     if not counts.subtrees:
       raise _no_trees(task, split, read_counts)
+    if task.preprocessing.comment_numbers.source != "none" and not counts.numbers:
+      raise _no_numbers(task, split, counts)
     return parts
 
   # Processes of one machine need it at the same moment: one prepares, the others wait.
   with records.locked(folder):
     if folder.exists():
       found = records.SubtreeRecords(folder)
-      if classes := SubtreeCounts(**found.meta["counts"]).report_classes():
-        console.print(f"{split}: {classes}")
+      counts = SubtreeCounts(**found.meta["counts"])
+      if labels := counts.report_labels():
+        console.print(f"{split}: {labels}")
+      _advise_on_numbers(task, counts, console)
       return found
     written = records.write_parts(folder, fill, meta)
   console.print(f"prepared {split}: {counts.report()}")
+  _advise_on_numbers(task, counts, console)
   if read_counts.total():
     read_counts.tell(console)
   return written
@@ -114,6 +124,36 @@ def _no_trees(task: CommentTreeTask, split: str, read_counts: ReadCounts) -> Use
   return UserError(
     f"{share} none of the {trees:,} trees of FILES: raise it, give more trees, or set"
     " HELD_OUT_SHARE = 0 to train without held-out trees"
+  )
+
+
+def _advise_on_numbers(
+  task: CommentTreeTask, counts: SubtreeCounts, console: Console
+) -> None:
+  """Says if numbers are far from those that a model learns well."""
+  config = task.preprocessing.comment_numbers
+  mean, deviation = counts.number_moments()
+  if config.source == "none" or not deviation:
+    return
+  distance = abs(mean - config.mean) / config.standard_deviation
+  spread = deviation / config.standard_deviation
+  if distance > _FAR or not 1 / _FAR < spread < _FAR:
+    console.print(
+      "numbers are learnt best near 0, with a standard deviation near 1:"
+      f" --gin.CommentNumbersConfig.mean={mean:.3g}"
+      f" --gin.CommentNumbersConfig.standard_deviation={deviation:.3g}"
+    )
+
+
+def _no_numbers(task: CommentTreeTask, split: str, counts: SubtreeCounts) -> UserError:
+  """Says that no comment of a split has a number, and what comments have."""
+  source = task.preprocessing.comment_numbers.source
+  total = counts.numbers_missing + counts.numbers_odd
+  return UserError(
+    f"{task.name}: CommentNumbersConfig.source = {source!r}: none of the {total:,}"
+    f" comments to predict of {split!r} has a {source} that is a finite number"
+    f" ({counts.with_score:,} have a score, {counts.with_label:,} a label): name the"
+    " other, give --labels to `commentree build`, or more trees"
   )
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from commentree.errors import UserError
 from commentree.tasks.forests import packing
 from commentree.tasks.forests.forest_layout import (
+  FLOAT_FEATURES,
   ForestLayout,
   ForestShape,
   resolve,
@@ -36,7 +37,7 @@ _OPTIONAL = (TARGET_TOKENS, *NODE_FEATURES, LANGUAGES)
 
 
 def _dtype(name: str) -> tf.DType:
-  return tf.float32 if name == "decoder_loss_weights" else tf.int32
+  return tf.float32 if name in FLOAT_FEATURES else tf.int32
 
 
 def _model_features(optional_features: tuple[str, ...]) -> dict[str, Any]:

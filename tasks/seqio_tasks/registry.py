@@ -303,13 +303,19 @@ def _check_mix(name: str, one: CommentTreeTask, other: CommentTreeTask) -> None:
       f" ({one.tokenizer.path}, fingerprint {prints[0]}; {other.tokenizer.path},"
       f" {prints[1]}): a mixture needs one for all"
     )
-  labels = [label_objectives.label_names(task.preprocessing) for task in (one, other)]
-  if labels[0] != labels[1]:
-    predicted = [", ".join(names) or "tokens" for names in labels]
+  predicted = [_predicted(task.preprocessing) for task in (one, other)]
+  if predicted[0] != predicted[1]:
     raise UserError(
       f"{name}: {one.name!r} predicts {predicted[0]} where {other.name!r} predicts"
       f" {predicted[1]}: one model has one head"
     )
+
+
+def _predicted(preprocessing: PreprocessingConfig) -> str:
+  """What a task predicts, in words."""
+  if preprocessing.objective.name == "regress":
+    return "numbers"
+  return ", ".join(label_objectives.label_names(preprocessing)) or "tokens"
 
 
 def _register(task: CommentTreeTask) -> CommentTreeTask:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from commentree.tasks.config.preprocessing import PreprocessingConfig
-from commentree.tasks.subtrees import spans, splitting, translations
+from commentree.tasks.subtrees import comment_numbers, spans, splitting, translations
 from commentree.tasks.subtrees.discourse import PhraseFinder, read_phrases
 from commentree.tasks.subtrees.subtree_counts import SubtreeCounts
 from commentree.tasks.trees import cleaning, copied_quotations, markers
@@ -36,13 +36,15 @@ SUBTREE_FEATURES = ("tokens", *NODE_FEATURES)
 # `LabelsConfig`'s labels, and which occurrence of a discourse marker in its
 # comment a token is part of, from 1 on, 0 for none.
 LABELS, PHRASES = "token_labels", "phrases"
-# And int32 [N] as the nodes: the class of a comment by `CommentLabelsConfig`, at
-# the node that its text begins in; -1 for none.
-COMMENT_LABELS = "comment_labels"
+# And int32 [N] as the nodes, at the node that a comment's text begins in: its class by
+# `CommentLabelsConfig`, -1 for none; its number by `CommentNumbersConfig`, transformed,
+# as `comment_numbers` has it.
+COMMENT_LABELS, COMMENT_NUMBERS = "comment_labels", "comment_numbers"
+NODE_ANNOTATIONS = (COMMENT_LABELS, COMMENT_NUMBERS)
 # Per token again: its language by `ObjectiveConfig.languages` from 1, 0 for none. Where
 # it changes in a node, a translation begins.
 LANGUAGES = "languages"
-ANNOTATIONS = (LABELS, PHRASES, COMMENT_LABELS, LANGUAGES)
+ANNOTATIONS = (LABELS, PHRASES, *NODE_ANNOTATIONS, LANGUAGES)
 NO_LABEL = -1
 # And the id of the tree that the subtree is of: bytes, of rank 0.
 TREE_ID = "tree_id"
@@ -66,6 +68,7 @@ class SubtreeBuilder:
       bool(self.preprocessing.labels.names),
       self.preprocessing.discourse.file is not None,
       self.preprocessing.comment_labels.source != "none",
+      self.preprocessing.comment_numbers.source != "none",
       bool(self.preprocessing.objective.languages),
     )
     return tuple(name for name, there in zip(ANNOTATIONS, asked) if there)
@@ -117,6 +120,9 @@ class SubtreeBuilder:
     if self.preprocessing.comment_labels.source != "none":
       whole[COMMENT_LABELS] = self._label_nodes(tree, whole["node_ids"])
       per_node.append(COMMENT_LABELS)
+    if self.preprocessing.comment_numbers.source != "none":
+      whole[COMMENT_NUMBERS] = self._number_nodes(tree, whole)
+      per_node.append(COMMENT_NUMBERS)
     whole |= {name: self._flat(values) for name, values in annotations.items()}
     starts = np.concatenate([[0], np.cumsum(whole["lengths"])])
     tree_id = tree.id.encode("utf-8", "replace")
@@ -186,6 +192,32 @@ class SubtreeBuilder:
     labels = np.array([self._class_of(tree, comment) for comment in tree.comments])
     is_first = np.diff(node_ids, prepend=-1) > 0
     return np.where(is_first, labels[node_ids], NO_LABEL).astype(np.int32)
+
+  def _number_nodes(self, tree: CommentTree, whole: Subtree) -> np.ndarray:
+    """Number of the comment that begins at each node, as `comment_numbers` has it."""
+    config = self.preprocessing.comment_numbers
+    numbers = np.full(len(whole["node_ids"]), np.nan)
+    begins = np.flatnonzero(np.diff(whole["node_ids"], prepend=-1) > 0)
+    for node, comment in zip(begins.tolist(), tree.comments, strict=True):
+      number = comment_numbers.number_of(comment, config)
+      numbers[node] = np.nan if number is None else number
+      if whole["is_target"][node]:
+        self._count_number(comment, number)
+    return comment_numbers.to_bits(numbers)
+
+  def _count_number(self, comment: Comment, number: float | None) -> None:
+    """Counts the number of a comment that is to be predicted."""
+    counts = self.counts
+    counts.with_score += comment.score is not None
+    counts.with_label += comment.label is not None
+    if number is None:
+      counts.numbers_missing += 1
+    elif np.isnan(number):
+      counts.numbers_odd += 1
+    else:
+      counts.numbers += 1
+      counts.number_sum += number
+      counts.number_squares += number**2
 
   def _class_of(self, tree: CommentTree, comment: Comment) -> int:
     source, names = (

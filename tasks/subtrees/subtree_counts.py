@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 _CLASSES_SHOWN = 20
 
@@ -14,6 +15,13 @@ class SubtreeCounts:
   Attributes:
     classes: comments by class of `CommentLabelsConfig`, those that no comment has too.
     other_labels: comments whose labels are not among the classes.
+    numbers: comments to predict that have a number by `CommentNumbersConfig`.
+    number_sum: of those, transformed.
+    number_squares: of those, transformed: the sum of their squares.
+    numbers_missing: comments to predict that have none.
+    numbers_odd: and whose is no finite number.
+    with_score: comments to predict that have a score; counted if numbers are asked for.
+    with_label: likewise a label.
   """
 
   trees: int = 0
@@ -27,6 +35,13 @@ class SubtreeCounts:
   spans_lost: int = 0
   classes: dict[str, int] = dataclasses.field(default_factory=dict)
   other_labels: int = 0
+  numbers: int = 0
+  number_sum: float = 0.0
+  number_squares: float = 0.0
+  numbers_missing: int = 0
+  numbers_odd: int = 0
+  with_score: int = 0
+  with_label: int = 0
   words: int = 0
   words_copied: int = 0
 
@@ -61,9 +76,30 @@ class SubtreeCounts:
       report += (
         f"; {self.spans:,} labelled spans ({self.spans_lost:,} lost in cleaning)"
       )
-    if self.classes:
-      report += f"; {self.report_classes()}"
+    if asked := self.report_labels():
+      report += f"; {asked}"
     return report
+
+  def report_labels(self) -> str:
+    """What classes or numbers comments have; nothing if neither is asked for."""
+    return "; ".join(filter(None, (self.report_classes(), self.report_numbers())))
+
+  def report_numbers(self) -> str:
+    """How many comments have numbers, and which; nothing if none are asked for."""
+    if not (self.numbers or self.numbers_missing or self.numbers_odd):
+      return ""
+    mean, deviation = self.number_moments()
+    return (
+      f"{self.numbers:,} comments with numbers: mean {mean:.4g}, standard deviation"
+      f" {deviation:.4g} by CommentNumbersConfig.transform ({self.numbers_missing:,}"
+      f" more have none, {self.numbers_odd:,} one that is not finite)"
+    )
+
+  def number_moments(self) -> tuple[float, float]:
+    """Mean and standard deviation of the numbers, transformed; 0 without any."""
+    count = max(1, self.numbers)
+    mean = self.number_sum / count
+    return mean, math.sqrt(max(0.0, self.number_squares / count - mean**2))
 
   def report_classes(self) -> str:
     """How many comments have each class; nothing if there are no classes."""

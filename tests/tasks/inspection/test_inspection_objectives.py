@@ -9,6 +9,7 @@ from commentree.launch.main import main
 from commentree.tasks.config.objective import ObjectiveConfig
 from commentree.tasks.config.preprocessing import (
   CommentLabelsConfig,
+  CommentNumbersConfig,
   LabelsConfig,
   MarkersConfig,
   PreprocessingConfig,
@@ -37,6 +38,7 @@ class OneTree(TreeSource):
           f"c{number}", number, "bob", text, None,
           spans=(Span(3, 5, "claim"),) if text == "so it is" else (),
           label=["for", "against", None, "for"][number],
+          score=[3, None, -2, 0][number],
           language="en",
           translation=Translation("de", "eins zwei") if number == 1 else None,
         )
@@ -154,6 +156,21 @@ def test_labels_are_shown_as_what_is_predicted(inspect):
   }
   assert [shown[i] for i in (1, 2, 3, 4)] == [[["for"]], [["against"]], [], [["for"]]]
   assert "predicts against" in printed(view)
+
+
+def test_numbers_are_shown_as_what_is_predicted(inspect):
+  numbers = CommentNumbersConfig("score", mean=1.0, standard_deviation=2.0)
+  view = inspect(objective=ObjectiveConfig("regress"), comment_numbers=numbers)
+  shown = {
+    c.index: [said(p.predicted) for p in c.parts] for c in view.trees[0].comments
+  }
+  learnt = [[["3", "(learnt", "as", "1)"]], [], [["-2", "(learnt", "as", "-1.5)"]]]
+  assert [shown[i] for i in (1, 2, 3)] == learnt
+  assert view.to_predict() == ("3 numbers", "to predict of 3 targets")
+  assert "predicts 3 (learnt as 1)" in printed(view)
+  as_it_is = CommentNumbersConfig("score")
+  view = inspect(objective=ObjectiveConfig("regress"), comment_numbers=as_it_is)
+  assert [said(p.predicted) for p in parts(view)] == [["3"], ["-2"], ["0"]]
 
 
 def test_the_command_shows_an_objective(tmp_path, capsys):
