@@ -37,7 +37,11 @@ from commentree.training.checkpointing import run_record, storage
 from commentree.training.checkpointing.run_record import RunRecord
 from commentree.training.cluster.distributed import Cluster
 from commentree.training.data_input import EvalData, TrainData
-from commentree.training.metrics import attention_statistics, evaluation_sums
+from commentree.training.metrics import (
+  attention_statistics,
+  evaluation_sums,
+  regression,
+)
 from commentree.training.metrics.unigram import UNIGRAM
 from commentree.training.optim import optimizers, schedules
 from commentree.training.reports import evaluation_report, parameter_table
@@ -230,10 +234,17 @@ def held_out_parts(data: RunData) -> dict[str, int]:
 def count_targets(data: RunData) -> dict[str, np.ndarray]:
   """How often each token, or label, is to be predicted in the training data.
 
-  By the names of `held_out_data`.
+  By the names of `held_out_data`; nothing of numbers.
   """
+  if not _counts(data):
+    return {}
   parts = held_out_parts(data)
   return {name: data.count_targets(number) for name, number in parts.items()}
+
+
+def _counts(data: RunData) -> bool:
+  """Whether what is predicted can be counted, and is not a number."""
+  return data.task.preprocessing.objective.name != "regress"
 
 
 def check_held_out(run: RunConfig, data: RunData) -> None:
@@ -315,7 +326,7 @@ def token_groups(data: RunData) -> dict[str, Any]:
   if names := label_objectives.label_names(data.task.preprocessing):
     return {name: [label] for label, name in enumerate(names)}
   source = data.task.tree_source
-  if not isinstance(source, GeneratedTreesSource):
+  if not (_counts(data) and isinstance(source, GeneratedTreesSource)):
     return {}
   return generated.token_groups(source.config, data.task.tokenizer)
 
@@ -353,13 +364,16 @@ def report(
     if UNIGRAM in result:
       least = result[UNIGRAM]["loss"]
       beside = f"; a unigram model of the training data has {least:.3f}"
-    console.print(f"{where} {first['loss']:.3f} nats a {target_kind(task)}{beside}")
+    unit = f"{regression.unit(first)} a {target_kind(task)}"
+    console.print(f"{where} {first['loss']:.3f} {unit}{beside}")
 
 
 def target_kind(task: CommentTreeTask) -> str:
   """What is predicted, in words."""
   if label_objectives.label_names(task.preprocessing):
     return "label"
+  if task.preprocessing.objective.name == "regress":
+    return "comment"
   return (
     "masked token" if task.preprocessing.objective.name == "mlm" else "target token"
   )

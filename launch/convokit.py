@@ -40,7 +40,7 @@ NOT_IN_TREE = "not in its conversation's tree: deleted, empty, or without a plac
 
 _TREES_AT_ONCE = 256
 # What `rank` and `generate` compute has to be asked for.
-_BY_DEFAULT = ("embed", "score", "tag", "classify")
+_BY_DEFAULT = ("embed", "score", "tag", "classify", "regress")
 _NOT_OF_A_CORPUS = ("rank",)
 _VECTORS = ("vectors", "in_thread")
 
@@ -77,9 +77,9 @@ class CommentTreeTransformer(convokit.Transformer):
     Args:
       model: of `commentree.load`.
       modes: what to ask the model, as its methods are called: `embed`, `score`, `tag`,
-        `classify`, `fill`, `generate`; or each with options of its own, as
+        `classify`, `regress`, `fill`, `generate`; or each with options of its own, as
         `{"embed": {"contextual": True}}`. If None, what the model can do of the first
-        four.
+        five.
       name: of the matrix of vectors; `name_` begins the keys of `meta`.
       ancestors: which of the comments above it a comment sees: `'true'` (all),
         `'parent_only'` or `'none'`.

@@ -46,6 +46,8 @@ OPTIONAL_FEATURE_AXES: dict[str, str] = {
   # Languages of tokens from 1, 0 for none: rows of the model's table of languages.
   "encoder_languages": "BRL",
   "decoder_languages": "BRL",
+  # What is to be predicted of a target by the head 'regression', float32.
+  "target_numbers": "BT",
 }
 
 

@@ -28,7 +28,8 @@ Condition = Literal["true", "shuffled", "parent_only", "none"]
 """Which ancestors the targets see in an evaluation."""
 Activation = Literal["gelu", "gelu_exact", "relu", "silu", "linear"]
 FamilyName = Literal["t5", "roberta"]
-HeadName = Literal["masked_lm", "classification", "tagging"]
+HeadName = Literal["masked_lm", "classification", "tagging", "regression"]
+RegressionLoss = Literal["squared", "ranking"]
 Tagger = Literal["linear", "gru", "crf"]
 ClassifyFrom = Literal["mean", "first"]
 Context = Literal["pooled", "concatenated", "none"]
@@ -109,12 +110,16 @@ class ModelConfig:
     num_languages: languages that tokens may be of ('tlm'); each has a vector, added to
       its tokens.
     head: what is predicted: 'masked_lm' for tokens of the vocabulary, 'classification'
-      for a label of each comment, 'tagging' for one of each token.
-    num_labels: how many labels there are; 0 for as many as the data has.
+      for a label of each comment, 'tagging' for one of each token, 'regression' for a
+      number of each comment.
+    num_labels: how many labels there are; 0 for as many as the data has. 1 of the head
+      'regression'.
     tagger: of the head 'tagging': what labels come from.
-    classify_from: the vector that a comment's label comes from: the mean of its states,
-      or the first.
-    head_dropout_rate: as `dropout_rate`, of heads for labels.
+    classify_from: the vector that a comment's label or number comes from: the mean of
+      its states, or the first.
+    regression_loss: of the head 'regression': 'squared' for the squared error of each
+      number; 'ranking' for the order of replies to the same comment, see `regression`.
+    head_dropout_rate: as `dropout_rate`, of heads for labels and numbers.
     class_weights: weight of each label in the loss; () for equal ones.
     label_smoothing: share of the likelihood that the loss spreads over all tokens.
     z_loss: weight of the squared logarithm of the softmax's normalizer in the loss.
@@ -163,6 +168,7 @@ class ModelConfig:
   num_labels: NonNegativeInt = 0
   tagger: Tagger = "linear"
   classify_from: ClassifyFrom = "mean"
+  regression_loss: RegressionLoss = "squared"
   head_dropout_rate: Share = 0.1
   class_weights: tuple[NonNegative, ...] = ()
   label_smoothing: Share = 0.0
@@ -208,6 +214,13 @@ class ModelConfig:
         f"ModelConfig.label_smoothing = {self.label_smoothing}: must be 0 with"
         " ModelConfig.ancestor_pointer, whose loss needs the likelihood of one token"
       )
+    if self.head == "regression":
+      for field, known in (("num_labels", (0, 1)), ("class_weights", ((),))):
+        if getattr(self, field) not in known:
+          raise UserError(
+            f"ModelConfig.{field} = {getattr(self, field)}: must be left out with"
+            " ModelConfig.head = 'regression', which predicts one number"
+          )
     if self.head == "tagging" and self.num_labels and self.num_labels % 2 == 0:
       raise UserError(
         f"ModelConfig.num_labels = {self.num_labels}: must be odd: a tag for what is"

@@ -21,7 +21,7 @@ from commentree.models.context.pooling import vector_sums
 from commentree.models.decoding import decoding
 from commentree.models.decoding.decoding import Replies
 from commentree.models.decoding.decoding_config import DecodingConfig
-from commentree.models.heads import heads, matching, scored
+from commentree.models.heads import heads, matching, regression, scored
 from commentree.models.heads.heads import Scores
 from commentree.models.interface import Batch, Metrics, PyTree
 from commentree.models.layers import Array
@@ -36,11 +36,11 @@ FAMILIES: dict[str, Family] = {"t5": T5, "roberta": ROBERTA}
 
 
 class CommentTreeModel:
-  """A model of comment trees, as trainers see it: of masked tokens, or of labels.
+  """A model of comment trees, as trainers see it: of masked tokens, labels or numbers.
 
   Runs under our trainer and under T5X's (`interface.Model`). Batches are forests
-  (`batch.FEATURE_AXES`). With a head (`ModelConfig.head`) labels stand where the tokens
-  to predict do, and all that is said of those holds of labels.
+  (`batch.FEATURE_AXES`). With a head (`ModelConfig.head`) labels or numbers stand where
+  the tokens to predict do, and all that is said of those holds of them.
   """
 
   def __init__(
@@ -175,10 +175,11 @@ class CommentTreeModel:
       tokens), `weights`, `comments` (targets), `encoder_tokens`, `decoder_tokens`, and
       `encoder_positions`, `decoder_positions` (padding included). With a pointer not
       `accuracy`, for which copies would be spread over the vocabulary, but
-      `logits_accuracy`, of the logits alone. Weights of classes are in the first two
-      alone. With reply matching also `reply_matching`, its summed loss in nats, which
-      is in the first as the mean of its pairs times its weight for each masked token,
-      and `reply_pairs`.
+      `logits_accuracy`, of the logits alone; of numbers neither, and `loss` is by
+      `ModelConfig.regression_loss`. Weights of classes are in the first two alone. With
+      reply matching also `reply_matching`, its summed loss in nats, which is in the
+      first as the mean of its pairs times its weight for each masked token, and
+      `reply_pairs`.
     """
     of_replies = None
     if self.config.reply_matching_weight:
@@ -187,17 +188,17 @@ class CommentTreeModel:
       scores = self._scores(params, batch, dropout_rng)
     with jax.named_scope("loss"):
       losses = scored.losses_of(self.config, scores, batch)
-    weights_BRM = batch["decoder_loss_weights"]
+    weights_BRM = scored.weights_of(self.config, batch)
     weight_sum = jnp.sum(weights_BRM)
     sums = {
       "loss": jnp.sum(losses.nll * weights_BRM),
       "z_loss": jnp.sum(losses.z_loss * weights_BRM),
       "weights": weight_sum,
     }
-    if losses.logits_correct is None:
-      sums["accuracy"] = jnp.sum(losses.correct * weights_BRM)
-    else:
+    if losses.logits_correct is not None:
       sums["logits_accuracy"] = jnp.sum(losses.logits_correct * weights_BRM)
+    elif losses.correct is not None:
+      sums["accuracy"] = jnp.sum(losses.correct * weights_BRM)
     if self.config.class_weights:
       weights_BRM = weights_BRM * heads.class_weights_of(self.config, batch)
       weight_sum = jnp.sum(weights_BRM)
@@ -261,25 +262,29 @@ class CommentTreeModel:
     Returns:
       `nll` (nats), `correct` (0 or 1) and `weights`, `[B, R, M]` float32, and
       `targets`, the target that each is of, from 1, `[B, R, M]` int32. With a head
-      also `labels` and `predictions`, and `chains`, the target of each label, 0 for
-      none. Under "true" also `attention`: sums over what each of the decoder's layers
-      did with its ancestors, see `diagnostics`.
+      for labels also `labels` and `predictions`, and `chains`, the target of each
+      label, 0 for none; of numbers no `correct`, but the sums `regression`. Under
+      "true" also `attention`: sums over what each of the decoder's layers did with its
+      ancestors, see `diagnostics`.
     """
-    batch = apply_condition(batch, condition)
     # Noted under all conditions, for differences between them: kernels, which would
     # compute what is not noted, round otherwise.
-    scores, variables = self._noted_scores(params, batch)
+    scores, variables = self._noted_scores(params, apply_condition(batch, condition))
     noted: dict[str, Any] = {}
     if condition == "true":
       noted["attention"] = diagnostics.sums_by_layer(variables)
     losses = scored.losses_of(self.config, scores, batch)
-    tokens = {
+    tokens: dict[str, Any] = {
       "nll": losses.nll,
-      "correct": losses.correct,
-      "weights": batch["decoder_loss_weights"],
+      "weights": scored.weights_of(self.config, batch),
       "targets": masked_targets(batch),
       **noted,
     }
+    if self.config.head == "regression":
+      predicted_BRM = cast(Array, scores)[..., 0]
+      sums = regression.sums_of(self.config, predicted_BRM, batch)
+      return tokens | {"regression": sums}
+    tokens["correct"] = losses.correct
     if self.config.head == "masked_lm":
       return tokens
     chains_BRM = heads.chains_of(batch)
@@ -391,13 +396,16 @@ class CommentTreeModel:
       The likeliest tokens, `[B, R, M]` int32, 0 where nothing is masked; and their
       log probabilities as `scores`. With a head also `probabilities` of all labels,
       `[B, R, M, C]`; those of a chain are marginals, its labels the likeliest path.
+      Of numbers these, float32, as they are learnt, and nothing else.
       With a `decoding_config` the tokens of replies `[B, T, K, L]`, and their log
       probabilities as `scores` `[B, T, K]`.
     """
     if self._decoding_config is not None:
       return self._write_replies(params, batch, self._decoding_config, rng)
+    if self.config.head == "regression":
+      return self.logits(params, batch)[..., 0], {}
     if self.config.head != "masked_lm":
-      return self._predict_labels(params, batch)
+      return scored.predictions_of(self._scores(params, batch, None), batch)
     log_probs_BRMV = jax.nn.log_softmax(self.logits(params, batch))
     used_BRM = batch["decoder_loss_weights"] > 0
     tokens_BRM = jnp.where(used_BRM, jnp.argmax(log_probs_BRMV, axis=-1), 0)
@@ -419,26 +427,13 @@ class CommentTreeModel:
     replies = self.generate(params, batch, config, keys, wanted=wanted)
     return replies.tokens, {"scores": replies.log_probabilities}
 
-  def _predict_labels(
-    self, params: PyTree, batch: Batch
-  ) -> tuple[Array, dict[str, Array]]:
-    chains_BRM = heads.chains_of(batch)
-    scores = self._scores(params, batch, None)
-    labels_BRM = heads.best_labels(scores, chains_BRM)
-    probabilities_BRMC = heads.probabilities(scores, chains_BRM)
-    chosen_BRM = jnp.take_along_axis(
-      probabilities_BRMC, labels_BRM[..., None], axis=-1
-    )[..., 0]
-    tiny = jnp.finfo(jnp.float32).tiny
-    return labels_BRM, {
-      "scores": jnp.where(chains_BRM > 0, jnp.log(jnp.maximum(chosen_BRM, tiny)), 0),
-      "probabilities": probabilities_BRMC,
-    }
-
   def score_batch(self, params: PyTree, batch: Batch) -> Array:
-    """Returns the summed log likelihood of each target's masked tokens, `[B, T]`."""
+    """Returns the summed log likelihood of each target's masked tokens, `[B, T]`.
+
+    Of numbers the negative loss.
+    """
     losses = scored.losses_of(self.config, self._scores(params, batch, None), batch)
-    scores_BRM = -losses.nll * batch["decoder_loss_weights"]
+    scores_BRM = -losses.nll * scored.weights_of(self.config, batch)
     num_targets = batch["target_depths"].shape[-1]
     target_BRMT = jax.nn.one_hot(masked_targets(batch) - 1, num_targets)
     return jnp.sum(scores_BRM[..., None] * target_BRMT, axis=(1, 2))

@@ -87,7 +87,7 @@ class CommentTreeTransformer(nn.Module):
     """Returns logits at the masked positions, `[B, R, M, V]` float32.
 
     With a pointer also what is copied. With a head, logits of labels, `[B, R, M, C]`,
-    or the scores of chains of them.
+    or the scores of chains of them, or numbers, `[B, R, M, 1]`.
     """
     encoded = self.encode(batch)
     if self.config.reply_matching_weight and self.is_initializing():

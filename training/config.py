@@ -31,6 +31,8 @@ XlaPreset = Literal["auto", "none", "vmem_32", "vmem_64"]
 _F1_METRICS = tuple(
   f"{of}/{mean}" for of in ("f1", "span_f1") for mean in ("micro", "macro")
 )
+# Of numbers; see `regression`.
+_REGRESSION_METRICS = ("r2", "pearson", "pairwise_accuracy")
 # See `matching_statistics`.
 _RECALL_METRICS = tuple(
   f"true/reply_matching/{by}{of}/{value}"
@@ -155,8 +157,9 @@ class CheckpointConfig:
     keep_best: best ones kept besides.
     best_metric: what decides, of the first evaluation dataset: 'true/loss',
       'shuffled/minus_true' (how much the content of ancestors helps), 'none/accuracy';
-      of a slice 'true/by_depth/3/loss'; with a head 'true/span_f1/micro'; how well
-      threads find their replies, 'true/reply_matching/matcher/recall_at_1'.
+      of a slice 'true/by_depth/3/loss'; with a head 'true/span_f1/micro' or
+      'true/r2'; how well threads find their replies,
+      'true/reply_matching/matcher/recall_at_1'.
     save_timeout_seconds: a checkpoint not on disk by then stops the run.
     save_attempts: saves that may fail in a row before the run stops.
   """
@@ -216,7 +219,8 @@ class EvalConfig:
     is_recall = name in _RECALL_METRICS
     if is_recall and not self.reply_matching:
       raise UserError(f"{owner} = {name!r}: needs EvalConfig.reply_matching = True")
-    if is_recall or rest in _F1_METRICS or (sound and parts[-1] in values):
+    of_head = rest in (*_F1_METRICS, *_REGRESSION_METRICS)
+    if is_recall or of_head or (sound and parts[-1] in values):
       if condition in self.conditions:
         return
       raise UserError(
@@ -227,7 +231,8 @@ class EvalConfig:
       f"{owner} = {name!r}: no such metric: name an ancestor condition and 'loss',"
       " 'accuracy' or 'minus_true', as in 'true/loss' or 'shuffled/minus_true'; of a"
       " slice as in 'true/by_depth/3/loss'; with a head 'f1' or 'span_f1', as in"
-      " 'true/f1/macro'; of replies as in 'true/reply_matching/matcher/recall_at_1'"
+      " 'true/f1/macro', or 'r2', 'pearson' or 'pairwise_accuracy'; of replies as in"
+      " 'true/reply_matching/matcher/recall_at_1'"
     )
 
 

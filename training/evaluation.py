@@ -3,7 +3,8 @@
 Every masked token counts the same. Results are over all tokens and over slices of them:
 by the depth of the comment, by whether the token occurs in an ancestor, by its rank in
 the training data, and by groups of tokens that the caller names. With a head, for which
-labels stand where tokens do, also as F1 (`f1`).
+labels stand where tokens do, also as F1 (`f1`); of numbers as R², correlation and order
+(`regression`).
 
 What is claimed of context is a paired difference, on the same tokens, with a standard
 error over trees (`tree_sums`). Where the ancestors of another tree are one of the
@@ -31,7 +32,7 @@ from commentree.training.cluster import hosts
 from commentree.training.cluster.coordination.watchdog import Watchdog
 from commentree.training.config import EvalConfig, HealthConfig, PartitioningConfig
 from commentree.training.data_input import EvalData, HostBatch
-from commentree.training.metrics import bags_of_words, f1
+from commentree.training.metrics import bags_of_words, f1, regression
 from commentree.training.metrics.attention_statistics import ATTENTION
 from commentree.training.metrics.baselines import Baseline, Placed
 from commentree.training.metrics.baselines import load as load_baselines
@@ -84,6 +85,8 @@ class Evaluator:
       for name, ids in (token_groups or {}).items()
     }
     self._labels = tuple(label_names)
+    self._numbers = model.config.head == "regression"
+    self._of_tokens = not (self._labels or self._numbers)
     self._compiled: dict[Any, jax.stages.Compiled] = {}
     self.sums = jax.jit(
       self._make_sums(model), out_shardings=partitioning.replicated(mesh)
@@ -116,7 +119,11 @@ class Evaluator:
     placed = None
     if baseline is not None:
       placed = baseline.placed(self._mesh, with_bags=self.has_bags)
-    totals = Totals(self._names(placed), self._slices(by_frequency=placed is not None))
+    totals = Totals(
+      self._names(placed),
+      self._slices(by_frequency=placed is not None),
+      with_accuracy=not self._numbers,
+    )
     try:
       for batch in data_input.global_batches(batches, self._mesh, limit, stop):
         compiled = self._compile(params, batch, placed)
@@ -128,7 +135,7 @@ class Evaluator:
   @property
   def has_bags(self) -> bool:
     """Whether bags of words are among the baselines: where tokens are predicted."""
-    return self._config.bags_of_words and not self._labels
+    return self._config.bags_of_words and self._of_tokens
 
   def _compile(self, params: Any, batch: Any, baseline: Placed | None) -> Any:
     key = jax.tree.structure(baseline)
@@ -149,7 +156,7 @@ class Evaluator:
 
   def _slices(self, *, by_frequency: bool) -> dict[str, list[str]]:
     """Returns the names of slices of the tokens, by kind."""
-    tokens = not self._labels
+    tokens = self._of_tokens
     names = {
       "by_occurrence": list(OCCURRENCES) if tokens else [],
       "by_frequency": [],
@@ -175,7 +182,7 @@ class Evaluator:
     rank_edges = jnp.asarray(self._config.frequency_ranks)
     members = _group_table(self._groups)
     conditions = self._config.conditions
-    matches = self._config.reply_matching and not self._labels
+    matches = self._config.reply_matching and self._of_tokens
 
     def in_slices(batch, tokens, depths, unigram: Unigram | None) -> dict[str, Any]:
       """Returns which of the slices each masked token is in, `[B, R, M, S]`."""
@@ -184,7 +191,7 @@ class Evaluator:
         "by_depth": _in_ranges(depths, depth_edges),
         "by_group": jnp.asarray(members)[jnp.minimum(wanted, len(members) - 1)],
       }
-      if not self._labels:
+      if self._of_tokens:
         occurs = occurrences.in_ancestors(batch)[0] > 0
         found["by_occurrence"] = jnp.stack([occurs, ~occurs], axis=-1)
         if unigram is not None:
@@ -199,7 +206,11 @@ class Evaluator:
       first = next(iter(tokens.values()))
       weights, targets = first["weights"], first["targets"]
       used = weights > 0
-      losses = [(each["nll"], each["correct"]) for each in tokens.values()]
+      # Of numbers none is correct: see `Totals`.
+      losses = [
+        (each["nll"], each.get("correct", jnp.zeros_like(each["nll"])))
+        for each in tokens.values()
+      ]
       if baseline is not None:
         unigram = baseline.unigram
         wanted = batch["decoder_target_tokens"]
@@ -240,7 +251,10 @@ class Evaluator:
       )
       return {
         "total": total,
-        "counts": {c: f1.sums(tokens[c], self._labels) for c in conditions},
+        "counts": {
+          c: f1.sums(tokens[c], self._labels) | regression.sums(tokens[c])
+          for c in conditions
+        },
         "targets": per_target,
         "trees": batch["target_trees"],
         "depths": _in_ranges(batch["target_depths"], depth_edges),

@@ -32,7 +32,7 @@ from commentree.training.cluster.signals import StopRequest
 from commentree.training.config import TrainConfig
 from commentree.training.data_input import EvalData, Prefetcher, TrainData
 from commentree.training.evaluation import Evaluator, TokenGroups
-from commentree.training.metrics import baselines, f1
+from commentree.training.metrics import baselines, f1, regression
 from commentree.training.metrics.evaluation_sums import Results
 from commentree.training.optim import learning_rates, schedules
 from commentree.training.optim.optimizers import make_optimizer
@@ -92,6 +92,7 @@ def train(
       saved.
   """
   f1.check_best_metric(config.checkpoint, label_names)
+  regression.check_best_metric(config.checkpoint, model.config)
   runtime.set_flags(config.compile_cache_dir)
   watchdog = watchdog or Watchdog(config.health)
   step = 0

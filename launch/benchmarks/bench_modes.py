@@ -38,6 +38,7 @@ _OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
   ("generate", {"max_tokens": 32}),
   ("tag", {}),
   ("classify", {}),
+  ("regress", {}),
 )
 
 

@@ -21,6 +21,7 @@ modes:
   generate  replies to comments (runs of clm)
   tag       labelled parts of comments (runs of tag)
   classify  a label for each comment (runs of classify)
+  regress   a number for each comment (runs of regress)
 
 examples:
   fill in what is masked:

@@ -120,6 +120,7 @@ def make(
     "score": _score,
     "tag": _labels,
     "classify": _labels,
+    "regress": _numbers,
   }
   return kinds[mode](made, forest, run, model, options)
 
@@ -263,6 +264,37 @@ def _labels(
       "labels": "number of the label at each position",
       "probabilities": "of all labels there",
     },
+    {},
+    compute,
+  )
+
+
+def _numbers(
+  mode: Mode,
+  forest: _Forest,
+  run: RunContext,
+  model: CommentTreeModel,
+  options: Mapping[str, Any],
+) -> Function:
+  del options
+  config = run.config.data.preprocessing.comment_numbers
+  ranks = model.config.regression_loss == "ranking"
+
+  def compute(params: Any, inputs: Arrays) -> dict[str, jax.Array]:
+    numbers = model.predict_batch(params, inputs)
+    if not ranks:
+      # As `CommentNumbersConfig.restored`.
+      numbers = config.mean + config.standard_deviation * numbers
+      if config.transform == "log":
+        numbers = jnp.copysign(jnp.expm1(jnp.abs(numbers)), numbers)
+    return {"numbers": numbers}
+
+  about = "to order the replies to one comment by" if ranks else "as the data has them"
+  return Function(
+    mode.name,
+    "Numbers of comments, given the ancestors.",
+    forest.inputs(*_READ, *_PREDICTED, *_ABOVE),
+    {"numbers": f"at each position, {about}"},
     {},
     compute,
   )

@@ -95,6 +95,7 @@ class TextReader:
       "embed": self._embed,
       "fill": self._fill,
       "classify": self._classify,
+      "regress": self._regress,
       "generate": self._generate,
     }
     if function not in kinds:
@@ -201,6 +202,15 @@ class TextReader:
         shares = outputs["probabilities"][0, row, column].tolist()
         label = names[int(outputs["labels"][0, row, column])]
         answers[number] = {"label": label, "probabilities": dict(zip(names, shares))}
+    return answers
+
+  def _regress(self, tree: CommentTree) -> list[Answer]:
+    comments = self._comments(tree)
+    wanted = [(i, 0) for i, comment in enumerate(comments) if comment["tokens"]]
+    answers: list[Answer] = [{"number": None, "why": _NO_TEXT} for _ in comments]
+    for outputs, places in self._in_parts("regress", comments, wanted):
+      for (number, _), (row, column) in places.items():
+        answers[number] = {"number": float(outputs["numbers"][0, row, column])}
     return answers
 
   def _fill(self, tree: CommentTree) -> list[Answer]:

@@ -265,6 +265,19 @@ class LoadedModel:
     """
     return self._answers("classify", of, ancestors, {})
 
+  def regress(self, of: Tree | Sequence[Tree], *, ancestors: str = "true") -> Answers:
+    """Returns numbers of comments.
+
+    Args:
+      of: a tree, or several.
+      ancestors: which of the comments above it a comment sees.
+
+    Returns:
+      Of each comment its `number`, in the scale of the data; of a run that ranks, one
+      that orders the replies to the same comment.
+    """
+    return self._answers("regress", of, ancestors, {})
+
   def _answers(
     self,
     mode: str,

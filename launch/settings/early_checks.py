@@ -118,7 +118,7 @@ def check_training(run: RunConfig) -> None:
       with other settings, or INITIAL_CHECKPOINT_PATH cannot be read.
   """
   from commentree.training.checkpointing import storage
-  from commentree.training.metrics import f1, matching_statistics
+  from commentree.training.metrics import f1, matching_statistics, regression
   from commentree.training.optim import optimizers, schedules
 
   config = run.train
@@ -129,6 +129,7 @@ def check_training(run: RunConfig) -> None:
     label_objectives.label_names(run.data.preprocessing, run.data.objective_names[0]),
   )
   matching_statistics.check_best_metric(config.checkpoint, run.model)
+  regression.check_best_metric(config.checkpoint, run.model)
   model_dir = storage.as_path(config.model_dir)
   if not storage.is_remote(model_dir) and any(model_dir.glob("checkpoint_*")):
     from commentree.training.checkpointing import run_record

@@ -50,8 +50,10 @@ def with_sizes(
     UserError: if the objective needs another head, or the data has another number of
       labels, or more languages.
   """
-  check_head(config, objective or preprocessing.objective.name)
+  objective = objective or preprocessing.objective.name
+  check_head(config, objective)
   names = label_objectives.label_names(preprocessing, objective)
+  outputs = 1 if objective == "regress" else len(names)
   if config.num_labels and names and config.num_labels != len(names):
     raise UserError(
       f"ModelConfig.num_labels = {config.num_labels}: the data has {len(names)} labels,"
@@ -68,5 +70,5 @@ def with_sizes(
     config,
     vocab_size=config.vocab_size or size,
     num_languages=config.num_languages or len(languages),
-    num_labels=config.num_labels or len(names),
+    num_labels=config.num_labels or outputs,
   )

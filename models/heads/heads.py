@@ -1,4 +1,4 @@
-"""Heads for fine-tuning: a label for each comment, or for each of its tokens.
+"""Heads for fine-tuning: a label or number for each comment, or a label for each token.
 
 They read the decoder's states, and so what a comment's ancestors say. What is predicted
 stands where masked tokens do: `decoder_target_tokens` are labels, at
@@ -45,6 +45,7 @@ Scores = Array | PointerScores | ChainScores
 class Classifier(nn.Module):
   """Labels of comments: a hidden layer with tanh over a comment's vector, as RoBERTa's.
 
+  With one output it is the head of `regression`.
   The vector is the mean of the comment's states or that of its first token, by
   `ModelConfig.classify_from`.
   """
@@ -184,6 +185,7 @@ class Gru(nn.Module):
 HEADS: dict[str, type[Classifier] | type[Tagger]] = {
   "classification": Classifier,
   "tagging": Tagger,
+  "regression": Classifier,
 }
 
 

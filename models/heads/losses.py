@@ -19,14 +19,14 @@ class TokenLosses:
     loss: what is minimized, in nats: smoothed cross entropy plus `z_loss`.
     nll: negative log likelihood of the true token, in nats.
     z_loss: the share of the squared log normalizer.
-    correct: 1 where no token has a higher logit than the true one.
+    correct: 1 where no token has a higher logit than the true one; None of numbers.
     logits_correct: with a pointer, `correct` by the logits alone; else None.
   """
 
   loss: Array
   nll: Array
   z_loss: Array
-  correct: Array
+  correct: Array | None
   logits_correct: Array | None = None
 
 

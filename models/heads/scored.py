@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
+
+import jax.numpy as jnp
 
 from commentree.models.config import ModelConfig
-from commentree.models.heads import heads
+from commentree.models.heads import heads, regression
 from commentree.models.heads.heads import ChainScores, Scores
 from commentree.models.heads.losses import TokenLosses, pointer_losses, token_losses
 from commentree.models.heads.pointer import PointerScores
@@ -22,13 +25,16 @@ def logits_of(scores: Scores) -> Array:
 def losses_of(
   config: ModelConfig, scores: Scores, batch: Mapping[str, Array]
 ) -> TokenLosses:
-  """Returns the losses of a batch's masked tokens, or labels, `[B, R, M]`.
+  """Returns the losses of a batch's masked tokens, labels or numbers, `[B, R, M]`.
 
   Args:
     config: the model's.
     scores: of the batch.
-    batch: supplies the tokens, or labels, and where chains are.
+    batch: supplies the tokens, labels or numbers, and where chains are; its ancestors
+      are the true ones, whatever the scores are given.
   """
+  if config.head == "regression":
+    return regression.losses_of(config, cast(Array, scores)[..., 0], batch)
   labels_BRM = heads.labels_of(config, batch)
   if isinstance(scores, ChainScores):
     return heads.chain_losses(scores, labels_BRM, heads.chains_of(batch))
@@ -45,3 +51,31 @@ def losses_of(
     label_smoothing=config.label_smoothing,
     z_loss=config.z_loss,
   )
+
+
+def weights_of(config: ModelConfig, batch: Mapping[str, Array]) -> Array:
+  """Returns the weights of these losses, `[B, R, M]`; those of classes left out."""
+  if config.head == "regression":
+    return regression.weights_of(config, batch)
+  return batch["decoder_loss_weights"]
+
+
+def predictions_of(
+  scores: Scores, batch: Mapping[str, Array]
+) -> tuple[Array, dict[str, Array]]:
+  """Returns the likeliest labels `[B, R, M]`, and what is known of all.
+
+  That is the log probabilities of those labels, `scores`, and `probabilities`
+  `[B, R, M, C]`.
+  """
+  chains_BRM = heads.chains_of(batch)
+  labels_BRM = heads.best_labels(scores, chains_BRM)
+  probabilities_BRMC = heads.probabilities(scores, chains_BRM)
+  chosen_BRM = jnp.take_along_axis(probabilities_BRMC, labels_BRM[..., None], axis=-1)[
+    ..., 0
+  ]
+  tiny = jnp.finfo(jnp.float32).tiny
+  return labels_BRM, {
+    "scores": jnp.where(chains_BRM > 0, jnp.log(jnp.maximum(chosen_BRM, tiny)), 0),
+    "probabilities": probabilities_BRMC,
+  }

@@ -64,9 +64,7 @@ class PackItem:
 
   @property
   def numbers(self) -> np.ndarray:
-    """The number of each target, float32 [T]; 0 where inference is to find it."""
-    if objectives.NUMBERS not in self.subtree:
-      return np.zeros(len(self.targets), np.float32)
+    """The number of each target, float32 [T]."""
     return comment_numbers.from_bits(self.subtree[objectives.NUMBERS][self.targets])
 
   @functools.cached_property

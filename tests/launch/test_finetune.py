@@ -13,6 +13,8 @@ from commentree.tasks.vocabulary.sentencepiece_backend import write_word_vocabul
 COLOURS = ("red", "blue")
 # What a span begins with, and what continues it.
 CUE, INSIDE = "namely", ("moru", "pake", "suli")
+# Words that tell the number of the replies to a comment.
+LEVELS = {"low": -1.0, "middle": 0.0, "high": 1.5}
 # So few that no comment can be known by its words.
 FILLERS = ("bama", "deni", "gipo", "kolu", "tera")
 SMALL = {
@@ -45,7 +47,7 @@ SMALL = {
 def vocabulary(tmp_path_factory):
   path = tmp_path_factory.mktemp("vocabulary") / "words.model"
   write_word_vocabulary(
-    [*FILLERS, *COLOURS, CUE, *INSIDE], path, all_markers(MarkersConfig())
+    [*FILLERS, *COLOURS, CUE, *INSIDE, *LEVELS], path, all_markers(MarkersConfig())
   )
   return path
 
@@ -89,6 +91,35 @@ def tree(rng, number):
     for i in range(6)
   ]
   return {"id": f"t{number}", "title": title, "comments": comments}
+
+
+def numbered_tree(rng, number, number_of):
+  """A tree in which a comment's number is a function of its own word and its parent's.
+
+  Numbers are labels, as files have them: text, or JSON's.
+  """
+  words = [rng.choice(list(LEVELS)) for _ in range(9)]
+  texts = [" ".join([rng.choice(FILLERS), word, rng.choice(FILLERS)]) for word in words]
+  parents = [None, *(rng.randrange(i) for i in range(1, 9))]
+  comments = [
+    {
+      "id": f"n{number}_{i}",
+      "parent_id": f"n{number}_{parents[i]}" if parents[i] else f"n{number}",
+      "author": rng.choice("abc"),
+      "body": texts[i],
+      "label": number_of(words[i], words[parents[i]]),
+    }
+    for i in range(1, 9)
+  ]
+  return {"id": f"n{number}", "title": texts[0], "comments": comments}
+
+
+def write_numbered(folder, seed, number_of):
+  rng = random.Random(seed)
+  path = folder / "trees.jsonl"
+  trees = (numbered_tree(rng, number, number_of) for number in range(600))
+  path.write_text("".join(json.dumps(tree) + "\n" for tree in trees))
+  return path
 
 
 def results_of(verb_file, folder, files, vocabulary, settings):
@@ -158,3 +189,77 @@ def test_labels_that_only_the_post_tells_are_learnt_from_it(tmp_path, vocabulary
   assert results["true"]["accuracy"] > 0.95
   assert results["none"]["accuracy"] < 0.65
   assert results["none"]["loss"] > 0.6
+
+
+def test_numbers_that_only_the_parent_tells_are_learnt_from_it(
+  tmp_path, vocabulary, capsys
+):
+  files = write_numbered(tmp_path, 3, lambda own, parent: str(LEVELS[parent]))
+  results = results_of(
+    "finetune_regress",
+    tmp_path,
+    files,
+    vocabulary,
+    {
+      "TRAIN_STEPS": 300,
+      "BATCH_SIZE": 2,
+      "NUMBER_SOURCE": "label",
+      "EvalConfig.conditions": ("true", "shuffled", "parent_only", "none"),
+    },
+  )
+  assert results["true"]["r2"] > 0.9
+  assert results["true"]["pearson"] > 0.95
+  assert results["parent_only"]["r2"] == pytest.approx(results["true"]["r2"], abs=0.1)
+  for hidden in ("none", "shuffled"):
+    assert results[hidden]["r2"] < 0.1
+    assert results[hidden]["minus_true"] > 5 * results[hidden]["standard_error"] > 0
+  # Replies to one comment have the same number.
+  assert results["true"]["pairs"] == 0
+  told = capsys.readouterr().out
+  assert "comments with numbers: mean" in told
+  assert "squared error a comment" in told
+  # Again, of all trees at once.
+  path = tmp_path / "results.json"
+  command = ["eval", f"--model_dir={tmp_path / 'run'}", f"--json={path}"]
+  assert main.main([*command, "--gin.HELD_OUT_SHARE=1.0"]) == 0
+  assert "Pearson's correlation" in capsys.readouterr().out
+  assert json.loads(path.read_text())["true"]["tokens"] == 600 * 8
+  # And told of comments, in the scale of the data.
+  output = tmp_path / "numbers.jsonl"
+  command = ["infer", f"--model_dir={tmp_path / 'run'}", "--mode=regress"]
+  assert main.main([*command, "--input", str(files), f"--output={output}"]) == 0
+  there = {
+    comment["id"]: float(comment["label"])
+    for tree in map(json.loads, files.read_text().splitlines())
+    for comment in tree["comments"]
+  }
+  found = map(json.loads, output.read_text().splitlines())
+  told = {line["comment"]: line["number"] for line in found if line["comment"] in there}
+  assert told.keys() == there.keys()
+  errors = [abs(told[name] - number) for name, number in there.items()]
+  assert sum(error < 0.5 for error in errors) > 0.95 * len(errors)
+
+
+@pytest.mark.slow
+def test_ranking_learns_the_order_of_replies_and_nothing_else(tmp_path, vocabulary):
+  # What the parent adds to all replies tells nothing of their order.
+  files = write_numbered(
+    tmp_path, 4, lambda own, parent: LEVELS[own] + 100 * LEVELS[parent]
+  )
+  results = results_of(
+    "finetune_regress",
+    tmp_path,
+    files,
+    vocabulary,
+    {
+      "TRAIN_STEPS": 200,
+      "BATCH_SIZE": 2,
+      "NUMBER_SOURCE": "label",
+      "ModelConfig.regression_loss": "ranking",
+      "CheckpointConfig.best_metric": "true/pairwise_accuracy",
+    },
+  )
+  assert results["true"]["pairwise_accuracy"] > 0.95
+  assert results["true"]["pairs"] > 50
+  assert results["true"]["loss"] < 0.3
+  assert "r2" not in results["true"]

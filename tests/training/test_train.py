@@ -274,6 +274,6 @@ def test_a_run_without_a_better_evaluation_ends_and_stays_ended(
   assert "step 6 ends the run: " in said
   assert checkpoints.steps_in(config(2).model_dir)[-1] == 6
   run(config(patience=2))
-  assert "step 7" not in printed(console)
+  assert "step 7 " not in printed(console)  # a share of the time may be 7%
   run(config(patience=None))
   assert checkpoints.steps_in(config(None).model_dir)[-1] == 12

@@ -104,7 +104,7 @@ def load_or_make(
   if found and (has_bags or not with_bags):
     return found
   made = make()
-  if writes:
+  if writes and made:
     arrays = {}
     for name, each in made.items():
       arrays[f"{_COUNTS}/{name}"] = each.counts

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from commentree.errors import UserError
-from commentree.training.metrics import bags_of_words, f1
+from commentree.training.metrics import bags_of_words, f1, regression
 from commentree.training.metrics.attention_statistics import ATTENTION, AttentionSums
 from commentree.training.metrics.matching_statistics import MATCHING, MatchingSums
 from commentree.training.metrics.tree_sums import TreeSums
@@ -20,7 +20,8 @@ from commentree.training.metrics.vector_statistics import VECTORS, VectorSums
 Results = dict[str, Any]
 """By condition, and for the baselines under their names, a dictionary of
 
-  loss, accuracy, tokens      nats a token, a share (not of bags of words), how many
+  loss, accuracy, tokens      nats a token, a share (not of bags of words, nor of
+                              numbers), how many; of numbers the squared error
   minus_true                  how much larger the loss is than with the true ancestors,
     standard_error, trees     its standard error, over how many trees, if two; not for
                               `true`
@@ -28,7 +29,9 @@ Results = dict[str, Any]
     gain_standard_error       loss is than without, its standard error
   by_depth, by_occurrence,    the same of slices of the tokens that have any, by name
     by_frequency, by_group    (of groups without differences)
-  f1, span_f1                 with a head, see `f1.Scores`
+  f1, span_f1                 with a head for labels, see `f1.Scores`
+  r2, pearson,                of numbers, see `regression`
+    pairwise_accuracy, pairs
   vectors                     for `true`: how much alike the comments' vectors are, see
                               `vector_statistics`
   cross_attention             for `true`: what the decoder makes of its ancestors, see
@@ -53,19 +56,27 @@ PER_SLICE = ("loss", "accuracy", "tokens")
 class Totals:
   """Sums over the batches, those that hold one tree alone apart."""
 
-  def __init__(self, names: Sequence[str], slices: Mapping[str, Sequence[str]]):
+  def __init__(
+    self,
+    names: Sequence[str],
+    slices: Mapping[str, Sequence[str]],
+    *,
+    with_accuracy: bool = True,
+  ):
     """Starts at nothing.
 
     Args:
       names: what there is a loss of, in the device's order.
       slices: names of the slices of each kind.
+      with_accuracy: whether a prediction can be correct, and is not a number.
     """
     self._names = tuple(names)
     self._slices = {"all": ("all",), **slices}
+    self._with_accuracy = with_accuracy
     self._compared, self._left_out = self._nothing(), self._nothing()
 
   def _nothing(self) -> _Sums:
-    return _Sums(self._names, self._slices)
+    return _Sums(self._names, self._slices, with_accuracy=self._with_accuracy)
 
   def add(self, sums: Mapping[str, Any]) -> None:
     """Adds the sums of a batch."""
@@ -91,12 +102,15 @@ class Totals:
       chosen, left_out = left_out, self._nothing()
     if not chosen.tokens:
       what = "label" if label_names else "masked token"
+      if not self._with_accuracy:
+        what = "number"
       raise UserError(f"the evaluation data holds no {what}: give more trees")
     results: Results = {}
     for name in names:
       results[name] = chosen.result(name)
       if name in chosen.counts:
         results[name] |= f1.results(chosen.counts[name], label_names)
+        results[name] |= regression.results(chosen.counts[name])
       if name == TRUE and (vectors := chosen.vectors.results()):
         results[name][VECTORS] = vectors
       if name == TRUE and (attention := chosen.attention.results()):
@@ -114,10 +128,17 @@ class Totals:
 
 
 class _Sums:
-  """Sums over batches: of tokens, of F1's counts, and of losses by tree."""
+  """Sums over batches: of tokens, of counts of a head, and of losses by tree."""
 
-  def __init__(self, names: Sequence[str], slices: Mapping[str, Sequence[str]]):
+  def __init__(
+    self,
+    names: Sequence[str],
+    slices: Mapping[str, Sequence[str]],
+    *,
+    with_accuracy: bool,
+  ):
     self._names, self._slices = names, slices
+    self._with_accuracy = with_accuracy
     # float64 on the host: thousands of batches add up.
     columns = 2 * len(self._names) + 1
     self._total = {k: np.zeros((columns, len(v))) for k, v in self._slices.items()}
@@ -182,7 +203,7 @@ class _Sums:
       int(tokens),
     )
     result: dict[str, float] = dict(zip(PER_SLICE, values))
-    if bags_of_words.is_bag(name):
+    if bags_of_words.is_bag(name) or not self._with_accuracy:
       del result["accuracy"]
     place = (kind, self._slices[kind][column])
     if place not in self._of_trees:

@@ -61,7 +61,7 @@ def results(
 ) -> dict[str, Scores]:
   """Returns scores by what they are of, given the counts of all batches."""
   names = {LABELS: label_names, SPANS: span_kinds(label_names)}
-  return {of: scores(counts, names[of]) for of, counts in totals.items()}
+  return {of: scores(totals[of], names[of]) for of in names if of in totals}
 
 
 def scores(counts: np.ndarray, names: Sequence[str]) -> Scores:

@@ -14,6 +14,7 @@ from commentree.training.metrics import (
   bags_of_words,
   f1,
   matching_statistics,
+  regression,
   vector_statistics,
 )
 from commentree.training.metrics.evaluation_sums import (
@@ -86,18 +87,16 @@ def sentence(results: Results, kind: str = "token") -> str:
     return ""
   value, trees = found["minus_true"], found["trees"]
   verb = "save" if value > 0 else "cost"
+  unit = f"{regression.unit(results[TRUE])} a {kind}"
   if "standard_error" not in found:
-    return (
-      f"ancestors {verb} {abs(value):.3f} nats a {kind} (one tree: no standard error)"
-    )
+    return f"ancestors {verb} {abs(value):.3f} {unit} (one tree: no standard error)"
   error = found["standard_error"]
   over = f"{trees:,} trees, against ancestors of other trees"
   # Student's t: the error is itself estimated, from few trees badly.
   if abs(value) > error * stdtrit(trees - 1, 1 - _FALSE_ALARMS / 2):
-    return f"ancestors {verb} {abs(value):.3f} ± {error:.3f} nats a {kind} ({over})"
+    return f"ancestors {verb} {abs(value):.3f} ± {error:.3f} {unit} ({over})"
   return (
-    f"no sign that ancestors' content helps: {value:+.3f} ± {error:.3f} nats a {kind}"
-    f" ({over})"
+    f"no sign that ancestors' content helps: {value:+.3f} ± {error:.3f} {unit} ({over})"
   )
 
 
@@ -187,11 +186,13 @@ def table(results: Results, title: str = "") -> Table:
   if any("minus_true" in result for result in every):
     cells = [difference(result) for result in every]
     add(f"all: minus {TRUE}", cells, "", first["tokens"])
-  accuracies = [f"{result['accuracy']:.3f}" for result in every]
-  add("all: accuracy", accuracies, "", first["tokens"])
-  with_head = [result for result in every if f1.LABELS in result]
-  for name, values, count in f1.rows(with_head):
-    # Baselines have none.
+  if "accuracy" in first:
+    accuracies = [f"{result['accuracy']:.3f}" for result in every]
+    add("all: accuracy", accuracies, "", first["tokens"])
+  # Baselines have none.
+  of_labels = [result for result in every if f1.LABELS in result]
+  of_numbers = [result for result in every if regression.is_of(result)]
+  for name, values, count in (*f1.rows(of_labels), *regression.rows(of_numbers)):
     cells = [f"{value:.3f}" for value in values]
     add(name, cells + [""] * (len(every) - len(cells)), "", count)
   for kind in SLICES:

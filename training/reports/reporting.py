@@ -15,7 +15,7 @@ import jax
 
 from commentree.console import Console
 from commentree.training.config import TrainConfig
-from commentree.training.metrics import bags_of_words, f1
+from commentree.training.metrics import bags_of_words, f1, regression
 from commentree.training.metrics.evaluation_sums import Results
 from commentree.training.reports.clock import BEFORE, Clock
 from commentree.training.reports.evaluation_report import flat_metrics, lines
@@ -207,11 +207,14 @@ class Reporter:
         f"{k} {v['loss']:.4f}" for k, v in result.items() if not bags_of_words.is_bag(k)
       )
       first = next(iter(result.values()))
-      labels = f"  {said}" if (said := f1.in_short(first)) else ""
+      said = f1.in_short(first) or regression.in_short(first)
+      labels = f"  {said}" if said else ""
       self._say(
         f"eval {step:>7,}  {name}: loss by ancestors: {losses}{labels}",
       )
       kind = "label" if f1.LABELS in first else "token"
+      if regression.is_of(first):
+        kind = "comment"
       for line in lines(result, kind):
         self._say(f"{'':12}  {line}")
 
@@ -264,7 +267,7 @@ class Reporter:
       f"step {step:>7,} of {total:,}",
       *(f"epoch {epoch:.2f}" for epoch in self._epoch(step).values()),
       f"loss {row['loss']:.4f}",
-      _accuracy(row),
+      *_accuracy(row),
       f"{speed['comments_per_second']:,.0f} comments/s",
       f"{speed['steps_per_second']:.2f} steps/s",
       f"{_duration(left)} left",
@@ -318,10 +321,10 @@ def _parts(split: Mapping[str, float]) -> str:
   return ", ".join(f"{what} {seconds:.1f}" for what, seconds in parts if seconds > 0.05)
 
 
-def _accuracy(row: Mapping[str, float]) -> str:
-  if "logits_accuracy" in row:
-    return f"accuracy of the logits {row['logits_accuracy']:.3f}"
-  return f"accuracy {row.get('accuracy', float('nan')):.3f}"
+def _accuracy(row: Mapping[str, float]) -> list[str]:
+  """Returns how often a step was right; nothing of numbers."""
+  words = {"logits_accuracy": "accuracy of the logits", "accuracy": "accuracy"}
+  return [f"{said} {row[name]:.3f}" for name, said in words.items() if name in row]
 
 
 def _duration(seconds: float) -> str:

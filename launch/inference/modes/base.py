@@ -14,6 +14,7 @@ from commentree.launch.inference.run_context import RunContext
 from commentree.models.conditions import apply_condition
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
+from commentree.tasks.config.objective import TARGET_NUMBERS
 from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.forests.pack_items import PackItem
 from commentree.tasks.forests.packing import Forest
@@ -101,12 +102,14 @@ class Mode(abc.ABC, Generic[D]):
   ) -> ForestShape:
     """Returns the shape of forests, by the run's settings; see `forests.shape_for`."""
     data = self.run.config.data
-    languages = self.run.builder.preprocessing.objective.optional_features
+    objective = self.run.builder.preprocessing.objective
+    # Numbers are found here, not given.
+    given = [name for name in objective.optional_features if name != TARGET_NUMBERS]
     return forests.shape_for(
       data.layout,
       data.task_feature_lengths,
       predicted_per_row,
-      (*optional_features, *languages),
+      (*optional_features, *given),
       encoded_share,
     )
 

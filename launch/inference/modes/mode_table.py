@@ -14,7 +14,7 @@ if TYPE_CHECKING:
   from commentree.launch.inference.run_context import RunContext
   from commentree.launch.settings.configurables import RunConfig
 
-_ALL = ("mlm", "tlm", "clm", "span_corruption", "classify", "tag")
+_ALL = ("mlm", "tlm", "clm", "span_corruption", "classify", "tag", "regress")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ MODES = {
   ),
   "tag": ModeFacts(("tag",)),
   "classify": ModeFacts(("classify",)),
+  "regress": ModeFacts(("regress",)),
 }
 
 
@@ -138,6 +139,7 @@ def _kind(mode: str, run: RunContext) -> type[Any]:
     fill,
     generate,
     rank,
+    regress,
     score,
     tag,
   )
@@ -150,6 +152,7 @@ def _kind(mode: str, run: RunContext) -> type[Any]:
     "generate": generate.Generate,
     "tag": tag.Tag,
     "classify": classify.Classify,
+    "regress": regress.Regress,
   }
   return kinds[mode]
 

@@ -233,8 +233,17 @@ def test_exported_functions_run_without_us_and_compute_what_the_model_does(
       "classify",
       {},
     ),
+    (
+      ("objectives/regress.gin",),
+      (
+        "CommentNumbersConfig.source = 'score'",
+        "CommentNumbersConfig.transform = 'log'",
+      ),
+      "regress",
+      {},
+    ),
   ],
-  ids=["embed", "score", "greedy", "sample", "beam", "tag", "classify"],
+  ids=["embed", "score", "greedy", "sample", "beam", "tag", "classify", "regress"],
 )
 def test_every_mode_runs_without_us_and_computes_what_the_model_does(
   make_run, tmp_path, files, bindings, mode, options

@@ -191,7 +191,7 @@ def test_what_cannot_be_read_is_one_line(exported, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["classify", "generate"])
+@pytest.mark.parametrize("mode", ["classify", "regress", "generate"])
 def test_other_modes_answer_for_text_as_the_run_does(tmp_path, mode):
   labels = {
     "CommentLabelsConfig.source": "label",
@@ -199,21 +199,26 @@ def test_other_modes_answer_for_text_as_the_run_does(tmp_path, mode):
   }
   if mode == "classify":
     run, flags = made_runs.make(tmp_path, mode, **labels), []
+  elif mode == "regress":
+    numbers = {"source": "score", "transform": "log", "mean": 1.0}
+    settings = {f"CommentNumbersConfig.{name}": x for name, x in numbers.items()}
+    run, flags = made_runs.make(tmp_path, mode, **settings), []
   else:
     run, flags = made_runs.make(tmp_path, "clm"), ["--max_tokens=6"]
   folder = export(tmp_path, run, f"--mode={mode}", *flags)
   file = write(tmp_path / "trees.jsonl", TREE)
   (found,) = map(answers_of, elsewhere(folder, [mode, f"--trees={file}"]))
   model = commentree.load(run)
-  ours = (
-    model.classify(TREE) if mode == "classify" else model.generate(TREE, max_tokens=6)
-  )
+  options = {"max_tokens": 6} if mode == "generate" else {}
+  ours = getattr(model, mode)(TREE, **options)
   for expected, theirs in zip(ours, found, strict=True):
     assert theirs["comment"] == expected["comment"]
     if mode == "classify":
       assert theirs["label"] == expected["label"]
       for name, share in expected["probabilities"].items():
         assert theirs["probabilities"][name] == pytest.approx(share, abs=1e-4)
+    elif mode == "regress":
+      assert theirs["number"] == pytest.approx(expected["number"], abs=1e-4)
     elif expected["replies"] is None:
       assert theirs["replies"] is None
     else:

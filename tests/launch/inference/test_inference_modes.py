@@ -11,7 +11,7 @@ import commentree
 from commentree.errors import UserError
 from commentree.launch import main
 from commentree.launch.inference.modes import tag
-from commentree.tasks.config.preprocessing import CleaningConfig
+from commentree.tasks.config.preprocessing import CleaningConfig, CommentNumbersConfig
 from commentree.tasks.subtrees import spans
 from commentree.tasks.trees import cleaning
 from commentree.tests.support.launch import made_runs
@@ -178,6 +178,48 @@ def test_labels_of_a_comment_sum_to_one_and_the_likeliest_is_its_label(folder):
     assert tuple(found) == names
     assert line["label"] == max(found, key=found.get)
     np.testing.assert_allclose(sum(found.values()), 1, atol=1e-4)
+
+
+def test_a_number_is_told_in_the_scale_of_the_data(folder, capsys):
+  source = None
+  found = []
+  constants = {"transform": "log", "mean": 2.0, "standard_deviation": 3.0}
+  for name, settings, loss in (
+    ("as_learnt", {}, "squared"),
+    ("restored", constants, "squared"),
+    ("ranked", constants, "ranking"),
+  ):
+    run = made_runs.make(
+      folder / name,
+      "regress",
+      **{
+        "CommentNumbersConfig.source": "score",
+        "ModelConfig.regression_loss": loss,
+        **{f"CommentNumbersConfig.{field}": x for field, x in settings.items()},
+      },
+    )
+    source = source or made_runs.write(folder / "scored.jsonl", made_runs.trees(run, 3))
+    output = folder / f"{name}.jsonl"
+    flags = [f"--model_dir={run}", "--mode=regress", f"--output={output}"]
+    assert main.main(["infer", *flags, "--input", source]) == 0
+    assert ("this run ranks" in capsys.readouterr().out) == (loss == "ranking")
+    lines = map(made_runs.read_line, output.read_text().splitlines())
+    found.append({line["comment"]: line["number"] for line in lines})
+  learnt, restored, ranked = found
+  config = CommentNumbersConfig("score", **constants)
+  assert len(set(learnt.values())) > 3
+  for name, number in learnt.items():
+    assert restored[name] == pytest.approx(config.restored(number), rel=1e-3)
+  assert ranked == pytest.approx(learnt, rel=1e-3)
+  # The same from Python, given comments alone or with their thread.
+  model = commentree.load(folder / "as_learnt" / "regress")
+  post = {"id": "p", "title": "lemo", "comments": []}
+  reply = {"id": "c", "parent_id": "p", "author": "ann", "body": "lemo"}
+  with_reply = {**post, "comments": [reply]}
+  (alone,), (again, answer) = model.regress(post), model.regress(with_reply)
+  assert again["number"] == pytest.approx(alone["number"], rel=1e-3)
+  _, hidden = model.regress(with_reply, ancestors="none")
+  assert answer["number"] != hidden["number"]
 
 
 @pytest.mark.parametrize(

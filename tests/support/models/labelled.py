@@ -1,4 +1,4 @@
-"""The packed batch with labels in place of masked tokens."""
+"""The packed batch with labels or numbers in place of masked tokens."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import numpy as np
 SMALL = {"num_encoder_layers": 1, "num_decoder_layers": 1}
 TAGGING = {**SMALL, "head": "tagging", "num_labels": 5}
 CLASSIFYING = {**SMALL, "head": "classification", "num_labels": 3}
+REGRESSION = {**SMALL, "head": "regression", "num_labels": 1}
 HEADS = {
   "classification": CLASSIFYING,
   "first": {**CLASSIFYING, "classify_from": "first"},
   "linear": TAGGING,
   "gru": {**TAGGING, "tagger": "gru"},
   "crf": {**TAGGING, "tagger": "crf"},
+  "regression": REGRESSION,
+  "ranking": {**REGRESSION, "regression_loss": "ranking"},
 }
 
 
@@ -49,6 +52,16 @@ def of_comments(batch, num_labels=3, seed=0):
   return batch
 
 
+def with_numbers(batch, seed=0):
+  """Every target has a number, some of them the same; some count for nothing."""
+  batch = of_comments(batch, 1, seed)
+  shape = batch["target_depths"].shape
+  numbers = np.random.default_rng(seed).integers(-2, 3, shape) / 2
+  return {**batch, "target_numbers": numbers.astype(np.float32)}
+
+
 def for_head(config, batch, seed=0):
+  if config.head == "regression":
+    return with_numbers(batch, seed)
   make = of_tokens if config.head == "tagging" else of_comments
   return make(batch, config.num_labels, seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -17,7 +17,11 @@ def of(loss: Callable[[Any], float], params: Any) -> float:
 
 
 def check(
-  gradients: Any, loss: Callable[[Any], float], params: Any, directions: int = 1
+  gradients: Any,
+  loss: Callable[[Any], float],
+  params: Any,
+  directions: int = 1,
+  without: Collection[str] = (),
 ) -> None:
   """Asserts that gradients are the loss's, and that every parameter has one.
 
@@ -29,6 +33,7 @@ def check(
     loss: of parameters.
     params: where.
     directions: how many, of each parameter.
+    without: parameters that the loss does not depend on.
   """
   leaves, structure = jax.tree.flatten(jax.tree.map(np.float64, params))
   rng = np.random.default_rng(0)
@@ -36,8 +41,8 @@ def check(
     name = jax.tree_util.keystr(path)
     gradient = np.float64(gradient)
     size = np.linalg.norm(gradient)
-    if name.endswith("['key']['bias']"):
-      # It adds the same to all scores of a query, which no softmax sees.
+    if name.endswith("['key']['bias']") or name in without:
+      # The bias adds the same to all scores of a query, which no softmax sees.
       assert size < 1e-4, name
       continue
     assert size > 0, f"{name} has no gradient"

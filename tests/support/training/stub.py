@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import partitioning
 
+from commentree.models.config import ModelConfig
 from commentree.models.context import pooling
 from commentree.training.partitioning import ProcessShard
 
@@ -122,6 +123,8 @@ class _Network(nn.Module):
 
 class StubModel:
   """The part of `models.interface.Model` that the trainer uses."""
+
+  config = ModelConfig()
 
   def __init__(self, dropout_rate: float = 0.0):
     self.module = _Network(dropout_rate)

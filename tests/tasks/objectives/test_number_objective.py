@@ -129,3 +129,5 @@ def test_a_number_is_no_label_and_no_token():
   )
   with pytest.raises(UserError, match="'regress' needs 'regression'; add --gin_file"):
     assemble_run.with_sizes(ModelConfig(), task)
+  sized = assemble_run.with_sizes(ModelConfig(head="regression"), task)
+  assert (sized.vocab_size, sized.num_labels) == (256, 1)
