@@ -10,6 +10,7 @@ of the ancestors, which are computed once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,38 @@ ATTENTION_OUTPUT = "attention_output"
 
 # Keys and values `[R, L, H, K]` of rows that are read token by token.
 CACHED_TOKENS = ("cached_key", "cached_value")
+
+
+def hidden(visible: Array) -> Array:
+  """Returns what to add to scores of what is not `visible`.
+
+  Softmax then gives it 0, and no gradient. To choose between scores and a constant
+  comes to the same, with another pass over the scores backwards.
+  """
+  return jnp.where(visible, 0.0, MASKED_SCORE)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def of_all_rows(x: Array, rows: int) -> Array:
+  """Repeats an array `[...]` for each row, `[R, ...]`.
+
+  The gradient is a product, with the ones on its left: XLA's CPU backend neither sums
+  the leading axis slowly nor transposes it.
+  """
+  return jnp.broadcast_to(x, (rows, *x.shape))
+
+
+def _of_all_rows_forward(x: Array, rows: int) -> tuple[Array, None]:
+  return of_all_rows(x, rows), None
+
+
+def _of_all_rows_backward(rows: int, _: None, gradient: Array) -> tuple[Array]:
+  ones_R = jnp.ones(rows, gradient.dtype)
+  highest = jax.lax.Precision.HIGHEST
+  return (jnp.tensordot(ones_R, gradient, axes=1, precision=highest),)
+
+
+of_all_rows.defvjp(_of_all_rows_forward, _of_all_rows_backward)
 
 
 class Heads(nn.Module):
@@ -196,15 +229,8 @@ class SelfAttention(Heads):
       )
     scores_RHLL = self.scores("rqhk,rlhk->rhql", query, key)
     if bias_HLL is not None:
-      # A plain broadcast, but its gradient is a product, not a sum over the leading
-      # axis, at which XLA's CPU backend is some thirty times slower.
-      scores_RHLL += jnp.einsum(
-        "r,hql->rhql",
-        jnp.ones(x_RLD.shape[0]),
-        bias_HLL.astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
-      )
-    scores_RHLL = jnp.where(visible_RLL[:, None], scores_RHLL, MASKED_SCORE)
+      scores_RHLL += of_all_rows(bias_HLL.astype(jnp.float32), len(scores_RHLL))
+    scores_RHLL += hidden(visible_RLL)[:, None]
     return self.out(self.attend(scores_RHLL, value, None), x_RLD.shape[-1])
 
   def _with_earlier(self, name: str, new_R1HK: Array, visible_11L: Array) -> Array:
@@ -268,7 +294,7 @@ class AncestorAttention(Heads):
         )
         return jnp.einsum("pbhn,phk->bnhk", weights_PBHN, value_PHK)
 
-    scores_BHNS = jnp.where(context.visible_BNS[:, None], scores_BHNS, MASKED_SCORE)
+    scores_BHNS += hidden(context.visible_BNS)[:, None]
     diagnostics.note_attention(self, scores_BHNS, context)
     heads_BNHK = self.attend(scores_BHNS, value, also)
     return self.out(context.rows(heads_BNHK, x_RLD.shape[:2]), x_RLD.shape[-1])

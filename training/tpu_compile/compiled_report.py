@@ -13,7 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from commentree.training.tpu_compile import roofline
-from commentree.training.tpu_compile.compiled_costs import Costs, Untimed, by_kind
+from commentree.training.tpu_compile.compiled_costs import (
+  Costs,
+  Operation,
+  Untimed,
+  by_kind,
+)
 from commentree.training.tpu_compile.topologies import Topology
 from commentree.training.tpu_compile.tpu_chips import GIB, Chip
 
@@ -73,13 +78,13 @@ class Messages:
 
 @dataclasses.dataclass(frozen=True)
 class Costly:
-  """One of the costliest operations.
+  """The operations from one place in the model, of those that cost most.
 
   Attributes:
-    name: in the compiled module.
+    name: in the compiled module, of the costliest.
     source: where it comes from in the model.
     place: the file and line that traced it.
-    times: repetitions.
+    times: repetitions, in all layers.
     milliseconds: of all of them.
     share: of the time of all operations.
   """
@@ -228,7 +233,7 @@ class CompiledReport:
         for kind, between, count, size in by_kind(costs.collectives)
       ],
       roofline=roofline.rows_of(costs, chip, step),
-      costliest=_costliest(costs, chip, operations),
+      costliest=costliest_places(costs, chip, operations),
       untimed=untimed,
       unknown_loops=costs.unknown_loops,
     )
@@ -279,37 +284,49 @@ def _untimed(costs: Costs, chip: Chip) -> list[UntimedKind]:
   return sorted(found, key=lambda kind: -kind.counted_seconds)
 
 
-def _costliest(costs: Costs, chip: Chip, seconds: float) -> list[Costly]:
-  return [
-    Costly(
-      name=operation.name,
-      source=readable_source(operation.source),
-      place=operation.place,
-      times=operation.times,
-      milliseconds=1e3 * operation.cycles / chip.clock_hz,
-      share=operation.cycles / chip.clock_hz / seconds,
+def costliest_places(costs: Costs, chip: Chip, seconds: float) -> list[Costly]:
+  """Adds up operations by their source, all layers of a stack together."""
+  kinds: dict[tuple[str, str], list[Operation]] = {}
+  for each in costs.operations:
+    kinds.setdefault((readable_source(each.source), each.place), []).append(each)
+  found = []
+  for (source, place), alike in kinds.items():
+    taken = sum(each.cycles for each in alike) / chip.clock_hz
+    found.append(
+      Costly(
+        name=alike[0].name,
+        source=source,
+        place=place,
+        times=sum(each.times for each in alike),
+        milliseconds=1e3 * taken,
+        share=taken / seconds,
+      )
     )
-    for operation in costs.operations[:COSTLIEST]
-  ]
+  return sorted(found, key=lambda kind: -kind.milliseconds)[:COSTLIEST]
 
 
 def readable_source(source: str) -> str:
   """Returns an operation's path without what tracing adds to it.
 
   `backward` and `again` mark gradients and what is computed a second time for them.
+  Unrolled layers are called as scanned ones, "layers".
   """
   backward = "transpose(jvp" in source
   again = "rematted_computation" in source
   parts = re.sub(r"transpose\(jvp\((.*?)\)\)|jvp\((.*?)\)", r"\1\2", source).split("/")
   said = [part for part in (_NOISE.sub("", p) for p in parts) if part]
   # A scan's layers are named by the scan and by the layer.
-  kept = [part for part, _ in itertools.groupby(said)]
+  kept = [
+    re.sub(r"^layers_\d+$", "layers", part) for part, _ in itertools.groupby(said)
+  ]
   marks = [
     mark
     for mark, there in (("again", again), ("backward", backward and not again))
     if there
   ]
-  return " ".join([*marks, "/".join(kept)])
+  # So is a gradient's path, by the layer's place and within it.
+  path = re.sub(r"^(.+)/\1/", r"\1/", "/".join(kept))
+  return " ".join([*marks, path])
 
 
 def render(report: CompiledReport) -> RenderableType:

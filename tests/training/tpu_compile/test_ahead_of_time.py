@@ -342,6 +342,11 @@ def test_the_report_survives_json(data_parallel):
       "CommentTreeTransformer.encode/encoder/checkpoint/rematted_computation/block/mlp",
       "again encode/encoder/mlp",
     ),
+    (
+      "jit(train_step)/transpose(jvp(encode))/encoder/encoder.run/encode/encoder/"
+      "encoder.run/checkpoint/layers_11/mlp/wo/dot_general",
+      "backward encode/encoder/encoder.run/layers/mlp/wo/dot_general",
+    ),
   ],
 )
 def test_sources_lose_what_tracing_adds(source, readable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from commentree.training.tpu_compile import compiled_costs, hlo
+from commentree.training.tpu_compile import compiled_costs, compiled_report, hlo
 from commentree.training.tpu_compile.tpu_chips import CHIPS
 
 
@@ -112,6 +112,21 @@ def test_the_costliest_operations_come_first_with_their_source():
 """
   found = costs(module(text))
   assert [o.source for o in found.operations] == ["jit(f)/large", "jit(f)/small"]
+
+
+def test_the_layers_of_a_stack_are_one_place():
+  text = "\n".join(
+    f'%c{i} = f32[8]{{0}} copy(%x), metadata={{op_name="jit(f)/layers_{i}/{what}"}},'
+    f" {estimate(cycles)}"
+    for i, (what, cycles) in enumerate((("mlp", 30), ("norm", 50), ("mlp", 40)))
+  )
+  found = compiled_report.costliest_places(costs(module(text)), CHIPS["v5e"], 1.0)
+  assert [(c.source, c.times, c.name) for c in found] == [
+    ("layers/mlp", 2, "c2"),
+    ("layers/norm", 1, "c1"),
+  ]
+  clock = CHIPS["v5e"].clock_hz
+  assert [c.share for c in found] == [70 / clock, 50 / clock]
 
 
 def gather(name: str, flag: int) -> str:
