@@ -58,8 +58,10 @@ def draw(curves: Mapping[str, Sequence[Row]], path: str) -> None:
       look = _look(number, label)
       _curve(left, [(row.steps[0], row.loss()) for row in rows], look)
       _curve(right, [(row.steps[0], row.minus_true("shuffled")) for row in rows], look)
-    left.set_ylabel("held-out loss, nats a masked token")
-    right.set_ylabel("shuffled − true, nats a masked token")
+    units = [r.results[0]["true"].unit[0] for rows in curves.values() for r in rows]
+    unit = units[0] if units else "nats a token"
+    left.set_ylabel(f"held-out loss, {unit}")
+    right.set_ylabel(f"shuffled − true, {unit}")
     right.axhline(0, color="#888888", linewidth=0.8)
     for axes in (left, right):
       axes.set_xlabel("step")

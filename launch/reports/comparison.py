@@ -51,8 +51,19 @@ class Found(msgspec.Struct):
   tokens: int | None = None
   minus_true: float | None = None
   standard_error: float | None = None
+  r2: float | msgspec.UnsetType | None = msgspec.UNSET
+  pearson: float | msgspec.UnsetType | None = msgspec.UNSET
   reply_matching: dict[str, Recall] = {}
   cross_attention: CrossAttention = CrossAttention()
+
+  @property
+  def unit(self) -> tuple[str, str]:
+    """What the loss is in, and what it is of."""
+    if self.r2 is not msgspec.UNSET:
+      return "squared error a comment", "comments"
+    if self.pearson is not msgspec.UNSET:
+      return "nats a comment", "comments"
+    return "nats a token", "masked tokens"
 
 
 class _Row(msgspec.Struct):
@@ -190,7 +201,8 @@ def markdown(rows: Sequence[Row], against: str | None = None) -> str:
     cells += [_cell(of_rows[number]) for of_rows in more.values()]
     lines.append(_line(cells))
   tokens = rows[0].results[0]["true"].tokens
-  lines += ["", f"Held-out loss in nats a token, over {tokens:,} masked tokens."]
+  unit, counted = rows[0].results[0]["true"].unit
+  lines += ["", f"Held-out loss in {unit}, over {tokens:,} {counted}."]
   if candidates := [each for row in rows for each in row.candidates()]:
     lines[-1] += (
       " recall@1: how often a thread finds its reply among"
@@ -342,6 +354,10 @@ def _read(file: epath.Path) -> bytes:
 
 
 def _check_tokens(rows: Sequence[Row]) -> None:
+  units = {result["true"].unit[0]: row.label for row in rows for result in row.results}
+  if len(units) > 1:
+    told = ", ".join(f"{unit} ({label})" for unit, label in sorted(units.items()))
+    raise UserError(f"the runs' losses are not of one kind: {told}")
   counts = {
     result["true"].tokens or 0: row.label for row in rows for result in row.results
   }

@@ -16,6 +16,7 @@ from commentree.errors import UserError
 from commentree.launch.reports import comparison, samples
 from commentree.launch.reports.samples import Sample
 from commentree.launch.reports.svg_chart import Point, Series, chart
+from commentree.training.metrics import regression
 from commentree.training.reports import evaluation_report
 
 Row = Mapping[str, Any]
@@ -229,6 +230,7 @@ def _evaluations(log: RunLog) -> Iterator[str]:
     last = evaluation_report.with_numbers(rows[-1]["results"])
     yield f"<h2>Do ancestors help? ({_escape(dataset)})</h2>\n"
     said = evaluation_report.lines(last)
+    unit = regression.unit(next(iter(last.values())))
     for number, line in enumerate(said):
       yield f'<p class="{"soft" if number else "said"}">{_escape(line)}</p>\n'
     yield '<div class="charts">\n'
@@ -236,14 +238,14 @@ def _evaluations(log: RunLog) -> Iterator[str]:
       [
         Series(condition, _points(rows, condition, "loss")) for condition in _CONDITIONS
       ],
-      "held-out loss, nats",
+      f"held-out loss, {unit}",
     )
     yield chart(
       [
         Series(label, _points(rows, condition, "minus_true", "standard_error"))
         for condition, label in _BETWEEN
       ],
-      "how much worse, nats",
+      f"how much worse, {unit}",
       zero=True,
     )
     yield "</div>\n"
@@ -289,13 +291,20 @@ def _table(table: Table, title: str) -> str:
   )
 
 
+def _unit(log: RunLog) -> str:
+  """What losses are in, as far as evaluations tell."""
+  for row in log.rows.get("eval", ()):
+    return regression.unit(next(iter(row["results"].values())))
+  return "nats"
+
+
 def _training(log: RunLog) -> Iterator[str]:
   rows = log.rows.get("train", ())
   if not rows:
     return
   yield '<h2>Training</h2>\n<div class="charts">\n'
   for name, label in (
-    ("loss", "training loss, nats"),
+    ("loss", f"training loss, {_unit(log)}"),
     ("gradient_norm", "norm of the gradients"),
     ("learning_rate", "learning rate"),
   ):

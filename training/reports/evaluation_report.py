@@ -53,13 +53,22 @@ def with_numbers(results: Any) -> Any:
   return math.nan if results is None else results
 
 
-def lines(results: Results, kind: str = "token") -> list[str]:
+def kind_of(results: Results) -> str:
+  """Returns what is predicted, in a word, as far as results tell."""
+  first = next(iter(results.values()))
+  if regression.is_of(first):
+    return "comment"
+  return "label" if f1.LABELS in first else "token"
+
+
+def lines(results: Results, kind: str | None = None) -> list[str]:
   """Returns what is said of an evaluation, a line each.
 
   Args:
     results: of the evaluation.
-    kind: what is predicted.
+    kind: what is predicted; None for what results tell of it.
   """
+  kind = kind or kind_of(results)
   true = results.get(TRUE, {})
   said = (
     sentence(results, kind),

@@ -212,10 +212,7 @@ class Reporter:
       self._say(
         f"eval {step:>7,}  {name}: loss by ancestors: {losses}{labels}",
       )
-      kind = "label" if f1.LABELS in first else "token"
-      if regression.is_of(first):
-        kind = "comment"
-      for line in lines(result, kind):
+      for line in lines(result):
         self._say(f"{'':12}  {line}")
 
   def finish(self) -> dict[str, float]:

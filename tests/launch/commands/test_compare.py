@@ -224,3 +224,20 @@ def test_what_is_saved_is_compared_seed_by_seed(tmp_path, compare):
   given = [f"{label}={tmp_path}/{label}_*" for label in "ab"]
   _, out, _ = compare(*given, "--against=b")
   assert cells(out, "a")[-1] == f"+0.2000 ± {0.1 / math.sqrt(3):.4f}"
+
+
+def test_losses_of_numbers_are_said_in_their_unit_and_compared_with_no_others(
+  tmp_path, compare
+):
+  def numbers(name, **measures):
+    found = {"loss": 0.5, "tokens": 100, "pearson": None, "pairs": 0, **measures}
+    return write_results(tmp_path / name, {"true": found})
+
+  squared, ranked = numbers("squared", r2=0.25), numbers("ranked")
+  said = compare(squared)[1]
+  assert "Held-out loss in squared error a comment, over 100 comments." in said
+  assert "in nats a comment, over 100 comments." in compare(ranked)[1]
+  code, _, error = compare(squared, write(tmp_path / "tokens", 5.0, 5.5))
+  assert code == 2
+  kinds = "nats a token (tokens), squared error a comment (squared)"
+  assert f"the runs' losses are not of one kind: {kinds}" in error

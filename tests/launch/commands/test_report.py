@@ -179,3 +179,16 @@ def test_a_chart_of_huge_or_of_nearly_equal_numbers_is_drawn():
   (figure,) = charts(chart([Series("x", huge)], "y"))
   assert len(list(figure.iter("circle"))) == 2
   assert charts(chart([Series("x", [Point(10**18, 1.0), Point(10**18 + 1, 1.0)])], "y"))
+
+
+def test_losses_of_numbers_are_drawn_in_their_unit(report):
+  row = evaluation(2)
+  for found in row["results"].values():
+    del found["accuracy"]
+    found |= {"r2": 0.5, "pearson": 0.75, "pairwise_accuracy": None, "pairs": 0}
+  page = report(train(1), row)
+  assert "training loss, squared error" in page
+  assert "how much worse, squared error" in page
+  assert "squared error a comment" in page
+  assert "0.750" in page
+  assert ", nats" not in page
