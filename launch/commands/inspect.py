@@ -57,6 +57,12 @@ examples:
     commentree inspect --files cmv_modes/ convokit/ RC_2005-12.zst \\
       --vocabulary=trees.model
 
+  which comment above made this reply, by the losses of a run:
+    commentree infer --model_dir=runs/mine --mode=score --attribution \\
+      --input=trees.jsonl --output=scores.jsonl
+    commentree inspect --model_dir=runs/mine --files=trees.jsonl \\
+      --scores=scores.jsonl --html=trees.html
+
   what a run that writes replies reads and predicts:
     commentree inspect --objective=clm
 
@@ -228,6 +234,12 @@ def _parser() -> argparse.ArgumentParser:
 
   output = parser.add_argument_group("output")
   output.add_argument(
+    "--scores",
+    metavar="FILE",
+    help="what `commentree infer --mode=score --attribution` wrote of these trees (JSON"
+    " Lines): shows what each ancestor counts",
+  )
+  output.add_argument(
     "--html",
     metavar="FILE",
     help="write a page there, of one task, instead of to the terminal",
@@ -274,6 +286,10 @@ def main(argv: Sequence[str]) -> int:
     inspected = inspecting.inspect_trees(part.task, config)
     for remark in part.task.tree_source.read_counts.remarks():
       print(f"warning: {remark}", file=sys.stderr)
+    if arguments.scores:
+      from commentree.tasks.inspection import scores
+
+      inspected = scores.with_scores(inspected, arguments.scores)
     if arguments.html:
       from commentree.tasks.inspection import html_page
 

@@ -41,6 +41,11 @@ _DISORDERLY = re.compile(
   "[\x00-\x08\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
 
+COUNTS = (
+  '<span><u class="counts" style="--share: 100%">+1.000</u> nats a token lost without'
+  " that ancestor</span>"
+)
+
 _KINDS = {
   "masked": "to predict; the model reads <mask>",
   "random": "to predict; the model reads a random token",
@@ -92,7 +97,7 @@ def page(inspection: Inspection) -> str:
       " block to see which.</p>\n",
       f'<p class="run">{escape(run)}</p>\n',
       _tiles(inspection),
-      _legend(inspection.objective),
+      _legend(inspection.objective, scored=inspection.scored),
       '</header>\n<p id="status" class="hidden" role="status"></p>\n',
       f'<div class="columns{"" if forests else " alone"}">\n<main>\n',
       *(_tree(number, tree) for number, tree in enumerate(inspection.trees)),
@@ -158,7 +163,7 @@ def _tiles(inspection: Inspection) -> str:
   return f'<div class="tiles">{cells}</div>\n'
 
 
-def _legend(objective: str) -> str:
+def _legend(objective: str, *, scored: bool) -> str:
   def example(written: str, read: str, kind: str, text: str) -> str:
     token = _token(TokenView(written, read, kind))  # type: ignore[arg-type]
     return f'<span><span class="said">{token}</span> {text}</span>'
@@ -172,6 +177,7 @@ def _legend(objective: str) -> str:
   return (
     '<div class="legend">'
     + ("" if objective in EXPLAINED else masks)
+    + (COUNTS if scored else "")
     + "<span>click pins · <kbd>↑</kbd> <kbd>↓</kbd> next · <kbd>←</kbd> parent ·"
     " <kbd>→</kbd> reply · <kbd>Esc</kbd> lets go</span></div>\n"
   )
@@ -275,7 +281,10 @@ def _comment(number: int, comment: CommentView) -> str:
   slots = dict.fromkeys(
     f"{part.forest}.{a.slot}" for part in comment.parts for a in part.ancestors
   )
-  listed = " ".join(f"{ancestor}:{hops}" for ancestor, hops in reversed(sees.items()))
+  nats = {name_of(number, a.comment): comment.counted(a) for a in seen}
+  listed = " ".join(
+    f"{ancestor}:{hops}:{nats[ancestor]}" for ancestor, hops in reversed(sees.items())
+  )
   author = comment.author or "unknown author"
   summary = f"{name} by {author}, depth {comment.depth}, sees " + (
     ", ".join(f"{a} {count(hops, 'hop')} up" for a, hops in reversed(sees.items()))
@@ -332,6 +341,7 @@ def _labels(comment: CommentView) -> str:
 
 def _said(number: int, comment: CommentView) -> str:
   said = []
+  most = max((abs(nats) for nats in comment.counts.values()), default=0.0)
   for place, part in enumerate(comment.parts, 1):
     if len(comment.parts) > 1:
       said.append(f'<p class="part">part {place} of {len(comment.parts)}</p>')
@@ -342,6 +352,7 @@ def _said(number: int, comment: CommentView) -> str:
       f"<b>{name_of(number, ancestor.comment)}</b> "
       + ("earlier" if not ancestor.distance else f"{ancestor.distance} up")
       + (f" in {slots} parts" if slots > 1 else "")
+      + _bar(comment.counted(ancestor), most)
       for ancestor, slots in part.ancestor_groups()
     )
     said.append(
@@ -351,6 +362,15 @@ def _said(number: int, comment: CommentView) -> str:
   if comment.context:
     said.append(_tokens(comment.context))
   return "".join(said)
+
+
+def _bar(nats: str, most: float) -> str:
+  """What an ancestor counts: a number on a bar, the longest of the comment's full."""
+  if not nats:
+    return ""
+  share = abs(float(nats)) / most if most else 0.0
+  sign = " against" if float(nats) < 0 else ""
+  return f' <u class="counts{sign}" style="--share: {share:.0%}">{nats}</u>'
 
 
 def _tokens(tokens: Sequence[TokenView], breaks: Sequence[tuple[int, str]] = ()) -> str:

@@ -307,6 +307,7 @@ def _tree_view(
     comments.append(
       CommentView(
         index=index,
+        id=comment.id,
         parent=comment.parent,
         depth=depths[index],
         is_last=index in last,

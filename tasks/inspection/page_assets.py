@@ -124,6 +124,19 @@ p { margin: 0; }
 .said i.kept { border-bottom: 3px double var(--kept); color: var(--kept); }
 .sees { font-size: 0.8rem; color: var(--soft); margin-top: 0.15rem; }
 .sees b { font-weight: 600; color: var(--ink); }
+.counts {
+  text-decoration: none; color: var(--ink); font-variant-numeric: tabular-nums;
+  border-radius: 3px; padding: 0.05em 0.3em; background: linear-gradient(
+    to right, color-mix(in srgb, var(--seen) 38%, transparent) var(--share),
+    color-mix(in srgb, var(--seen) 8%, transparent) 0
+  );
+}
+.counts.against {
+  background: linear-gradient(
+    to right, color-mix(in srgb, var(--random) 38%, transparent) var(--share),
+    color-mix(in srgb, var(--random) 8%, transparent) 0
+  );
+}
 .sees span { color: var(--faint); }
 .part { font-size: 0.75rem; color: var(--soft); margin-top: 0.5rem; }
 .comment.picked { background: var(--pick-wash); border-left-color: var(--pick); }
@@ -183,7 +196,9 @@ summary:focus-visible { outline: 2px solid var(--pick); outline-offset: 2px; }
 .strip i[data-c] {
   background: oklch(var(--light) var(--chroma) var(--hue)); cursor: pointer;
 }
-.strip i.dim { background: oklch(var(--light) calc(var(--chroma) * 0.45) var(--hue)); }
+.strip i.dim, .swatch.paler {
+  background: oklch(var(--light) calc(var(--chroma) * 0.45) var(--hue));
+}
 .picking .strip i { opacity: 0.3; }
 .picking .strip i.picked { background: var(--pick); opacity: 1; }
 .picking .strip i.seen { background: var(--seen); opacity: 1; }
@@ -276,13 +291,14 @@ JAVASCRIPT = """
       else if (element.dataset.side !== "encoder") light(element, "picked");
     }
     for (const each of words(comment.dataset.sees)) {
-      const [seen, hops] = each.split(":");
+      const [seen, hops, nats] = each.split(":");
       if (seen === name) continue;
       for (const element of all.get(seen) || []) {
         if (element.matches("path")) light(element, "lit");
         else if (!element.dataset.side) light(element, "seen");
         if (element.matches(".comment"))
-          element.dataset.hops = hops === "1" ? "1 hop up" : hops + " hops up";
+          element.dataset.hops =
+            (hops === "1" ? "1 hop up" : hops + " hops up") + (nats && " · " + nats);
       }
     }
     for (const slot of words(comment.dataset.slots))

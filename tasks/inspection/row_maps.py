@@ -33,6 +33,7 @@ def row_maps(inspection: Inspection) -> Iterator[str]:
       f' {hue(number)})"></span>{letter(number)} '
       for number in range(len(inspection.trees))
     )
+    + _paler(inspection)
     + '<span class="swatch others"></span>other trees'
     ' <span class="swatch void"></span>padding</p>\n'
   )
@@ -73,6 +74,17 @@ def row_maps(inspection: Inspection) -> Iterator[str]:
       yield _strips(number, side, blocks, rows, length, drawn)
     yield "</section>\n"
   yield "</aside>\n"
+
+
+def _paler(inspection: Inspection) -> str:
+  """The legend's entry for comments that are packed and not drawn, if there are any."""
+  for number, tree in enumerate(inspection.trees):
+    if tree.size > len(tree.comments):
+      return (
+        f'<span class="swatch paler" style="--hue: {hue(number)}"></span>paler: not'
+        " drawn here (--max_comments) "
+      )
+  return ""
 
 
 def _strips(

@@ -237,7 +237,7 @@ def _body(
       yield from _wrap(predicts, width, _TOKEN_LINES)
     else:
       yield from _wrap(_tokens(part.tokens, part.breaks), width, _TOKEN_LINES)
-    yield from _wrap(_sees(part, name), width, _CHANGE_LINES)
+    yield from _wrap(_sees(comment, part, name), width, _CHANGE_LINES)
   yield from _wrap(_tokens(comment.context), width, _TOKEN_LINES)
   if comment.tokens_cut:
     yield Text(f"{count(comment.tokens_cut, 'token')} cut off", "dim italic")
@@ -308,13 +308,15 @@ def _token(token: TokenView) -> Text:
   return Text.assemble(token.space, (shown, _STYLES[token.kind]))
 
 
-def _sees(part: PartView, name: str) -> Text:
+def _sees(comment: CommentView, part: PartView, name: str) -> Text:
   seen: list[str] = []
   for ancestor, slots in part.ancestor_groups():
     hops = f"{ancestor.distance}" if seen else count(ancestor.distance, "hop")
     post = ", the post" if ancestor.comment == 0 else ""
     parts = f", in {slots} parts" if slots > 1 else ""
-    seen.append(f"{name}{ancestor.comment} ({hops}{post}{parts})")
+    nats = comment.counted(ancestor)
+    counted = f", {nats} nats" if nats else ""
+    seen.append(f"{name}{ancestor.comment} ({hops}{post}{parts}{counted})")
   return Text("sees " + (", ".join(seen) or "nothing: the null vector"), "dim")
 
 

@@ -144,6 +144,7 @@ class CommentView:
 
   Attributes:
     index: in the tree; the post is 0.
+    id: as the source names it.
     parent: index of the comment answered; -1 for the post.
     depth: hops from the post.
     is_last: whether no sibling follows it.
@@ -163,9 +164,12 @@ class CommentView:
     reply_deleted: whether a reply to it was deleted.
     language: of its text, as the source has it, or None.
     translated: language of its translation, or None.
+    saved: nats a token by which its ancestors make it likelier, or None.
+    counts: how many of those are lost without an ancestor, by its index.
   """
 
   index: int
+  id: str
   parent: int
   depth: int
   is_last: bool
@@ -184,6 +188,8 @@ class CommentView:
   reply_deleted: bool = False
   language: str | None = None
   translated: str | None = None
+  saved: float | None = None
+  counts: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
   def notes(self) -> list[str]:
     """What the source says of the whole comment, in a few words each."""
@@ -191,7 +197,14 @@ class CommentView:
     notes += ["a reply was deleted"] * self.reply_deleted
     for what, language in (("in", self.language), ("translated to", self.translated)):
       notes += [] if language is None else [f"{what} {language}"]
+    if self.saved is not None:
+      notes.append(f"ancestors save {self.saved:.3f} nats a token")
     return notes
+
+  def counted(self, ancestor: AncestorView) -> str:
+    """What is lost without an ancestor, as it is shown; nothing where not known."""
+    nats = self.counts.get(ancestor.comment)
+    return "" if nats is None or not ancestor.distance else f"{nats:+.3f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +297,11 @@ class Inspection:
   ran_out: bool
   cleaned: Mapping[str, int]
   read_counts: tuple[tuple[str, str, int], ...]
+
+  @property
+  def scored(self) -> bool:
+    """Whether it is known what ancestors count."""
+    return any(comment.counts for tree in self.trees for comment in tree.comments)
 
   def labels(self) -> collections.Counter[str]:
     """Number of labels shown, by name."""

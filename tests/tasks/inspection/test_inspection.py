@@ -16,9 +16,6 @@ from commentree.console import Console
 from commentree.errors import UserError
 from commentree.tasks.config.preprocessing import (
   CleaningConfig,
-  MarkersConfig,
-  PreprocessingConfig,
-  SubtreeConfig,
 )
 from commentree.tasks.forests.forest_layout import ForestLayout
 from commentree.tasks.inspection import (
@@ -29,11 +26,8 @@ from commentree.tasks.inspection import (
   terminal,
 )
 from commentree.tasks.inspection.views import InspectionConfig
-from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import TreeSource
-from commentree.tasks.trees import markers
 from commentree.tasks.trees.comment_tree import Comment, CommentTree, Span
-from commentree.tasks.vocabulary import sentencepiece_backend, vocabularies
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrs"]
 LENGTHS = {"encoder": 32, "decoder": 32}
@@ -58,29 +52,6 @@ class ListSource(TreeSource):
 
   def signature(self, split):
     return {}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-  path = tmp_path_factory.mktemp("vocabulary") / "words.model"
-  sentencepiece_backend.write_word_vocabulary(
-    WORDS, path, markers.all_markers(MarkersConfig(max_users=8))
-  )
-  return vocabularies.Tokenizer(lambda: path)
-
-
-@pytest.fixture(scope="module")
-def make_task(tokenizer):
-  def make(trees, cleaning=CleaningConfig(), **subtrees):
-    settings = {"max_tree_size": 12, "max_ancestors": 3, "max_comment_tokens": 32}
-    preprocessing = PreprocessingConfig(
-      cleaning=cleaning,
-      subtrees=SubtreeConfig(**{**settings, **subtrees}),
-      markers=MarkersConfig(max_users=8),
-    )
-    return CommentTreeTask("inspected", ListSource(trees), tokenizer, preprocessing)
-
-  return make
 
 
 def make_tree(parents, name="t", words=6, seed=0):
@@ -109,16 +80,6 @@ def inspect(task, **settings):
     "max_comments": 1000,
   }
   return inspecting.inspect_trees(task, InspectionConfig(**{**defaults, **settings}))
-
-
-@pytest.fixture(scope="module")
-def trees():
-  return random_trees(8)
-
-
-@pytest.fixture(scope="module")
-def view(make_task, trees):
-  return inspect(make_task(trees))
 
 
 def printed(view, width=80, color=None):
