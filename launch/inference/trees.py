@@ -84,16 +84,16 @@ class Lines(Unit):
     with open(self.name, "rb") as file:
       file.seek(position)
       while line := file.readline(limit + 1):
+        start = file.tell() - len(line)
         content = line.removesuffix(b"\n")
         if len(content) > limit or files.is_heavy(content):
           read_counts.trees[files.LINE_TOO_LONG] += 1
           while line and not line.endswith(b"\n"):
             line = file.readline(_BLOCK_BYTES)
           continue
-        tree = tree_of_line(content, self.config, read_counts)
-        if tree is not None:
+        for tree, end in trees_of_line(content, self.config, read_counts):
           found = True
-          yield tree, file.tell()
+          yield tree, file.tell() if end == len(content) else start + end
     read_counts.files[files.READ if found else files.NOTHING_FOUND] += 1
     if not found:
       unread.warn(self.name, tree_jsonl.FORMAT.name)
@@ -103,12 +103,15 @@ class Lines(Unit):
     return position / max(1, self.size)
 
 
-def tree_of_line(
+def trees_of_line(
   line: bytes, config: TreeConfig, read_counts: ReadCounts
-) -> CommentTree | None:
-  """Returns the tree on a line of tree JSONL, or None if none is left of it."""
-  rows = list(bounded(tree_jsonl.line_rows(line, read_counts), config, read_counts))
-  return assembly.assemble(rows, read_counts, config) if rows else None
+) -> Iterator[tuple[CommentTree, int]]:
+  """Yields the tree on a line of tree JSONL, or several; and where each ends there."""
+  for found, end in tree_jsonl.line_trees(line, read_counts):
+    rows = list(bounded(found, config, read_counts))
+    tree = assembly.assemble(rows, read_counts, config) if rows else None
+    if tree is not None:
+      yield tree, end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +234,7 @@ class Stdin(Unit):
     found = (
       tree
       for record, _ in records
-      if (tree := tree_of_line(record, self.config, read_counts)) is not None
+      for tree, _ in trees_of_line(record, self.config, read_counts)
     )
     return _numbered(found, position)
 

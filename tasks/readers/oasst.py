@@ -37,13 +37,13 @@ def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Ro
   for record, _ in json_records.records(path, config, read_counts, "comments"):
     if not record or record.isspace():
       continue
-    value = json_lines.parse(record, read_counts)
-    if value is json_lines.BAD:
-      read_counts.comments[json_lines.DROPPED_BAD_JSON] += 1
-    elif not isinstance(value, Mapping):
-      read_counts.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
-    else:
-      yield from _record_rows(value, read_counts)
+    for value, _ in json_lines.values(record, read_counts):
+      if value is json_lines.BAD:
+        read_counts.comments[json_lines.DROPPED_BAD_JSON] += 1
+      elif not isinstance(value, Mapping):
+        read_counts.comments[comment_tree.DROPPED_NOT_OBJECT] += 1
+      else:
+        yield from _record_rows(value, read_counts)
 
 
 FORMAT = Format("oasst", (".jsonl", ".ndjson"), _matches, _rows, contiguous=False)

@@ -79,13 +79,14 @@ def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Ro
   for record in json_records.records(path, config, read_counts):
     if not record.content or record.content.isspace():
       continue
-    value = json_lines.parse(record.content, read_counts)
-    if value is json_lines.BAD:
-      read_counts.trees[json_lines.BAD_JSON] += 1
-      continue
-    if record.group != group:
-      document, group = _Document(), record.group
-    yield from _value_rows(value, document, read_counts)
+    found = enumerate(json_lines.values(record.content, read_counts))
+    for number, (value, _) in found:
+      if value is json_lines.BAD:
+        read_counts.trees[json_lines.BAD_JSON] += 1
+        continue
+      if number or record.group != group:
+        document, group = _Document(), record.group
+      yield from _value_rows(value, document, read_counts)
 
 
 FORMAT = Format(

@@ -87,23 +87,34 @@ def _matches(name: str, head: bytes) -> bool:
 
 def _rows(path: str, config: TreeConfig, read_counts: ReadCounts) -> Iterator[Row]:
   for record, _ in json_records.records(path, config, read_counts):
-    yield from line_rows(record, read_counts)
+    for rows, _ in line_trees(record, read_counts):
+      yield from rows
 
 
-def line_rows(line: bytes, read_counts: ReadCounts) -> Iterator[Row]:
-  """Yields the rows of the tree on a line, the post's first; any bytes will do."""
+def line_trees(
+  line: bytes, read_counts: ReadCounts
+) -> Iterator[tuple[Iterator[Row], int]]:
+  """Yields the rows of the trees on a line, each post's first; any bytes will do.
+
+  Args:
+    line: with one tree, but for lines that `json_records.on_line` takes apart.
+    read_counts: counts what is no tree.
+
+  Yields:
+    The rows of a tree, and where it ends on the line.
+  """
   try:
     tree = _decode(line)
   except (ValueError, RecursionError):
     if not line or line.isspace():
       return
-    record = json_lines.parse(line, read_counts)
-    if record is json_lines.BAD:
-      read_counts.trees[json_lines.BAD_JSON] += 1
-    else:
-      yield from record_rows(record, read_counts)
+    for record, end in json_lines.values(line, read_counts):
+      if record is json_lines.BAD:
+        read_counts.trees[json_lines.BAD_JSON] += 1
+      else:
+        yield record_rows(record, read_counts), end
   else:
-    yield from _tree_rows(tree, read_counts)
+    yield _tree_rows(tree, read_counts), len(line)
 
 
 FORMAT = Format(

@@ -16,7 +16,8 @@ from commentree.tasks.readers.parsing import files
 
 # Arrays and answers in arrays are opened so far; what is deeper is a record.
 _MOST_OPEN = 8
-_INDENT_BYTES = 200  # white space before a record, as far as it is looked at
+_LEAD_BYTES = 200  # before a record on its line, as far as it is looked at
+_MOST_AGAIN = 2  # times that what is in a broken record is cut anew
 _KEY_BYTES = 64  # before an array, in which its key is sought
 _ANSWER_HEAD_BYTES = 2**16  # before the array of an answer
 
@@ -24,7 +25,10 @@ _NO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\\n]++|\\[^\n])*+")*+')
 _STRING_REST = re.compile(rb"(?:[^\"\\\n]++|\\[^\n])*+")
 _BRACES_RUN = re.compile(rb"}++")
 _OPENERS_RUN, _CLOSERS_RUN = re.compile(rb"[\[{]++"), re.compile(rb"[\]}]++")
-_BETWEEN = re.compile(rb"[\s,]*+")
+# Also NULs, that a crash leaves in files, and what begins texts of RFC 7464.
+_BETWEEN = re.compile(rb"[\s,;\0\x1e]*+")
+# What may stand before a record on its line: an indent, and the end of another one.
+_LEAD = re.compile(rb"([ \t\r]*+)(?:[,\]}][\s,\]}]*+)?+")
 _SCALAR = re.compile(rb'(?:[^",\n\[\]{}]++|"(?:[^"\\\n]++|\\[^\n])*+")*+')
 _DATA_KEY = re.compile(rb'"data"\s*:\s*\Z')
 # A string, closed or not, behind which a colon may stand, or a bracket.
@@ -33,6 +37,7 @@ _NO_ANSWER = frozenset(("id", "kind", "comments", "title", "body", "text"))
 
 _QUOTE, _LINE_FEED = ord('"'), ord("\n")
 _OPENERS, _WHITE_SPACE = frozenset(b"[{"), frozenset(b" \t\r\n")
+_CLOSER_OF = bytes.maketrans(b"[{", b"]}")
 
 
 class Record(NamedTuple):
@@ -76,6 +81,26 @@ def _match_end(pattern: re.Pattern[bytes], block: bytes, at: int) -> int:
   return at if match is None else match.end()
 
 
+class _Place(NamedTuple):
+  """Where something begins.
+
+  Attributes:
+    indent: that of its line, if it or what is open around it begins there, behind
+      nothing but commas and brackets that close; None otherwise.
+    depth: how many arrays and answers are open before that line.
+  """
+
+  indent: bytes | None
+  depth: int
+
+
+class _Opened(NamedTuple):
+  """An array of records, or the answer that it is in."""
+
+  bracket: str
+  place: _Place
+
+
 class _State(enum.Enum):
   BETWEEN = enum.auto()  # records
   RECORD = enum.auto()
@@ -96,7 +121,8 @@ class Cutter:
     too_long: tuple[Counter[str], str],
     unclosed: Callable[[], None],
     *,
-    again: bool = True,
+    is_whole: Callable[[bytes], bool] | None = None,
+    again: int = _MOST_AGAIN,
     opens: bool = True,
   ):
     """Starts at the beginning of a file.
@@ -105,24 +131,28 @@ class Cutter:
       max_bytes: records longer than this are left out, as lines are by `files`.
       too_long: what counts them, and the key that it counts them by.
       unclosed: called at the end if an array is not closed.
-      again: whether to seek records in one that the file's end cuts off.
+      is_whole: whether bytes are JSON; None if no records are sought in one that holds
+        lines which begin like its own.
+      again: how often records are sought in what was found in that way.
       opens: whether arrays are opened, so that their elements are records.
     """
     self.found_answer = False
     self._max_bytes = max_bytes
     self._too_long = too_long
     self._unclosed = unclosed
+    self._is_whole = is_whole
     self._again = again
     self._most_open = _MOST_OPEN if opens else 0
     self._state = _State.BETWEEN
-    self._open: list[str] = []  # what is open around records: "[", "{"
+    self._open: list[_Opened] = []  # around records
     self._group = 0
     self._brackets = bytearray()  # that are open in what is read
     self._in_string = self._escaped = False
     self._is_long = self._is_broken = self._is_no_answer = False
     self._held = bytearray()  # of the record, from earlier blocks
     self._from = 0  # where the record begins in the block
-    self._indent: bytes | None = None  # before the record on its line
+    self._place = _Place(None, 0)  # of the record, or of what is open around it
+    self._before_place = self._place  # of the record before, if that was not broken
     self._before = b"\n"  # the end of the block before
 
   def feed(self, block: bytes) -> Iterator[Record]:
@@ -155,37 +185,25 @@ class Cutter:
           else:
             run = _match_end(_CLOSERS_RUN, block, at) - at
             closed = min(run, len(self._brackets))
+            opened = self._brackets[-closed:]
             del self._brackets[-closed:]
+            opened.reverse()
+            if opened.translate(_CLOSER_OF) != block[at : at + closed]:
+              self._is_broken = True
             at += closed
             if not self._brackets:
               yield from self._end(block, at)
     if self._state in (_State.RECORD, _State.SCALAR):
       self._hold(block[self._from :])
-    self._before = (self._before + block[-_INDENT_BYTES:])[-_INDENT_BYTES:]
+    self._before = (self._before + block[-_LEAD_BYTES:])[-_LEAD_BYTES:]
 
   def finish(self) -> Iterator[Record]:
     """Yields what is left at the end of the file."""
-    if self._state is _State.SKIPPED:
-      self._open.append("{")
-    if self._open:
+    if self._state is _State.SKIPPED or self._open:
       self._unclosed()
-    if self._state is not _State.RECORD or self._is_long or self._indent is None:
-      if self._state in (_State.RECORD, _State.SCALAR):
-        yield from self._end(b"", 0)
-      return
-    content, self._held = bytes(self._held), bytearray()
-    starts: Iterator[int] = iter(())
-    if self._again:
-      beginning = re.compile(rb"\n" + re.escape(self._indent) + rb"(?=[\[{])")
-      starts = (match.start() for match in beginning.finditer(content))
-    for start, end in itertools.pairwise(itertools.chain((0,), starts, (None,))):
-      part = content[start:end]
-      if not start:
-        yield from self._checked(part.rstrip())
-        continue
-      rest = Cutter(self._max_bytes, self._too_long, lambda: None, again=False)
-      for found in itertools.chain(rest.feed(part), rest.finish()):
-        yield found._replace(group=self._group)
+    if self._state in (_State.RECORD, _State.SCALAR):
+      self._is_broken = self._is_broken or self._state is _State.RECORD
+      yield from self._end(b"", 0)
 
   def begun(self) -> bytes:
     """What is held of a record that has not ended."""
@@ -215,21 +233,23 @@ class Cutter:
     if at == len(block):
       return at
     character = chr(block[at])
-    if character == "[" and len(self._open) < self._most_open:
-      self._open.append("[")
-      self._group += 1
-      return at + 1
     if character == "]" and self._open:
-      self._open.pop()
+      self._place = self._open.pop().place
       self._group += 1
-      if self._open and self._open[-1] == "{":
-        self._open.pop()
+      if self._open and self._open[-1].bracket == "{":
+        self._place = self._open.pop().place
         self._state, self._brackets = _State.SKIPPED, bytearray(b"{")
+        self._is_long = self._is_broken = False
       return at + 1
     if character in "]}":
       return _match_end(_BRACES_RUN if self._open else _CLOSERS_RUN, block, at)
+    if (indent := self._indent_of(block, at)) is not None:
+      self._place = _Place(indent, len(self._open))
+    if character == "[" and len(self._open) < self._most_open:
+      self._open.append(_Opened("[", self._place))
+      self._group += 1
+      return at + 1
     self._from = at
-    self._indent = self._indent_of(block, at)
     self._state = _State.RECORD if character in "[{" else _State.SCALAR
     self._brackets = bytearray()
     self._is_long = self._is_broken = self._is_no_answer = False
@@ -242,7 +262,7 @@ class Cutter:
     """Takes a bracket that opens; opens the array of an API's answer."""
     outermost = len(self._brackets) == 1
     if outermost and block[at] == ord("[") and self._opens_answer(block, at):
-      self._open += ["{", "["]
+      self._open += [_Opened("{", self._place), _Opened("[", self._place)]
       self._group += 1
       self._state, self._brackets = _State.BETWEEN, bytearray()
       self._held = bytearray()
@@ -269,35 +289,79 @@ class Cutter:
     return found
 
   def _begins_anew(self, block: bytes, at: int) -> bool:
-    """Whether another record begins at a bracket, this one being broken."""
-    if self._state is not _State.RECORD or self._indent is None:
-      return False
-    if at and block[at - 1] not in _WHITE_SPACE:  # most brackets, quickly
-      return False
-    before = (self._before + block[max(0, at - _INDENT_BYTES) : at]).rstrip()
+    """Whether another record begins at a bracket, what is read being broken.
+
+    Closes what is open around what is read, where that is broken as well.
+    """
+    before = block[at - 1 : at]
+    if not before or before[0] in _WHITE_SPACE:
+      before = (self._before + block[max(0, at - _LEAD_BYTES) : at]).rstrip()[-1:]
     # Where no value may begin, something is missing before.
-    after = before[-1:]
-    may_begin = after == b":" or (after in (b"[", b",") and self._brackets[-1:] == b"[")
+    may_begin = before == b":" or (
+      before in (b"[", b",") and self._brackets[-1:] == b"["
+    )
     if may_begin and not (self._is_broken or self._is_long):
       return False
-    return self._indent_of(block, at) == self._indent
+    self._is_broken = True
+    indent = self._indent_of(block, at)
+    if indent is None:
+      return False
+    around = (opened.place for opened in reversed(self._open))
+    for place in (self._place, self._before_place, *around):
+      if place.indent == indent:
+        if place.depth < len(self._open) or self._state is _State.SKIPPED:
+          self._unclosed()
+          self._group += 1
+        del self._open[place.depth :]
+        return True
+    return False
 
   def _indent_of(self, block: bytes, at: int) -> bytes | None:
-    """White space from a line's beginning to a place; None if there is more."""
-    before = block[max(0, at - _INDENT_BYTES) : at]
-    if len(before) == at < _INDENT_BYTES:
+    """The indent of what begins at a place; see `_Place.indent`."""
+    before = block[max(0, at - _LEAD_BYTES) : at]
+    if len(before) == at < _LEAD_BYTES:
       before = self._before + before
-    _, line_feed, indent = before.rpartition(b"\n")
-    return indent if line_feed and not indent.strip() else None
+    _, line_feed, lead = before.rpartition(b"\n")
+    match = _LEAD.fullmatch(lead) if line_feed else None
+    return match and match[1]
 
   def _end(self, block: bytes, at: int) -> Iterator[Record]:
     """Ends what is read before a place in the block."""
     state, self._state = self._state, _State.BETWEEN
     if state is _State.SKIPPED:
+      if self._is_broken:
+        yield Record(b"}", self._group)
       return
     self._hold(block[self._from : at])
     content, self._held = bytes(self._held.rstrip()), bytearray()
-    yield from self._checked(content)
+    if state is _State.RECORD and not self._is_broken:
+      self._before_place = self._place
+    start = self._next_start(content) if state is _State.RECORD else None
+    if start is None:
+      yield from self._checked(content)
+      return
+    yield from self._checked(content[:start].rstrip())
+    rest = Cutter(
+      self._max_bytes,
+      self._too_long,
+      lambda: None,
+      is_whole=self._is_whole,
+      again=self._again - 1,
+    )
+    for found in itertools.chain(rest.feed(content[start:]), rest.finish()):
+      yield found._replace(group=self._group)
+
+  def _next_start(self, content: bytes) -> int | None:
+    """Where another record begins in one that is broken."""
+    indent = self._place.indent
+    if self._is_whole is None or not self._again or self._is_long or indent is None:
+      return None
+    own = rb"\n%b(?:[,\]}][ \t,\]}]*+)?+(?=[\[{])" % re.escape(indent)
+    if (match := re.search(own, content)) is None:
+      return None
+    # Lines of a whole record begin so as well where none is indented.
+    whole = not self._is_broken and (files.is_heavy(content) or self._is_whole(content))
+    return None if whole else match.end()
 
   def _checked(self, content: bytes) -> Iterator[Record]:
     """Yields a record, unless it is too long."""
@@ -329,7 +393,7 @@ def members(
   Yields:
     Each key as a string of JSON, and its value, if that is an object, as it stands.
   """
-  cutter = Cutter(max_bytes, too_long, lambda: None, again=False, opens=False)
+  cutter = Cutter(max_bytes, too_long, lambda: None, opens=False)
   begun = False
   key = b""
   for block in itertools.chain(blocks, (None,)):

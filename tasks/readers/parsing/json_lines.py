@@ -15,6 +15,7 @@ from commentree.tasks.trees.comment_tree import DROPPED_NOT_OBJECT, ReadCounts
 BAD_JSON = "skipped: bad JSON"
 DROPPED_BAD_JSON = "dropped: bad JSON"
 REPAIRED_UTF8 = "invalid UTF-8 replaced"
+REPAIRED_LINES = "lines of JSON with more on them than a record taken apart"
 
 # What `parse` returns for a line that is no JSON; None is a value.
 BAD = object()
@@ -45,17 +46,36 @@ def objects(
     except (ValueError, RecursionError):
       if not line or line.isspace():
         continue
-      record = parse(line, read_counts)
-      if record is BAD:
-        read_counts.comments[DROPPED_BAD_JSON] += 1
-        continue
-      if not isinstance(record, Mapping):
-        read_counts.comments[DROPPED_NOT_OBJECT] += 1
-        continue
-      found = kind(
-        **{fields[key]: record[key] for key in fields.keys() & record.keys()}
-      )
-    yield found
+      for record, _ in values(line, read_counts):
+        if record is BAD:
+          read_counts.comments[DROPPED_BAD_JSON] += 1
+        elif not isinstance(record, Mapping):
+          read_counts.comments[DROPPED_NOT_OBJECT] += 1
+        else:
+          own = fields.keys() & record.keys()
+          yield kind(**{fields[key]: record[key] for key in own})
+    else:
+      yield found
+
+
+def values(line: bytes, read_counts: ReadCounts) -> Iterator[tuple[Any, int]]:
+  """Yields what is on a line, and where it ends there.
+
+  That is a value, or `BAD`; of a line that `json_records.on_line` takes apart, several.
+
+  Args:
+    line: not empty.
+    read_counts: gets `REPAIRED_LINES`, and what `parse` counts.
+  """
+  counted = ReadCounts()
+  value = parse(line, counted)
+  if value is BAD and (parts := json_records.on_line(line)) != [(line, len(line))]:
+    read_counts.repaired[REPAIRED_LINES] += 1
+    for part, end in parts:
+      yield parse(part, read_counts), end
+    return
+  read_counts.repaired.update(counted.repaired)
+  yield value, len(line)
 
 
 def parse(line: bytes, read_counts: ReadCounts) -> Any:

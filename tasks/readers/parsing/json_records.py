@@ -38,7 +38,13 @@ _LINES_LOOKED_AT = 50
 _HEAD_BYTES = 2**16
 LONGEST_HEAD_BYTES = 2**18
 
+# Up to the first key, of an object on a line.
+_BEGINNING = re.compile(rb'[\s\0\x1e]*+(\{\s*+"[^"\\]*+"\s*+:)')
+_BEGINNINGS_TRIED = 8
+
 _OPENERS = frozenset(b"[{")
+# Beside white space, NULs that a crash leaves and what begins texts of RFC 7464.
+_AROUND = b" \t\r\v\f\0\x1e"
 _decode = msgspec.json.Decoder().decode
 
 
@@ -77,7 +83,11 @@ def of_blocks(
   def unclosed() -> None:
     read_counts.repaired[REPAIRED_NOT_CLOSED] += 1
 
-  return _cut(blocks, Cutter(limit, too_long, unclosed))
+  return _cut(blocks, Cutter(limit, too_long, unclosed, is_whole=_is_whole))
+
+
+def _pass() -> None:
+  """Counts nothing."""
 
 
 def _cut(blocks: Iterable[bytes], cutter: Cutter) -> Iterator[Record]:
@@ -123,7 +133,7 @@ def is_lines(head: bytes) -> bool:
   Args:
     head: what the file begins with.
   """
-  lines = [line.strip() for line in head.split(b"\n", _LINES_LOOKED_AT)]
+  lines = [line.strip(_AROUND) for line in head.split(b"\n", _LINES_LOOKED_AT)]
   while lines and not lines[0]:
     del lines[0]
   if not lines or lines[0][0] not in _OPENERS:
@@ -136,17 +146,54 @@ def is_lines(head: bytes) -> bool:
     others = [line for line in others if line]
     objects = sum(line[:1] == b"{" and _is_whole(line) for line in others)
     return bool(stray) and 2 * objects > len(others)
-  if len(head) >= LONGEST_HEAD_BYTES and not others:
-    return not _is_answer(first)
-  value = _value(first)
-  if value is not None:
-    return not isinstance(value.get("data"), list) or not _is_answer(first)
   if _is_answer(first):
     return False
-  # A broken line among objects, or the beginning of a document?
-  whole = sum(map(_is_whole, others))
+  if len(head) >= LONGEST_HEAD_BYTES and not others:
+    # A record as long as that, or many without a line between?
+    return next(Cutter(len(first), (Counter(), ""), _pass).feed(first), None) is None
+  # Of an object or a broken line: among others, or before or in a document?
+  whole = sum(map(_is_whole, lines))
   inside = sum(line.endswith((b",", b"{", b"[")) for line in others)
   return whole >= inside if whole or not others else breaks_off(first)
+
+
+def on_line(line: bytes) -> list[tuple[bytes, int]]:
+  """The records on a line that is no JSON as a whole, each with where it ends there.
+
+  Files of lines that were put together may lack a line end between two of them, and a
+  dump that was killed and begun again has a part of a record before a whole one.
+
+  Args:
+    line: any bytes.
+
+  Returns:
+    Objects and arrays, and what is broken between them; or the line alone.
+  """
+  nothing = [(line, len(line))]
+  if files.is_heavy(line, copies=3):
+    return nothing
+  own = _BEGINNING.match(line)
+  begun = re.compile(re.escape(own[1]) if own else rb"(?!)")  # none begins so
+  cutter = Cutter(len(line), (Counter(), ""), _pass, opens=False)
+  found: list[tuple[bytes, int]] = []
+  some = last = False  # whether some record is found, and whether the last part is one
+  at = 0
+  for part, _ in itertools.chain(cutter.feed(line), cutter.finish()):
+    at = line.index(part, at) + len(part)
+    whole = _is_whole(part)
+    if whole or last or not found:
+      found.append((part, at))
+    some = some or (whole and (len(found) == 1 or begun.match(part) is not None))
+    last = whole
+  if some:
+    return [*found[:-1], (found[-1][0], len(line))]
+  # Behind a part of a record, where no value may begin.
+  for other in itertools.islice(begun.finditer(line), 1, _BEGINNINGS_TRIED):
+    part, rest = line[: other.start()], line[other.start() :].rstrip(_AROUND + b",;")
+    inside = part.rstrip().endswith((b":", b",", b"[")) and not breaks_off(part)
+    if not inside and _is_whole(rest):
+      return [(part, len(part)), (rest, len(line))]
+  return nothing
 
 
 def first_keys(head: bytes) -> tuple[frozenset[str], ...]:
@@ -175,7 +222,7 @@ def _first_keys(
     if len(found) < _LINES_LOOKED_AT and _is_whole(begun.strip()):
       found.append(begun)
   else:
-    cutter = Cutter(len(head), (Counter(), ""), lambda: None)
+    cutter = Cutter(len(head), (Counter(), ""), _pass)
     cut = itertools.islice(cutter.feed(head), _LINES_LOOKED_AT)
     found = [record.content for record in cut]
     begun = cutter.begun()
@@ -211,7 +258,7 @@ def _is_whole(line: bytes) -> bool:
 
 def _is_answer(start: bytes) -> bool:
   """Whether an object that begins so is an API's answer: `{"data": [...]}`."""
-  cutter = Cutter(len(start), (Counter(), ""), lambda: None)
+  cutter = Cutter(len(start), (Counter(), ""), _pass)
   for _ in cutter.feed(start):
     pass
   return cutter.found_answer

@@ -21,7 +21,8 @@ def encoding(start: bytes) -> str | None:
   start = start[:_BYTES_LOOKED_AT]
   marked = start.startswith(_MARKS) or start == codecs.BOM_UTF32_BE
   begins = start.replace(b"\0", b"")[:1]
-  if not marked and (b"\0" not in start or not _FIRST_CHARACTERS.issuperset(begins)):
+  begins_so = begins and _FIRST_CHARACTERS.issuperset(begins)
+  if not marked and not (b"\0" in start and begins_so):  # NULs alone are a crash's
     return None
   found = json.detect_encoding(start)
   return None if found == "utf-8" else found

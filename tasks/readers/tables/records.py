@@ -67,11 +67,11 @@ def names(path: str, config: TreeConfig) -> list[str]:
     ignored = ReadCounts()  # whoever reads the records counts
     records = json_records.records(path, config, ignored, "comments")
     for record in itertools.islice(records, _RECORDS_LOOKED_AT):
-      value = json_lines.parse(record.content or b"0", ignored)
-      for key, inner in value.items() if isinstance(value, Mapping) else ():
-        found[key] = None
-        if isinstance(inner, Mapping):
-          found.update((f"{key}.{field}", None) for field in inner)
+      for value, _ in json_lines.values(record.content or b"0", ignored):
+        for key, inner in value.items() if isinstance(value, Mapping) else ():
+          found[key] = None
+          if isinstance(inner, Mapping):
+            found.update((f"{key}.{field}", None) for field in inner)
     return list(found)
   if kind == "csv":
     return _header(head)[0]

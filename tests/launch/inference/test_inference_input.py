@@ -37,6 +37,7 @@ LINES = [
   "[1, 2]",
   line(4),
   json.dumps({"id": "t5", "title": None, "comments": []}),  # nothing left of it
+  f"{line(6)}, {line(7)};",
 ]
 
 
@@ -85,7 +86,10 @@ def test_lines_are_sought_and_not_read_again(folder, monkeypatch):
   unit = trees.find([str(folder / "b.jsonl")], CONFIG).units[0]
   (_, position), *rest = unit.read(0, ReadCounts())
   read = []
-  monkeypatch.setattr(trees, "tree_of_line", lambda line, *_: read.append(line) or line)
+  whole = trees.trees_of_line
+  monkeypatch.setattr(
+    trees, "trees_of_line", lambda line, *_: read.append(line) or whole(line, *_)
+  )
   list(unit.read(position, ReadCounts()))
   assert len(read) == len(rest)
 

@@ -69,29 +69,44 @@ LAYOUTS = {
   "line ends of DOS": lambda records: json.dumps(records, indent=1).replace(
     "\n", "\r\n"
   ),
+  "documents without a line between": lambda records: "".join(
+    json.dumps(r, indent=2) for r in records
+  ),
+  "an array whose lines begin with commas": lambda records: (
+    "[" + "\n,".join(map(json.dumps, records)) + "]"
+  ),
+  "an array as Jackson writes it": lambda records: (
+    "[ " + ", ".join(json.dumps(r, indent=2) for r in records) + " ]"
+  ),
+  "texts of RFC 7464": lambda records: "".join(
+    f"\x1e{json.dumps(r, indent=1)}\n" for r in records
+  ),
+  "documents behind an empty object": lambda records: "\n".join(
+    json.dumps(r, indent=1) for r in [{}, *records]
+  ),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_trees_and_comments_are_read_in_any_layout(tmp_path, layout):
-  if layout != "one line without an end":
-    found, read_counts = read(tmp_path / "a.json", LAYOUTS[layout](COMMENTS))
-    assert [(c.id, c.parent) for c in found[0].comments[1:]] == [
-      ("a", 0),
-      ("b", 1),
-      ("c", 2),
-    ]
-    assert read_counts.comments == {comment_tree.KEPT: 3}
+  empty = "empty" in layout
+  found, read_counts = read(tmp_path / "a.json", LAYOUTS[layout](COMMENTS))
+  assert [(c.id, c.parent) for c in found[0].comments[1:]] == [
+    ("a", 0),
+    ("b", 1),
+    ("c", 2),
+  ]
+  neither = {comment_tree.DROPPED_NEITHER: 1} if empty else {}
+  assert read_counts.comments == {comment_tree.KEPT: 3, **neither}
   found, read_counts = read(
     tmp_path / "b.json", LAYOUTS[layout]([tree("p"), tree("q")])
   )
-  if layout == "one line without an end":
-    assert read_counts.trees == {json_lines.BAD_JSON: 1}  # a line is a record here
-    return
   assert [t.id for t in found] == ["p", "q"]
   assert found[0].comments[1].text == 'a "p" [b] {c}\\'
-  assert read_counts.trees == {comment_tree.KEPT: 2}
-  assert read_counts.repaired == {}
+  no_list = {comment_tree.TREE_NO_LIST: 1} if empty else {}
+  assert read_counts.trees == {comment_tree.KEPT: 2, **no_list}
+  apart = {json_lines.REPAIRED_LINES: 1} if layout.startswith("one line") else {}
+  assert read_counts.repaired == apart
 
 
 @pytest.mark.parametrize(
@@ -172,6 +187,113 @@ def test_wherever_an_element_breaks_off_no_other_one_is_lost(begin):
       assert missing <= hidden, broken[:end]
 
 
+def pages(names, indent=None):
+  """Answers of three comments each."""
+  every = [comment(name, "t3_p", richtext=[{"e": "text"}]) for name in names]
+  three = [every[start : start + 3] for start in range(0, len(every), 3)]
+  return [
+    json.dumps({"data": some, "meta": {"n": [3]}}, indent=indent) for some in three
+  ]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_wherever_an_answer_breaks_off_no_later_one_is_lost(indent):
+  first, broken, *others = pages("abcdefghijkl", indent)
+  for end in range(1, len(broken)):
+    content = "\n".join([first, broken[:end], *others])
+    found, _ = cut(content.encode(), 100)
+    kept = {record["id"] for record in map(whole, found) if "id" in record}
+    # Where a value may follow, the next answer is taken for that.
+    hidden = set("ghi") if broken[:end].rstrip()[-1] in ":,[" else set()
+    assert set("abcghijkl") - hidden <= kept, broken[:end]
+
+
+def whole(content):
+  """The object that bytes are; empty for anything else."""
+  try:
+    value = json.loads(content)
+  except ValueError:
+    return {}
+  return value if isinstance(value, dict) else {}
+
+
+INDENTED = [
+  lambda records: json.dumps(records, indent=2),
+  lambda records: json.dumps(records, indent=0),
+  lambda records: json.dumps([records[:10], records[10:]], indent="\t"),
+  lambda records: "\n".join(json.dumps(r, indent=1) for r in records),
+  lambda records: "".join(json.dumps(r, indent=1) for r in records),
+  LAYOUTS["an array as Jackson writes it"],
+  LAYOUTS["an array whose lines begin with commas"],
+]
+
+
+@pytest.mark.parametrize("layout", INDENTED)
+@pytest.mark.parametrize("put", ["", "[", "{", "}", "]", '"', '{"a":', "},{", "\n"])
+def test_one_mistake_costs_few_records(layout, put):
+  names = [f"n{i}" for i in range(20)]
+  records = [comment(name, "t3_p", flair=[{"e": "x"}, {"u": [1]}]) for name in names]
+  content = layout(records)
+  start, end = content.index('"n9"'), content.index('"n10"')
+  for at in range(start, end, 3):
+    for without in (0, 1, 25):
+      broken = content[:at] + put + content[at + without :]
+      found, _ = cut(broken.encode(), 500)
+      kept = {record["id"] for record in map(whole, found) if "id" in record}
+      assert len(set(names) - kept) <= 3, broken[at - 30 : at + 30]
+
+
+def test_a_whole_record_is_not_cut_wherever_its_lines_begin():
+  record = '{ "id": "p",\n  "comments": [\n{ "id": "a" },\n[{ "id": "b" }\n]]}'
+  for content in (record, f"[\n{record}\n]", f"{record}\n{record}"):
+    found, _ = cut(content.encode(), 10)
+    assert {content.decode() for content in found} == {record}
+
+
+def test_lines_that_were_put_together_are_taken_apart(tmp_path):
+  a, b, c = map(json.dumps, COMMENTS)
+  for together in (a + b, f"{a} {b}", f"{a},{b}", f"{a};{b};", f"{a}\0\0{b}\0"):
+    found, read_counts = read(tmp_path / "RC_a.jsonl", f"{together}\n{c}\n")
+    assert [each.id for each in found[0].comments[1:]] == ["a", "b", "c"]
+    assert read_counts.comments == {comment_tree.KEPT: 3}
+    assert read_counts.repaired == {json_lines.REPAIRED_LINES: 1}
+  for end in range(a.index('"text') + 2, len(a) - 2):
+    found, read_counts = read(tmp_path / "RC_a.jsonl", f"{a[:end]}{b}\n{c}\n")
+    assert [each.id for each in found[0].comments[1:]] == ["b", "c"], a[:end]
+    assert read_counts.comments[json_lines.DROPPED_BAD_JSON] == 1
+    assert sum(read_counts.comments.values()) == 3
+  many = a * (2 * json_records.LONGEST_HEAD_BYTES // len(a))
+  assert not json_records.is_lines(many.encode())
+  long = json.dumps(tree("p", title=many)).encode()
+  assert json_records.is_lines(long[: json_records.LONGEST_HEAD_BYTES])
+
+
+def test_a_broken_line_gives_none_of_what_is_in_it(tmp_path):
+  inner = json.dumps(tree("q"))
+  for broken in (
+    '{"id": "p", "comments": [' + inner + ", " + inner,
+    '{"id": "p"]], "comments": [' + inner + "]}",
+    f'{{"id": "p", "title": "a "b" c", "x": {inner}}}',
+    "{'id': 'p', 'title': 'a [b', 'comments': [], 'x': {}}",
+  ):
+    found, read_counts = read(
+      tmp_path / "a.jsonl", broken + "\n" + json.dumps(tree("r"))
+    )
+    assert [t.id for t in found] == ["r"]
+    assert read_counts.trees == {comment_tree.KEPT: 1, json_lines.BAD_JSON: 1}
+
+
+def test_nuls_that_a_crash_leaves_cost_no_comment(tmp_path):
+  lines = [json.dumps(each) for each in COMMENTS]
+  for content in (
+    "\0" * 600 + "\n".join(lines),
+    lines[0] + "\n" + "\0" * 600 + "\n".join(lines[1:]) + "\0" * 9,
+    "\0" * 600 + json.dumps(COMMENTS, indent=1) + "\0" * 9,
+  ):
+    found, _ = read(tmp_path / "RC_a.jsonl", content)
+    assert [each.id for each in found[0].comments[1:]] == ["a", "b", "c"]
+
+
 def test_an_array_before_objects_on_lines_is_one_line_of_them():
   objects = [json.dumps(tree(name)).encode() for name in "pqr"]
   for stray in (b'["not", "an", "object"]', b"[null]", b"[1, 2]"):
@@ -226,10 +348,9 @@ def test_a_first_record_longer_than_is_looked_at_first_does_not_hide_the_format(
   long = {"gallery": ["x" * 100] * 900, "id": "p", "title": "t", "created_utc": 1}
   posts = [long, {"id": "q", "title": "t", "created_utc": 2, "selftext": ""}]
   for name, layout in LAYOUTS.items():
-    if name != "one line without an end":
-      path = tmp_path / "a.json"
-      path.write_text(layout(posts))
-      assert readers.format_of(str(path)).name == "pushshift", name
+    path = tmp_path / "a.json"
+    path.write_text(layout(posts))
+    assert readers.format_of(str(path)).name == "pushshift", name
 
 
 def test_a_file_in_which_nothing_is_found_is_named_with_a_line_of_it(
