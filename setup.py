@@ -17,6 +17,12 @@ SUBPACKAGES = [
 ]
 
 
+def description():
+  """The README for PyPI, where links into the repository would lead nowhere."""
+  relative = re.compile(r"\[([^\]]+)\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+  return relative.sub(r"\1 (`\2`)", (ROOT / "README.md").read_text())
+
+
 def jax(extra=""):
   """JAX for each Python: 0.11 and later want Python 3.12."""
   return [
@@ -99,7 +105,7 @@ setuptools.setup(
   name="commentree",
   version=VERSION,
   description="Pretrain and fine-tune language models on trees of comments",
-  long_description=(ROOT / "README.md").read_text(),
+  long_description=description(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",

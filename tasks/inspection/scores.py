@@ -54,7 +54,7 @@ def _with_scores(tree: TreeView, found: _Scores) -> TreeView:
 
   def scored(comment: CommentView) -> CommentView:
     score = found.get((tree.id, comment.id))
-    if score is None:
+    if score is None or not comment.depth:
       return comment
     counts = {numbers[x]: nats for x, nats in score.counts.items() if x in numbers}
     return dataclasses.replace(comment, saved=score.saved, counts=counts)

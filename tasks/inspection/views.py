@@ -204,7 +204,9 @@ class CommentView:
   def counted(self, ancestor: AncestorView) -> str:
     """What is lost without an ancestor, as it is shown; nothing where not known."""
     nats = self.counts.get(ancestor.comment)
-    return "" if nats is None or not ancestor.distance else f"{nats:+.3f}"
+    if nats is None or not ancestor.distance:
+      return ""
+    return f"{round(nats, 3) + 0.0:+.3f}"  # not -0.000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,15 @@ def test_the_terminal_and_the_page_show_it(view, path):
   assert "lost without" not in html_page.page(view)
 
 
+def test_the_post_has_nothing_above_it_that_could_save(view, tmp_path):
+  target = tmp_path / "post.jsonl"
+  tree = view.trees[0]
+  line = {"tree": tree.id, "comment": "c0", "difference": 0.0, "tokens": 3}
+  target.write_text(json.dumps({**line, "ancestors": []}) + "\n")
+  post = scores.with_scores(view, target).trees[0].comments[0]
+  assert post.notes() == tree.comments[0].notes()
+
+
 def test_without_attribution_what_the_thread_saves_is_shown(view, tmp_path):
   target = tmp_path / "plain.jsonl"
   first = next(lines_of(view))
