@@ -16,7 +16,7 @@ Every record is counted once, as in `pushshift`, but for posts that lie beside c
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from commentree.errors import UserError
@@ -107,8 +107,8 @@ def prepare(paths: Sequence[str], config: TreeConfig) -> bytes:
     names = [found.by_role[role] for role in roles]
     for values in records.records(path, names, config, ignored):
       given = dict(zip(roles, values))
-      ident = _id(given.get("id"), ignored)
-      above = _id(given.get("parent"), ignored) or _id(given.get("post"), ignored)
+      ident, parent, post = _ids(given, ignored)
+      above = parent or post
       if ident:
         roots.add(ident, () if above is None or above == ident else (above,))
   return bytes(roots.build())
@@ -156,10 +156,11 @@ FORMAT = format_by_roots(
 
 
 def _row(given: dict[str, Any], roots: Roots, read_counts: ReadCounts) -> Row | None:
-  ident = _id(given.get("id"), read_counts)
-  parent = _id(given.get("parent"), read_counts)
-  post = _id(given.get("post"), read_counts)
+  ident, parent, post = _ids(given, read_counts)
   own = post == ident if post else parent is None or parent == ident
+  answers_comment = _begins(given.get("parent"), COMMENT_PREFIX)
+  if answers_comment or _begins(given.get("id"), COMMENT_PREFIX):
+    own = False  # of Reddit, where a comment may have the id of its post
   if own and ident is None:
     read_counts.comments[comment_tree.DROPPED_NO_ID] += 1
     return None
@@ -174,7 +175,7 @@ def _row(given: dict[str, Any], roots: Roots, read_counts: ReadCounts) -> Row | 
       read_counts.comments[comment_tree.DROPPED_CYCLE] += 1
       return None
   parent_id = None
-  if parent is not None and parent != post:
+  if parent is not None and (parent != post or answers_comment):
     parent_id = COMMENT_PREFIX + parent
   return Row(
     tree_id=post,
@@ -229,19 +230,43 @@ def _written(given: dict[str, Any], read_counts: ReadCounts) -> str | None:
   return text(given.get("title"), read_counts) if written is None else written
 
 
-def written_id(value: Any, read_counts: ReadCounts) -> str | None:
-  """An id as a table has it; None for what stands for no value."""
+def _ids(
+  given: Mapping[str, Any], read_counts: ReadCounts
+) -> tuple[str | None, str | None, str | None]:
+  """The ids of a row, its parent and its post."""
+  above = (given.get("parent"), given.get("post"))
+  # Reddit's ids are digits to base 36, `null` and `nan` among them.
+  of_reddit = any(_begins(value, (COMMENT_PREFIX, POST_PREFIX)) for value in above)
+  ident = _id(given.get("id"), read_counts, any_word=of_reddit)
+  parent, post = (_id(value, read_counts) for value in above)
+  return ident, parent, post
+
+
+def _begins(value: Any, prefixes: str | tuple[str, ...]) -> bool:
+  return isinstance(value, str) and value.strip().startswith(prefixes)
+
+
+def written_id(
+  value: Any, read_counts: ReadCounts, *, any_word: bool = False
+) -> str | None:
+  """An id as a table has it; None for what stands for no value.
+
+  Args:
+    value: what stands there.
+    read_counts: counts what is repaired.
+    any_word: whether `null` and the like are ids.
+  """
   found = identifier(value, read_counts)
-  if found is None or found.lower() in _NOTHING:
+  if found is None or (found.lower() in _NOTHING and not any_word):
     return None
   if found.endswith(".0") and found[:-2].isdigit():  # pandas, of a column with gaps
     found = found[:-2]
   return found
 
 
-def _id(value: Any, read_counts: ReadCounts) -> str | None:
+def _id(value: Any, read_counts: ReadCounts, *, any_word: bool = False) -> str | None:
   """An id without a prefix of Reddit's; None for what stands for no value."""
-  found = written_id(value, read_counts) or ""
+  found = written_id(value, read_counts, any_word=any_word) or ""
   return found.removeprefix(POST_PREFIX).removeprefix(COMMENT_PREFIX) or None
 
 

@@ -159,6 +159,35 @@ def test_ids_that_pandas_made_floats_and_words_for_nothing_are_understood(tmp_pa
   assert shape(tree) == [("post", None), ("reply", "post"), ("deeper", "reply")]
 
 
+@pytest.mark.parametrize("post", [True, False])
+def test_ids_of_reddit_that_are_words_for_nothing_are_ids(tmp_path, post):
+  rows = [
+    ("p1", "t3_p1", None, "o", "post", "1"),
+    ("null", "t3_p1", "t3_p1", "a", "NA", "2"),
+    ("NaN", "t3_p1", "t1_null", "a", "null", "3"),
+  ]
+  names = ("id", "link_id" if post else "other", "parent_id", "author", "body", "time")
+  (tmp_path / "t.csv").write_bytes(as_csv(rows, names))
+  counts = ReadCounts()
+  (tree,) = trees_of(tmp_path / "t.csv", counts)
+  assert shape(tree) == [("post", None), ("NA", "post"), ("null", "NA")]
+  assert counts.comments == {comment_tree.KEPT: 2}
+
+
+def test_a_comment_of_reddit_with_the_id_of_its_post_is_a_comment(tmp_path):
+  names = ("id", "link_id", "parent_id", "author", "body", "created_utc")
+  rows = [
+    ("t3_x", "t3_x", None, "o", "post", "1"),
+    ("t1_x", "t3_x", "t3_x", "a", "same", "2"),
+    ("t1_y", "t3_x", "t1_x", "a", "below", "3"),
+  ]
+  (tmp_path / "t.csv").write_bytes(as_csv(rows, names))
+  counts = ReadCounts()
+  (tree,) = trees_of(tmp_path / "t.csv", counts)
+  assert shape(tree) == [("post", None), ("same", "post"), ("below", "same")]
+  assert counts.trees == {comment_tree.KEPT: 1}
+
+
 def test_fields_of_structures_are_columns(tmp_path):
   tweets = [
     {"id_str": "1", "full_text": "hi", "user": {"screen_name": "ann"}, "created_at":
