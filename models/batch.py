@@ -50,6 +50,9 @@ OPTIONAL_FEATURE_AXES: dict[str, str] = {
   "target_numbers": "BT",
 }
 
+# All others are int32.
+FLOAT_FEATURES = ("decoder_loss_weights", "target_numbers")
+
 
 def positions_in_comment(batch: Mapping[str, Array], side: str) -> Array:
   """Returns how many tokens of its comment stand before each token, `[B, R, L]`.
@@ -95,7 +98,7 @@ def smallest() -> dict[str, jnp.ndarray]:
   return {
     name: jnp.zeros(
       (1,) * len(axes),
-      jnp.float32 if name == "decoder_loss_weights" else jnp.int32,
+      jnp.float32 if name in FLOAT_FEATURES else jnp.int32,
     )
     for name, axes in FEATURE_AXES.items()
   }

@@ -12,7 +12,7 @@ from typing import Any
 
 from commentree.console import Console
 from commentree.errors import UserError
-from commentree.launch.settings import typical_forests
+from commentree.launch.settings import model_sizes, typical_forests
 from commentree.launch.settings.configurables import RunConfig
 from commentree.models.model import CommentTreeModel
 from commentree.training.tpu_compile import ahead_of_time, compiled_report, topologies
@@ -35,15 +35,19 @@ def make_plan(
     topology: the slices.
     vocab_size: of the model, if its settings leave it open.
     comment_tokens: mean tokens of a comment.
+
+  Raises:
+    UserError: if the objective needs another head than the model has.
   """
   shape, comments = typical_forests.typical_shape(run.data, comment_tokens)
   train = run.train
   if train.batch_size == 1:
     rows = len(topology.devices) * train.gradient_accumulation_steps
     train = dataclasses.replace(train, batch_size=rows)
-  config = run.model
-  if not config.vocab_size:
-    config = dataclasses.replace(config, vocab_size=vocab_size)
+  config = dataclasses.replace(run.model, vocab_size=run.model.vocab_size or vocab_size)
+  config = model_sizes.with_sizes(
+    config, run.data.preprocessing, config.vocab_size, run.data.objective_names[0]
+  )
   return CompilePlan(
     model=CommentTreeModel(config),
     config=train,

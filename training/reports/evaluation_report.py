@@ -130,9 +130,10 @@ def left_out(results: Results) -> str:
   if not tokens:
     return ""
   comments = results[SHUFFLED]["left_out_comments"]
+  # Of numbers a comment has one.
+  of_tokens = "" if regression.is_of(results[SHUFFLED]) else f", {tokens:,} tokens"
   return (
-    f"left out: {comments:,} comments, {tokens:,} tokens in batches that hold one tree"
-    " alone"
+    f"left out: {comments:,} comments{of_tokens} in batches that hold one tree alone"
   )
 
 
@@ -180,7 +181,8 @@ def table(results: Results, title: str = "") -> Table:
     rendered.add_column(condition, justify="right")
   if compares:
     rendered.add_column(f"{SHUFFLED} - {TRUE}", justify="right")
-  rendered.add_column("tokens", justify="right")
+  counted = "comments" if regression.is_of(first) else "tokens"
+  rendered.add_column(counted, justify="right")
 
   def add(name: str, cells: Sequence[str], more: str, count: int) -> None:
     rendered.add_row(name, *cells, *([more] if compares else []), f"{count:,}")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from commentree.errors import UserError
+from commentree.models.batch import FLOAT_FEATURES
 from commentree.models.interface import Model
 from commentree.training import partitioning
 from commentree.training import state as state_lib
@@ -39,8 +40,6 @@ Program = Literal["train", "eval", "infer"]
 Effort = Literal["O0", "O1", "O2", "O3"]
 _LEVELS: dict[Effort | None, int] = {None: 0, "O0": 9, "O1": 19, "O2": 29, "O3": 39}
 PROGRAMS: tuple[Program, ...] = get_args(Program)
-
-FLOAT_FEATURES = ("decoder_loss_weights",)
 
 
 @dataclasses.dataclass(frozen=True)

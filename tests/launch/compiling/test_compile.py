@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
 from commentree.launch import main
-from commentree.launch.compiling import aot_table
+from commentree.launch.compiling import aot_table, compile_job
 from commentree.launch.settings import gin_cli, typical_forests
 from commentree.training.tpu_compile import ahead_of_time
 
@@ -170,3 +171,21 @@ def test_every_size_and_generation_is_in_the_table():
   assert sizes == {"small", "base", "large", "xl", "xxl"}
   assert generations == {"v4", "v5e", "v5p", "v6e", "tpu7x"}
   assert ahead_of_time.PROGRAMS == ("train", "eval", "infer")
+
+
+@pytest.mark.parametrize(
+  ("objective", "setting", "outputs"),
+  [
+    ("classify", "CommentLabelsConfig.source = 'deleted_next'", 2),
+    ("tag", "LabelsConfig.names = ('claim',)", 3),
+    ("regress", "CommentNumbersConfig.source = 'score'", 1),
+    ("mlm", "CommentNumbersConfig.source = 'score'", 0),
+  ],
+)
+def test_a_head_has_as_many_outputs_as_its_data_says(objective, setting, outputs):
+  files = ["runs/compile.gin", f"objectives/{objective}.gin"]
+  topology = types.SimpleNamespace(devices=[None] * 4)
+  plan = compile_job.make_plan(gin_cli.load(files, [setting]), topology, vocab_size=300)
+  config = plan.model.config
+  assert (config.vocab_size, config.num_labels) == (300, outputs)
+  assert ("target_numbers" in plan.feature_shapes) == (objective == "regress")

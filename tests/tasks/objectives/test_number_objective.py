@@ -7,6 +7,7 @@ import pytest
 
 from commentree.errors import UserError
 from commentree.launch import assemble_run
+from commentree.models import batch as batch_lib
 from commentree.models.config import ModelConfig
 from commentree.tasks.config.objective import TARGET_NUMBERS, ObjectiveConfig
 from commentree.tasks.config.preprocessing import (
@@ -119,6 +120,10 @@ def test_seqio_and_t5x_get_the_same_numbers():
   assert forest[TARGET_NUMBERS].dtype == np.float32
   assert sorted(number for _, number in predictions(forest)) == [-1.0, 1.0]
   assert forest["decoder_loss_weights"].sum() == 2
+
+
+def test_data_and_model_agree_on_what_is_float32():
+  assert set(forest_layout.FLOAT_FEATURES) == set(batch_lib.FLOAT_FEATURES)
 
 
 def test_a_number_is_no_label_and_no_token():
