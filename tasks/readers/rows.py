@@ -38,6 +38,7 @@ _ROW_BYTES = 160
 MAX_NAME_CHARS = 1_000  # of an id, an author, a subreddit, a label, a language
 
 _MAX_INT64 = 2**63 - 1
+_MAX_NUMBER = 10**76  # of an id; Arrow's decimals have no more digits
 _MAX_INT32 = 2**31 - 1
 
 _NAMES = (
@@ -213,7 +214,7 @@ def identifier(value: object, read_counts: ReadCounts) -> str | None:
   if isinstance(value, float) and value.is_integer():  # of a table with gaps
     value = int(value)
   if isinstance(value, int) and not isinstance(value, bool):
-    return str(value) if abs(value) <= _MAX_INT64 else None
+    return str(value) if abs(value) < _MAX_NUMBER else None
   return None
 
 

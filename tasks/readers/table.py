@@ -172,7 +172,10 @@ def _row(given: dict[str, Any], roots: Roots, read_counts: ReadCounts) -> Row | 
       return None
     post = roots.of(ident)
     if post is None:
-      read_counts.comments[comment_tree.DROPPED_CYCLE] += 1
+      known = ident in roots
+      read_counts.comments[
+        comment_tree.DROPPED_CYCLE if known else comment_tree.DROPPED_NO_TREE
+      ] += 1
       return None
   parent_id = None
   if parent is not None and (parent != post or answers_comment):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import decimal
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from commentree.tasks.readers.parsing import files
@@ -18,7 +18,9 @@ from commentree.tasks.trees.comment_tree import ReadCounts
 Kind = Literal["parquet", "arrow"]
 
 FILE_MARK, STREAM_MARK = b"ARROW1", b"\xff\xff\xff\xff"
+MISSING_ROWS = "rows in damaged parts of tables"
 _ROWS_AT_ONCE = 1_024
+_DAMAGE = (OSError, ValueError)  # also what Arrow raises
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def names(path: str, kind: Kind) -> list[str]:
     else:
       with _open_arrow(path) as (reader, _):
         schema = reader.schema
-  except (OSError, ValueError):  # also what Arrow raises
+  except _DAMAGE:
     return []
   listed: list[str] = []
   for field in schema:
@@ -53,15 +55,39 @@ def records(
     columns: names, as in `names`; of equal names the first counts.
     read_counts: counts what became of the file.
   """
-  fate = files.READ
+  read = lost = 0
+  damage: list[Exception] = []
   try:
-    for batch in _batches(path, kind, columns):
-      yield from zip(*(_values(_column(batch, column)) for column in columns))
-  except (OSError, ValueError) as error:  # also what Arrow raises
-    fate = files.DAMAGED
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    _log.warning("%s: is damaged (%s); what comes before was read", path, line)
-  read_counts.files[fate] += 1
+    for part, rows in _parts(path, kind, columns):
+      before = read
+      try:
+        for batch in part:
+          values = [_values(_column(batch, column)) for column in columns]
+          read += batch.num_rows
+          yield from zip(*values)
+      except _DAMAGE as error:
+        damage.append(error)
+        lost += max(0, rows - (read - before))
+  except _DAMAGE as error:
+    damage.append(error)
+  if damage:
+    line = (str(damage[0]) or type(damage[0]).__name__).splitlines()[0]
+    if lost:
+      read_counts.missing[MISSING_ROWS] += lost
+      kept = f"{lost:,} rows of it were not read, the others were"
+    elif read:
+      kept = "what comes before was read"
+    elif _is_packed(path):
+      kept = "nothing of it was read: it is packed as a whole; unpack it"
+    else:
+      kept = "nothing of it was read; was it copied to its end?"
+    _log.warning("%s: is damaged (%s); %s", path, line, kept)
+  read_counts.files[files.DAMAGED if damage else files.READ] += 1
+
+
+def _is_packed(path: str) -> bool:
+  with open(path, "rb") as file:
+    return not file.read(len(FILE_MARK)).startswith((b"PAR1", FILE_MARK, STREAM_MARK))
 
 
 def _column(batch: Any, column: str) -> Any:
@@ -110,24 +136,37 @@ def _number(value: decimal.Decimal | None) -> int | float | None:
   return int(value) if value == value.to_integral_value() else float(value)
 
 
-def _batches(path: str, kind: Kind, columns: Sequence[str]) -> Iterator[Any]:
+def _parts(
+  path: str, kind: Kind, columns: Sequence[str]
+) -> Iterator[tuple[Iterator[Any], int]]:
+  """Yields parts of a table that can be read without the others, and their rows.
+
+  A part is an iterator over batches of rows. Of Arrow the number of rows in a part is not
+  known, and given as 0.
+  """
   if kind == "parquet":
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
       # Asked for all groups of rows at once, Arrow keeps those that were read.
       for group in range(file.num_row_groups):
-        yield from file.iter_batches(
+        batches = file.iter_batches(
           _ROWS_AT_ONCE, row_groups=[group], columns=list(columns)
         )
+        yield batches, file.metadata.row_group(group).num_rows
     return
   with _open_arrow(path) as (reader, whole):
-    batches = (
-      map(reader.get_batch, range(reader.num_record_batches)) if whole else reader
-    )
-    for batch in batches:
-      for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-        yield batch.slice(start, _ROWS_AT_ONCE)
+    if whole:
+      for number in range(reader.num_record_batches):
+        yield _slices(map(reader.get_batch, (number,))), 0
+    else:
+      yield _slices(reader), 0
+
+
+def _slices(batches: Iterable[Any]) -> Iterator[Any]:
+  for batch in batches:
+    for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+      yield batch.slice(start, _ROWS_AT_ONCE)
 
 
 class _open_arrow:

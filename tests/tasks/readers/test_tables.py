@@ -136,6 +136,13 @@ def test_a_cycle_is_counted_and_ends(tmp_path):
   assert counts.comments == {comment_tree.KEPT: 1, comment_tree.DROPPED_CYCLE: 2}
 
 
+def test_a_row_without_its_post_is_in_no_tree_and_in_no_cycle(tmp_path):
+  (tmp_path / "t.csv").write_bytes(as_csv([*THREAD, ("c3", "", "c1", "", "x", "")]))
+  counts = ReadCounts()
+  trees_of(tmp_path / "t.csv", counts)
+  assert counts.comments == {comment_tree.KEPT: 2, comment_tree.DROPPED_NO_TREE: 1}
+
+
 def test_a_post_in_columns_beside_its_comments_is_read_once(tmp_path):
   path = tmp_path / "t.csv"
   names = ("id", "thread_id", "parent_id", "text", "thread_title", "post_text")
@@ -344,6 +351,46 @@ def test_a_damaged_table_is_counted_and_named(tmp_path, kind, caplog):
   trees_of(path, counts)
   assert counts.files[files.DAMAGED] == 1
   assert str(path) in caplog.text
+
+
+def test_a_damaged_group_of_rows_costs_no_other_one(tmp_path, caplog):
+  rows = [("p", "p", None, "o", "post", "1")]
+  rows += [(f"c{i}", "p", "p", "a", f"text {i * 7919}", "2") for i in range(3_999)]
+  path = tmp_path / "t.parquet"
+  table = pa.table({name: list(col) for name, col in zip(NAMES, zip(*rows))})
+  pq.write_table(table, path, row_group_size=500, use_dictionary=False)
+  page = pq.read_metadata(path).row_group(2).column(4).data_page_offset
+  content = bytearray(path.read_bytes())
+  content[page : page + 400] = bytes([255]) * 400
+  path.write_bytes(content)
+  counts = ReadCounts()
+  (tree,) = trees_of(path, counts)
+  assert len(tree.comments) == 3_500
+  assert counts.missing == {arrow.MISSING_ROWS: 500}
+  assert counts.files == {files.DAMAGED: 1}
+  assert "; 500 rows of it were not read, the others were" in caplog.text
+
+
+def test_a_table_that_is_packed_is_said_to_be(tmp_path, caplog):
+  path = tmp_path / "t.parquet.gz"
+  pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), path)
+  path.write_bytes(gzip.compress(path.read_bytes()))
+  trees_of(path)
+  assert "it is packed as a whole; unpack it" in caplog.text
+
+
+@pytest.mark.parametrize("first", [2**64 - 3, 10**75])
+def test_ids_may_be_large_numbers(tmp_path, first):
+  numbers = [decimal.Decimal(first + i) for i in range(3)]
+  kind = pa.uint64() if first < 2**64 else pa.decimal256(76, 0)
+  columns_ = {
+    "id": pa.array(numbers, kind),
+    "parent": pa.array([None, *numbers[:2]], kind),
+    "\ufeffText": ["post", "a", "b"],
+  }
+  pq.write_table(pa.table(columns_), tmp_path / "t.parquet")
+  (tree,) = trees_of(tmp_path / "t.parquet")
+  assert shape(tree) == [("post", None), ("a", "post"), ("b", "a")]
 
 
 @given(
