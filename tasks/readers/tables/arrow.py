@@ -141,8 +141,8 @@ def _parts(
 ) -> Iterator[tuple[Iterator[Any], int]]:
   """Yields parts of a table that can be read without the others, and their rows.
 
-  A part is an iterator over batches of rows. Of Arrow the number of rows in a part is not
-  known, and given as 0.
+  A part is an iterator over batches of rows. Of Arrow the number of rows in a part is
+  not known, and given as 0.
   """
   if kind == "parquet":
     import pyarrow.parquet as pq

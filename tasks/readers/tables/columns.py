@@ -1,7 +1,7 @@
 """Which column of a table holds what: as settings say, or guessed by common names.
 
-Names are compared without case, spaces, dashes, underscores and byte order marks. A name
-with a dot is a field of a structure: `user.screen_name`.
+Names are compared without case, spaces, dashes, underscores and byte order marks. A
+name with a dot is a field of a structure: `user.screen_name`.
 """
 
 from __future__ import annotations
