@@ -208,8 +208,8 @@ def text(value: object, read_counts: ReadCounts) -> str | None:
 def identifier(value: object, read_counts: ReadCounts) -> str | None:
   """An id as a string; numbers count as their digits."""
   if isinstance(value, str):
-    if value.isalnum() and value.isascii():
-      return value
+    if value.isascii() and value.isprintable():
+      return value.strip() or None
     return (text(value, read_counts) or "").strip() or None
   if isinstance(value, float) and value.is_integer():  # of a table with gaps
     value = int(value)

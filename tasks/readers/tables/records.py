@@ -8,6 +8,7 @@ the lines after it, these are read again as records of their own.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
@@ -172,9 +173,10 @@ def csv_records(
   """
   again: deque[str] = deque()  # lines to be read a second time
   taken: list[str] = []  # lines of the record that is read
+  size = 0  # of these
 
   def feed() -> Iterator[str]:
-    size = 0
+    nonlocal size
     while size <= _MAX_RECORD_CHARS:
       line = again.popleft() if again else next(lines, None)
       if line is None:
@@ -186,30 +188,33 @@ def csv_records(
   csv.field_size_limit(2**31 - 1)  # lines are bounded here
   while True:
     taken.clear()
-    record = _record(feed(), dialect, strict=True)
+    size = 0
+    # One reader as long as its records are good: it takes no line before it needs it.
+    with contextlib.suppress(csv.Error):
+      for record in csv.reader(feed(), strict=True, **dialect):
+        if len(record) != width:
+          break
+        yield record
+        taken.clear()
+        size = 0
     if not taken:
       return
-    if record is not None and len(record) == width:
-      yield record
-      continue
     first, *others = taken
     again.extendleft(reversed(others))
     if not first.strip():
       continue
-    record = _record(iter((first,)), dialect, strict=False)
-    if record is not None and len(record) == width:
+    alone = _record(first, dialect)
+    if alone is not None and len(alone) == width:
       read_counts.repaired[REPAIRED_QUOTES] += 1
-      yield record
+      yield alone
     else:
       read_counts.comments[DROPPED_BAD_RECORD] += 1
 
 
-def _record(
-  lines: Iterator[str], dialect: Mapping[str, Any], *, strict: bool
-) -> list[str] | None:
-  """The first record in lines; None if it is no CSV, or has no end and is strict."""
+def _record(line: str, dialect: Mapping[str, Any]) -> list[str] | None:
+  """The record of a line, whatever its quotation marks; None if it is no CSV."""
   try:
-    return next(csv.reader(lines, strict=strict, **dialect), None)
+    return next(csv.reader((line,), **dialect), None)
   except csv.Error:
     return None
 
