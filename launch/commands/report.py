@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
     raise UserError(f"--num_samples={arguments.num_samples}: must be at least 1")
   log = run_page.read(arguments.model_dir)
   if arguments.samples:
+    run_page.write(log, arguments.html)  # samples take a while, and may fail
     log = dataclasses.replace(log, samples=_samples(arguments))
   run_page.write(log, arguments.html)
   print(arguments.html)

@@ -66,11 +66,13 @@ class Guess:
     start: of the word in the text.
     end: likewise.
     candidates: tokens and their probabilities, the likeliest first.
+    why: there are none, if so.
   """
 
   start: int
   end: int
   candidates: tuple[tuple[str, float], ...]
+  why: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,7 @@ def read(
     *above, comment = thread.comments
     *_, scored = model.score(thread, attribution=True, masks_apart=apart)
     if not scored["tokens"]:
+      say(f"sample {number}: left out, as cleaning leaves no token of {comment.id}")
       continue
     counts = {each["comment"]: each["nats_per_token"] for each in scored["ancestors"]}
     samples.append(
@@ -210,6 +213,7 @@ def _guesses(model: LoadedModel, thread: CommentTree) -> Iterator[Guess]:
       word.start(),
       word.end(),
       tuple((each["token"], each["probability"]) for each in candidates),
+      answer.get("why"),
     )
 
 
@@ -242,7 +246,7 @@ def render(samples: Sequence[Sample]) -> Iterator[str]:
         f"{_escape(token)} {share:.0%}" for token, share in guess.candidates
       )
       word = _escape(sample.text[guess.start : guess.end])
-      yield f'<p class="guess">{word}: {shown or "behind what the model reads"}</p>\n'
+      yield f'<p class="guess">{word}: {shown or _escape(guess.why or "")}</p>\n'
     yield "</div>\n"
 
 

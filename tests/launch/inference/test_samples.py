@@ -88,6 +88,29 @@ def test_the_page_shows_samples_and_takes_nothing_in_them_for_markup(
   assert "--num_samples=0: must be at least 1" in capsys.readouterr().err
 
 
+def test_a_word_in_an_address_is_said_to_be_lost_in_cleaning(model):
+  address = "https://example.com/alpha/beta/gamma"
+  post, said = Comment("a", -1, None, "post", 0), []
+  threads = [
+    CommentTree("a", [post, Comment("b", 0, None, text, 1)])
+    for text in (f"Yes: {address}", address)
+  ]
+  (sample,) = samples.read(model, threads, said.append)
+  told = "".join(samples.render([sample]))
+  assert ": lost in cleaning, as within an address</p>" in told
+  assert said[-1] == "sample 2: left out, as cleaning leaves no token of b"
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_model_is_asked(
+  model_dir, tmp_path, capsys, monkeypatch
+):
+  (model_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+  monkeypatch.setattr(samples, "read", pytest.fail)
+  flags = [f"--model_dir={model_dir}", f"--html={tmp_path}", f"--samples={tmp_path}"]
+  assert main(["report", *flags]) == 2
+  assert f"--html={tmp_path}: cannot be written" in capsys.readouterr().err
+
+
 def test_a_run_that_predicts_no_tokens_has_no_samples(tmp_path, capsys):
   model_dir = made_runs.make(
     tmp_path,
