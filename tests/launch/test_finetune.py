@@ -117,7 +117,7 @@ def numbered_tree(rng, number, number_of):
 def write_numbered(folder, seed, number_of):
   rng = random.Random(seed)
   path = folder / "trees.jsonl"
-  trees = (numbered_tree(rng, number, number_of) for number in range(600))
+  trees = (numbered_tree(rng, number, number_of) for number in range(300))
   path.write_text("".join(json.dumps(tree) + "\n" for tree in trees))
   return path
 
@@ -201,7 +201,9 @@ def test_numbers_that_only_the_parent_tells_are_learnt_from_it(
     files,
     vocabulary,
     {
-      "TRAIN_STEPS": 300,
+      "TRAIN_STEPS": 120,
+      # Which of the ancestors is the parent is learnt sooner so.
+      "ModelConfig.ancestor_positions": "distance",
       "BATCH_SIZE": 2,
       "NUMBER_SOURCE": "label",
       "EvalConfig.conditions": ("true", "shuffled", "parent_only", "none"),
@@ -209,7 +211,7 @@ def test_numbers_that_only_the_parent_tells_are_learnt_from_it(
   )
   assert results["true"]["r2"] > 0.9
   assert results["true"]["pearson"] > 0.95
-  assert results["parent_only"]["r2"] == pytest.approx(results["true"]["r2"], abs=0.1)
+  assert results["parent_only"]["r2"] == pytest.approx(results["true"]["r2"], abs=0.02)
   for hidden in ("none", "shuffled"):
     assert results[hidden]["r2"] < 0.1
     assert results[hidden]["minus_true"] > 5 * results[hidden]["standard_error"] > 0
@@ -218,12 +220,14 @@ def test_numbers_that_only_the_parent_tells_are_learnt_from_it(
   told = capsys.readouterr().out
   assert "comments with numbers: mean" in told
   assert "squared error a comment" in told
-  # Again, of all trees at once.
+  # The same again, by a command of its own.
   path = tmp_path / "results.json"
   command = ["eval", f"--model_dir={tmp_path / 'run'}", f"--json={path}"]
-  assert main.main([*command, "--gin.HELD_OUT_SHARE=1.0"]) == 0
+  assert main.main([*command, f"--gin.CACHE_DIR={str(tmp_path / 'cache')!r}"]) == 0
   assert "Pearson's correlation" in capsys.readouterr().out
-  assert json.loads(path.read_text())["true"]["tokens"] == 600 * 8
+  again = json.loads(path.read_text())["true"]
+  for name in ("loss", "r2", "tokens"):
+    assert again[name] == pytest.approx(results["true"][name], rel=1e-5)
   # And told of comments, in the scale of the data.
   output = tmp_path / "numbers.jsonl"
   command = ["infer", f"--model_dir={tmp_path / 'run'}", "--mode=regress"]
