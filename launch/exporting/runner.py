@@ -30,6 +30,7 @@ import argparse
 import json
 import pathlib
 import sys
+import zipfile
 from typing import Any
 
 import jax
@@ -266,23 +267,64 @@ def main() -> None:
   if arguments.function not in model.spec["functions"]:
     sys.exit(f"{arguments.function}: there is {', '.join(model.spec['functions'])}")
   if arguments.trees:
+    if arguments.outputs:
+      sys.exit("--outputs: takes arrays; answers to --trees are printed, a line each")
     answer_trees(model, folder, arguments.function, arguments.trees)
     return
-  if arguments.comments:
-    comments = json.loads(pathlib.Path(arguments.comments).read_text())
-    inputs, _ = model.lay_out(arguments.function, comments)
-  elif not arguments.inputs:
-    sys.exit("give --trees, --comments or --inputs")
-  else:
-    inputs = dict(np.load(arguments.inputs))
   try:
+    if arguments.comments:
+      inputs, _ = model.lay_out(arguments.function, read_comments(arguments.comments))
+    elif not arguments.inputs:
+      sys.exit("give --trees, --comments or --inputs")
+    else:
+      inputs = read_arrays(arguments.inputs)
     outputs: dict[str, Any] = model(arguments.function, **inputs)
-  except (ImportError, ValueError) as error:
+    if arguments.outputs:
+      np.savez(arguments.outputs, **outputs)
+      return
+  except (ImportError, ValueError, OSError) as error:
     sys.exit(str(error))
-  if arguments.outputs:
-    np.savez(arguments.outputs, **outputs)
-  else:
-    print({name: values.tolist() for name, values in outputs.items()})
+  print({name: values.tolist() for name, values in outputs.items()})
+
+
+def read_comments(path: str) -> list[dict[str, Any]]:
+  """Returns a tree's comments; raises ValueError for what is none of that form."""
+  try:
+    comments = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"--comments={path}: no JSON: {error}") from None
+  if not isinstance(comments, list):
+    raise ValueError(f"--comments={path}: must be a list; see python run.py --help")
+  for number, comment in enumerate(comments):
+    where = f"--comments={path}: comment {number}"
+    if not isinstance(comment, dict):
+      raise ValueError(f"{where} must be an object")
+    parent = comment.get("parent")
+    if type(parent) is not int or not -1 <= parent < number:
+      raise ValueError(f"{where}: parent must be -1, or the number of one before it")
+    tokens = comment.get("tokens", [] if comment.get("reply") else None)
+    if not are_ids(tokens) or not are_ids(comment.get("reads", [])):
+      raise ValueError(f"{where}: tokens, and reads, must be lists of ids")
+    places = comment.get("predict", [])
+    # Of a causal model what comes after the last token is predicted as well.
+    if not are_ids(places) or any(place > len(tokens or ()) for place in places):
+      raise ValueError(f"{where}: predict must be a list of places among its tokens")
+  return comments
+
+
+def are_ids(values: Any) -> bool:
+  """Whether values are a list of whole numbers from 0 on."""
+  return isinstance(values, list) and all(
+    type(value) is int and 0 <= value < 2**31 for value in values
+  )
+
+
+def read_arrays(path: str) -> dict[str, Any]:
+  """Returns arrays by name; raises ValueError if a file is none of numpy.savez."""
+  try:
+    return dict(np.load(path))
+  except (ValueError, TypeError, EOFError, zipfile.BadZipFile):
+    raise ValueError(f"--inputs={path}: is no file of numpy.savez") from None
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ _KINDS = {
   "subtrees": preprocessing.SubtreeConfig,
 }
 _OF_REPLIES = ("tokens", "lengths", "log_probabilities", "ended")
+_MAX_NUMBER, _MAX_SECONDS = 10**76, 2**62  # of an id; of a time
 _NO_TEXT = "no text that the model could read"
 _NO_MASK = "no mask in it"
 _LOST = "lost in cleaning, or behind the tokens that the model reads"
@@ -112,16 +113,16 @@ class TextReader:
       raise ValueError(str(error)) from error
 
   def _trees(self, path: str) -> Iterator[CommentTree]:
-    with open(path, encoding="utf-8") as lines:
+    with open(path, encoding="utf-8-sig", errors="replace") as lines:
       for number, line in enumerate(lines, start=1):
         if not line.strip():
           continue
         where = f"{path}, line {number}"
         try:
           record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
           raise ValueError(f"{where}: no JSON: {error}") from None
-        if not isinstance(record, dict) or record.get("id") is None:
+        if not isinstance(record, dict) or not _tree_id(record):
           raise ValueError(f"{where}: no object with an id")
         rows, config = list(rows_of(record)), self.builder.preprocessing.trees
         tree = assemble(rows, ReadCounts(), config)
@@ -282,28 +283,57 @@ class TextReader:
 
 
 def rows_of(record: Mapping[str, Any]) -> Iterator[Row]:
-  """Yields the post and the comments of a tree, nested ones too."""
-  tree_id = str(record["id"]).removeprefix("t3_")
+  """Yields the post and the comments of a tree, nested ones too, as trees are built."""
+  tree_id = _tree_id(record)
 
-  def row(of: Mapping[str, Any], parent: Any, *, is_post: bool) -> Row:
-    ident, created = of.get("id"), of.get("created_utc")
-    own = _text(of.get("selftext" if is_post else "body")) or _text(of.get("text"))
+  def row(of: Mapping[str, Any], parent: str | None, *, is_post: bool) -> Row:
+    name = "selftext" if is_post else "body"
+    own = _text(of.get("text") if of.get(name) is None else of[name])
     return Row(
       tree_id=tree_id,
       is_post=is_post,
-      id=None if ident is None else str(ident),
-      parent_id=None if parent in (None, "") else str(parent),
+      id=_identifier(of.get("id")),
+      parent_id=parent,
       author=_text(of.get("author")),
       text=_text(of.get("title")) if is_post else own,
       selftext=own if is_post else None,
-      created_utc=int(created) if isinstance(created, (int, float)) else None,
+      created_utc=_seconds(of.get("created_utc")),
     )
 
   yield row(record, None, is_post=True)
-  waiting = [(comment, None) for comment in _below(record)]
+  waiting: list[tuple[Mapping[str, Any], str | None]] = [
+    (comment, None) for comment in _below(record)
+  ]
   for comment, above in waiting:  # grows as it goes
-    yield row(comment, comment.get("parent_id") or above, is_post=False)
-    waiting += [(each, comment.get("id")) for each in _below(comment)]
+    parent = comment.get("parent_id")
+    place = above if parent in (None, "") else _identifier(parent) or ""
+    yield row(comment, place, is_post=False)
+    ident = _identifier(comment.get("id")) or place
+    waiting += [(each, ident) for each in _below(comment)]
+
+
+def _tree_id(record: Mapping[str, Any]) -> str:
+  return (_identifier(record.get("id")) or "").removeprefix("t3_")
+
+
+def _identifier(value: Any) -> str | None:
+  """Returns an id as text; None for what is none."""
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  if isinstance(value, int) and not isinstance(value, bool):
+    return str(value) if abs(value) < _MAX_NUMBER else None
+  return (_text(value) or "").strip() or None
+
+
+def _seconds(value: Any) -> int | None:
+  """Returns whole seconds of a number or its digits; None for anything else."""
+  if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    return None
+  try:
+    number = float(value)
+  except (ValueError, OverflowError):
+    return None
+  return int(number) if 0 <= number < _MAX_SECONDS else None
 
 
 def _text(value: Any) -> str | None:

@@ -11,7 +11,11 @@ import pytest
 
 import commentree
 from commentree.launch import main
-from commentree.launch.exporting import runner, text_parts
+from commentree.launch.exporting import runner, text_parts, text_reader
+from commentree.tasks.config.preprocessing import TreeConfig
+from commentree.tasks.readers import tree_jsonl
+from commentree.tasks.trees.assembly import assemble
+from commentree.tasks.trees.comment_tree import ReadCounts
 from commentree.tests.support.launch import made_runs, wordpiece
 
 # Finders as if what is not to be there was not installed.
@@ -167,6 +171,19 @@ def test_what_cannot_be_read_is_one_line(exported, tmp_path):
   bad.write_text('{"id": "t", "title": "a"}\n{"id": \n')
   nothing = write(tmp_path / "nothing.jsonl", {"id": "t", "title": "[deleted]"})
   no_id = write(tmp_path / "no_id.jsonl", {"title": "a"})
+  deep = tmp_path / "deep.jsonl"
+  deep.write_text("[" * 100_000)
+  wrong = []
+  for number, comment in enumerate(
+    (
+      7,
+      {"tokens": [], "parent": 0},
+      {"tokens": "abc", "parent": -1},
+      {"tokens": [5], "parent": -1, "predict": [2]},
+    )
+  ):
+    wrong.append(tmp_path / f"wrong{number}.json")
+    wrong[-1].write_text(json.dumps([comment]))
   found = elsewhere(
     folder,
     ["embed", f"--trees={bad}"],
@@ -175,8 +192,32 @@ def test_what_cannot_be_read_is_one_line(exported, tmp_path):
     ["embed", f"--trees={tmp_path}/none.jsonl"],
     ["score", f"--trees={bad}"],
     ["embed"],
+    ["embed", f"--trees={deep}"],
+    ["embed", f"--trees={bad}", f"--outputs={tmp_path}/out.npz"],
+    ["embed", f"--comments={tmp_path}/none.json"],
+    ["embed", f"--comments={bad}"],
+    ["embed", f"--comments={no_id}"],
+    *(["fill", f"--comments={path}"] for path in wrong),
+    ["embed", f"--inputs={bad}"],
+    ["embed", f"--inputs={tmp_path}/none.npz"],
   )
   said = [code for _, code in found]
+  assert said[6].startswith(f"{deep}, line 1: no JSON: ")
+  assert said[7].startswith("--outputs: takes arrays; answers to --trees are printed")
+  assert "No such file" in said[8]
+  assert said[9].startswith(f"--comments={bad}: no JSON")
+  assert said[10] == f"--comments={no_id}: must be a list; see python run.py --help"
+  told = (
+    "must be an object",
+    "parent must be -1",
+    "tokens, and reads, must be",
+    "predict",
+  )
+  for line, path, words in zip(said[11:15], wrong, told, strict=True):
+    assert line.startswith(f"--comments={path}: comment 0")
+    assert words in line
+  assert said[15] == f"--inputs={bad}: is no file of numpy.savez"
+  assert "No such file" in said[16]
   assert said[0].startswith(f"{bad}, line 2: no JSON")
   assert said[1] == f"{nothing}, line 1: nothing is left of the tree t"
   assert said[2] == f"{no_id}, line 1: no object with an id"
@@ -265,3 +306,29 @@ def test_a_comment_that_sees_one_ancestor_sees_its_parent():
   filled, _ = runner.fill_forest(arrays, "fill", {"mask_id": 3}, comments)
   assert filled["ancestor_distances"].tolist() == [[[1]]]
   assert filled["encoder_input_tokens"][0, 0, 0] == 6
+
+
+@pytest.mark.parametrize(
+  "record",
+  [
+    TREE,
+    {"id": 0, "title": "t", "comments": [{"id": 1, "parent_id": 0, "body": "x"}]},
+    {"id": "p", "comments": [{"id": 0, "body": "a"}, {"id": 1, "parent_id": 0}]},
+    {"id": "t3_p", "selftext": "", "text": "no", "comments": [{"id": 1.0, "body": ""}]},
+    {"id": "p", "created_utc": float("nan"), "comments": [{"id": "a", "body": "x"}]},
+    {
+      "id": "p",
+      "created_utc": float("inf"),
+      "comments": [
+        {"id": "a", "created_utc": "20", "text": "x", "replies": [{"id": "b"}, 7]},
+        {"id": "c", "created_utc": "10", "parent_id": [1], "body": "y"},
+        {"id": True, "created_utc": -1, "body": 8, "children": [{"body": "z"}]},
+      ],
+    },
+  ],
+)
+def test_trees_are_read_as_commentree_reads_them(record):
+  counts = ReadCounts()
+  ours = assemble(list(tree_jsonl.record_rows(record, counts)), counts, TreeConfig())
+  theirs = assemble(list(text_reader.rows_of(record)), ReadCounts(), TreeConfig())
+  assert theirs == ours
