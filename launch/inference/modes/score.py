@@ -28,6 +28,7 @@ from commentree.launch.inference.run_context import RunContext
 from commentree.models import attribution as attribution_lib
 from commentree.models.config import Condition
 from commentree.models.model import CommentTreeModel
+from commentree.settings import check_range
 from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.forests.pack_items import PackItem, drop_empty
 from commentree.tasks.forests.packing import Forest
@@ -85,8 +86,8 @@ class Score(Mode[ScoredDocument]):
     Raises:
       UserError: if `masks_apart` is no number from 1 on.
     """
-    if masks_apart is not None and masks_apart < 1:
-      raise UserError(f"--masks_apart={masks_apart}: must be at least 1")
+    if masks_apart is not None:
+      check_range("score", "masks_apart", masks_apart, 1, whole=True)
     self.masks_apart = masks_apart
     super().__init__(run, ancestors)
     self.attribution = attribution

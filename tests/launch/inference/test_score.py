@@ -250,7 +250,12 @@ def test_the_command_writes_it(folder, model_dir, model):
 
 @pytest.mark.parametrize(
   ("objective", "apart", "said"),
-  [("mlm", 0, "--masks_apart=0: must be at least 1"), ("clm", 8, "has no masks")],
+  [
+    ("mlm", 0, "masks_apart = 0: must be a whole number of at least 1"),
+    ("mlm", 1.5, "masks_apart = 1.5: must be a whole number"),
+    ("mlm", "8", "masks_apart = '8': must be a whole number"),
+    ("clm", 8, "has no masks"),
+  ],
 )
 def test_masks_apart_that_cannot_be_are_one_line(folder, model, objective, apart, said):
   made = model
