@@ -285,8 +285,10 @@ def test_statistics_lie_as_their_parameters_do(name):
 def test_the_model_of_the_gin_files_has_the_tasks_vocabulary_and_layout():
   layout = ForestLayout(decoder_rows=8)
   optimizer = OptaxOptimizer()
-  model = t5x_model.comment_tree_model(TASK, small_models.CONFIG, optimizer, layout)
-  task = registry.get_task(TASK)
+  # Of a name of its own: a run in this process may have given TASK other settings.
+  name = "vocabulary_and_layout"
+  task = registry.add_generated_task(name)
+  model = t5x_model.comment_tree_model(name, small_models.CONFIG, optimizer, layout)
   assert model.input_vocabulary == TokenizerVocabulary(task.tokenizer)
   assert model.optimizer_def is optimizer
   converter = model.FEATURE_CONVERTER_CLS(pack=False)

@@ -239,7 +239,23 @@ def test_settings_of_labels_that_cannot_be_are_refused(settings):
 
 def test_a_view_tells_what_the_source_says_of_a_comment():
   view = views.CommentView(
-    0, -1, 0, True, 0, None, "", "", "", 0, (), 0, (), (), (), "for", True
+    index=0,
+    id="t1",
+    parent=-1,
+    depth=0,
+    is_last=True,
+    replies=0,
+    author=None,
+    marker="",
+    raw="",
+    clean="",
+    left_out=0,
+    changes=(),
+    tokens_cut=0,
+    context=(),
+    parts=(),
+    label="for",
+    reply_deleted=True,
   )
   assert view.notes() == ["label: for", "a reply was deleted"]
   assert dataclasses.replace(view, label=None, reply_deleted=False).notes() == []
