@@ -38,7 +38,7 @@ def losses_given(
   encoded: Encoded | None,
   batch: Mapping[str, Array],
 ) -> Array:
-  """Returns the loss of each masked token of a batch, `[B, R, M]`, nats.
+  """Returns the loss of each masked token of a batch, `[B, G, M]`, nats.
 
   Args:
     model: a model of tokens.
@@ -60,7 +60,7 @@ def losses_by_condition(
   batch: Mapping[str, Array],
   conditions: Sequence[Condition],
 ) -> Array:
-  """Returns the losses under conditions, `[X, B, R, M]`, nats.
+  """Returns the losses under conditions, `[X, B, G, M]`, nats.
 
   Args:
     model: a model of tokens.
@@ -87,7 +87,7 @@ def leave_one_out(
   batch: Mapping[str, Array],
   condition: Condition = "true",
 ) -> Array:
-  """Returns the loss of each masked token without one ancestor, `[B, A, R, M]`, nats.
+  """Returns the loss of each masked token without one ancestor, `[B, A, G, M]`, nats.
 
   By the ancestor's column in `ancestor_slots`; all chunks of a comment are hidden
   together. In columns that no target has an ancestor in the values mean nothing.
@@ -109,17 +109,17 @@ def leave_one_out(
     return losses_given(model, params, encoded, without_ancestor(batch, column))
 
   slots_BTA = batch["ancestor_slots"]
-  nothing_BRM = jnp.zeros(batch["decoder_loss_weights"].shape, jnp.float32)
-  losses_ABRM = jax.lax.map(
+  nothing_BGM = jnp.zeros(batch["decoder_loss_weights"].shape, jnp.float32)
+  losses_ABGM = jax.lax.map(
     lambda column: jax.lax.cond(
       jnp.any(slots_BTA[..., column] > 0),
       losses,
-      lambda _: nothing_BRM,
+      lambda _: nothing_BGM,
       column,
     ),
     jnp.arange(slots_BTA.shape[-1]),
   )
-  return jnp.moveaxis(losses_ABRM, 0, 1)
+  return jnp.moveaxis(losses_ABGM, 0, 1)
 
 
 def without_ancestor(batch: Mapping[str, Array], column: Array) -> dict[str, Array]:

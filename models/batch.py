@@ -24,11 +24,11 @@ FEATURE_AXES: dict[str, str] = {
   "decoder_input_tokens": "BRL",
   "decoder_segment_ids": "BRL",
   "decoder_positions": "BRL",
-  # Columns of the rows. Of fewer than R rows each stands for as many rows side by side,
-  # as if they were one: with one row, positions are of the whole forest.
-  "decoder_masked_positions": "BRM",
-  "decoder_target_tokens": "BRM",
-  "decoder_loss_weights": "BRM",
+  # Of G groups, each of as many rows side by side as if they were one: with one group,
+  # positions are of the whole forest; with R, they are columns of the rows.
+  "decoder_masked_positions": "BGM",
+  "decoder_target_tokens": "BGM",
+  "decoder_loss_weights": "BGM",
   # Who sees whom: slots of a target's ancestors, nearest first, and hops to them.
   "ancestor_slots": "BTA",
   "ancestor_distances": "BTA",
@@ -69,10 +69,10 @@ def positions_in_comment(batch: Mapping[str, Array], side: str) -> Array:
 
 
 def masked_targets(batch: Mapping[str, Array]) -> Array:
-  """Returns the target of each masked position from 1, `[B, R, M]`; 0 for padding."""
-  masked_BRM = batch["decoder_masked_positions"]
-  targets_BRX = batch["decoder_segment_ids"].reshape(*masked_BRM.shape[:2], -1)
-  return jnp.take_along_axis(targets_BRX, masked_BRM, axis=-1)
+  """Returns the target of each masked position from 1, `[B, G, M]`; 0 for padding."""
+  masked_BGM = batch["decoder_masked_positions"]
+  targets_BRX = batch["decoder_segment_ids"].reshape(*masked_BGM.shape[:2], -1)
+  return jnp.take_along_axis(targets_BRX, masked_BGM, axis=-1)
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:

@@ -193,6 +193,60 @@ def look_up(table: Array, ids: Array, dtype: Any) -> Array:
   return jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
 
 
+@jax.custom_vjp
+def at_positions(x_BGND: Array, positions_BGM: Array) -> Array:
+  """Returns the vectors at some of N positions, `[B, G, M, D]`.
+
+  On TPUs by a product, as the gradient of a gather is a scatter, at which they are
+  slow; elsewhere by a gather, which computes nothing.
+  """
+  return jax.lax.platform_dependent(
+    x_BGND, positions_BGM, tpu=_at_by_product, default=_at_by_gather
+  )
+
+
+def _at_by_product(x_BGND: Array, positions_BGM: Array) -> Array:
+  at_BGMN = jax.nn.one_hot(positions_BGM, x_BGND.shape[2], dtype=x_BGND.dtype)
+  # At a precision at which one times a value is that value.
+  exact = jax.lax.Precision.HIGHEST
+  return jnp.einsum("bgmn,bgnd->bgmd", at_BGMN, x_BGND, precision=exact)
+
+
+def _at_by_gather(x_BGND: Array, positions_BGM: Array) -> Array:
+  return jnp.take_along_axis(x_BGND, positions_BGM[..., None], axis=2)
+
+
+def _at_positions_forward(x_BGND: Array, positions_BGM: Array):
+  # Of `x` only the shape is needed again.
+  nothing_N0 = jnp.zeros((x_BGND.shape[2], 0), x_BGND.dtype)
+  return at_positions(x_BGND, positions_BGM), (nothing_N0, positions_BGM)
+
+
+def _at_positions_backward(saved: tuple[Array, Array], of_y_BGMD: Array):
+  nothing_N0, positions_BGM = saved
+  size = len(nothing_N0)
+
+  def by_product(of_y_BGMD: Array, positions_BGM: Array) -> Array:
+    at_BGMN = jax.nn.one_hot(positions_BGM, size, dtype=of_y_BGMD.dtype)
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.einsum("bgmn,bgmd->bgnd", at_BGMN, of_y_BGMD, precision=exact)
+
+  def by_scatter(of_y_BGMD: Array, positions_BGM: Array) -> Array:
+    def of_group(of_y_MD: Array, positions_M: Array) -> Array:
+      zeros_ND = jnp.zeros((size, of_y_MD.shape[-1]), of_y_MD.dtype)
+      return zeros_ND.at[positions_M].add(of_y_MD)
+
+    return jax.vmap(jax.vmap(of_group))(of_y_BGMD, positions_BGM)
+
+  of_x_BGND = jax.lax.platform_dependent(
+    of_y_BGMD, positions_BGM, tpu=by_product, default=by_scatter
+  )
+  return of_x_BGND, None
+
+
+at_positions.defvjp(_at_positions_forward, _at_positions_backward)
+
+
 class Mlp(nn.Module):
   """The product of one or more activated projections, projected back (T5 1.1).
 

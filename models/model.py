@@ -136,9 +136,9 @@ class CommentTreeModel:
   def logits(
     self, params: PyTree, batch: Batch, dropout_rng: Array | None = None
   ) -> Array:
-    """Returns logits at the masked positions, `[B, R, M, V]` float32.
+    """Returns logits at the masked positions, `[B, G, M, V]` float32.
 
-    With a pointer copies are counted. With a head those of labels, `[B, R, M, C]`; for
+    With a pointer copies are counted. With a head those of labels, `[B, G, M, C]`; for
     a chain, its emissions.
 
     Args:
@@ -188,20 +188,20 @@ class CommentTreeModel:
       scores = self._scores(params, batch, dropout_rng)
     with jax.named_scope("loss"):
       losses = scored.losses_of(self.config, scores, batch)
-    weights_BRM = scored.weights_of(self.config, batch)
-    weight_sum = jnp.sum(weights_BRM)
+    weights_BGM = scored.weights_of(self.config, batch)
+    weight_sum = jnp.sum(weights_BGM)
     sums = {
-      "loss": jnp.sum(losses.nll * weights_BRM),
-      "z_loss": jnp.sum(losses.z_loss * weights_BRM),
+      "loss": jnp.sum(losses.nll * weights_BGM),
+      "z_loss": jnp.sum(losses.z_loss * weights_BGM),
       "weights": weight_sum,
     }
     if losses.logits_correct is not None:
-      sums["logits_accuracy"] = jnp.sum(losses.logits_correct * weights_BRM)
+      sums["logits_accuracy"] = jnp.sum(losses.logits_correct * weights_BGM)
     elif losses.correct is not None:
-      sums["accuracy"] = jnp.sum(losses.correct * weights_BRM)
+      sums["accuracy"] = jnp.sum(losses.correct * weights_BGM)
     if self.config.class_weights:
-      weights_BRM = weights_BRM * heads.class_weights_of(self.config, batch)
-      weight_sum = jnp.sum(weights_BRM)
+      weights_BGM = weights_BGM * heads.class_weights_of(self.config, batch)
+      weight_sum = jnp.sum(weights_BGM)
     for side in ("encoder", "decoder"):
       present_BRL = batch[f"{side}_segment_ids"] > 0
       if side == "encoder" and self.config.context == "concatenated":
@@ -213,7 +213,7 @@ class CommentTreeModel:
           batch_lib.positions_in_comment(batch, "decoder") == 0
         )
         sums["comments"] = jnp.sum(begins_BRL, dtype=jnp.float32)
-    loss = jnp.sum(losses.loss * weights_BRM)
+    loss = jnp.sum(losses.loss * weights_BGM)
     if of_replies is not None:
       sums["reply_matching"], sums["reply_pairs"] = of_replies
       mean = of_replies[0] / jnp.maximum(of_replies[1], 1)
@@ -260,8 +260,8 @@ class CommentTreeModel:
       condition: "true", "shuffled", "parent_only" or "none"; static under jit.
 
     Returns:
-      `nll` (nats), `correct` (0 or 1) and `weights`, `[B, R, M]` float32, and
-      `targets`, the target that each is of, from 1, `[B, R, M]` int32. With a head
+      `nll` (nats), `correct` (0 or 1) and `weights`, `[B, G, M]` float32, and
+      `targets`, the target that each is of, from 1, `[B, G, M]` int32. With a head
       for labels also `labels` and `predictions`, and `chains`, the target of each
       label, 0 for none; of numbers no `correct`, but the sums `regression`. Under
       "true" also `attention`: sums over what each of the decoder's layers did with its
@@ -281,17 +281,17 @@ class CommentTreeModel:
       **noted,
     }
     if self.config.head == "regression":
-      predicted_BRM = cast(Array, scores)[..., 0]
-      sums = regression.sums_of(self.config, predicted_BRM, batch)
+      predicted_BGM = cast(Array, scores)[..., 0]
+      sums = regression.sums_of(self.config, predicted_BGM, batch)
       return tokens | {"regression": sums}
     tokens["correct"] = losses.correct
     if self.config.head == "masked_lm":
       return tokens
-    chains_BRM = heads.chains_of(batch)
+    chains_BGM = heads.chains_of(batch)
     return tokens | {
       "labels": heads.labels_of(self.config, batch),
-      "predictions": heads.best_labels(scores, chains_BRM),
-      "chains": chains_BRM,
+      "predictions": heads.best_labels(scores, chains_BGM),
+      "chains": chains_BGM,
     }
 
   def _noted_scores(self, params: PyTree, batch: Batch) -> tuple[Scores, PyTree]:
@@ -379,7 +379,7 @@ class CommentTreeModel:
   def predict_batch(
     self, params: PyTree, batch: Batch, rng: Array | None = None
   ) -> Array:
-    """Returns the likeliest token at each masked position, `[B, R, M]`, or replies."""
+    """Returns the likeliest token at each masked position, `[B, G, M]`, or replies."""
     return self.predict_batch_with_aux(params, batch, rng)[0]
 
   def predict_batch_with_aux(
@@ -393,9 +393,9 @@ class CommentTreeModel:
       rng: of sampled replies alone.
 
     Returns:
-      The likeliest tokens, `[B, R, M]` int32, 0 where nothing is masked; and their
+      The likeliest tokens, `[B, G, M]` int32, 0 where nothing is masked; and their
       log probabilities as `scores`. With a head also `probabilities` of all labels,
-      `[B, R, M, C]`; those of a chain are marginals, its labels the likeliest path.
+      `[B, G, M, C]`; those of a chain are marginals, its labels the likeliest path.
       Of numbers these, float32, as they are learnt, and nothing else.
       With a `decoding_config` the tokens of replies `[B, T, K, L]`, and their log
       probabilities as `scores` `[B, T, K]`.
@@ -406,11 +406,11 @@ class CommentTreeModel:
       return self.logits(params, batch)[..., 0], {}
     if self.config.head != "masked_lm":
       return scored.predictions_of(self._scores(params, batch, None), batch)
-    log_probs_BRMV = jax.nn.log_softmax(self.logits(params, batch))
-    used_BRM = batch["decoder_loss_weights"] > 0
-    tokens_BRM = jnp.where(used_BRM, jnp.argmax(log_probs_BRMV, axis=-1), 0)
-    scores_BRM = jnp.where(used_BRM, jnp.max(log_probs_BRMV, axis=-1), 0)
-    return tokens_BRM.astype(jnp.int32), {"scores": scores_BRM}
+    log_probs_BGMV = jax.nn.log_softmax(self.logits(params, batch))
+    used_BGM = batch["decoder_loss_weights"] > 0
+    tokens_BGM = jnp.where(used_BGM, jnp.argmax(log_probs_BGMV, axis=-1), 0)
+    scores_BGM = jnp.where(used_BGM, jnp.max(log_probs_BGMV, axis=-1), 0)
+    return tokens_BGM.astype(jnp.int32), {"scores": scores_BGM}
 
   def _write_replies(
     self, params: PyTree, batch: Batch, config: DecodingConfig, rng: Array | None
@@ -433,10 +433,10 @@ class CommentTreeModel:
     Of numbers the negative loss.
     """
     losses = scored.losses_of(self.config, self._scores(params, batch, None), batch)
-    scores_BRM = -losses.nll * scored.weights_of(self.config, batch)
+    scores_BGM = -losses.nll * scored.weights_of(self.config, batch)
     num_targets = batch["target_depths"].shape[-1]
-    target_BRMT = jax.nn.one_hot(masked_targets(batch) - 1, num_targets)
-    return jnp.sum(scores_BRM[..., None] * target_BRMT, axis=(1, 2))
+    target_BGMT = jax.nn.one_hot(masked_targets(batch) - 1, num_targets)
+    return jnp.sum(scores_BGM[..., None] * target_BGMT, axis=(1, 2))
 
   def generate(
     self,

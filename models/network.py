@@ -84,10 +84,10 @@ class CommentTreeTransformer(nn.Module):
       )
 
   def __call__(self, batch: Mapping[str, Array]) -> Scores:
-    """Returns logits at the masked positions, `[B, R, M, V]` float32.
+    """Returns logits at the masked positions, `[B, G, M, V]` float32.
 
-    With a pointer also what is copied. With a head, logits of labels, `[B, R, M, C]`,
-    or the scores of chains of them, or numbers, `[B, R, M, 1]`.
+    With a pointer also what is copied. With a head, logits of labels, `[B, G, M, C]`,
+    or the scores of chains of them, or numbers, `[B, G, M, 1]`.
     """
     encoded = self.encode(batch)
     if self.config.reply_matching_weight and self.is_initializing():
@@ -162,18 +162,16 @@ class CommentTreeTransformer(nn.Module):
   def decode(
     self, encoded: Encoded, batch: Mapping[str, Array]
   ) -> Array | PointerScores:
-    """Returns logits `[B, R, M, V]` given what `encode` returned.
+    """Returns logits `[B, G, M, V]` given what `encode` returned.
 
     With a pointer also what is copied.
 
     Raises:
       UserError: as `encode`.
     """
-    masked_BRM = batch["decoder_masked_positions"]
-    masked_WM = masked_BRM.reshape(-1, masked_BRM.shape[-1])
-    logits_WMV, copies = self._decode(encoded, batch, masked_WM)
-    logits_BRMV = logits_WMV.reshape(*masked_BRM.shape, -1)
-    return logits_BRMV if copies is None else PointerScores(logits_BRMV, copies)
+    masked_BGM = batch["decoder_masked_positions"]
+    logits_BGMV, copies = self._decode(encoded, batch, masked_BGM)
+    return logits_BGMV if copies is None else PointerScores(logits_BGMV, copies)
 
   def decode_states(self, encoded: Encoded, batch: Mapping[str, Array]) -> Array:
     """Returns the decoder's last states `[B, R, L, D]` in place of logits.
@@ -238,18 +236,18 @@ class CommentTreeTransformer(nn.Module):
     x_BND = self.token_embedder(
       tokens_BN, jnp.broadcast_to(position, tokens_BN.shape), added_BND
     )
-    x_R1D, logits = self.decoder(
+    x_BN1D, logits = self.decoder(
       x_BND.reshape(-1, 1, x_BND.shape[-1]),
       (jnp.arange(length) <= position)[None, None],
       context,
-      jnp.zeros((tokens_BN.size, 1), jnp.int32),
+      jnp.zeros((*tokens_BN.shape, 1), jnp.int32),
       self.token_embedder,
       position,
     )
-    logits_R1V = cast(Array, logits)
+    logits_BN1V = cast(Array, logits)
     if context.tokens is not None:
-      logits_R1V = self.pointer(x_R1D, context.tokens).add_to(logits_R1V)
-    return logits_R1V.reshape(*tokens_BN.shape, -1)
+      logits_BN1V = self.pointer(x_BN1D, context.tokens).add_to(logits_BN1V)
+    return logits_BN1V[:, :, 0]
 
   def _context(
     self,
@@ -303,21 +301,24 @@ class CommentTreeTransformer(nn.Module):
     self,
     encoded: Encoded,
     batch: Mapping[str, Array],
-    masked_WM: Array | None,
+    masked_BGM: Array | None,
   ) -> tuple[Array, Copies | None]:
-    """Returns what the decoder does, its rows not sorted by example, and copies."""
+    """Returns logits `[B, G, M, V]` and copies; without masked positions states.
+
+    Those are of rows that are not sorted by example, `[W, L, D]`.
+    """
     self.family.check_length(self.config, batch["decoder_segment_ids"].shape[-1])
     targets_BRL = batch["decoder_segment_ids"]
     positions_BRL = batch["decoder_positions"]
     batch_size, _, length = targets_BRL.shape
     targets_BN = targets_BRL.reshape(batch_size, -1)
     queries_BQ = None
-    if masked_WM is not None:
-      queries_BRM = masked_targets(batch)
+    if masked_BGM is not None:
+      queries_BGM = masked_targets(batch)
       # Columns that pad the masked ones copy nothing; exported functions have none.
       if "decoder_loss_weights" in batch:
-        queries_BRM = jnp.where(batch["decoder_loss_weights"] > 0, queries_BRM, 0)
-      queries_BQ = queries_BRM.reshape(batch_size, -1)
+        queries_BGM = jnp.where(batch["decoder_loss_weights"] > 0, queries_BGM, 0)
+      queries_BQ = queries_BGM.reshape(batch_size, -1)
     context = self._context(encoded, targets_BRL, queries_BQ, batch)
     added = _sum_of(
       self.ancestors.target_inputs(targets_BN, batch["target_depths"]),
@@ -335,13 +336,13 @@ class CommentTreeTransformer(nn.Module):
         prefix_BN.reshape(-1, length), positions_BRL.reshape(-1, length)
       )
     x_WLD = x_BND.reshape(-1, length, x_BND.shape[-1])
-    x, logits_WMV = self.decoder(
-      x_WLD, visible_WLL, context, masked_WM, self.token_embedder
+    x, logits_BGMV = self.decoder(
+      x_WLD, visible_WLL, context, masked_BGM, self.token_embedder
     )
-    if logits_WMV is None:
+    if logits_BGMV is None:
       return x, None
     copies = None if context.tokens is None else self.pointer(x, context.tokens)
-    return logits_WMV, copies
+    return logits_BGMV, copies
 
   def _language_vectors(
     self, batch: Mapping[str, Array], side: str, shape: tuple[int, ...]

@@ -185,7 +185,7 @@ class Evaluator:
     matches = self._config.reply_matching and self._of_tokens
 
     def in_slices(batch, tokens, depths, unigram: Unigram | None) -> dict[str, Any]:
-      """Returns which of the slices each masked token is in, `[B, R, M, S]`."""
+      """Returns which of the slices each masked token is in, `[B, G, M, S]`."""
       wanted = batch["decoder_target_tokens"]
       found = {
         "by_depth": _in_ranges(depths, depth_edges),
@@ -237,14 +237,14 @@ class Evaluator:
         for kind, x in by_kind.items()
       }
       # Losses and tokens of each target; the losses are every other column.
-      of_target_BRMT = jax.nn.one_hot(targets - 1, batch["target_depths"].shape[-1])
+      of_target_BGMT = jax.nn.one_hot(targets - 1, batch["target_depths"].shape[-1])
       per_token = jnp.concatenate(
         [by_kind[kind].astype("f4") for kind in OF_TOKENS if kind in by_kind],
         axis=-1,
       )
       per_target = jnp.einsum(
         "brmt,brmc,brms->btcs",
-        of_target_BRMT,
+        of_target_BGMT,
         jnp.concatenate([columns[..., :-1:2], columns[..., -1:]], axis=-1),
         per_token,
         precision=precise,

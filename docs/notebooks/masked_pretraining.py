@@ -105,11 +105,12 @@ def comments_of(batch):
   true_TL = np.zeros_like(targets_TL)
   masked_TL = np.zeros_like(targets_there_TL)
   places = []
-  for row, column in np.argwhere(forest["decoder_loss_weights"] > 0):
-    place = forest["decoder_masked_positions"][row, column]
-    target = forest["decoder_segment_ids"][row, place] - 1
-    in_comment = forest["decoder_positions"][row, place]
-    true_TL[target, in_comment] = forest["decoder_target_tokens"][row, column]
+  # Masked tokens of all rows are kept together: a position is of the whole forest.
+  for group, column in np.argwhere(forest["decoder_loss_weights"] > 0):
+    place = forest["decoder_masked_positions"][group, column]
+    target = forest["decoder_segment_ids"].reshape(-1)[place] - 1
+    in_comment = forest["decoder_positions"].reshape(-1)[place]
+    true_TL[target, in_comment] = forest["decoder_target_tokens"][group, column]
     masked_TL[target, in_comment] = True
     places.append((target, in_comment))
   comments = {

@@ -177,12 +177,13 @@ def comments_of(batch):
   # Positions begin anew in a translation; here a token's place is counted through.
   true_TL = np.zeros_like(comments["decoder_input_tokens"])
   places = []
-  for row, column in np.argwhere(forest["decoder_loss_weights"] > 0):
-    place = forest["decoder_masked_positions"][row, column]
-    ids = forest["decoder_segment_ids"][row]
+  # Masked tokens of all rows are kept together: a position is of the whole forest.
+  ids = forest["decoder_segment_ids"].reshape(-1)
+  for group, column in np.argwhere(forest["decoder_loss_weights"] > 0):
+    place = forest["decoder_masked_positions"][group, column]
     target = ids[place] - 1
     in_comment = place - np.argmax(ids == ids[place])
-    true_TL[target, in_comment] = forest["decoder_target_tokens"][row, column]
+    true_TL[target, in_comment] = forest["decoder_target_tokens"][group, column]
     places.append((target, in_comment))
   return {**comments, "true_TL": true_TL}, tuple(np.transpose(places))
 

@@ -83,9 +83,12 @@ class PaddedBuilder(ForestBuilder):
   def __init__(self, shape: ForestShape):
     super().__init__(shape)
     self._decoder = _OnePerRow(
-      shape.decoder_rows, shape.decoder_length, shape.masked_per_row
+      shape.decoder_rows,
+      shape.decoder_length,
+      shape.masked_per_group,
+      shape.masked_groups,
     )
-    self._encoder = _OnePerRow(shape.encoder_rows, shape.encoder_length, 0)
+    self._encoder = _OnePerRow(shape.encoder_rows, shape.encoder_length)
 
   @staticmethod
   def encode_all(item: PackItem) -> PackItem:
@@ -120,7 +123,8 @@ def padded_contender(config: ModelConfig, items: list[PackItem], count: int):
     encoder_slots=rows,
     target_slots=rows,
     max_ancestors=items[0].ancestors.shape[1],
-    masked_per_row=_MASKED_PER_THREAD,
+    masked_groups=rows,
+    masked_per_group=_MASKED_PER_THREAD,
   )
   batches = []
   builder, targets = PaddedBuilder(shape), 0

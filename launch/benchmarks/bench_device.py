@@ -32,7 +32,8 @@ from commentree.settings import check_range
 from commentree.tasks.forests import pack_items
 from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.forests.packing import Forest, ForestBuilder
-from commentree.tasks.subtrees.subtree_builder import Subtree
+from commentree.tasks.objectives.masking import masked_counts
+from commentree.tasks.subtrees.subtree_builder import Subtree, ranges
 
 _DEFAULTS = "runs/compile.gin"
 _NOT_NEEDED = (
@@ -79,8 +80,8 @@ def draw_tree(
   """Draws a subtree with masked tokens; lengths are clipped to a row."""
   size = int(rng.integers(1, 2 * _TREE_SIZE))
   median = mean_tokens / _clipped_mean(row / mean_tokens)
-  lengths = np.clip(rng.lognormal(np.log(median), _LENGTH_SIGMA, size), 1, row)
-  lengths = lengths.astype(np.int32)
+  drawn = rng.lognormal(np.log(median), _LENGTH_SIGMA, size)
+  lengths = np.clip(drawn, 1, row).astype(np.int32)
   follows = rng.random(size) < _CHAIN_SHARE
   parents = np.array(
     [i - 1 if follows[i] else int(rng.integers(-1, i)) for i in range(size)], np.int32
@@ -91,9 +92,13 @@ def draw_tree(
   for i in range(1, size):
     depths[i] = depths[parents[i]] + 1
   tokens = rng.integers(1, vocab_size, int(lengths.sum()), dtype=np.int32)
-  is_masked = rng.random(len(tokens)) < _MASKED_SHARE
-  # A masked token in each, or it is no target.
-  is_masked[np.cumsum(lengths) - lengths] = True
+  # Of each comment the first few by a random order.
+  comment = np.repeat(np.arange(size), lengths)
+  order = np.lexsort((rng.random(len(tokens)), comment))
+  is_masked = np.zeros(len(tokens), np.bool_)
+  is_masked[order] = ranges(np.zeros_like(lengths), lengths) < np.repeat(
+    masked_counts(lengths, _MASKED_SHARE), lengths
+  )
   return {
     "tokens": tokens,
     "input_tokens": np.where(is_masked, 0, tokens).astype(np.int32),

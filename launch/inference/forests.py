@@ -48,7 +48,9 @@ def shape_for(
     optional_features: optional features of the batch.
     encoded_share: tokens to encode for each that the decoder reads.
   """
-  layout = dataclasses.replace(layout, masked_per_row=predicted_per_row)
+  layout = dataclasses.replace(
+    layout, masked_groups=layout.decoder_rows, masked_per_group=predicted_per_row
+  )
   totals = SubtreeTotals(
     subtrees=1,
     targets=100,
@@ -77,15 +79,16 @@ class PackedForest:
   def predicted(self) -> list[tuple[int, int, int, int]]:
     """Returns where each predicted token stands.
 
-    Its row and column in the features `[R, M]`, its target, counted from 0, and its
-    position in the target's tokens.
+    Its place in the features `[G, M]`, its target, counted from 0, and its position in
+    the target's tokens.
     """
     forest = self.forest
-    rows, columns = np.nonzero(forest["decoder_loss_weights"] > 0)
-    places = forest["decoder_masked_positions"][rows, columns]
-    targets = forest["decoder_segment_ids"][rows, places] - 1
-    positions = forest["decoder_positions"][rows, places]
-    found = (rows, columns, targets, positions)
+    groups, columns = np.nonzero(forest["decoder_loss_weights"] > 0)
+    places = forest["decoder_masked_positions"][groups, columns]
+    by_group = (len(forest["decoder_loss_weights"]), -1)
+    targets = forest["decoder_segment_ids"].reshape(by_group)[groups, places] - 1
+    positions = forest["decoder_positions"].reshape(by_group)[groups, places]
+    found = (groups, columns, targets, positions)
     return list(zip(*(values.tolist() for values in found)))
 
 

@@ -2,7 +2,7 @@
 
 They read the decoder's states, and so what a comment's ancestors say. What is predicted
 stands where masked tokens do: `decoder_target_tokens` are labels, at
-`decoder_masked_positions`. C is the number of labels, G the width of a GRU's state.
+`decoder_masked_positions`. C is the number of labels, S the width of a GRU's state.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from commentree.models.batch import masked_targets
 from commentree.models.config import ModelConfig
 from commentree.models.heads import crf
 from commentree.models.heads.losses import TokenLosses
 from commentree.models.heads.pointer import PointerScores
-from commentree.models.layers import Array, Dense, parameter, small_normal
-from commentree.models.transformer.stacks import same_segment
+from commentree.models.layers import (
+  Array,
+  Dense,
+  at_positions,
+  parameter,
+  small_normal,
+)
 
 Batch = Mapping[str, Array]
 
@@ -30,16 +36,16 @@ class ChainScores:
   """What a conditional random field makes of a batch, and is decoded by.
 
   Attributes:
-    emissions_BRMC: scores of each token's labels, float32.
+    emissions_BGMC: scores of each token's labels, float32.
     transitions: of labels next to each other, float32.
   """
 
-  emissions_BRMC: Array
+  emissions_BGMC: Array
   transitions: crf.Transitions
 
 
 Scores = Array | PointerScores | ChainScores
-"""Logits `[B, R, M, C]`, float32, these and copies, or what chains are scored by."""
+"""Logits `[B, G, M, C]`, float32, these and copies, or what chains are scored by."""
 
 
 class Classifier(nn.Module):
@@ -55,30 +61,26 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, x_BRLD: Array, batch: Batch) -> Scores:
-    """Returns logits `[B, R, M, C]`."""
+    """Returns logits `[B, G, M, C]`."""
     cfg = self.config
     dtype = jnp.dtype(cfg.dtype)
     drop = nn.Dropout(cfg.head_dropout_rate, deterministic=self.deterministic)
-    at_BRML = jax.nn.one_hot(
-      batch["decoder_masked_positions"], x_BRLD.shape[-2], dtype=jnp.float32
-    )
     if cfg.classify_from == "mean":
-      segments_BRL = batch["decoder_segment_ids"]
-      same_BRLL = jax.vmap(same_segment)(segments_BRL).astype(jnp.float32)
-      at_BRML = jnp.einsum("brml,brlk->brmk", at_BRML, same_BRLL)
-      at_BRML /= at_BRML.sum(-1, keepdims=True)
-    x_BRMD = jnp.einsum(
-      "brml,brld->brmd", at_BRML, x_BRLD, preferred_element_type=jnp.float32
-    )
-    x_BRMD = Dense(
+      targets_BGM = masked_targets(batch)
+      means_B1TD = target_means(x_BRLD, batch)[:, None]
+      at_B1Q = jnp.maximum(targets_BGM.reshape(len(x_BRLD), 1, -1) - 1, 0)
+      x_BGMD = at_positions(means_B1TD, at_B1Q).reshape(*targets_BGM.shape, -1)
+    else:
+      x_BGMD = by_group(x_BRLD, batch)
+    x_BGMD = Dense(
       cfg.emb_dim,
       ("embed", "mlp"),
       dtype,
       kernel_init=small_normal,
       use_bias=True,
       name="hidden",
-    )(drop(x_BRMD.astype(dtype)))
-    return _logits(cfg, "mlp")(drop(jnp.tanh(x_BRMD)))
+    )(drop(x_BGMD.astype(dtype)))
+    return _logits(cfg, "mlp")(drop(jnp.tanh(x_BGMD)))
 
 
 class Tagger(nn.Module):
@@ -89,7 +91,7 @@ class Tagger(nn.Module):
 
   @nn.compact
   def __call__(self, x_BRLD: Array, batch: Batch) -> Scores:
-    """Returns logits `[B, R, M, C]`, or the scores of chains."""
+    """Returns logits `[B, G, M, C]`, or the scores of chains."""
     cfg = self.config
     drop = nn.Dropout(cfg.head_dropout_rate, deterministic=self.deterministic)
     x = drop(x_BRLD)
@@ -102,22 +104,16 @@ class Tagger(nn.Module):
       ]
       x = drop(jnp.concatenate([gru(x, segments_BRL) for gru in both], axis=-1))
       axis = "recurrent"
-    logits_BRLC = _logits(cfg, axis)(x)
-    at_BRML = jax.nn.one_hot(
-      batch["decoder_masked_positions"], x.shape[-2], dtype=jnp.float32
-    )
-    logits_BRMC = jnp.einsum(
-      "brml,brlc->brmc", at_BRML, logits_BRLC, precision=jax.lax.Precision.HIGHEST
-    )
+    logits_BGMC = by_group(_logits(cfg, axis)(x), batch)
     if cfg.tagger != "crf":
-      return logits_BRMC
+      return logits_BGMC
     zeros, labels = nn.initializers.zeros, cfg.num_labels
     transitions = crf.Transitions(
       parameter("transitions", zeros, (labels, labels), ("labels", "next_labels")),
       parameter("start", zeros, (labels,), ("labels",)),
       parameter("end", zeros, (labels,), ("labels",)),
     )
-    return ChainScores(logits_BRMC, crf.forbid_invalid_transitions(transitions))
+    return ChainScores(logits_BGMC, crf.forbid_invalid_transitions(transitions))
 
 
 class Gru(nn.Module):
@@ -126,7 +122,7 @@ class Gru(nn.Module):
   In the form of cuDNN and of Flax's `GRUCell`, whose state is reset between comments.
 
   Attributes:
-    width: G.
+    width: S.
     dtype: dtype of the products; the state is float32.
     reverse: whether it reads from a comment's last token to its first.
   """
@@ -137,7 +133,7 @@ class Gru(nn.Module):
 
   @nn.compact
   def __call__(self, x_BRLD: Array, segment_ids_BRL: Array) -> Array:
-    """Returns its state at each token, `[B, R, L, G]`."""
+    """Returns its state at each token, `[B, R, L, S]`."""
     # What is read is projected at once: of the reset, the update and the new state.
     gates = Dense(
       3 * self.width,
@@ -189,6 +185,27 @@ HEADS: dict[str, type[Classifier] | type[Tagger]] = {
 }
 
 
+def by_group(x_BRLD: Array, batch: Batch) -> Array:
+  """Returns values of tokens at the masked positions, `[B, G, M, D]`."""
+  positions_BGM = batch["decoder_masked_positions"]
+  x_BGND = x_BRLD.reshape(*positions_BGM.shape[:2], -1, x_BRLD.shape[-1])
+  return at_positions(x_BGND, positions_BGM)
+
+
+def target_means(x_BRLD: Array, batch: Batch) -> Array:
+  """Returns the mean of each target's states, `[B, T, D]` float32; 0 without any."""
+  num_targets = batch["target_depths"].shape[-1]
+  targets_BN = batch["decoder_segment_ids"].reshape(len(x_BRLD), -1)
+  of_target_BNT = jax.nn.one_hot(targets_BN - 1, num_targets)
+  of_target_BNT /= jnp.maximum(of_target_BNT.sum(1, keepdims=True), 1)
+  return jnp.einsum(
+    "bnt,bnd->btd",
+    of_target_BNT,
+    x_BRLD.reshape(*targets_BN.shape, -1),
+    preferred_element_type=jnp.float32,
+  )
+
+
 def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
   """Draws an orthogonal matrix for each of the three gates."""
   width = shape[0]
@@ -210,72 +227,69 @@ def _logits(config: ModelConfig, axis: str) -> Dense:
 
 
 def chains_of(batch: Batch) -> Array:
-  """Returns the target of each position that has a label, `[B, R, M]`; 0 of others."""
-  targets_BRM = jnp.take_along_axis(
-    batch["decoder_segment_ids"], batch["decoder_masked_positions"], axis=-1
-  )
-  return jnp.where(batch["decoder_loss_weights"] > 0, targets_BRM, 0)
+  """Returns the target of each position that has a label, `[B, G, M]`; 0 of others."""
+  return jnp.where(batch["decoder_loss_weights"] > 0, masked_targets(batch), 0)
 
 
 def labels_of(config: ModelConfig, batch: Batch) -> Array:
-  """Returns what is to be predicted, `[B, R, M]` int32.
+  """Returns what is to be predicted, `[B, G, M]` int32.
 
   Labels of tokens are `crf.repair_iob2`, from any head.
   """
-  labels_BRM = batch["decoder_target_tokens"]
+  labels_BGM = batch["decoder_target_tokens"]
   if config.head != "tagging":
-    return labels_BRM
-  return crf.repair_iob2(labels_BRM, chains_of(batch))
+    return labels_BGM
+  return crf.repair_iob2(labels_BGM, chains_of(batch))
 
 
 def chain_losses(
-  scores: ChainScores, labels_BRM: Array, chains_BRM: Array
+  scores: ChainScores, labels_BGM: Array, chains_BGM: Array
 ) -> TokenLosses:
   """Returns the losses of tokens, to each an even share of its chain's.
 
   Neither labels are smoothed nor is there a `z_loss`. Correct is what Viterbi's path
   has right.
   """
-  nll_BRM = crf.negative_log_likelihoods(
-    scores.emissions_BRMC, labels_BRM, chains_BRM, scores.transitions
+  nll_BGM = crf.negative_log_likelihoods(
+    scores.emissions_BGMC, labels_BGM, chains_BGM, scores.transitions
   )
-  path_BRM = crf.viterbi(scores.emissions_BRMC, chains_BRM, scores.transitions)
+  path_BGM = crf.viterbi(scores.emissions_BGMC, chains_BGM, scores.transitions)
   return TokenLosses(
-    loss=nll_BRM,
-    nll=nll_BRM,
-    z_loss=jnp.zeros_like(nll_BRM),
-    correct=(path_BRM == labels_BRM).astype(jnp.float32),
+    loss=nll_BGM,
+    nll=nll_BGM,
+    z_loss=jnp.zeros_like(nll_BGM),
+    correct=(path_BGM == labels_BGM).astype(jnp.float32),
   )
 
 
-def best_labels(scores: Scores, chains_BRM: Array) -> Array:
-  """Returns the likeliest labels `[B, R, M]`, of a chain those of its best path.
+def best_labels(scores: Scores, chains_BGM: Array) -> Array:
+  """Returns the likeliest labels `[B, G, M]`, of a chain those of its best path.
 
   0 where nothing is predicted.
 
   Args:
     scores: what the head returned.
-    chains_BRM: see `chains_of`.
+    chains_BGM: see `chains_of`.
   """
   if isinstance(scores, ChainScores):
-    return crf.viterbi(scores.emissions_BRMC, chains_BRM, scores.transitions)
-  labels_BRM = jnp.argmax(cast(Array, scores), axis=-1).astype(jnp.int32)
-  return jnp.where(chains_BRM > 0, labels_BRM, 0)
+    return crf.viterbi(scores.emissions_BGMC, chains_BGM, scores.transitions)
+  labels_BGM = jnp.argmax(cast(Array, scores), axis=-1).astype(jnp.int32)
+  return jnp.where(chains_BGM > 0, labels_BGM, 0)
 
 
-def probabilities(scores: Scores, chains_BRM: Array) -> Array:
-  """Returns the probability of each label `[B, R, M, C]`, of a chain the marginals.
+def probabilities(scores: Scores, chains_BGM: Array) -> Array:
+  """Returns the probability of each label `[B, G, M, C]`, of a chain the marginals.
 
   0 where nothing is predicted; arguments as `best_labels`.
   """
   if isinstance(scores, ChainScores):
-    return crf.marginals(scores.emissions_BRMC, chains_BRM, scores.transitions)
-  probabilities_BRMC = jax.nn.softmax(cast(Array, scores), axis=-1)
-  return jnp.where(chains_BRM[..., None] > 0, probabilities_BRMC, 0)
+    return crf.marginals(scores.emissions_BGMC, chains_BGM, scores.transitions)
+  probabilities_BGMC = jax.nn.softmax(cast(Array, scores), axis=-1)
+  return jnp.where(chains_BGM[..., None] > 0, probabilities_BGMC, 0)
 
 
 def class_weights_of(config: ModelConfig, batch: Batch) -> Array:
-  """Returns the weight of each label `[B, R, M]`, as `ModelConfig.class_weights` has.
+  """Returns the weight of each label `[B, G, M]`, as `ModelConfig.class_weights` has.
 
   A chain, whose loss is spread evenly over its tokens, so has their mean weight.
   """

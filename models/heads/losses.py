@@ -84,7 +84,7 @@ def pointer_losses(
     z_loss: coefficient of the squared log normalizer.
     logits_weight: weight of the loss of the logits alone.
   """
-  alone = token_losses(scores.logits_BRMV, targets, z_loss=z_loss)
+  alone = token_losses(scores.logits_BGMV, targets, z_loss=z_loss)
   nll = alone.nll - scores.copies.log_ratio_of(targets, -alone.nll)
   # Only which token is the likeliest needs the mixture's whole vocabulary: a program
   # that does not use `correct` does not work it out.

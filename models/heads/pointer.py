@@ -95,16 +95,16 @@ class PointerScores:
   """Logits of the vocabulary alone, and copies beside them.
 
   Attributes:
-    logits_BRMV: logits, float32.
+    logits_BGMV: logits, float32.
     copies: what is copied; Q is R * M.
   """
 
-  logits_BRMV: Array
+  logits_BGMV: Array
   copies: Copies
 
   def mixed(self) -> Array:
-    """Returns logits in which copies are counted, `[B, R, M, V]` float32."""
-    return self.copies.add_to(self.logits_BRMV)
+    """Returns logits in which copies are counted, `[B, G, M, V]` float32."""
+    return self.copies.add_to(self.logits_BGMV)
 
 
 class AncestorPointer(nn.Module):

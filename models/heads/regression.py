@@ -27,29 +27,29 @@ from commentree.models.layers import Array
 Batch = Mapping[str, Array]
 
 
-def losses_of(config: ModelConfig, predicted_BRM: Array, batch: Batch) -> TokenLosses:
-  """Returns the losses of comments, `[B, R, M]`, at their positions."""
+def losses_of(config: ModelConfig, predicted_BGM: Array, batch: Batch) -> TokenLosses:
+  """Returns the losses of comments, `[B, G, M]`, at their positions."""
   if config.regression_loss == "ranking":
-    loss_BT, _ = _ranking(predicted_BRM, batch)
-    loss_BRM = _at_positions(loss_BT, batch)
+    loss_BT, _ = _ranking(predicted_BGM, batch)
+    loss_BGM = _at_positions(loss_BT, batch)
   else:
-    loss_BRM = jnp.square(predicted_BRM - _numbers(batch))
-  return TokenLosses(loss_BRM, loss_BRM, jnp.zeros_like(loss_BRM), correct=None)
+    loss_BGM = jnp.square(predicted_BGM - _numbers(batch))
+  return TokenLosses(loss_BGM, loss_BGM, jnp.zeros_like(loss_BGM), correct=None)
 
 
 def weights_of(config: ModelConfig, batch: Batch) -> Array:
-  """Returns the weights of these losses, `[B, R, M]`."""
-  weights_BRM = batch["decoder_loss_weights"]
+  """Returns the weights of these losses, `[B, G, M]`."""
+  weights_BGM = batch["decoder_loss_weights"]
   if config.regression_loss != "ranking":
-    return weights_BRM
+    return weights_BGM
   # Of numbers alone: which pairs there are does not depend on what is predicted.
-  _, pairs_BT = _ranking(jnp.zeros_like(weights_BRM), batch)
+  _, pairs_BT = _ranking(jnp.zeros_like(weights_BGM), batch)
   in_pair_BT = (pairs_BT > 0).astype(jnp.float32)
-  return weights_BRM * _at_positions(in_pair_BT, batch)
+  return weights_BGM * _at_positions(in_pair_BT, batch)
 
 
 def sums_of(
-  config: ModelConfig, predicted_BRM: Array, batch: Batch
+  config: ModelConfig, predicted_BGM: Array, batch: Batch
 ) -> dict[str, Array]:
   """Returns sums over a batch that measures of all batches are made of.
 
@@ -58,28 +58,28 @@ def sums_of(
   have other numbers, and how many of them are in the `right` order, ties half. With
   squared errors also the sum of those.
   """
-  used_BRM = (batch["decoder_loss_weights"] > 0).astype(jnp.float32)
-  there_BRM = _numbers(batch)
-  s_BT, better_BTT = _by_target(predicted_BRM, batch), _better(batch)
+  used_BGM = (batch["decoder_loss_weights"] > 0).astype(jnp.float32)
+  there_BGM = _numbers(batch)
+  s_BT, better_BTT = _by_target(predicted_BGM, batch), _better(batch)
   order_BTT = jnp.sign(s_BT[:, :, None] - s_BT[:, None, :])
   found = {
-    "numbers": used_BRM,
-    "predicted": used_BRM * predicted_BRM,
-    "there": used_BRM * there_BRM,
-    "predicted_squares": used_BRM * jnp.square(predicted_BRM),
-    "there_squares": used_BRM * jnp.square(there_BRM),
-    "products": used_BRM * predicted_BRM * there_BRM,
+    "numbers": used_BGM,
+    "predicted": used_BGM * predicted_BGM,
+    "there": used_BGM * there_BGM,
+    "predicted_squares": used_BGM * jnp.square(predicted_BGM),
+    "there_squares": used_BGM * jnp.square(there_BGM),
+    "products": used_BGM * predicted_BGM * there_BGM,
     "pairs": better_BTT,
     "right": better_BTT * (1 + order_BTT) / 2,
   }
   if config.regression_loss == "squared":
-    found["squared_errors"] = used_BRM * jnp.square(predicted_BRM - there_BRM)
+    found["squared_errors"] = used_BGM * jnp.square(predicted_BGM - there_BGM)
   return {name: jnp.sum(values) for name, values in found.items()}
 
 
-def _ranking(s_BRM: Array, batch: Batch) -> tuple[Array, Array]:
+def _ranking(s_BGM: Array, batch: Batch) -> tuple[Array, Array]:
   """Returns each comment's mean loss over its pairs and their number, `[B, T]`."""
-  s_BT, better_BTT = _by_target(s_BRM, batch), _better(batch)
+  s_BT, better_BTT = _by_target(s_BGM, batch), _better(batch)
   loss_BTT = better_BTT * jax.nn.softplus(s_BT[:, None, :] - s_BT[:, :, None])
   pairs_BT = better_BTT.sum(-1) + better_BTT.sum(-2)
   total_BT = loss_BTT.sum(-1) + loss_BTT.sum(-2)
@@ -106,20 +106,20 @@ def _better(batch: Batch) -> Array:
 
 
 def _numbers(batch: Batch) -> Array:
-  """Returns the number at each position, `[B, R, M]`."""
+  """Returns the number at each position, `[B, G, M]`."""
   return _at_positions(batch["target_numbers"], batch)
 
 
 def _at_positions(values_BT: Array, batch: Batch) -> Array:
-  """Returns the value of each position's target, `[B, R, M]`; any for padding."""
-  targets_BRM = masked_targets(batch)
-  at_BX = jnp.maximum(targets_BRM - 1, 0).reshape(len(targets_BRM), -1)
-  return jnp.take_along_axis(values_BT, at_BX, axis=1).reshape(targets_BRM.shape)
+  """Returns the value of each position's target, `[B, G, M]`; any for padding."""
+  targets_BGM = masked_targets(batch)
+  at_BX = jnp.maximum(targets_BGM - 1, 0).reshape(len(targets_BGM), -1)
+  return jnp.take_along_axis(values_BT, at_BX, axis=1).reshape(targets_BGM.shape)
 
 
-def _by_target(values_BRM: Array, batch: Batch) -> Array:
+def _by_target(values_BGM: Array, batch: Batch) -> Array:
   """Returns the value at each target's position, `[B, T]`; 0 for those without one."""
-  targets_BRM = jnp.where(batch["decoder_loss_weights"] > 0, masked_targets(batch), 0)
+  targets_BGM = jnp.where(batch["decoder_loss_weights"] > 0, masked_targets(batch), 0)
   num_targets = batch["target_numbers"].shape[-1]
-  of_target_BRMT = jax.nn.one_hot(targets_BRM - 1, num_targets)
-  return jnp.sum(values_BRM[..., None] * of_target_BRMT, axis=(1, 2))
+  of_target_BGMT = jax.nn.one_hot(targets_BGM - 1, num_targets)
+  return jnp.sum(values_BGM[..., None] * of_target_BGMT, axis=(1, 2))

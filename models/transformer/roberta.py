@@ -93,27 +93,30 @@ def check_length(config: ModelConfig, length: int) -> None:
 
 
 def roberta_logits(
-  config: ModelConfig, x_RMD: Array, embedder: RobertaEmbedder, added_RMD: Array | None
+  config: ModelConfig,
+  x_BGMD: Array,
+  embedder: RobertaEmbedder,
+  added_BGMD: Array | None,
 ) -> Array:
   """Returns logits by a hidden layer, the table of tokens and a bias for each."""
   dtype = jnp.dtype(config.dtype)
-  x_RMD = Dense(
+  x_BGMD = Dense(
     config.emb_dim,
     ("embed", "mlp"),
     dtype,
     kernel_init=small_normal,
     use_bias=True,
     name="logits_transform",
-  )(x_RMD)
-  x_RMD = LayerNorm(dtype, config.layer_norm_epsilon, name="logits_norm")(
-    ACTIVATIONS[config.mlp_activations[0]](x_RMD)
+  )(x_BGMD)
+  x_BGMD = LayerNorm(dtype, config.layer_norm_epsilon, name="logits_norm")(
+    ACTIVATIONS[config.mlp_activations[0]](x_BGMD)
   )
-  if added_RMD is not None:
-    x_RMD += added_RMD
+  if added_BGMD is not None:
+    x_BGMD += added_BGMD
   bias_V = parameter(
     "logits_bias", nn.initializers.zeros, (config.vocab_size,), ("vocab",)
   )
-  return add_bias(embedder.attend(x_RMD), bias_V)
+  return add_bias(embedder.attend(x_BGMD), bias_V)
 
 
 class _Block(Block):

@@ -14,7 +14,7 @@ from flax.linen import partitioning
 from commentree.models import diagnostics
 from commentree.models.ancestor_context import AncestorContext
 from commentree.models.config import ModelConfig
-from commentree.models.layers import Array, dropout
+from commentree.models.layers import Array, at_positions, dropout
 from commentree.models.transformer.attention import ATTENTION_OUTPUT
 from commentree.models.transformer.kernel_choice import ancestor_kernel_for
 
@@ -32,9 +32,9 @@ class Family:
     position_bias: module with fields `num_heads, dtype, causal` that gives the bias of
       self-attention for a row length; None for no bias.
     final_norm: module with the field `dtype` that ends a stack; None for no end.
-    logits: called inside the decoder with `(config, x_RMD, embedder, added_RMD)`, the
+    logits: called inside the decoder with `(config, x_BGMD, embedder, added_BGMD)`, the
       last added to what the vocabulary's products are taken of, or None; returns logits
-      `[R, M, V]`, float32.
+      `[B, G, M, V]`, float32.
   """
 
   embedder: Callable[..., nn.Module]
@@ -142,7 +142,7 @@ class _Stack(nn.Module):
       scan=cfg.scan_layers,
     )
 
-  def end(self, x: Array, name: str, drop: nn.Dropout) -> Array:
+  def end(self, x: Array, name: str, drop: Callable[[Array], Array]) -> Array:
     """Applies what ends a stack: the norm `name` and dropout, or nothing."""
     if self.family.final_norm is None:
       return x
@@ -197,26 +197,25 @@ class DecoderStack(_Stack):
     x_RLD: Array,
     visible_RLL: Array,
     context: AncestorContext,
-    masked_positions_RM: Array | None,
+    masked_positions_BGM: Array | None,
     embedder: nn.Module,
     position: Array | None = None,
   ) -> tuple[Array, Array | None]:
-    """Returns the states `[R, M, D]` at masked positions and logits `[R, M, V]` there.
+    """Returns the states `[B, G, M, D]` at masked positions and logits there.
 
-    Logits are float32. Without `masked_positions_RM`, the states `[R, L, D]` of all
-    tokens, and None.
+    Logits are `[B, G, M, V]`, float32. Without `masked_positions_BGM`, the states
+    `[R, L, D]` of all tokens, and None.
 
     Args:
       x_RLD: the embedded rows.
       visible_RLL: which tokens of its row each token sees.
       context: the ancestors of the targets.
-      masked_positions_RM: columns to give logits for; None for states. With fewer
-        rows, each is of as many rows side by side.
+      masked_positions_BGM: where to give logits, each in the rows of its group side
+        by side; None for states. The rows are those of B examples.
       embedder: what embedded the rows, whose table logits may share.
       position: of the only token in `x_R1D`, of rows that are read token by token.
     """
     cfg = self.config
-    dtype = jnp.dtype(cfg.dtype)
     x_RLD = self.run(
       self.family.decoder_block,
       cfg.num_decoder_layers,
@@ -227,18 +226,32 @@ class DecoderStack(_Stack):
       causal=cfg.causal_position_buckets,
     )
     drop = dropout(cfg.dropout_rate, deterministic=self.deterministic)
-    if masked_positions_RM is None:
+    if masked_positions_BGM is None:
       return self.end(x_RLD, "decoder_norm", drop), None
     # Six of seven positions are not masked: leave them out of the vocabulary
     # projection, the largest product of a small model.
-    x_RLD = x_RLD.reshape(len(masked_positions_RM), -1, x_RLD.shape[-1])
-    picked_RML = jax.nn.one_hot(masked_positions_RM, x_RLD.shape[-2], dtype=dtype)
-    x_RMD = jnp.einsum("rml,rld->rmd", picked_RML, x_RLD)
-    x_RMD = self.end(x_RMD, "decoder_norm", drop)
-    added_RMD = context.logit_changes_BQD
-    if added_RMD is not None:
-      added_RMD = added_RMD.reshape(x_RMD.shape)
-    return x_RMD, self.family.logits(cfg, x_RMD, embedder, added_RMD)
+    x_BGND = x_RLD.reshape(*masked_positions_BGM.shape[:2], -1, x_RLD.shape[-1])
+    x_BGMD = at_positions(x_BGND, masked_positions_BGM)
+    x_BGMD = self.end(
+      x_BGMD,
+      "decoder_norm",
+      lambda x_BGMD: self._drop_by_row(drop, x_BGMD, x_RLD, masked_positions_BGM),
+    )
+    added_BGMD = context.logit_changes_BQD
+    if added_BGMD is not None:
+      added_BGMD = added_BGMD.reshape(x_BGMD.shape)
+    return x_BGMD, self.family.logits(cfg, x_BGMD, embedder, added_BGMD)
+
+  def _drop_by_row(
+    self, drop: nn.Dropout, x_BGMD: Array, x_RLD: Array, positions_BGM: Array
+  ) -> Array:
+    """Returns states at masked positions, with one draw for those of a row as in T5."""
+    if self.deterministic or not self.config.dropout_rate:
+      return x_BGMD
+    groups, (_, length, width) = positions_BGM.shape[:2], x_RLD.shape
+    factors_R1D = drop(jnp.ones((len(x_RLD), 1, width), x_RLD.dtype))
+    factors_BGJD = factors_R1D.reshape(*groups, -1, width)
+    return x_BGMD * at_positions(factors_BGJD, positions_BGM // length)
 
   def _of_layers(
     self, context: AncestorContext, x_RLD: Array, position: Array | None

@@ -56,20 +56,20 @@ class T5Embedder(nn.Module):
 
 
 def t5_logits(
-  config: ModelConfig, x_RMD: Array, embedder: T5Embedder, added_RMD: Array | None
+  config: ModelConfig, x_BGMD: Array, embedder: T5Embedder, added_BGMD: Array | None
 ) -> Array:
   """Returns logits by weights of their own, as T5 1.1, or by the table, as T5 1.0."""
-  if added_RMD is not None:
-    x_RMD += added_RMD
+  if added_BGMD is not None:
+    x_BGMD += added_BGMD
   if config.logits_via_embedding:
-    return embedder.attend(x_RMD) * config.emb_dim**-0.5
+    return embedder.attend(x_BGMD) * config.emb_dim**-0.5
   return Dense(
     config.vocab_size,
     ("embed", "vocab"),
     jnp.dtype(config.dtype),
     output_dtype=jnp.float32,
     name="logits_dense",
-  )(x_RMD)
+  )(x_BGMD)
 
 
 class _Block(Block):

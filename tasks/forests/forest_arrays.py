@@ -44,12 +44,14 @@ def write_languages(
 
 
 def write_masked(forest: Forest, tokens: np.ndarray, cells: np.ndarray) -> None:
-  """Writes targets at masked cells (row * length + column) into the row's first M."""
-  rows, row_length = forest["decoder_input_tokens"].shape
+  """Writes targets at masked cells (row * length + column) first into their groups."""
+  groups = len(forest["decoder_masked_positions"])
   order = np.argsort(cells)
-  row, column = np.divmod(cells[order], row_length)
-  in_row = np.bincount(row, minlength=rows)
-  rank = np.arange(len(row)) - np.repeat(np.cumsum(in_row) - in_row, in_row)
-  forest["decoder_masked_positions"][row, rank] = column
-  forest["decoder_target_tokens"][row, rank] = tokens[order]
-  forest["decoder_loss_weights"][row, rank] = 1.0
+  group, position = np.divmod(
+    cells[order], forest["decoder_input_tokens"].size // groups
+  )
+  in_group = np.bincount(group, minlength=groups)
+  rank = np.arange(len(group)) - np.repeat(np.cumsum(in_group) - in_group, in_group)
+  forest["decoder_masked_positions"][group, rank] = position
+  forest["decoder_target_tokens"][group, rank] = tokens[order]
+  forest["decoder_loss_weights"][group, rank] = 1.0

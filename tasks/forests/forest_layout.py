@@ -16,8 +16,9 @@ from commentree.tasks.config.objective import TARGET_NUMBERS
 # Features of the batch that are float32; all others are int32.
 FLOAT_FEATURES = ("decoder_loss_weights", TARGET_NUMBERS)
 
-# Masked tokens per row beyond rate * length: short comments round up to one.
-_MASK_HEADROOM = 1.15
+# Room for masked tokens beyond their mean share, over the square root of the rows that
+# they are of: the more rows, the nearer is their share to the mean.
+_MASK_HEADROOM = 0.2
 _SLOT_HEADROOM = 1.15
 # Encoder rows beyond the mean share: decoder rows are the ones to fill. Of forests with
 # fewer decoder rows than these, single comments with long threads fill the encoder: so
@@ -37,7 +38,10 @@ class ForestLayout:
     target_slots: most target comments in an example (`T`).
     encoder_slots: most encoded comments in an example (`E`).
     max_ancestors: most ancestors a comment can see (`A`; `cl` in the original work).
-    masked_per_row: most masked tokens in a decoder row (`M`).
+    masked_groups: groups of decoder rows whose masked tokens are kept together (`G`),
+      a divisor of `decoder_rows`: the fewer, the less padding. If `None` one, or as
+      many as rows where all tokens of a comment may be predicted.
+    masked_per_group: most masked tokens in a group (`M`).
     lookahead: tree subtrees held back from which the next example is composed.
   """
 
@@ -46,7 +50,8 @@ class ForestLayout:
   target_slots: PositiveInt | None = None
   encoder_slots: PositiveInt | None = None
   max_ancestors: PositiveInt = 16
-  masked_per_row: PositiveInt | None = None
+  masked_groups: PositiveInt | None = None
+  masked_per_group: PositiveInt | None = None
   lookahead: PositiveInt = 256
 
   def __post_init__(self):
@@ -70,14 +75,15 @@ class ForestShape:
   encoder_slots: int
   target_slots: int
   max_ancestors: int
-  masked_per_row: int
+  masked_groups: int
+  masked_per_group: int
   optional_features: tuple[str, ...] = ()
 
   def feature_shapes(self) -> dict[str, tuple[int, ...]]:
     """Shape per example of every feature of the batch, without the batch dimension."""
     encoder = (self.encoder_rows, self.encoder_length)
     decoder = (self.decoder_rows, self.decoder_length)
-    masked = (self.decoder_rows, self.masked_per_row)
+    masked = (self.masked_groups, self.masked_per_group)
     ancestors = (self.target_slots, self.max_ancestors)
     optional = {
       "target_prefix_lengths": (self.target_slots,),
@@ -171,7 +177,7 @@ def resolve(
       subtrees=1,
       targets=1,
       target_tokens=12,
-      masked_tokens=2,
+      masked_tokens=3,
       most_masked=math.ceil(decoder_length / 4),
       encoded=1,
       encoded_tokens=7,
@@ -186,7 +192,21 @@ def resolve(
   )
   mean_target = totals.target_tokens / max(1, totals.targets)
   mean_encoded = max(1, totals.encoded_tokens) / max(1, totals.encoded)
+  target_slots = layout.target_slots or round_up(
+    _SLOT_HEADROOM * decoder_tokens / mean_target, 8
+  )
   masked_share = totals.masked_tokens / totals.target_tokens
+  groups = layout.masked_groups or (
+    1 if totals.most_masked < decoder_length else layout.decoder_rows
+  )
+  if layout.decoder_rows % groups:
+    raise UserError(
+      f"ForestLayout.masked_groups = {groups}: must divide decoder_rows ="
+      f" {layout.decoder_rows}"
+    )
+  in_group = decoder_tokens // groups
+  masked_in_group = masked_share * in_group
+  masked_in_group *= 1 + _MASK_HEADROOM / math.sqrt(layout.decoder_rows / groups)
   shape = ForestShape(
     encoder_length=encoder_length,
     decoder_length=decoder_length,
@@ -194,20 +214,21 @@ def resolve(
     decoder_rows=layout.decoder_rows,
     encoder_slots=layout.encoder_slots
     or round_up(_SLOT_HEADROOM * encoder_rows * encoder_length / mean_encoded, 8),
-    target_slots=layout.target_slots
-    or round_up(_SLOT_HEADROOM * decoder_tokens / mean_target, 8),
+    target_slots=target_slots,
     max_ancestors=layout.max_ancestors,
-    masked_per_row=layout.masked_per_row
+    masked_groups=groups,
+    masked_per_group=layout.masked_per_group
     or max(
       totals.most_masked,
-      min(decoder_length, round_up(_MASK_HEADROOM * masked_share * decoder_length, 4)),
+      # One of each target at least.
+      min(in_group, max(round_up(masked_in_group, 4), -(-target_slots // groups))),
     ),
     optional_features=optional_features,
   )
   for field, least in (
     ("encoder_rows", layout.max_ancestors),
     ("encoder_slots", layout.max_ancestors),
-    ("masked_per_row", totals.most_masked),
+    ("masked_per_group", totals.most_masked),
   ):
     if getattr(shape, field) < least:
       raise UserError(

@@ -95,9 +95,12 @@ class ForestBuilder:
   def __init__(self, shape: ForestShape):
     self._shape = shape
     self._decoder = OpenRows(
-      shape.decoder_rows, shape.decoder_length, shape.masked_per_row
+      shape.decoder_rows,
+      shape.decoder_length,
+      shape.masked_per_group,
+      shape.masked_groups,
     )
-    self._encoder = OpenRows(shape.encoder_rows, shape.encoder_length, 0)
+    self._encoder = OpenRows(shape.encoder_rows, shape.encoder_length)
     self._items: list[PackItem] = []
     self._decoder_places: list[tuple[int, int]] = []
     self._encoder_places: list[tuple[int, int]] = []
@@ -413,7 +416,7 @@ def _fitting_parts(item: PackItem, shape: ForestShape) -> Iterator[PackItem]:
     raise UserError(
       f"ForestLayout: a comment with {int(item.masked.max())} masked tokens and"
       f" {len(item.encoded)} ancestors does not fit an empty forest of {shape}: set"
-      " masked_per_row, or rows and slots, to more"
+      " masked_per_group, or rows and slots, to more"
     )
   # Nodes stand depth first, so each half is mostly subtrees of its own.
   middle = len(item.targets) // 2
@@ -424,15 +427,11 @@ def _fitting_parts(item: PackItem, shape: ForestShape) -> Iterator[PackItem]:
 def _surely_fits(item: PackItem, shape: ForestShape) -> bool:
   """Whether best fit must succeed: with rows half full, another item always fits."""
   decoder_tokens, encoder_tokens, targets, encoded = item.sizes
-  rows = (
-    2 * decoder_tokens / shape.decoder_length
-    + 2 * int(item.masked.sum()) / shape.masked_per_row
-  )
   return (
     targets <= shape.target_slots
     and encoded <= shape.encoder_slots
-    and rows + 1 <= shape.decoder_rows
-    and int(item.masked.max()) <= shape.masked_per_row
+    and 2 * decoder_tokens / shape.decoder_length + 1 <= shape.decoder_rows
+    and int(item.masked.sum()) <= shape.masked_per_group
     and 2 * encoder_tokens / shape.encoder_length + 1 <= shape.encoder_rows
   )
 

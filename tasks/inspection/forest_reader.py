@@ -218,9 +218,10 @@ def _owners(
 def _answers(forest: Forest) -> np.ndarray:
   """What is to be predicted at each position, -1 where nothing is: int32 [Rd, Ld]."""
   answers = np.full_like(forest["decoder_input_tokens"], -1)
-  row, used = np.nonzero(forest["decoder_loss_weights"])
-  columns = forest["decoder_masked_positions"][row, used]
-  answers[row, columns] = forest["decoder_target_tokens"][row, used]
+  group, used = np.nonzero(forest["decoder_loss_weights"])
+  positions = forest["decoder_masked_positions"][group, used]
+  by_group = answers.reshape(len(forest["decoder_loss_weights"]), -1)
+  by_group[group, positions] = forest["decoder_target_tokens"][group, used]
   return answers
 
 

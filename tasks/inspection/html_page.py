@@ -422,7 +422,7 @@ def _figures(inspection: Inspection) -> str:
     ("encoder slots", shape.encoder_slots, [len(f.encoder) for f in forests]),
     (
       "masked positions",
-      shape.decoder_rows * shape.masked_per_row,
+      shape.masked_groups * shape.masked_per_group,
       [f.masked for f in forests],
     ),
     ("most ancestors seen", shape.max_ancestors, None),

@@ -113,9 +113,13 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     """
     _, length = row_lengths(task_feature_lengths)
     layout = self.layout
-    if TARGET_TOKENS in features and layout.masked_per_row is None:
+    if TARGET_TOKENS in features and layout.masked_per_group is None:
       # The tokens to predict fit at any share.
-      layout = dataclasses.replace(layout, masked_per_row=length)
+      groups = layout.masked_groups or layout.decoder_rows
+      in_group = layout.decoder_rows // groups * length
+      layout = dataclasses.replace(
+        layout, masked_groups=groups, masked_per_group=in_group
+      )
     return resolve(
       layout, task_feature_lengths, optional_features=optional_features_of(features)
     )
@@ -150,6 +154,7 @@ def _forest_of(subtree: Subtree, shape: ForestShape) -> packing.Forest:
   if len(forests) > 1:
     raise UserError(
       f"ForestLayout: a subtree takes {len(forests)} forests, but each must have one of"
-      " its own: give it more rows, or SubtreeConfig.max_tree_size fewer comments"
+      " its own: give it more rows or masked_per_group, or SubtreeConfig.max_tree_size"
+      " fewer comments"
     )
   return forests[0] if forests else packing.empty_forest(shape)

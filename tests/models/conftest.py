@@ -62,7 +62,7 @@ def family(request):
 
 @pytest.fixture(scope="session")
 def logits_of(make, family):
-  """Returns the jitted logits of a family's default model: batch -> [B, R, M, V]."""
+  """Returns the jitted logits of a family's default model: batch -> [B, G, M, V]."""
   model, params = make(**family)
   logits = jax.jit(model.logits, compiler_options=forests.QUICK_COMPILE)
   return lambda batch: np.asarray(logits(params, batch))

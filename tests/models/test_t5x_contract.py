@@ -386,7 +386,7 @@ def test_without_packing_each_subtree_has_a_forest_of_its_own():
   assert len(list(together.as_numpy_iterator())) < 12
 
 
-def test_a_comment_with_more_masks_than_a_row_has_room_for_is_told():
+def test_a_subtree_with_more_masks_than_a_forest_has_room_for_is_told():
   masking = MaskingConfig(rate=0.95, mask_share=1.0, random_share=0.0)
   task = registry.add_generated_task(
     "heavily_masked",
@@ -398,5 +398,5 @@ def test_a_comment_with_more_masks_than_a_row_has_room_for_is_told():
     sequence_length=lengths, split="validation", shuffle=False, num_epochs=1
   )
   forests = CommentForestFeatureConverter(pack=False)(subtrees, lengths)
-  with pytest.raises(tf.errors.UnknownError, match="set masked_per_row"):
+  with pytest.raises(tf.errors.UnknownError, match="masked_per_group"):
     list(forests.as_numpy_iterator())

@@ -59,7 +59,7 @@ def is_bag(name: str) -> bool:
 
 
 def shares(batch: Mapping[str, Any], conditions: Sequence[Condition]) -> jax.Array:
-  """Returns the share of words that are the masked token, `[B, R, M, 1 + C]`.
+  """Returns the share of words that are the masked token, `[B, G, M, 1 + C]`.
 
   Of the comment's own visible words, then of those of its ancestors under each
   condition; -1 where there are no words.
@@ -101,7 +101,7 @@ def losses(
   weights: jax.Array | np.ndarray,
   conditions: Sequence[Condition],
 ) -> list[jax.Array]:
-  """Returns the loss of each masked token under each bag, nats `[B, R, M]`.
+  """Returns the loss of each masked token under each bag, nats `[B, G, M]`.
 
   Args:
     batch: the batch.

@@ -85,7 +85,7 @@ class Classify(OfComments):
     )
 
   def compute(self, model: CommentTreeModel) -> Compute:
-    """Returns the probabilities of all labels, `[B, R, M, C]`."""
+    """Returns the probabilities of all labels, `[B, G, M, C]`."""
 
     def compute(params: Any, batch: Any) -> Any:
       _, beside = model.predict_batch_with_aux(params, self.hide(batch))

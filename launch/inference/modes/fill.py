@@ -164,7 +164,7 @@ class Fill(Mode[MaskedDocument]):
         yield from forests.items_of(subtree, self.shape)
 
   def compute(self, model: CommentTreeModel) -> Compute:
-    """Returns log probabilities and ids of the likeliest tokens, `[B, R, M, k]`."""
+    """Returns log probabilities and ids of the likeliest tokens, `[B, G, M, k]`."""
     # Markers and the like are never hidden, and so never sought.
     words = np.zeros(model.config.vocab_size, bool)
     words[: len(self.run.tokenizer.maskable)] = self.run.tokenizer.maskable

@@ -32,7 +32,7 @@ class Regress(OfComments):
     )
 
   def compute(self, model: CommentTreeModel) -> Compute:
-    """Returns the numbers, `[B, R, M]`, as they are learnt."""
+    """Returns the numbers, `[B, G, M]`, as they are learnt."""
 
     def compute(params: Any, batch: Any) -> Any:
       return model.predict_batch(params, self.hide(batch))

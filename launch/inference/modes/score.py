@@ -112,12 +112,12 @@ class Score(Mode[ScoredDocument]):
       encoded = attribution_lib.encode_once(model, params, batch)
       given = (model, params, encoded, batch)
       conditions: tuple[Condition, ...] = (self.ancestors, "none")
-      losses_XBRM = attribution_lib.losses_by_condition(*given, conditions)
-      losses_BXRM = jnp.moveaxis(losses_XBRM, 0, 1)
+      losses_XBGM = attribution_lib.losses_by_condition(*given, conditions)
+      losses_BXGM = jnp.moveaxis(losses_XBGM, 0, 1)
       if not self.attribution:
-        return losses_BXRM
-      left_out_BARM = attribution_lib.leave_one_out(*given, self.ancestors)
-      return jnp.concatenate([losses_BXRM, left_out_BARM], axis=1)
+        return losses_BXGM
+      left_out_BAGM = attribution_lib.leave_one_out(*given, self.ancestors)
+      return jnp.concatenate([losses_BXGM, left_out_BAGM], axis=1)
 
     return compute
 
@@ -140,16 +140,16 @@ class Score(Mode[ScoredDocument]):
         of_comment[ancestor] = hops, before + left_out[place] - with_ancestors
 
   def losses_of(
-    self, arrays_XRM: np.ndarray, predicted: Sequence[Sequence[int]]
+    self, arrays_XGM: np.ndarray, predicted: Sequence[Sequence[int]]
   ) -> np.ndarray:
     """Returns what was computed of each of the predicted tokens, [tokens, X].
 
     Args:
-      arrays_XRM: what was computed of a forest.
+      arrays_XGM: what was computed of a forest.
       predicted: see `PackedForest.predicted`.
     """
     rows, columns = ([found[i] for found in predicted] for i in range(2))
-    return arrays_XRM[:, rows, columns].T
+    return arrays_XGM[:, rows, columns].T
 
   def _seen(self, filled: PackedForest, target: int) -> dict[int, tuple[int, int]]:
     """Returns the comments above a target that it sees, nearest first.
@@ -226,21 +226,22 @@ class PseudoLikelihood(Score):
     most = shape.target_slots
     if self.masks_apart is not None:
       most += shape.decoder_rows * shape.decoder_length // self.masks_apart
-    rows, columns = np.nonzero(forest["decoder_loss_weights"] > 0)
+    groups, columns = np.nonzero(forest["decoder_loss_weights"] > 0)
+    in_group = shape.decoder_rows // shape.masked_groups * shape.decoder_length
     found = {}
     for name in _PREDICTED:
-      values = forest[name][rows, columns]
+      values = forest[name][groups, columns]
       if name == "decoder_masked_positions":
-        values = values + rows * shape.decoder_length
+        values = values + groups * in_group
       found[name] = np.zeros((1, most), forest[name].dtype)
-      found[name][0, : len(rows)] = values
+      found[name][0, : len(groups)] = values
     return {**forest, **found}
 
   def losses_of(
-    self, arrays_XRM: np.ndarray, predicted: Sequence[Sequence[int]]
+    self, arrays_XGM: np.ndarray, predicted: Sequence[Sequence[int]]
   ) -> np.ndarray:
     """Returns what was computed of each of the tokens that `arrays` put first."""
-    return arrays_XRM[:, 0, : len(predicted)].T
+    return arrays_XGM[:, 0, : len(predicted)].T
 
   def items(self, document: ScoredDocument) -> Iterator[PackItem]:
     """Yields all copies of some comments, several forests full, to be cut for these."""

@@ -100,7 +100,7 @@ class Tag(Mode[TaggedDocument]):
       yield from forests.items_of(subtree, self.shape)
 
   def compute(self, model: CommentTreeModel) -> Compute:
-    """Returns labels and their log probabilities, `[B, R, M]`."""
+    """Returns labels and their log probabilities, `[B, G, M]`."""
 
     def compute(params: Any, batch: Any) -> Any:
       labels, beside = model.predict_batch_with_aux(params, self.hide(batch))

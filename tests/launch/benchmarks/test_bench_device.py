@@ -78,7 +78,7 @@ def test_comments_are_as_long_in_the_mean_as_asked(mean):
 
 
 def test_forests_are_full_of_comments_that_see_others():
-  shape = ForestShape(128, 128, 11, 16, 40, 60, 4, 32)
+  shape = ForestShape(128, 128, 11, 16, 40, 60, 4, 1, 320)
   forest = bench_device.draw_forest(np.random.default_rng(0), shape, 48, 1000)
   assert (forest["decoder_segment_ids"] > 0).mean() > 0.85
   assert (forest["ancestor_slots"].max(-1) > 0).sum() > 10

@@ -126,7 +126,7 @@ def run(files, tmp_path_factory):
   }
   overrides = [f"{name} = {value!r}" for name, value in settings.items()]
   loaded = gin_cli.load(["runs/pretrain.gin"], overrides)
-  record = {"facts": {"forest.encoder_rows": 29, "forest.masked_per_row": 32}}
+  record = {"facts": {"forest.encoder_rows": 29, "forest.masked_per_group": 32}}
   contents = {
     "config.gin": gin_cli.text_in_force(loaded).encode(),
     "run.json": json.dumps(record).encode(),

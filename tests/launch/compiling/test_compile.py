@@ -125,7 +125,7 @@ def test_forests_of_a_mixture_have_room_for_all_its_objectives():
   data = gin_cli.load(["runs/compile.gin"], settings).data
   shape, _ = typical_forests.typical_shape(data, 48)
   assert shape.optional_features == ("target_prefix_lengths",)
-  assert shape.masked_per_row == shape.decoder_length
+  assert shape.masked_per_group == shape.decoder_length
 
 
 def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):

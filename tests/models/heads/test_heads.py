@@ -111,6 +111,7 @@ def test_a_comments_label_comes_from_its_own_states(classify_from):
   batch = {
     "decoder_segment_ids": SEGMENTS,
     "decoder_masked_positions": np.array([[[0, 3, 4], [0, 0, 0]]], np.int32),
+    "target_depths": np.ones((1, 4), np.int32),
   }
   x = states()
   params = drawn(classifier, x, batch)
@@ -247,9 +248,9 @@ def test_emissions_are_what_a_chain_has_for_logits(packed, monkeypatch):
   batch = labelled.for_head(model.config, packed.batch)
   scores = made_up(model, batch)
   monkeypatch.setattr(model, "_scores", lambda *_: scores)
-  assert model.logits({}, batch) is scores.emissions_BRMC
+  assert model.logits({}, batch) is scores.emissions_BGMC
   # And all that is said of it is by brute force right in test_crf.py.
-  decode = quick(lambda s, b: crf.viterbi(s.emissions_BRMC, b, s.transitions))
+  decode = quick(lambda s, b: crf.viterbi(s.emissions_BGMC, b, s.transitions))
   predict = quick(lambda batch: model.predict_batch({}, batch))
   path = decode(scores, heads.chains_of(batch))
   np.testing.assert_array_equal(predict(batch), path)

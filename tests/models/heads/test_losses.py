@@ -65,7 +65,7 @@ def test_losses_of_copies_are_those_of_the_mixture_and_of_the_logits(pointed, ta
   def plain(pointed):
     scores = pointer_scores(*pointed)
     mixed = token_losses(scores.mixed(), targets)
-    alone = token_losses(scores.logits_BRMV, targets, z_loss=0.1)
+    alone = token_losses(scores.logits_BGMV, targets, z_loss=0.1)
     return (mixed.nll + 0.5 * alone.nll + alone.z_loss).sum(), mixed
 
   (loss, losses), grads = jax.value_and_grad(ours, has_aux=True)(pointed)

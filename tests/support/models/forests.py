@@ -13,6 +13,8 @@ import numpy as np
 
 MASK_ID = 3
 FIRST_WORD_ID = 4
+# What is kept by group of rows.
+MASKED = ("decoder_masked_positions", "decoder_target_tokens", "decoder_loss_weights")
 # For programs that run once: compiling is what takes the time.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
@@ -171,13 +173,37 @@ def batch_of(*examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def masked_of(batch: dict[str, np.ndarray], example: int, target: int) -> np.ndarray:
-  """Returns which masked positions `[R, M]` belong to a target."""
-  segments = np.take_along_axis(
-    batch["decoder_segment_ids"][example],
-    batch["decoder_masked_positions"][example],
-    axis=-1,
-  )
+  """Returns which masked positions `[G, M]` belong to a target."""
+  positions = batch["decoder_masked_positions"][example]
+  by_group = batch["decoder_segment_ids"][example].reshape(len(positions), -1)
+  segments = np.take_along_axis(by_group, positions, axis=-1)
   return (segments == target) & (batch["decoder_loss_weights"][example] > 0)
+
+
+def regrouped(batch: dict[str, np.ndarray], groups: int) -> dict[str, np.ndarray]:
+  """Returns the batch with masked tokens that are kept by row kept in fewer groups."""
+  weights = batch["decoder_loss_weights"]
+  examples, rows, _ = weights.shape
+  in_group = rows // groups
+  used = [np.nonzero(weights[e, r]) for e in range(examples) for r in range(rows)]
+  most = max(
+    sum(len(columns[0]) for columns in used[first : first + in_group])
+    for first in range(0, len(used), in_group)
+  )
+  found = {}
+  for name in MASKED:
+    found[name] = np.zeros((examples, groups, most), batch[name].dtype)
+    for e in range(examples):
+      for group in range(groups):
+        values = []
+        for row in range(in_group):
+          number = group * in_group + row
+          offset = row * batch["decoder_segment_ids"].shape[-1]
+          own = batch[name][e, number][used[e * rows + number]]
+          values.append(own + offset if name == "decoder_masked_positions" else own)
+        together = np.concatenate(values)
+        found[name][e, group, : len(together)] = together
+  return {**batch, **found}
 
 
 def changes_of(

@@ -16,7 +16,8 @@ SHAPE = ForestShape(
   encoder_slots=24,
   target_slots=32,
   max_ancestors=4,
-  masked_per_row=32,
+  masked_groups=10,
+  masked_per_group=32,
   optional_features=(PREFIXES, *LANGUAGE_FEATURES),
 )
 
@@ -43,10 +44,11 @@ def read_targets(forest):
     return rows[0], columns, values
 
   answers = np.full_like(forest["decoder_input_tokens"], -1)
-  row, used = np.nonzero(forest["decoder_loss_weights"])
-  columns = forest["decoder_masked_positions"][row, used]
-  assert (answers[row, columns] == -1).all()
-  answers[row, columns] = forest["decoder_target_tokens"][row, used]
+  group, used = np.nonzero(forest["decoder_loss_weights"])
+  positions = forest["decoder_masked_positions"][group, used]
+  by_group = answers.reshape(len(forest["decoder_loss_weights"]), -1)
+  assert (by_group[group, positions] == -1).all()
+  by_group[group, positions] = forest["decoder_target_tokens"][group, used]
   targets = []
   for slot in range(1, forest["decoder_segment_ids"].max() + 1):
     names = ("input_tokens", "positions", "languages")

@@ -140,13 +140,13 @@ def test_a_mixture_of_objectives_shares_subtrees_vocabulary_and_forests(opened, 
   digests = {part.splits["train"].totals.digest for part in opened.parts}
   assert len(digests) == 1
   assert opened.shape.optional_features == ("target_prefix_lengths",)
-  assert opened.shape.masked_per_row == 32
+  assert opened.shape.masked_per_group == 32
   alone = data.open_data(
     dataclasses.replace(
       config, mixture_or_task_name="commentree_generated", mixture=None
     )
   )
-  assert alone.shape.masked_per_row < 32
+  assert alone.shape.masked_per_group < 32
   assert alone.shape.optional_features == ()
   # Whoever would change the rates learns that the run is another.
   facts = json.loads(json.dumps(opened.facts()))

@@ -131,7 +131,7 @@ def test_turns_once_dealt_to_a_rare_task_are_not_taken_back(least):
 
 MASKER = Masker(MaskingConfig(), MASK_ID, maskable())
 CAUSAL = CausalObjective(1, 2, np.arange(VOCAB_SIZE) == 5, 40)
-SHAPE = ForestShape(32, 32, 4, 6, 16, 24, 4, 32, ("target_prefix_lengths",))
+SHAPE = ForestShape(32, 32, 4, 6, 16, 24, 4, 6, 32, ("target_prefix_lengths",))
 
 
 def sources():

@@ -28,7 +28,8 @@ SHAPE = ForestShape(
   encoder_slots=24,
   target_slots=32,
   max_ancestors=4,
-  masked_per_row=12,
+  masked_groups=10,
+  masked_per_group=12,
 )
 
 
@@ -92,14 +93,17 @@ def read_segments(forest, side):
 def found_targets(forest):
   encoded = read_segments(forest, "encoder")
   for segment, (row, first, tokens) in read_segments(forest, "decoder").items():
-    used = forest["decoder_loss_weights"][row] == 1
+    rows, row_length = forest["decoder_segment_ids"].shape
+    groups = len(forest["decoder_loss_weights"])
+    group, start = divmod(row * row_length + first, rows // groups * row_length)
+    used = forest["decoder_loss_weights"][group] == 1
     masked = tuple(
-      (int(column - first), int(token))
-      for column, token in zip(
-        forest["decoder_masked_positions"][row][used],
-        forest["decoder_target_tokens"][row][used],
+      (int(position - start), int(token))
+      for position, token in zip(
+        forest["decoder_masked_positions"][group][used],
+        forest["decoder_target_tokens"][group][used],
       )
-      if first <= column < first + len(tokens)
+      if start <= position < start + len(tokens)
     )
     slots = forest["ancestor_slots"][segment - 1]
     hops = forest["ancestor_distances"][segment - 1]
@@ -116,12 +120,20 @@ def found_targets(forest):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 30))
+@given(
+  st.integers(0, 10**6),
+  st.integers(1, 60),
+  st.integers(1, 30),
+  # Room for the masked tokens of full rows, and for a few of them.
+  st.sampled_from([(10, 12), (2, 40), (1, 120), (1, 16)]),
+)
 def test_every_target_stands_in_the_forests_once_with_its_own_ancestors(
-  seed, count, lookahead
+  seed, count, lookahead, masked
 ):
   subtrees = masked_subtrees(count, seed)
-  forests = list(packing.pack(subtrees, SHAPE, lookahead))
+  groups, in_group = masked
+  shape = dataclasses.replace(SHAPE, masked_groups=groups, masked_per_group=in_group)
+  forests = list(packing.pack(subtrees, shape, lookahead))
   found = [target for forest in forests for target in found_targets(forest)]
   assert sorted(found) == sorted(expected_targets(subtrees))
 
@@ -154,7 +166,7 @@ def test_room_that_no_whole_subtree_fits_is_filled_with_parts_and_nothing_is_los
   # Comments of two tokens, which take three fifths of a forest's: no two subtrees fit.
   subtrees = masked_subtrees(20, nodes=96, max_length=3, deep=0.0)
   shape = dataclasses.replace(SHAPE, target_slots=160, encoder_slots=160)
-  shape = dataclasses.replace(shape, masked_per_row=32)
+  shape = dataclasses.replace(shape, masked_per_group=32)
   totals = packing.total(subtrees, (32, 32), SHAPE.max_ancestors, 32)
   assert 0.5 < totals.target_tokens / len(subtrees) / (10 * 32) < 0.7
   forests = list(packing.pack(subtrees, shape, 8))
@@ -201,7 +213,7 @@ def test_a_part_sees_what_the_whole_does_where_comments_have_no_text(max_ancesto
 
 def test_what_fills_room_whole_does_not_wait_on_as_a_subtree_of_nothing(monkeypatch):
   monkeypatch.setattr(packing, "_MAX_MISFITS", 1)
-  shape = ForestShape(8, 10, 1, 2, 8, 8, 4, 10)
+  shape = ForestShape(8, 10, 1, 2, 8, 8, 4, 2, 10)
 
   def subtree(*lengths):
     one = random_subtrees(1, nodes=len(lengths), max_length=3, deep=0.0)[0]
@@ -247,7 +259,7 @@ def test_of_a_subtree_that_fits_no_empty_forest_some_goes_all_the_same():
 
 
 @pytest.mark.parametrize(
-  "settings", [{"encoder_rows": 3}, {"encoder_slots": 3}, {"masked_per_row": 1}]
+  "settings", [{"encoder_rows": 3}, {"encoder_slots": 3}, {"masked_per_group": 1}]
 )
 def test_a_layout_that_might_not_hold_some_comment_is_refused_at_the_start(settings):
   with pytest.raises(UserError, match=next(iter(settings))):
@@ -256,6 +268,34 @@ def test_a_layout_that_might_not_hold_some_comment_is_refused_at_the_start(setti
       {"encoder": 32, "decoder": 32},
       forest_layout.SubtreeTotals(1, 9, 90, 9, 5, 5, 50),
     )
+
+
+def test_groups_of_masked_tokens_are_of_as_many_rows_each():
+  with pytest.raises(
+    UserError, match="masked_groups = 7: must divide decoder_rows = 64"
+  ):
+    forest_layout.resolve(ForestLayout(masked_groups=7), {"encoder": 32, "decoder": 32})
+
+
+def test_masked_tokens_have_less_padding_by_forest_than_by_row():
+  subtrees = masked_subtrees(1500, max_length=24)
+  totals = packing.total(subtrees, (32, 32), 4, MASKER.most_masked(32))
+  used = {}
+  for groups in (1, 32):
+    shape = forest_layout.resolve(
+      ForestLayout(decoder_rows=32, max_ancestors=4, masked_groups=groups),
+      {"encoder": 32, "decoder": 32},
+      totals,
+    )
+    fill = packing.Fill()
+    weights = []
+    for forest in list(packing.pack(subtrees, shape, 256))[:-8]:
+      fill.add(forest)
+      weights.append(forest["decoder_loss_weights"].mean())
+    # The rows fill up all the same.
+    assert fill.decoder > 0.94
+    used[groups] = np.mean(weights)
+  assert used[1] > 0.9 > 1.1 * used[32]
 
 
 def test_an_example_of_padding_has_no_slots_and_no_weight():

@@ -18,7 +18,7 @@ from commentree.tests.support.tasks.drawn_subtrees import (
 from commentree.tests.support.tasks.examples import assert_same, take
 
 MASKER = Masker(MaskingConfig(), MASK_ID, maskable())
-SHAPE = ForestShape(32, 32, 4, 6, 16, 24, 4, 12)
+SHAPE = ForestShape(32, 32, 4, 6, 16, 24, 4, 6, 12)
 
 
 @pytest.fixture(scope="module")

@@ -49,10 +49,13 @@ def predictions(forest):
   segments = forest["decoder_segment_ids"]
   for slot in range(1, segments.max() + 1):
     rows, columns = np.nonzero(segments == slot)
-    used = forest["decoder_loss_weights"][rows[0]] > 0
-    places = forest["decoder_masked_positions"][rows[0]][used]
-    assert (places == columns[0]).sum() == 1
-    assert not np.isin(places, columns[1:]).any()
+    in_group = segments.size // len(forest["decoder_loss_weights"])
+    group, first = divmod(rows[0] * segments.shape[1] + columns[0], in_group)
+    used = forest["decoder_loss_weights"][group] > 0
+    positions = forest["decoder_masked_positions"][group][used]
+    own = first + np.arange(len(columns))
+    assert (positions == own[0]).sum() == 1
+    assert not np.isin(positions, own[1:]).any()
     tokens = forest["decoder_input_tokens"][rows[0], columns]
     found.append((tuple(tokens.tolist()), float(forest[TARGET_NUMBERS][slot - 1])))
   return found

@@ -102,7 +102,7 @@ def test_in_a_forest_of_several_objectives_each_subtree_is_as_alone(seed, count)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
 def test_a_subtree_too_large_for_a_forest_is_cut_and_nothing_is_lost(objective):
   subtrees = apply(objective, random_subtrees(1, nodes=90))
-  small = dataclasses.replace(SHAPE, decoder_rows=99, encoder_rows=99)
+  small = dataclasses.replace(SHAPE, decoder_rows=99, encoder_rows=99, masked_groups=99)
   large = dataclasses.replace(small, encoder_slots=99, target_slots=99)
   assert len(list(packing.pack(subtrees, large, 1))) == 1
   whole = [

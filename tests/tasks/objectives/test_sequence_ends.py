@@ -202,7 +202,7 @@ def test_positions_begin_with_the_beginning_in_every_comment_of_a_row(tokenizer)
     tree(some_texts(6))
   )
   masked = build(preprocessing, tokenizer)(subtree, 32, 0, 0, 0)
-  shape = ForestShape(32, 32, 3, 3, 8, 8, 4, 32)
+  shape = ForestShape(32, 32, 3, 3, 8, 8, 4, 3, 32)
   (forest,) = packing.pack(iter([masked]), shape, lookahead=4)
   for side in ("encoder", "decoder"):
     used = forest[f"{side}_segment_ids"] > 0

@@ -120,7 +120,7 @@ def test_a_first_batch_reads_as_much_after_many_epochs_as_at_the_start(tmp_path)
           subtrees, Masker(MaskingConfig(), MASK_ID, maskable())
         )
       ],
-      ForestShape(32, 32, 4, 6, 16, 24, 4, 12),
+      ForestShape(32, 32, 4, 6, 16, 24, 4, 6, 12),
       batch_size=2,
       seed=7,
       lookahead=8,

@@ -36,7 +36,7 @@ class NumberedStub(stub.StubModel):
     self.config = config
 
   def numbered(self, batch, condition):
-    """A batch with numbers, and what is predicted `[B, R, M]`."""
+    """A batch with numbers, and what is predicted `[B, G, M]`."""
     # Other numbers for replies to the same comment.
     numbers = batch["target_trees"] % 3 + jnp.arange(6)[None] / 4.0
     batch = {**batch, "target_numbers": jnp.asarray(numbers, jnp.float32)}
