@@ -18,18 +18,14 @@ from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
 from commentree.settings import identity
 from commentree.tasks import data as data_lib
+from commentree.tasks import named_tasks
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.data import Pace, RunData
 from commentree.tasks.objectives import label_objectives
-from commentree.tasks.seqio_tasks import registration, registry
-from commentree.tasks.seqio_tasks.feature_converters import (
-  CommentForestFeatureConverter,
-)
-from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources import generated
 from commentree.tasks.sources.tree_sources import BuiltTreesSource, GeneratedTreesSource
+from commentree.tasks.tree_task import TreeTask
 from commentree.tasks.vocabulary import vocabulary_files
-from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 from commentree.training import evaluation, initial_state, partitioning, runtime
 from commentree.training import state as state_lib
 from commentree.training import train as trainer
@@ -54,9 +50,10 @@ def train(run: RunConfig, config_text: str, joined: Cluster, clock: Clock) -> in
   """Trains with the hosts joined, evaluates and reports; returns the exit code."""
   console = joined.console
   clock.watch = lambda what: joined.watchdog.at(0, what)
+  # Before anything is traced: under other switches it would be traced again.
+  runtime.set_flags(run.train.compile_cache_dir)
   with clock.on("data"):
-    registration.register_tasks(run.data)
-    model = build_model(run, registry.get_parts(run.data.mixture_or_task_name)[0].task)
+    model = build_model(run, named_tasks.find(run.data)[0].task)
     check_model(run, model)
     data = data_lib.open_data(run.data, console)
   tokenizer = data.task.tokenizer
@@ -271,8 +268,7 @@ def check_held_out(run: RunConfig, data: RunData) -> None:
 
 def describe(run: RunConfig) -> int:
   """Prints the parameters and their shardings on the devices here."""
-  registration.register_tasks(run.data)
-  task = registry.get_parts(run.data.mixture_or_task_name)[0].task
+  task = named_tasks.find(run.data)[0].task
   console = Console()
   parameter_table.describe(run.train, build_model(run, task), console)
   advise_sequence_ends(run, console)
@@ -293,20 +289,16 @@ def advise_sequence_ends(run: RunConfig, console: Console) -> None:
     )
 
 
-def build_model(run: RunConfig, task: CommentTreeTask) -> CommentTreeModel:
+def build_model(run: RunConfig, task: TreeTask) -> CommentTreeModel:
   """The model, its embedding table as large as the task's vocabulary needs."""
-  vocabulary = TokenizerVocabulary(task.tokenizer)
   # Of a mixture, whose first task may know no languages.
   languages = run.model.num_languages or len(run.data.preprocessing.objective.languages)
   return CommentTreeModel(
-    with_sizes(dataclasses.replace(run.model, num_languages=languages), task),
-    input_vocabulary=vocabulary,
-    output_vocabulary=vocabulary,
-    feature_converter_cls=CommentForestFeatureConverter,
+    with_sizes(dataclasses.replace(run.model, num_languages=languages), task)
   )
 
 
-def with_sizes(config: ModelConfig, task: CommentTreeTask) -> ModelConfig:
+def with_sizes(config: ModelConfig, task: TreeTask) -> ModelConfig:
   """The settings of a model, with the sizes that the task's data needs.
 
   Raises:
@@ -368,7 +360,7 @@ def report(
     console.print(f"{where} {first['loss']:.3f} {unit}{beside}")
 
 
-def target_kind(task: CommentTreeTask) -> str:
+def target_kind(task: TreeTask) -> str:
   """What is predicted, in words."""
   if label_objectives.label_names(task.preprocessing):
     return "label"

@@ -14,15 +14,14 @@ import numpy as np
 from commentree.console import Console
 from commentree.errors import UserError
 from commentree.settings import identity
+from commentree.tasks import named_tasks
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.dataset_files import built_dataset
 from commentree.tasks.forests import forest_layout, forest_streams, mixing, packing
 from commentree.tasks.forests.forest_layout import ForestShape
 from commentree.tasks.objectives import label_objectives
 from commentree.tasks.preparation import cached_subtrees, preparing, records
-from commentree.tasks.seqio_tasks import registry
-from commentree.tasks.seqio_tasks.registration import register_tasks
-from commentree.tasks.seqio_tasks.registry import CommentTreeTask
+from commentree.tasks.tree_task import TreeTask
 
 Subtrees = records.SubtreeRecords | cached_subtrees.CachedSubtrees
 
@@ -36,12 +35,12 @@ class TaskData:
   """What a run reads of a task.
 
   Attributes:
-    task: the SeqIO task.
+    task: the task.
     share: of all subtrees that are read in training; 1 for a task alone.
     splits: subtrees of 'train' and 'validation', prepared or cached.
   """
 
-  task: CommentTreeTask
+  task: TreeTask
   share: Fraction
   splits: Mapping[str, Subtrees]
 
@@ -111,7 +110,7 @@ class RunData:
   config: DataConfig
 
   @property
-  def task(self) -> CommentTreeTask:
+  def task(self) -> TreeTask:
     """The task; of a mixture the first, with which the others share the vocabulary."""
     return self.parts[0].task
 
@@ -251,8 +250,7 @@ def open_data(
     UserError: for anything the user can mend.
   """
   console = console or Console(quiet=True)
-  register_tasks(config)
-  found = registry.get_parts(config.mixture_or_task_name)
+  found = named_tasks.find(config)
   if splits is None:
     splits = ("train", "validation") if config.held_out_share else ("train",)
   for part in found:
@@ -294,17 +292,15 @@ def _resolve(
       )
     optional_features |= dict.fromkeys(objective.optional_features)
 
+  samples = [
+    forest_streams.Sample(
+      part.splits[split], part.task.objective(), lengths, config.layout.max_ancestors
+    )
+    for part in parts
+  ]
+
   def totals(shape: forest_layout.ForestShape | None) -> forest_layout.SubtreeTotals:
-    each = [
-      forest_streams.sample_totals(
-        part.splits[split],
-        part.task.objective(),
-        lengths,
-        config.layout.max_ancestors,
-        shape,
-      )
-      for part in parts
-    ]
+    each = [sample.totals(shape) for sample in samples]
     return mixing.mix_totals(each, [part.share for part in parts])
 
   def choose(found: forest_layout.SubtreeTotals) -> forest_layout.ForestShape:

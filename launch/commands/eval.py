@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
   )
 
   # The settings are sound: now what is heavy.
-  library_noise.load_tensorflow()
+  library_noise.load_tensorflow_for(run)
   from commentree.launch import assemble_run
   from commentree.training import runtime
   from commentree.training.cluster import distributed

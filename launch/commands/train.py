@@ -82,9 +82,8 @@ def main(argv: Sequence[str]) -> int:
     for line in early_checks.advice(run.train):
       hosts.say(line)
 
-    # Now TensorFlow, the heaviest.
     with clock.on("imports"):
-      library_noise.load_tensorflow()
+      library_noise.load_tensorflow_for(run)
       from commentree.launch import assemble_run
     return assemble_run.train(run, parsed.text, hosts, clock)
 
@@ -92,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
 def _describe(run: RunConfig) -> int:
   for line in early_checks.advice(run.train):
     print(line)
-  library_noise.load_tensorflow()
+  library_noise.load_tensorflow_for(run)
   from commentree.launch import assemble_run
 
   return assemble_run.describe(run)

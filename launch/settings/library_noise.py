@@ -8,6 +8,10 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from commentree.launch.settings.configurables import RunConfig
 
 # Where Linux shows TPUs (up to v4, and later ones), NVIDIA's and AMD's GPUs.
 _ACCELERATORS = (
@@ -51,14 +55,31 @@ def load_tensorflow() -> None:
   """Imports TensorFlow, which reads files here and computes nothing.
 
   Its libraries write of CPU features and missing GPUs before any setting of theirs
-  applies. Accelerators are left to JAX: TensorFlow would take their memory. Of what
-  libraries log through absl, errors alone are shown: our own reports go elsewhere.
+  applies. Accelerators are left to JAX: TensorFlow would take their memory.
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   with _stderr_silenced():
     import tensorflow as tf
-    from absl import logging
 
-    logging.set_verbosity(logging.ERROR)
+    show_errors_alone()
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
+
+
+def load_tensorflow_for(run: RunConfig) -> None:
+  """Imports TensorFlow where a run takes it: it takes seconds.
+
+  SeqIO does, and so do paths in a bucket. See `load_tensorflow`.
+  """
+  from commentree.tasks import named_tasks
+
+  if named_tasks.needs_seqio(run.data) or "://" in repr(run):
+    load_tensorflow()
+  show_errors_alone()
+
+
+def show_errors_alone() -> None:
+  """Hides what libraries log through absl below errors: our reports go elsewhere."""
+  from absl import logging
+
+  logging.set_verbosity(logging.ERROR)

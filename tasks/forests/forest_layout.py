@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from commentree.errors import UserError
 from commentree.settings import PositiveInt, check_fields, check_range
@@ -110,6 +111,24 @@ class ForestShape:
     }
 
 
+class PackSizes(NamedTuple):
+  """What a subtree, or a part of one, takes of a forest.
+
+  Attributes:
+    decoder_tokens: tokens of all targets.
+    encoder_tokens: tokens of all encoded nodes.
+    targets: how many targets there are.
+    encoded: how many encoded nodes there are.
+    masked: masked tokens of all targets.
+  """
+
+  decoder_tokens: int
+  encoder_tokens: int
+  targets: int
+  encoded: int
+  masked: int
+
+
 @dataclasses.dataclass
 class SubtreeTotals:
   """What a sample of subtrees holds, from which open settings of a layout follow."""
@@ -121,6 +140,14 @@ class SubtreeTotals:
   most_masked: int = 0
   encoded: int = 0
   encoded_tokens: int = 0
+
+  def add(self, sizes: PackSizes) -> None:
+    """Adds what a subtree, or a part of one, takes; it is counted by the caller."""
+    self.targets += sizes.targets
+    self.target_tokens += sizes.decoder_tokens
+    self.masked_tokens += sizes.masked
+    self.encoded += sizes.encoded
+    self.encoded_tokens += sizes.encoder_tokens
 
   def mean(self, other: SubtreeTotals) -> SubtreeTotals:
     """Returns what lies in the middle of both, the higher `most_masked`."""

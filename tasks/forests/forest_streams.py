@@ -14,6 +14,7 @@ as a stream (`seqio_tasks/`). See docs/architecture.md.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -23,9 +24,9 @@ import numpy as np
 
 from commentree.errors import UserError
 from commentree.tasks.forests import packing
-from commentree.tasks.forests.forest_layout import ForestShape, SubtreeTotals
+from commentree.tasks.forests.forest_layout import ForestShape, PackSizes, SubtreeTotals
 from commentree.tasks.forests.mixing import MixtureSampler
-from commentree.tasks.forests.pack_items import PackItem
+from commentree.tasks.forests.pack_items import PackItem, measure
 from commentree.tasks.forests.packing import Forest, Packer, Waiting
 from commentree.tasks.forests.shuffling import EpochShuffle
 from commentree.tasks.forests.stream_shares import own_streams
@@ -257,29 +258,60 @@ def stack(forests: Sequence[Forest]) -> Batch:
   return {name: np.stack([f[name] for f in forests]) for name in forests[0]}
 
 
-def sample_totals(
-  records: Sequence[Subtree],
-  objective: Objective,
-  row_lengths: tuple[int, int],
-  max_ancestors: int,
-  shape: ForestShape | None = None,
-  sample: int = 2000,
-) -> SubtreeTotals:
-  """Measures subtrees spread evenly over the data, for `forest_layout.resolve`.
+class Sample:
+  """Subtrees spread evenly over the data, measured for `forest_layout.resolve`."""
 
-  Args:
-    records: the subtrees.
-    objective: what they are masked by.
-    row_lengths: tokens of a row of the encoder and of the decoder.
-    max_ancestors: most ancestors that a comment sees.
-    shape: of the forests that subtrees are cut to fit; None for whole subtrees.
-    sample: how many subtrees are measured at most.
-  """
-  chosen = np.unique(np.linspace(0, len(records) - 1, sample).astype(int)).tolist()
-  length = row_lengths[1]
-  masked = (objective(records[index], length, 0, 0, index) for index in chosen)
-  most_masked = objective.most_masked(length)
-  return packing.total(masked, row_lengths, max_ancestors, most_masked, shape)
+  def __init__(
+    self,
+    records: Sequence[Subtree],
+    objective: Objective,
+    row_lengths: tuple[int, int],
+    max_ancestors: int,
+    size: int = 2000,
+  ):
+    """Reads nothing yet.
+
+    Args:
+      records: the subtrees.
+      objective: what they are masked by.
+      row_lengths: tokens of a row of the encoder and of the decoder.
+      max_ancestors: most ancestors that a comment sees.
+      size: how many subtrees are measured at most.
+    """
+    self._records = records
+    self._objective = objective
+    self._row_lengths = row_lengths
+    self._max_ancestors = max_ancestors
+    self._chosen = np.unique(np.linspace(0, len(records) - 1, size).astype(int))
+
+  def totals(self, shape: ForestShape | None = None) -> SubtreeTotals:
+    """Adds up what the subtrees take.
+
+    Args:
+      shape: of the forests that subtrees are cut to fit, with these row lengths and
+        ancestors; None for whole subtrees.
+    """
+    length = self._row_lengths[1]
+    totals = SubtreeTotals(most_masked=self._objective.most_masked(length))
+    totals.subtrees = len(self._chosen)
+    for index, whole in zip(self._chosen.tolist(), self._whole):
+      if shape is None or packing.surely_fits(whole, shape):
+        totals.add(whole)
+        continue
+      for item in packing.fitting_items(self._masked(index), shape):
+        totals.add(item.pack_sizes)
+    return totals
+
+  @functools.cached_property
+  def _whole(self) -> list[PackSizes]:
+    """What each takes that is not cut: most need no second look."""
+    return [
+      measure(self._masked(index), *self._row_lengths, self._max_ancestors).pack_sizes
+      for index in self._chosen.tolist()
+    ]
+
+  def _masked(self, index: int) -> Subtree:
+    return self._objective(self._records[index], self._row_lengths[1], 0, 0, index)
 
 
 def first_target(

@@ -7,6 +7,7 @@ import functools
 
 import numpy as np
 
+from commentree.tasks.forests.forest_layout import PackSizes
 from commentree.tasks.objectives import objectives
 from commentree.tasks.subtrees import comment_numbers, splitting
 from commentree.tasks.subtrees.subtree_builder import (
@@ -53,6 +54,11 @@ class PackItem:
       len(self.targets),
       len(self.encoded),
     )
+
+  @property
+  def pack_sizes(self) -> PackSizes:
+    """What totals take."""
+    return PackSizes(*self.sizes, int(self.masked.sum()))
 
   @property
   def prefix_lengths(self) -> np.ndarray:

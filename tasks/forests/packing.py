@@ -31,6 +31,7 @@ from commentree.tasks.forests.forest_arrays import (
 from commentree.tasks.forests.forest_layout import (
   FLOAT_FEATURES,
   ForestShape,
+  PackSizes,
   SubtreeTotals,
 )
 from commentree.tasks.forests.pack_items import PackItem, measure, part
@@ -80,12 +81,7 @@ def total(
     else:
       items = fitting_items(subtree, shape)
     for item in items:
-      decoder_tokens, encoder_tokens, targets, encoded = item.sizes
-      totals.targets += targets
-      totals.target_tokens += decoder_tokens
-      totals.masked_tokens += int(item.masked.sum())
-      totals.encoded += encoded
-      totals.encoded_tokens += encoder_tokens
+      totals.add(item.pack_sizes)
   return totals
 
 
@@ -409,7 +405,7 @@ def fitting_items(subtree: Subtree, shape: ForestShape) -> Iterator[PackItem]:
 
 
 def _fitting_parts(item: PackItem, shape: ForestShape) -> Iterator[PackItem]:
-  if _surely_fits(item, shape) or ForestBuilder(shape).add(item):
+  if surely_fits(item.pack_sizes, shape) or ForestBuilder(shape).add(item):
     yield item
     return
   if len(item.targets) == 1:
@@ -424,15 +420,19 @@ def _fitting_parts(item: PackItem, shape: ForestShape) -> Iterator[PackItem]:
     yield from _fitting_parts(part(item, half), shape)
 
 
-def _surely_fits(item: PackItem, shape: ForestShape) -> bool:
-  """Whether best fit must succeed: with rows half full, another item always fits."""
-  decoder_tokens, encoder_tokens, targets, encoded = item.sizes
+def surely_fits(sizes: PackSizes, shape: ForestShape) -> bool:
+  """Whether best fit must succeed: with rows half full, another item always fits.
+
+  Args:
+    sizes: of a subtree.
+    shape: of an empty forest.
+  """
   return (
-    targets <= shape.target_slots
-    and encoded <= shape.encoder_slots
-    and 2 * decoder_tokens / shape.decoder_length + 1 <= shape.decoder_rows
-    and int(item.masked.sum()) <= shape.masked_per_group
-    and 2 * encoder_tokens / shape.encoder_length + 1 <= shape.encoder_rows
+    sizes.targets <= shape.target_slots
+    and sizes.encoded <= shape.encoder_slots
+    and 2 * sizes.decoder_tokens / shape.decoder_length + 1 <= shape.decoder_rows
+    and sizes.masked <= shape.masked_per_group
+    and 2 * sizes.encoder_tokens / shape.encoder_length + 1 <= shape.encoder_rows
   )
 
 

@@ -28,7 +28,7 @@ from commentree.tasks.inspection.views import (
 from commentree.tasks.objectives import label_objectives
 
 if TYPE_CHECKING:
-  from commentree.tasks.seqio_tasks.registry import CommentTreeTask
+  from commentree.tasks.tree_task import TreeTask
 
 # Tokens in front of another that tell how it joins them.
 _READ_BEFORE = 4
@@ -52,7 +52,7 @@ class ForestEntry:
 class ForestReader:
   """Reads forests back, as the task's objective made them."""
 
-  def __init__(self, task: CommentTreeTask):
+  def __init__(self, task: TreeTask):
     """Takes the task that the forests are of."""
     self._tokenizer = task.tokenizer
     self._texts = task.tokenizer.texts

@@ -35,8 +35,8 @@ from commentree.tasks.subtrees.subtree_builder import Subtree, target_lengths
 from commentree.tasks.trees import cleaning, copied_quotations, markers
 
 if TYPE_CHECKING:
-  from commentree.tasks.seqio_tasks.registry import CommentTreeTask
   from commentree.tasks.subtrees.subtree_builder import SubtreeBuilder
+  from commentree.tasks.tree_task import TreeTask
   from commentree.tasks.trees.comment_tree import CommentTree
 
 # Texts can have a million characters; a page should not.
@@ -73,7 +73,7 @@ class _Shown:
     return bool(np.isin(targets, self.order).any())
 
 
-def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection:
+def inspect_trees(task: TreeTask, config: InspectionConfig) -> Inspection:
   """Takes trees through the pipeline of a run; reads no more than it needs.
 
   Raises:
@@ -171,7 +171,7 @@ def inspect_trees(task: CommentTreeTask, config: InspectionConfig) -> Inspection
 
 
 def _choose(
-  task: CommentTreeTask,
+  task: TreeTask,
   config: InspectionConfig,
   source: Iterator[CommentTree],
   pass_over: Callable[[CommentTree], None],
@@ -370,7 +370,7 @@ def _mean(lengths: list[np.ndarray]) -> float:
   return float(joined.mean()) if len(joined) else 0.0
 
 
-def _fates(task: CommentTreeTask) -> tuple[tuple[str, str, int], ...]:
+def _fates(task: TreeTask) -> tuple[tuple[str, str, int], ...]:
   """The source's counts, if it keeps any."""
   read_counts = task.tree_source.read_counts
   return tuple(

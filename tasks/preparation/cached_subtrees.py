@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
-import seqio
 from etils import epath
 from google.protobuf.message import DecodeError
 
@@ -29,11 +28,11 @@ from commentree.errors import StorageError, UserError
 from commentree.tasks.dataset_files import tfrecord
 from commentree.tasks.dataset_files.tree_record import Example
 from commentree.tasks.preparation import records
-from commentree.tasks.seqio_tasks.preprocessors import PLACE_FEATURES
 from commentree.tasks.subtrees.subtree_builder import (
   ANNOTATIONS,
   NODE_ANNOTATIONS,
   NODE_FEATURES,
+  PLACE_FEATURES,
   SUBTREE_FEATURES,
   Subtree,
 )
@@ -64,6 +63,8 @@ def cached_files(folder: epath.Path, split: str) -> list[epath.Path]:
   Raises:
     UserError: naming what is missing.
   """
+  import seqio
+
   info = epath.Path(seqio.get_cached_info_path(os.fspath(folder), split))
   try:
     num_shards = int(json.loads(info.read_text())["num_shards"])
@@ -83,6 +84,8 @@ def cached_files(folder: epath.Path, split: str) -> list[epath.Path]:
 
 
 def _num_examples(folder: epath.Path, split: str) -> int:
+  import seqio
+
   path = epath.Path(seqio.get_cached_stats_path(os.fspath(folder), split))
   try:
     return int(json.loads(path.read_text())["examples"])

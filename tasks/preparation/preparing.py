@@ -12,36 +12,35 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import seqio
 from etils import epath
 
 from commentree import differences
 from commentree.console import Console
 from commentree.errors import UserError
 from commentree.paths import cache_root
+from commentree.tasks import settings_tasks
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.preparation import cached_subtrees, records
-from commentree.tasks.seqio_tasks import registration, registry
-from commentree.tasks.seqio_tasks.registry import CommentTreeTask
 from commentree.tasks.sources.tree_sources import BuiltTreesSource, TreeFilesSource
 from commentree.tasks.subtrees import discourse
 from commentree.tasks.subtrees.subtree_builder import Subtree
 from commentree.tasks.subtrees.subtree_counts import SubtreeCounts
+from commentree.tasks.tree_task import TreeTask
 from commentree.tasks.trees.comment_tree import KEPT, ReadCounts
 
 _PROGRESS_SECONDS = 10.0
 # Standard deviations that numbers may lie from 0 before advice is given; how many times
 # more or less than 1 theirs may be.
 _FAR = 5
-# Starting a process costs some ten seconds of TensorFlow's imports, which pay from so
-# many bytes of records on.
+# Starting a process costs seconds of imports, which pay from so many bytes of records
+# on.
 _BYTES_PER_WORKER = 64 * 2**20
 # Parts of `PreprocessingConfig` that are in the source's signature, or apply when
 # subtrees are read; what of them shapes subtrees is named by `settings`.
 _NOT_OF_SUBTREES = ("trees", "masking", "discourse", "objective")
 
 
-def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
+def settings(task: TreeTask, split: str) -> dict[str, Any]:
   """All that shapes a split's subtrees, JSON-able."""
   builder = task.subtree_builder()
   config = builder.preprocessing
@@ -62,7 +61,7 @@ def settings(task: CommentTreeTask, split: str) -> dict[str, Any]:
 
 
 def prepare(
-  task: CommentTreeTask, split: str, config: DataConfig, console: Console
+  task: TreeTask, split: str, config: DataConfig, console: Console
 ) -> records.SubtreeRecords:
   """Opens a split's subtrees, writing them first if this is their first use."""
   check_split(task, split)
@@ -107,7 +106,7 @@ def prepare(
   return written
 
 
-def _no_trees(task: CommentTreeTask, split: str, read_counts: ReadCounts) -> UserError:
+def _no_trees(task: TreeTask, split: str, read_counts: ReadCounts) -> UserError:
   """Says that a split has no trees, and how it gets some."""
   source = task.tree_source
   trees = sum(n for fate, n in read_counts.trees.items() if fate.startswith(KEPT))
@@ -127,9 +126,7 @@ def _no_trees(task: CommentTreeTask, split: str, read_counts: ReadCounts) -> Use
   )
 
 
-def _advise_on_numbers(
-  task: CommentTreeTask, counts: SubtreeCounts, console: Console
-) -> None:
+def _advise_on_numbers(task: TreeTask, counts: SubtreeCounts, console: Console) -> None:
   """Says if numbers are far from those that a model learns well."""
   config = task.preprocessing.comment_numbers
   mean, deviation = counts.number_moments()
@@ -145,7 +142,7 @@ def _advise_on_numbers(
     )
 
 
-def _no_numbers(task: CommentTreeTask, split: str, counts: SubtreeCounts) -> UserError:
+def _no_numbers(task: TreeTask, split: str, counts: SubtreeCounts) -> UserError:
   """Says that no comment of a split has a number, and what comments have."""
   source = task.preprocessing.comment_numbers.source
   total = counts.numbers_missing + counts.numbers_odd
@@ -157,7 +154,7 @@ def _no_numbers(task: CommentTreeTask, split: str, counts: SubtreeCounts) -> Use
   )
 
 
-def check_split(task: CommentTreeTask, split: str) -> None:
+def check_split(task: TreeTask, split: str) -> None:
   """Raises UserError if the task's source has no such split."""
   if split in task.splits:
     return
@@ -188,7 +185,7 @@ class _Part:
 
 
 def _parts(
-  task: CommentTreeTask,
+  task: TreeTask,
   split: str,
   config: DataConfig,
   draft: pathlib.Path,
@@ -225,13 +222,11 @@ def _parts(
       raise
 
 
-def _count_workers(
-  task: CommentTreeTask, split: str, config: DataConfig, shards: int
-) -> int:
+def _count_workers(task: TreeTask, split: str, config: DataConfig, shards: int) -> int:
   source = task.tree_source
   # Another process knows the task only if the settings alone make it.
-  known = {registry.FILES, *(member.name for member in config.members())}
-  if task.name not in known or not isinstance(source, BuiltTreesSource):
+  known = task.name in settings_tasks.made(config)
+  if not known or not isinstance(source, BuiltTreesSource):
     return 1
   paying = 1 + source.dataset.split(split).num_bytes // _BYTES_PER_WORKER
   wanted = config.prepare_processes or min(os.cpu_count() or 1, paying)
@@ -242,13 +237,12 @@ def _write_part_apart(
   config: DataConfig, name: str, split: str, shard: int, draft: str
 ) -> _Part:
   """`_write_part` in a process of its own, which makes the task from its settings."""
-  registration.register_tasks(config)
-  task = registry.get_task(name)
+  task = settings_tasks.make(config, name)
   return _write_part(task, split, shard, pathlib.Path(draft), Console(quiet=True))
 
 
 def _write_part(
-  task: CommentTreeTask,
+  task: TreeTask,
   split: str,
   shard: int,
   draft: pathlib.Path,
@@ -272,38 +266,43 @@ def _write_part(
 
 
 def open_cached(
-  task: CommentTreeTask, split: str, config: DataConfig, console: Console
+  task: TreeTask, split: str, config: DataConfig, console: Console
 ) -> cached_subtrees.CachedSubtrees:
   """Opens a split's subtrees in the SeqIO cache that has the task.
 
   Raises:
     UserError: if it is missing, or it was made with other settings.
   """
+  import seqio
+
+  from commentree.tasks.seqio_tasks import registry
+
   check_split(task, split)
   dirs = config.seqio_additional_cache_dirs
   seqio.add_global_cache_dirs([dirs] if isinstance(dirs, str) else list(dirs))
-  if not task.cache_dir:
+  cache_dir = registry.get_task(task.name).cache_dir
+  if not cache_dir:
     raise UserError(
       f"USE_CACHED_TASKS: {task.name!r} is not cached in"
       f" {', '.join(seqio.utils.get_global_cache_dirs()) or 'any folder'}; run this"
       " command with `commentree cache --output_cache_dir=DIR` in place of `commentree"
       " train`, and set SEQIO_ADDITIONAL_CACHE_DIRS to DIR"
     )
-  folder = epath.Path(task.cache_dir)
+  folder = epath.Path(cache_dir)
   check_note(folder, task, split, console)
   return cached_subtrees.CachedSubtrees(
     folder, split, cache_root(config.cache_dir) / "indexes", console.print
   )
 
 
-def note(task: CommentTreeTask) -> str:
+def note(task: TreeTask) -> str:
   """What our cache job writes of the settings into the task's folder of the cache."""
   noted = {split: _portable(settings(task, split)) for split in task.splits}
   return json.dumps(noted, indent=2, sort_keys=True)
 
 
 def check_note(
-  folder: epath.Path, task: CommentTreeTask, split: str, console: Console
+  folder: epath.Path, task: TreeTask, split: str, console: Console
 ) -> None:
   """Compares the settings of a cache with those of the run.
 

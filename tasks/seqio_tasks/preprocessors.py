@@ -12,14 +12,11 @@ from commentree.tasks.objectives.objectives import TARGET_TOKENS, Objective, com
 from commentree.tasks.subtrees.subtree_builder import (
   ANNOTATIONS,
   NODE_FEATURES,
+  PLACE_FEATURES,
   SUBTREE_FEATURES,
   SubtreeBuilder,
 )
 from commentree.tasks.trees.columns import TREE_INDEX, from_columns
-
-# The place of a tree in its source and of a subtree in its tree: whatever order a cache
-# has its subtrees in, these two bring them back into that of the source.
-PLACE_FEATURES = (TREE_INDEX, "subtree_index")
 
 _SUBTREE_SIGNATURE = {
   **{name: tf.TensorSpec([None], tf.int32) for name in SUBTREE_FEATURES},

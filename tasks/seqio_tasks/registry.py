@@ -16,45 +16,31 @@ call the same functions, see docs/architecture.md.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import seqio
 
 from commentree.errors import UserError, suggestion
+from commentree.tasks import settings_tasks
 from commentree.tasks.config import mixture_config
 from commentree.tasks.config.generated import GeneratedTreesConfig
-from commentree.tasks.config.preprocessing import (
-  HELD_OUT_SHARE,
-  MaskingConfig,
-  PreprocessingConfig,
-)
-from commentree.tasks.dataset_files import built_dataset
+from commentree.tasks.config.preprocessing import HELD_OUT_SHARE, PreprocessingConfig
 from commentree.tasks.objectives import label_objectives, objectives
 from commentree.tasks.seqio_tasks import preprocessors
-from commentree.tasks.sources import generated
-from commentree.tasks.sources.tree_sources import (
-  BuiltTreesSource,
-  GeneratedTreesSource,
-  TreeFilesSource,
-  TreeSource,
-)
-from commentree.tasks.subtrees.subtree_builder import SubtreeBuilder
-from commentree.tasks.trees.markers import all_markers
+from commentree.tasks.seqio_tasks.seqio_source import SeqioTreeSource
+from commentree.tasks.sources.tree_sources import TreeSource
+from commentree.tasks.tree_task import MixedTask, TreeTask
 from commentree.tasks.vocabulary import vocabularies
 from commentree.tasks.vocabulary.seqio_vocabulary import TokenizerVocabulary
 
 GENERATED, FILES = mixture_config.GENERATED, mixture_config.FILES
 
 
-class CommentTreeTask(seqio.Task):
+class CommentTreeTask(seqio.Task, TreeTask):
   """A SeqIO task over comment trees, its parts at hand for trainer and inspection.
 
   Attributes:
-    tree_source: where the trees come from.
-    tokenizer: text to token ids.
-    preprocessing: the settings.
     features: what is added to subtrees when the task is read through SeqIO.
   """
 
@@ -76,9 +62,7 @@ class CommentTreeTask(seqio.Task):
       features: features of `objectives.ALL_FEATURES` that SeqIO's examples are to have
         beside those of the objective, as other tasks of a mixture have them.
     """
-    self.tree_source = tree_source
-    self.tokenizer = tokenizer
-    self.preprocessing = preprocessing
+    TreeTask.__init__(self, name, tree_source, tokenizer, preprocessing)
     wanted = {*objectives.features(preprocessing.objective), *features}
     annotations = self.subtree_builder().annotations
     self.features = tuple(
@@ -86,9 +70,10 @@ class CommentTreeTask(seqio.Task):
       for name in objectives.ALL_FEATURES
       if name in wanted and name not in annotations
     )
-    super().__init__(
+    seqio.Task.__init__(
+      self,
       name,
-      source=tree_source,
+      source=SeqioTreeSource(tree_source),
       preprocessors=[
         self._to_subtrees,
         seqio.CacheDatasetPlaceholder(),
@@ -101,18 +86,6 @@ class CommentTreeTask(seqio.Task):
         predicts_tokens=objectives.predicts_tokens(preprocessing.objective),
       ),
     )
-
-  def subtree_builder(self) -> SubtreeBuilder:
-    """A fresh builder, its counts at zero."""
-    return SubtreeBuilder(self.tokenizer, self.preprocessing)
-
-  def objective(self) -> objectives.Objective:
-    """What is predicted of this task's comments.
-
-    Raises:
-      UserError: if its vocabulary lacks a token that the objective needs.
-    """
-    return objectives.build(self.preprocessing, self.tokenizer)
 
   def _to_subtrees(self, ds):
     return preprocessors.trees_to_subtrees(ds, self.subtree_builder())
@@ -129,8 +102,6 @@ def add_generated_task(
   config: GeneratedTreesConfig = GeneratedTreesConfig(),
   preprocessing: PreprocessingConfig | None = None,
   cache_dir: str | None = None,
-  *,
-  with_sentinels: bool = False,
 ) -> CommentTreeTask:
   """Registers (or replaces) a task of generated trees with their own vocabulary.
 
@@ -142,20 +113,8 @@ def add_generated_task(
     config: of the trees.
     preprocessing: how trees become subtrees, and what is predicted of them.
     cache_dir: where the vocabulary lies.
-    with_sentinels: whether the vocabulary has sentinels for spans that are taken out,
-      as a mixture with such a task needs of all.
   """
-  preprocessing = preprocessing or PreprocessingConfig(
-    masking=MaskingConfig(mask_share=1.0, random_share=0.0)
-  )
-  with_spans = preprocessing.objective.name == "span_corruption"
-  sentinels = generated.SENTINELS if with_spans or with_sentinels else 0
-  tokenizer = vocabularies.Tokenizer(
-    lambda: generated.vocabulary(config, preprocessing.markers, cache_dir, sentinels)
-  )
-  return _register(
-    CommentTreeTask(name, GeneratedTreesSource(config), tokenizer, preprocessing)
-  )
+  return add_task(settings_tasks.generated_task(name, config, preprocessing, cache_dir))
 
 
 def add_files_task(
@@ -177,16 +136,27 @@ def add_files_task(
     preprocessing: how trees become masked subtrees.
     files_format: of the files, as in `readers.FORMATS`; None to tell it from each.
   """
-  built = built_dataset.find(files)
-  source: TreeSource
-  if built is None:
-    source = TreeFilesSource(files, held_out_share, preprocessing.trees, files_format)
-  else:
-    source = BuiltTreesSource(built)
-  tokenizer = vocabularies.Tokenizer(
-    lambda: vocabulary, all_markers(preprocessing.markers)
+  return add_task(
+    settings_tasks.files_task(
+      name, files, vocabulary, held_out_share, preprocessing, files_format
+    )
   )
-  return _register(CommentTreeTask(name, source, tokenizer, preprocessing))
+
+
+def add_task(task: TreeTask, features: Sequence[str] = ()) -> CommentTreeTask:
+  """Registers (or replaces) a task under its name.
+
+  Args:
+    task: the task.
+    features: as `CommentTreeTask` takes them.
+  """
+  ours = CommentTreeTask(
+    task.name, task.tree_source, task.tokenizer, task.preprocessing, features
+  )
+  if task.name in seqio.TaskRegistry.names():
+    seqio.TaskRegistry.remove(task.name)
+  seqio.TaskRegistry.add_provider(task.name, ours)
+  return ours
 
 
 def get_task(name: str) -> CommentTreeTask:
@@ -215,14 +185,6 @@ def get_task(name: str) -> CommentTreeTask:
   return seqio.TaskRegistry.get(name)
 
 
-@dataclasses.dataclass(frozen=True)
-class MixedTask:
-  """A task, and its share of what it is mixed into: 1 if it stands alone."""
-
-  task: CommentTreeTask
-  share: Fraction
-
-
 def add_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
   """Registers (or replaces) a mixture of registered tasks of comment trees.
 
@@ -239,14 +201,7 @@ def add_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
   mixture_config.shares(name, rates)
   tasks = [get_task(task) for task in rates]
   wanted = {feature for task in tasks for feature in task.output_features}
-  tasks = [
-    _register(
-      CommentTreeTask(
-        task.name, task.tree_source, task.tokenizer, task.preprocessing, tuple(wanted)
-      )
-    )
-    for task in tasks
-  ]
+  tasks = [add_task(task, tuple(wanted)) for task in tasks]
   for task in tasks[1:]:
     if tuple(task.output_features) != tuple(tasks[0].output_features):
       raise UserError(
@@ -258,7 +213,7 @@ def add_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
   return seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
-def get_parts(name: str) -> list[MixedTask]:
+def get_parts(name: str) -> list[MixedTask[CommentTreeTask]]:
   """Returns the tasks of a mixture as it names them, or one task.
 
   Raises:
@@ -316,10 +271,3 @@ def _predicted(preprocessing: PreprocessingConfig) -> str:
   if preprocessing.objective.name == "regress":
     return "numbers"
   return ", ".join(label_objectives.label_names(preprocessing)) or "tokens"
-
-
-def _register(task: CommentTreeTask) -> CommentTreeTask:
-  if task.name in seqio.TaskRegistry.names():
-    seqio.TaskRegistry.remove(task.name)
-  seqio.TaskRegistry.add_provider(task.name, task)
-  return task

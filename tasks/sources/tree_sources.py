@@ -1,4 +1,4 @@
-"""SeqIO data sources that yield one comment tree an example, as `columns`."""
+"""Where comment trees come from, split by split."""
 
 from __future__ import annotations
 
@@ -8,37 +8,29 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import seqio
-import tensorflow as tf
-
 from commentree.tasks import readers
 from commentree.tasks.building.order import id_fraction
 from commentree.tasks.config.generated import GeneratedTreesConfig
 from commentree.tasks.config.preprocessing import TreeConfig
 from commentree.tasks.dataset_files.built_dataset import BuiltDataset
 from commentree.tasks.sources import generated
-from commentree.tasks.trees.columns import COLUMNS, TREE_INDEX, to_columns
 from commentree.tasks.trees.comment_tree import CommentTree, ReadCounts
 
 SPLITS = ("train", "validation")
 
-_SIGNATURE = {
-  name: tf.TensorSpec([None] * rank, tf.string if kind == "str" else tf.as_dtype(kind))
-  for name, (kind, rank) in {**COLUMNS, TREE_INDEX: ("int64", 0)}.items()
-}
 
-
-class TreeSource(seqio.DataSource):
-  """Comment trees as a SeqIO source; subclasses say where they come from.
+class TreeSource(abc.ABC):
+  """Comment trees; subclasses say where they come from.
 
   Attributes:
+    splits: the splits there are.
     read_counts: what became of the comments read since the last split was started.
   """
 
   def __init__(self, splits: Sequence[str] = SPLITS):
     """Names the splits there are."""
     self.read_counts = ReadCounts()
-    super().__init__(splits=splits)
+    self.splits = tuple(splits)
 
   @abc.abstractmethod
   def trees(self, split: str) -> Iterator[CommentTree]:
@@ -53,40 +45,14 @@ class TreeSource(seqio.DataSource):
     del shard
     return enumerate(self.trees(split))
 
-  @property
-  def supports_arbitrary_sharding(self) -> bool:
-    """No: a source has the shards that it has."""
-    return False
-
   def list_shards(self, split: str) -> Sequence[str]:
     """Names of what can be read side by side; one, unless a subclass knows better."""
     return [split]
 
-  # SeqIO hands over its arguments by place.
-  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None):  # noqa: FBT002
-    """Returns a `tf.data.Dataset` of trees; `shuffle` is left to what is prepared.
-
-    Args:
-      split: one of `splits`.
-      shuffle: changes nothing.
-      seed: changes nothing.
-      shard_info: of n shards asked for, the i-th is every n-th of ours from the i-th.
-    """
-    shards = range(len(self.list_shards(split)))
-    if shard_info:
-      if shard_info.num_shards > len(shards):
-        raise ValueError(
-          f"split {split!r} has {len(shards)} shards, not {shard_info.num_shards}; use"
-          " tf.data.Dataset.shard"
-        )
-      shards = shards[shard_info.index :: shard_info.num_shards]
-
-    def examples():
-      for shard in shards:
-        for index, tree in self.shard_trees(split, shard):
-          yield {**to_columns(tree), TREE_INDEX: index}
-
-    return tf.data.Dataset.from_generator(examples, output_signature=_SIGNATURE)
+  def num_trees(self, split: str) -> int | None:
+    """Trees in a split; None unless a subclass knows without reading them."""
+    del split
+    return None
 
 
 class GeneratedTreesSource(TreeSource):
@@ -188,7 +154,7 @@ class BuiltTreesSource(TreeSource):
     """Yields the trees in one file, each with its place in the split."""
     return self.dataset.shard_trees(split, shard)
 
-  def num_input_examples(self, split: str) -> int:
+  def num_trees(self, split: str) -> int:
     """Trees in a split."""
     return sum(self.dataset.split(split).lengths)
 

@@ -22,6 +22,7 @@ from commentree.tasks.subtrees import comment_numbers, spans, splitting, transla
 from commentree.tasks.subtrees.discourse import PhraseFinder, read_phrases
 from commentree.tasks.subtrees.subtree_counts import SubtreeCounts
 from commentree.tasks.trees import cleaning, copied_quotations, markers
+from commentree.tasks.trees.columns import TREE_INDEX
 from commentree.tasks.vocabulary import sequence_ends
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ ANNOTATIONS = (LABELS, PHRASES, *NODE_ANNOTATIONS, LANGUAGES)
 NO_LABEL = -1
 # And the id of the tree that the subtree is of: bytes, of rank 0.
 TREE_ID = "tree_id"
+
+# The place of a tree in its source and of a subtree in its tree: whatever order a cache
+# has its subtrees in, these two bring them back into that of the source.
+PLACE_FEATURES = (TREE_INDEX, "subtree_index")
 
 # Arrays by feature, and the tree's id as bytes.
 Subtree = dict[str, Any]

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -44,6 +45,38 @@ def test_subtrees_come_back_from_disk_as_they_were(prepared):
     assert back["tree_id"] == subtree["tree_id"]
     for name in ("tokens", "lengths", "parents", "depths", "is_target", "node_ids"):
       np.testing.assert_array_equal(back[name], subtree[name])
+
+
+class Counting:
+  """An objective that counts what it was at."""
+
+  def __init__(self):
+    self.seen = []
+
+  def __call__(self, subtree, length, seed, epoch, index):
+    self.seen.append(index)
+    return MASKER(subtree, length, seed, epoch, index)
+
+  def most_masked(self, length):
+    return MASKER.most_masked(length)
+
+
+def test_a_sample_has_the_totals_of_its_subtrees_and_looks_again_at_those_it_cuts(
+  prepared,
+):
+  lengths = (SHAPE.encoder_length, SHAPE.decoder_length)
+  masked = [MASKER(prepared[i], lengths[1], 0, 0, i) for i in range(60)]
+  most = MASKER.most_masked(lengths[1])
+  objective = Counting()
+  sample = forest_streams.Sample(prepared, objective, lengths, SHAPE.max_ancestors)
+  for shape in (None, SHAPE, dataclasses.replace(SHAPE, decoder_rows=12)):
+    expected = packing.total(masked, lengths, SHAPE.max_ancestors, most, shape)
+    assert sample.totals(shape) == expected
+  assert sample.totals(SHAPE) != sample.totals()
+  assert set(objective.seen) == set(range(60))
+  objective.seen.clear()
+  assert sample.totals(ForestShape(32, 32, 99, 99, 999, 999, 4, 1, 999)) == sample.totals()
+  assert not objective.seen
 
 
 def test_an_epoch_is_a_permutation_and_the_next_another():

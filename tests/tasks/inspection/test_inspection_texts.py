@@ -36,6 +36,8 @@ ODD = {
 class OneTree(TreeSource):
   """A post and what is answered to it."""
 
+  odd = SENTENCE
+
   def trees(self, split):
     comments = [Comment("p", -1, "ann", SENTENCE, None)]
     for number, text in enumerate([SENTENCE, self.odd]):

@@ -17,6 +17,7 @@ from commentree.tasks.config.preprocessing import (
 from commentree.tasks.data_config import DataConfig
 from commentree.tasks.dataset_files import built_dataset
 from commentree.tasks.seqio_tasks import preprocessors, registration, registry
+from commentree.tasks.seqio_tasks.seqio_source import SeqioTreeSource
 from commentree.tasks.sources import generated, tree_sources, vocabulary_training_text
 from commentree.tasks.subtrees.subtree_builder import SUBTREE_FEATURES
 from commentree.tasks.trees import columns, comment_tree
@@ -85,13 +86,13 @@ def test_shards_together_give_the_split_with_the_places_of_its_trees(built):
   together = [
     (int(example["tree_index"]), columns.from_columns(example))
     for index in range(3)
-    for example in source.get_dataset(
-      "train", shard_info=seqio.ShardInfo(index, 3)
-    ).as_numpy_iterator()
+    for example in SeqioTreeSource(source)
+    .get_dataset("train", shard_info=seqio.ShardInfo(index, 3))
+    .as_numpy_iterator()
   ]
   assert together == list(enumerate(built_fixture.trees()))
   halves = [
-    source.get_dataset("train", shard_info=seqio.ShardInfo(index, 2))
+    SeqioTreeSource(source).get_dataset("train", shard_info=seqio.ShardInfo(index, 2))
     for index in range(2)
   ]
   places = [int(e["tree_index"]) for h in halves for e in h.as_numpy_iterator()]
