@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from commentree.errors import UserError
 from commentree.models.layers import Array
@@ -93,12 +94,9 @@ def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
       )
 
 
-def smallest() -> dict[str, jnp.ndarray]:
+def smallest() -> dict[str, np.ndarray]:
   """Returns an empty forest with every axis of length 1, to initialise from."""
   return {
-    name: jnp.zeros(
-      (1,) * len(axes),
-      jnp.float32 if name in FLOAT_FEATURES else jnp.int32,
-    )
+    name: np.zeros((1,) * len(axes), np.float32 if name in FLOAT_FEATURES else np.int32)
     for name, axes in FEATURE_AXES.items()
   }

@@ -77,6 +77,9 @@ class CommentTreeModel:
       )
     self.config = config
     self.module = CommentTreeTransformer(config, FAMILIES[config.family])
+    self._init = jax.jit(
+      lambda rng: self.module.init(rng, batch_lib.smallest()), inline=True
+    )
     self.optimizer_def = optimizer_def
     self._input_vocabulary = input_vocabulary
     self._output_vocabulary = output_vocabulary
@@ -114,7 +117,7 @@ class CommentTreeModel:
     """Draws the parameters.
 
     Their shapes depend on the configuration alone, so the network is traced on the
-    smallest forest there is.
+    smallest forest there is; once, though a run first asks for shapes.
 
     Args:
       rng: a random key.
@@ -130,7 +133,7 @@ class CommentTreeModel:
     """
     del input_types
     batch_lib.check_shapes(input_shapes)
-    variables = self.module.init(rng, batch_lib.smallest())
+    variables = self._init(rng)
     return {"params": variables["params"], "params_axes": variables["params_axes"]}
 
   def logits(

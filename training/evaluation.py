@@ -178,8 +178,8 @@ class Evaluator:
     }
 
   def _make_sums(self, model: Model):
-    depth_edges = jnp.asarray(self._config.depth_edges)
-    rank_edges = jnp.asarray(self._config.frequency_ranks)
+    depth_edges = np.asarray(self._config.depth_edges, np.int32)
+    rank_edges = np.asarray(self._config.frequency_ranks, np.int32)
     members = _group_table(self._groups)
     conditions = self._config.conditions
     matches = self._config.reply_matching and self._of_tokens
@@ -268,7 +268,7 @@ class Evaluator:
     return sums
 
 
-def _in_ranges(values: jax.Array, edges: jax.Array) -> jax.Array:
+def _in_ranges(values: jax.Array, edges: np.ndarray) -> jax.Array:
   """Returns which of the ranges that begin at `edges` values are in, `[..., S]`."""
   return jax.nn.one_hot(
     jnp.searchsorted(edges, values, side="right") - 1, len(edges), dtype=jnp.float32

@@ -7,7 +7,7 @@ import pathlib
 
 import jax
 
-_MIN_CACHED_COMPILE_SECONDS = 1.0
+_MIN_CACHED_COMPILE_SECONDS = 0.1
 
 
 def set_flags(compile_cache_dir: str | None) -> None:

@@ -148,7 +148,7 @@ def abstract_params(
   Raises:
     UserError: if a parameter cannot be placed on the mesh.
   """
-  variables = _abstract_variables(model, batch)
+  variables = _abstract_variables(model, batch, mesh)
   params = flax.core.unfreeze(variables["params"])
   return _abstract(
     params,
@@ -156,14 +156,15 @@ def abstract_params(
   )
 
 
-def parameter_axes(model: Model, batch: Mapping[str, Any]) -> PyTree:
+def parameter_axes(model: Model, batch: Mapping[str, Any], mesh: Mesh) -> PyTree:
   """Returns the model's `params_axes`; computes nothing.
 
   Args:
     model: the model.
     batch: a batch, for its shapes and dtypes.
+    mesh: the mesh.
   """
-  return _abstract_variables(model, batch)["params_axes"]
+  return _abstract_variables(model, batch, mesh)["params_axes"]
 
 
 def abstract_state(
@@ -274,8 +275,13 @@ def bytes_per_device(tree: PyTree) -> int:
   )
 
 
-def _abstract_variables(model: Model, batch: Mapping[str, Any]) -> PyTree:
-  return jax.eval_shape(lambda: _variables(model, batch, jax.random.key(0)))
+def _abstract_variables(model: Model, batch: Mapping[str, Any], mesh: Mesh) -> PyTree:
+  key = jax.eval_shape(jax.random.key, 0)
+  # On the mesh as that of `initial_state`, so that what is traced here serves there.
+  key = jax.ShapeDtypeStruct(
+    key.shape, key.dtype, sharding=partitioning.replicated(mesh)
+  )
+  return jax.eval_shape(lambda key: _variables(model, batch, key), key)
 
 
 def _variables(model: Model, batch: Mapping[str, Any], key: jax.Array) -> PyTree:

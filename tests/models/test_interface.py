@@ -13,6 +13,7 @@ from clu import metrics as clu_metrics
 from flax.linen import partitioning
 
 from commentree.errors import UserError
+from commentree.models import batch
 from commentree.models.interface import Model
 from commentree.models.metrics import metrics_of_sums
 from commentree.models.model import CommentTreeModel
@@ -66,6 +67,25 @@ def test_attributes_are_those_that_t5x_reads():
   assert model.module.scan_layers is False
   with pytest.raises(UserError, match="feature_converter_cls"):
     _ = CommentTreeModel(small_models.CONFIG).FEATURE_CONVERTER_CLS
+
+
+def test_the_network_is_traced_once_for_shapes_and_for_values(packed, monkeypatch):
+  model = CommentTreeModel(small_models.CONFIG)
+  traced, init = [], type(model.module).init
+  monkeypatch.setattr(
+    type(model.module), "init", lambda *args: traced.append(0) or init(*args)
+  )
+
+  def draw(key):
+    return model.get_initial_variables(key, packed.shapes)["params"]
+
+  key = jax.random.key(3)
+  shapes = jax.eval_shape(draw, key)
+  drawn = jax.jit(draw)(key)
+  assert len(traced) == 1
+  again = jax.jit(lambda key: init(model.module, key, batch.smallest()))(key)["params"]
+  jax.tree.map(np.testing.assert_array_equal, drawn, again)
+  assert jax.tree.map(np.shape, drawn) == jax.tree.map(np.shape, shapes)
 
 
 def test_every_parameter_has_axes_of_its_rank(make, packed, family):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-from scipy.special import stdtrit
 
 from commentree.training.metrics import (
   attention_statistics,
@@ -101,6 +100,9 @@ def sentence(results: Results, kind: str = "token") -> str:
     return f"ancestors {verb} {abs(value):.3f} {unit} (one tree: no standard error)"
   error = found["standard_error"]
   over = f"{trees:,} trees, against ancestors of other trees"
+  # Needed once there is an evaluation: a start is not kept waiting for it.
+  from scipy.special import stdtrit
+
   # Student's t: the error is itself estimated, from few trees badly.
   if abs(value) > error * stdtrit(trees - 1, 1 - _FALSE_ALARMS / 2):
     return f"ancestors {verb} {abs(value):.3f} ± {error:.3f} {unit} ({over})"

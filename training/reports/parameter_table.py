@@ -59,7 +59,9 @@ def describe(config: TrainConfig, model: Model, console: Console) -> None:
   multiples = None
   if not learning_rates.is_default(optimizer_config):
     multiples = learning_rates.multiples(optimizer_config, params)
-  console.print(table(like, state_lib.parameter_axes(model, batch), mesh, multiples))
+  console.print(
+    table(like, state_lib.parameter_axes(model, batch, mesh), mesh, multiples)
+  )
   lines = partitioning.report_unsharded(params, mesh, config.partitioning)
   if plan is not None:
     lines += [f"a new MODEL_DIR would start from {source}, a {plan.kind}:"]
