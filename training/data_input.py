@@ -86,6 +86,24 @@ def num_rows(batch: Mapping[str, Any]) -> int:
   return len(next(iter(batch.values())))
 
 
+def abstract_batch(batch: HostBatch, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes, dtypes and shardings of the global batch that rows are a part of.
+
+  Args:
+    batch: this process's rows.
+    mesh: the mesh.
+  """
+  count = partitioning.data_share(mesh).count
+  return {
+    name: jax.ShapeDtypeStruct(
+      (len(values) * count, *values.shape[1:]),
+      jax.dtypes.canonicalize_dtype(values.dtype),
+      sharding=partitioning.batch_sharding(mesh),
+    )
+    for name, values in batch.items()
+  }
+
+
 class ToGlobalBatch:
   """Puts this process's rows on its devices, as part of a global batch."""
 

@@ -42,6 +42,7 @@ from commentree.training.reports.metrics_log import MetricsLog
 from commentree.training.reports.reporting import Reporter
 from commentree.training.reports.step_profile import StepProfile
 from commentree.training.step import make_train_step
+from commentree.training.step_compilation import StepCompilation
 from commentree.training.tpu_compile import flops
 from commentree.training.trackers import background
 from commentree.training.trackers.tracker import TrackedRun
@@ -142,10 +143,23 @@ def train(
     for line in partitioning.report_unsharded(params, mesh, config.partitioning):
       say(line)
 
-    # ---- Restore ----------------------------------------------------------------
+    # ---- Compile, in a thread ---------------------------------------------------
     init_key, step_key = state_lib.first_keys(config.random_seed, mesh)
     saved = checkpoints.Checkpoints(model_dir, config.checkpoint, say)
     stack.callback(saved.close)
+    train_step = make_train_step(model, optimizer, schedule, config, mesh, like)
+
+    def lower() -> jax.stages.Lowered:
+      batch_like = data_input.abstract_batch(example, mesh)
+      with partitioning.in_mesh(mesh, config.partitioning):
+        return train_step.lower(like, batch_like, step_key)
+
+    compilation = stack.enter_context(StepCompilation(lower))
+    if saved.newest is None or saved.newest < config.last_step:
+      with clock.on("compile"):
+        compilation.begin()
+
+    # ---- Restore ----------------------------------------------------------------
     with clock.on("restore"):
       start = initial_state.restore_or_initialize(
         saved,
@@ -241,13 +255,12 @@ def train(
       results = evaluate()
       return _summary(step, report, results, HostMax(mesh)(stop.number))
 
-    # ---- Compile ----------------------------------------------------------------
+    # ---- The first batch, and the compiled step ---------------------------------
     batches = stack.enter_context(Prefetcher(train_batches, mesh))
-    train_step = make_train_step(model, optimizer, schedule, config, mesh, like)
     with clock.on("input"):
       batch, data_state = next(batches)
-    with clock.on("compile"), partitioning.in_mesh(mesh, config.partitioning):
-      compiled_step = train_step.lower(state, batch, step_key).compile()
+    with clock.on("compile"):
+      compiled_step = compilation.result()
       hosts.barrier("train step compiled", config.health.allowance("compile"))
 
     # ---- Loop -------------------------------------------------------------------

@@ -139,6 +139,11 @@ class Checkpoints:
     # What is there, and how it did; the same on all hosts.
     self._metrics: dict[int, Metrics | None] = {int(s): m for s, m in metrics.items()}
 
+  @property
+  def newest(self) -> int | None:
+    """The newest checkpoint's step, should it prove readable; None without any."""
+    return max(self._metrics, default=None)
+
   def best(self) -> Best:
     """Returns the best checkpoint."""
     best = best_of(self._metrics, self._config.best_metric)
