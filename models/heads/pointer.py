@@ -96,7 +96,7 @@ class PointerScores:
 
   Attributes:
     logits_BGMV: logits, float32.
-    copies: what is copied; Q is R * M.
+    copies: what is copied; Q is G * M.
   """
 
   logits_BGMV: Array

@@ -57,6 +57,11 @@ class ForestLayout:
 
   def __post_init__(self):
     check_fields(self)
+    if self.masked_groups and self.decoder_rows % self.masked_groups:
+      raise UserError(
+        f"ForestLayout.masked_groups = {self.masked_groups}: must divide decoder_rows ="
+        f" {self.decoder_rows}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,11 +231,6 @@ def resolve(
   groups = layout.masked_groups or (
     1 if totals.most_masked < decoder_length else layout.decoder_rows
   )
-  if layout.decoder_rows % groups:
-    raise UserError(
-      f"ForestLayout.masked_groups = {groups}: must divide decoder_rows ="
-      f" {layout.decoder_rows}"
-    )
   in_group = decoder_tokens // groups
   masked_in_group = masked_share * in_group
   masked_in_group *= 1 + _MASK_HEADROOM / math.sqrt(layout.decoder_rows / groups)

@@ -113,12 +113,14 @@ class CommentForestFeatureConverter(seqio.FeatureConverter):
     """
     _, length = row_lengths(task_feature_lengths)
     layout = self.layout
-    if TARGET_TOKENS in features and layout.masked_per_group is None:
-      # The tokens to predict fit at any share.
+    if TARGET_TOKENS in features:
+      # All tokens of a comment may be predicted; they fit at any share.
       groups = layout.masked_groups or layout.decoder_rows
-      in_group = layout.decoder_rows // groups * length
       layout = dataclasses.replace(
-        layout, masked_groups=groups, masked_per_group=in_group
+        layout,
+        masked_groups=groups,
+        masked_per_group=layout.masked_per_group
+        or layout.decoder_rows // groups * length,
       )
     return resolve(
       layout, task_feature_lengths, optional_features=optional_features_of(features)

@@ -66,3 +66,21 @@ def test_forests_have_the_optional_features_that_the_subtrees_need(task, subtree
     if task.preprocessing.objective.name == "clm":
       assert not forest[PREFIXES].any()
       assert forest["decoder_loss_weights"].sum() == lengths.sum() - len(lengths)
+
+
+@pytest.mark.parametrize(
+  ("settings", "expected"),
+  [
+    ({}, (8, 32)),
+    ({"masked_per_group": 24}, (8, 24)),
+    ({"masked_groups": 2}, (2, 128)),
+    ({"masked_groups": 1, "masked_per_group": 200}, (1, 200)),
+  ],
+)
+def test_what_is_predicted_of_whole_comments_is_kept_by_row(settings, expected):
+  converter = CommentForestFeatureConverter(
+    layout=ForestLayout(decoder_rows=8, **settings)
+  )
+  features = {**converter.TASK_FEATURES, "target_tokens": None}
+  shape = converter.forest_shape(features, LENGTHS)
+  assert (shape.masked_groups, shape.masked_per_group) == expected
