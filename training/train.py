@@ -155,7 +155,7 @@ def train(
         return train_step.lower(like, batch_like, step_key)
 
     compilation = stack.enter_context(StepCompilation(lower))
-    if saved.newest is None or saved.newest < config.last_step:
+    if not _is_over(config, saved.newest or 0, saved.best().step):
       with clock.on("compile"):
         compilation.begin()
 
@@ -244,11 +244,10 @@ def train(
       return results
 
     best = saved.best()
-    ended_early = config.patience_is_over(step, best.step)
-    if step >= last_step or ended_early:
+    if _is_over(config, step, best.step):
       done = (
         _no_better_message(config, best.step)
-        if ended_early
+        if config.patience_is_over(step, best.step)
         else f"step {step:,} of {last_step:,} is done"
       )
       say(f"nothing to train: {done}")
@@ -342,6 +341,11 @@ def _first(act: Callable[[], None]) -> Iterator[None]:
   except Exception:
     act()
     raise
+
+
+def _is_over(config: TrainConfig, step: int, best_step: int | None) -> bool:
+  """Whether a run that stands at a step has none left."""
+  return step >= config.last_step or config.patience_is_over(step, best_step)
 
 
 def _due(step: int, period: int) -> bool:
