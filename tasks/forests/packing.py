@@ -427,11 +427,13 @@ def surely_fits(sizes: PackSizes, shape: ForestShape) -> bool:
     sizes: of a subtree.
     shape: of an empty forest.
   """
+  in_group = shape.decoder_rows // shape.masked_groups * shape.decoder_length
   return (
     sizes.targets <= shape.target_slots
     and sizes.encoded <= shape.encoder_slots
     and 2 * sizes.decoder_tokens / shape.decoder_length + 1 <= shape.decoder_rows
-    and sizes.masked <= shape.masked_per_group
+    # Whatever group they come into; one with room for all of its tokens is never full.
+    and (sizes.masked <= shape.masked_per_group or in_group <= shape.masked_per_group)
     and 2 * sizes.encoder_tokens / shape.encoder_length + 1 <= shape.encoder_rows
   )
 

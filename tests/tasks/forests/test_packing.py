@@ -270,6 +270,28 @@ def test_a_layout_that_might_not_hold_some_comment_is_refused_at_the_start(setti
     )
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+  st.integers(0, 10**6),
+  st.integers(1, 60),
+  st.sampled_from([(10, 12), (2, 40), (1, 120), (1, 16), (10, 32)]),
+)
+def test_what_surely_fits_does(seed, nodes, masked):
+  groups, in_group = masked
+  shape = dataclasses.replace(SHAPE, masked_groups=groups, masked_per_group=in_group)
+  (subtree,) = masked_subtrees(1, seed, nodes=nodes)
+  item = pack_items.measure(subtree, 32, 32, SHAPE.max_ancestors)
+  fits = packing.ForestBuilder(shape).add(item)
+  assert fits or not packing.surely_fits(item.pack_sizes, shape)
+
+
+def test_rows_with_room_for_all_their_tokens_as_masked_ones_do_not_keep_subtrees_out():
+  shape = dataclasses.replace(SHAPE, masked_groups=10, masked_per_group=32)
+  sizes = forest_layout.PackSizes(128, 32, 8, 4, masked=128)
+  assert packing.surely_fits(sizes, shape)
+  assert not packing.surely_fits(sizes, dataclasses.replace(shape, masked_per_group=31))
+
+
 def test_groups_of_masked_tokens_are_of_as_many_rows_each():
   with pytest.raises(
     UserError, match="masked_groups = 7: must divide decoder_rows = 64"
