@@ -31,7 +31,7 @@ _AXES = {
   "decoder_input_tokens": "tokens that are read, [B, R, L]",
   "decoder_segment_ids": "target that each token is of from 1, 0 for padding",
   "decoder_positions": "place of each token in its target, from 0",
-  "decoder_masked_positions": "columns of the rows to predict at, [B, G, M]",
+  "decoder_masked_positions": "columns of the rows to predict at, [B, R, M]",
   "decoder_target_tokens": "tokens or labels to score there",
   "ancestor_slots": "slots of a target's ancestors, nearest first, 0: none, [B, T, A]",
   "ancestor_distances": "hops to them, 1 for the parent",

@@ -248,7 +248,9 @@ def resolve(
     or max(
       totals.most_masked,
       # One of each target at least.
-      min(in_group, max(round_up(masked_in_group, 4), -(-target_slots // groups))),
+      min(
+        in_group, max(round_up(masked_in_group, 4), math.ceil(target_slots / groups))
+      ),
     ),
     optional_features=optional_features,
   )

@@ -272,7 +272,7 @@ def test_what_is_left_out_is_said(evaluate, params):
   batches[1]["target_trees"][:] = 5
   found = evaluate(params, batches)
   tokens = found["shuffled"]["left_out_tokens"]
-  assert f"{tokens:,} tokens in batches that hold one tree alone" in (
+  assert f"{tokens:,} tokens in batches that hold ancestors of at most one" in (
     evaluation_report.left_out(found)
   )
   assert evaluation_report.left_out(evaluate(params, batches[:1])) == ""
@@ -289,7 +289,9 @@ def test_where_no_batch_holds_two_trees_the_other_conditions_are_told(evaluate, 
   assert found["none"]["trees"] == 1
   assert "standard_error" not in found["none"]
   assert evaluation_report.sentence(found) == ""
-  assert "each held-out batch holds one tree" in evaluation_report.left_out(found)
+  assert "in no held-out batch do comments of two trees" in evaluation_report.left_out(
+    found
+  )
 
 
 def test_a_sentence_says_whether_the_content_of_ancestors_helps():

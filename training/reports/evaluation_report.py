@@ -125,8 +125,9 @@ def left_out(results: Results) -> str:
   """Says what could not be compared with ancestors of other trees; "" if all could."""
   if TRUE in results and SHUFFLED not in results:
     return (
-      "no ancestors of other trees to compare with: each held-out batch holds one tree;"
-      " a larger BATCH_SIZE or ForestLayout.decoder_rows holds more"
+      "no ancestors of other trees to compare with: in no held-out batch do comments of"
+      " two trees see ancestors; a larger BATCH_SIZE or ForestLayout.decoder_rows holds"
+      " more trees"
     )
   tokens = results.get(SHUFFLED, {}).get("left_out_tokens", 0)
   if not tokens:
@@ -135,7 +136,8 @@ def left_out(results: Results) -> str:
   # Of numbers a comment has one.
   of_tokens = "" if regression.is_of(results[SHUFFLED]) else f", {tokens:,} tokens"
   return (
-    f"left out: {comments:,} comments{of_tokens} in batches that hold one tree alone"
+    f"left out: {comments:,} comments{of_tokens} in batches that hold ancestors of at"
+    " most one tree"
   )
 
 
