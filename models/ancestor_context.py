@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import flax.struct
+import dataclasses
 
-from commentree.models.layers import Array
+import flax.struct
+import jax.numpy as jnp
+
+from commentree.models.layers import Array, at_positions
 from commentree.models.transformer.query_groups import QueryGroups
 
 
@@ -101,3 +104,39 @@ class AncestorContext:
     if self.groups is not None:
       return self.groups.by_row(x, rows)
     return x.reshape(*rows, *x.shape[2:])
+
+  def at(self, positions_BGM: Array, length: int) -> AncestorContext:
+    """Returns what tokens at some positions see, as rows of `length` of their own.
+
+    Of a context without groups, and without what diagnostics need.
+
+    Args:
+      positions_BGM: positions of tokens in the rows of their group.
+      length: what divides M.
+    """
+    batch_size, groups, _ = positions_BGM.shape
+
+    def pick(x_BNS: Array) -> Array:
+      x_BGNS = x_BNS.reshape(batch_size, groups, -1, x_BNS.shape[-1])
+      x_BGMS = jnp.take_along_axis(x_BGNS, positions_BGM[..., None], axis=2)
+      return x_BGMS.reshape(batch_size, -1, x_BNS.shape[-1])
+
+    bias_BHNS, by_target = self.bias_BHNS, self.by_target
+    if bias_BHNS is not None:
+      _, heads, _, vectors = bias_BHNS.shape
+      bias_BXNS = bias_BHNS.reshape(batch_size, heads * groups, -1, vectors)
+      bias_BXMS = at_positions(bias_BXNS, jnp.tile(positions_BGM, (1, heads, 1)))
+      bias_BHNS = bias_BXMS.reshape(batch_size, heads, -1, vectors)
+    if by_target is not None:
+      targets_BN1 = by_target.targets_RL.reshape(batch_size, -1, 1)
+      by_target = dataclasses.replace(
+        by_target, targets_RL=pick(targets_BN1).reshape(-1, length)
+      )
+    distances_BNS = self.distances_BNS
+    return dataclasses.replace(
+      self,
+      visible_BNS=pick(self.visible_BNS),
+      bias_BHNS=bias_BHNS,
+      distances_BNS=None if distances_BNS is None else pick(distances_BNS),
+      by_target=by_target,
+    )

@@ -8,8 +8,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from commentree.models.config import ModelConfig
-from commentree.models.layers import Array, Mlp, constrain, dropout
+from commentree.models.layers import Array, constrain, dropout
 from commentree.models.transformer.attention import Heads
+from commentree.models.transformer.masked_rows import MaskedRows
+from commentree.models.transformer.mlp import Mlp
 
 
 class Block(nn.Module):
@@ -50,7 +52,10 @@ class Block(nn.Module):
       **settings,
     )
 
-  def add(self, x_RLD: Array, update_RLD: Array) -> Array:
-    """The residual connection, with dropout on what is added."""
+  def add(
+    self, x_RLD: Array, update_RLD: Array, masked: MaskedRows | None = None
+  ) -> Array:
+    """The residual connection, with dropout on what is added; of `masked` tokens."""
     drop = dropout(self.config.dropout_rate, deterministic=self.deterministic)
-    return constrain(x_RLD + drop(update_RLD), "batch", "length", "embed")
+    update_RLD = drop(update_RLD) if masked is None else masked.drop(drop, update_RLD)
+    return constrain(x_RLD + update_RLD, "batch", "length", "embed")

@@ -20,7 +20,6 @@ from commentree.models.layers import (
   Array,
   Dense,
   LayerNorm,
-  Mlp,
   add_bias,
   constrain,
   look_up,
@@ -30,6 +29,8 @@ from commentree.models.layers import (
 )
 from commentree.models.transformer.attention import AncestorAttention, SelfAttention
 from commentree.models.transformer.blocks import Block
+from commentree.models.transformer.masked_rows import MaskedRows
+from commentree.models.transformer.mlp import Mlp
 from commentree.models.transformer.stacks import Family
 
 
@@ -132,10 +133,17 @@ class _Block(Block):
   def biased_mlp(self) -> Mlp:
     return self.mlp(kernel_init=small_normal, use_bias=True)
 
-  def add_and_norm(self, x_RLD: Array, update_RLD: Array, name: str) -> Array:
+  def add_and_norm(
+    self,
+    x_RLD: Array,
+    update_RLD: Array,
+    name: str,
+    masked: MaskedRows | None = None,
+  ) -> Array:
     cfg = self.config
     norm = LayerNorm(jnp.dtype(cfg.dtype), cfg.layer_norm_epsilon, name=name)
-    return constrain(norm(self.add(x_RLD, update_RLD)), "batch", "length", "embed")
+    x_RLD = norm(self.add(x_RLD, update_RLD, masked))
+    return constrain(x_RLD, "batch", "length", "embed")
 
 
 class RobertaEncoderBlock(_Block):
@@ -161,19 +169,25 @@ class RobertaDecoderBlock(_Block):
     visible_RLL: Array,
     bias_HLL: Array | None,
     context: AncestorContext,
+    masked: MaskedRows | None = None,
   ) -> Array:
-    """Returns the next layer's `x_RLD`."""
+    """Returns the next layer's `x_RLD`; that of `masked` tokens alone, `[W, L, D]`."""
     attend = self.biased(SelfAttention, "self_attention")
     update_RLD = attend(x_RLD, visible_RLL, bias_HLL)
     if self.config.norm_before_ancestors:
       x_RLD = self.add_and_norm(x_RLD, update_RLD, "post_self_attention_layer_norm")
     else:
       x_RLD = self.add(x_RLD, update_RLD)
+    if masked is not None:
+      x_RLD, context = masked.pick(x_RLD), masked.context
     attend = self.biased(AncestorAttention, "encoder_decoder_attention")
     update_RLD = attend(x_RLD, context)
     diagnostics.note_update(self, x_RLD, update_RLD, context)
-    x_RLD = self.add_and_norm(x_RLD, update_RLD, "post_cross_attention_layer_norm")
-    return self.add_and_norm(x_RLD, self.biased_mlp()(x_RLD), "post_mlp_layer_norm")
+    x_RLD = self.add_and_norm(
+      x_RLD, update_RLD, "post_cross_attention_layer_norm", masked
+    )
+    update_RLD = self.biased_mlp()(x_RLD, masked)
+    return self.add_and_norm(x_RLD, update_RLD, "post_mlp_layer_norm", masked)
 
 
 ROBERTA = Family(

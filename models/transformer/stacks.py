@@ -17,6 +17,7 @@ from commentree.models.config import ModelConfig
 from commentree.models.layers import Array, at_positions, dropout
 from commentree.models.transformer.attention import ATTENTION_OUTPUT
 from commentree.models.transformer.kernel_choice import ancestor_kernel_for
+from commentree.models.transformer.masked_rows import MaskedRows, drop_by_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Family:
       comments `[R, L]` and vectors to add to theirs `[R, L, D]` or None.
     encoder_block: module with fields `config, deterministic`, called with
       `(x_RLD, visible_RLL, bias_HLL)`.
-    decoder_block: likewise, called with the ancestors' `AncestorContext` as well.
+    decoder_block: likewise, called with the ancestors' `AncestorContext` as well; and
+      with `MaskedRows` where what follows self-attention is to be of these alone.
     position_bias: module with fields `num_heads, dtype, causal` that gives the bias of
       self-attention for a row length; None for no bias.
     final_norm: module with the field `dtype` that ends a stack; None for no end.
@@ -67,18 +69,21 @@ def run_layers(
   *rest: Array | None,
   deterministic: bool,
   scan: bool,
+  last: tuple[Any, ...] = (),
 ) -> Array:
   """Applies `num_layers` blocks in the current module, `scan`ned and remat as set.
 
   Unrolled layers are named `layers_<i>`; scanned ones share the name `layers`, and
-  their parameters have a leading axis "layers".
+  their parameters have a leading axis "layers". The last one is called with what is in
+  `last` as well, if they are unrolled.
   """
   if config.remat_policy != "none":
     policy = _SAVED[config.remat_policy]
     block = nn.remat(block, policy=policy, prevent_cse=not scan)
   if not scan:
     for i in range(num_layers):
-      x = block(config, deterministic, name=f"layers_{i}")(x, *rest)
+      more = last if i == num_layers - 1 else ()
+      x = block(config, deterministic, name=f"layers_{i}")(x, *rest, *more)
     return x
 
   class Step(nn.Module):
@@ -117,11 +122,13 @@ class _Stack(nn.Module):
     *rest,
     position: Array | None = None,
     causal: bool = False,
+    last: tuple[Any, ...] = (),
   ):
     """Runs the layers, each token seeing what is `visible_RLL` to it.
 
     Given a `position`, `x_R1D` is the token there of each row, see `attention`. If
-    `causal`, the family's relative positions are those before a token.
+    `causal`, the family's relative positions are those before a token. Of `last`, see
+    `run_layers`.
     """
     cfg = self.config
     drop = dropout(cfg.dropout_rate, deterministic=self.deterministic)
@@ -140,6 +147,7 @@ class _Stack(nn.Module):
       *rest,
       deterministic=self.deterministic,
       scan=cfg.scan_layers,
+      last=last,
     )
 
   def end(self, x: Array, name: str, drop: Callable[[Array], Array]) -> Array:
@@ -216,45 +224,63 @@ class DecoderStack(_Stack):
       position: of the only token in `x_R1D`, of rows that are read token by token.
     """
     cfg = self.config
-    x_RLD = self.run(
+    num_rows, length, _ = x_RLD.shape
+    of_layers = self._of_layers(context, x_RLD, position)
+    masked = None
+    if masked_positions_BGM is not None and position is None:
+      masked = self._masked_rows(masked_positions_BGM, context, x_RLD)
+    x = self.run(
       self.family.decoder_block,
       cfg.num_decoder_layers,
       x_RLD,
       visible_RLL,
-      self._of_layers(context, x_RLD, position),
+      of_layers,
       position=position,
       causal=cfg.causal_position_buckets,
+      last=() if masked is None else (masked,),
     )
     drop = dropout(cfg.dropout_rate, deterministic=self.deterministic)
     if masked_positions_BGM is None:
-      return self.end(x_RLD, "decoder_norm", drop), None
+      return self.end(x, "decoder_norm", drop), None
     # Six of seven positions are not masked: leave them out of the vocabulary
     # projection, the largest product of a small model.
-    x_BGND = x_RLD.reshape(*masked_positions_BGM.shape[:2], -1, x_RLD.shape[-1])
-    x_BGMD = at_positions(x_BGND, masked_positions_BGM)
+    if masked is not None:
+      x_BGMD = masked.in_groups(x, masked_positions_BGM.shape[-1])
+    else:
+      x_BGND = x.reshape(*masked_positions_BGM.shape[:2], -1, x.shape[-1])
+      x_BGMD = at_positions(x_BGND, masked_positions_BGM)
     x_BGMD = self.end(
       x_BGMD,
       "decoder_norm",
-      lambda x_BGMD: self._drop_by_row(drop, x_BGMD, x_RLD, masked_positions_BGM),
+      lambda x_BGMD: drop_by_row(drop, x_BGMD, masked_positions_BGM, num_rows, length),
     )
     added_BGMD = context.logit_changes_BQD
     if added_BGMD is not None:
       added_BGMD = added_BGMD.reshape(x_BGMD.shape)
     return x_BGMD, self.family.logits(cfg, x_BGMD, embedder, added_BGMD)
 
-  def _drop_by_row(
-    self, drop: nn.Dropout, x_BGMD: Array, x_RLD: Array, positions_BGM: Array
-  ) -> Array:
-    """Returns states at masked positions, with one draw for those of a row as in T5."""
-    if self.deterministic or not self.config.dropout_rate:
-      return x_BGMD
-    groups, (_, length, width) = positions_BGM.shape[:2], x_RLD.shape
-    factors_R1D = drop(jnp.ones((len(x_RLD), 1, width), x_RLD.dtype))
-    factors_BGJD = factors_R1D.reshape(*groups, -1, width)
-    return x_BGMD * at_positions(factors_BGJD, positions_BGM // length)
+  def _masked_rows(
+    self, positions_BGM: Array, context: AncestorContext, x_RLD: Array
+  ) -> MaskedRows | None:
+    """Returns the tokens that the last layer is computed of, None for all.
+
+    Scanned layers are one program, and diagnostics are of all tokens.
+    """
+    if self.config.scan_layers or context.watched is not None or context.groups:
+      return None
+    num_rows, length, _ = x_RLD.shape
+    masked = MaskedRows.of(positions_BGM, context, num_rows, length)
+    if masked is None:
+      return None
+    x_WLD = jax.eval_shape(masked.pick, x_RLD)
+    of_last_layer = self._of_layers(masked.context, x_WLD, None)
+    return dataclasses.replace(masked, context=of_last_layer)
 
   def _of_layers(
-    self, context: AncestorContext, x_RLD: Array, position: Array | None
+    self,
+    context: AncestorContext,
+    x_RLD: Array | jax.ShapeDtypeStruct,
+    position: Array | None,
   ) -> AncestorContext:
     """Returns what layers need of the context, as kernels or as plain JAX read it.
 

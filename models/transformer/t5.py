@@ -22,6 +22,7 @@ from commentree.models.layers import (
 )
 from commentree.models.transformer.attention import AncestorAttention, SelfAttention
 from commentree.models.transformer.blocks import Block
+from commentree.models.transformer.masked_rows import MaskedRows
 from commentree.models.transformer.stacks import Family
 
 
@@ -101,17 +102,21 @@ class T5DecoderBlock(_Block):
     visible_RLL: Array,
     bias_HLL: Array | None,
     context: AncestorContext,
+    masked: MaskedRows | None = None,
   ) -> Array:
-    """Returns the next layer's `x_RLD`."""
+    """Returns the next layer's `x_RLD`; that of `masked` tokens alone, `[W, L, D]`."""
     attend = self.attention(SelfAttention, "self_attention")
     normed = self.norm("pre_self_attention_layer_norm")(x_RLD)
     x_RLD = self.add(x_RLD, attend(normed, visible_RLL, bias_HLL))
+    if masked is not None:
+      x_RLD, context = masked.pick(x_RLD), masked.context
     look_up = self.attention(AncestorAttention, "encoder_decoder_attention")
     normed = self.norm("pre_cross_attention_layer_norm")(x_RLD)
     update_RLD = look_up(normed, context)
     diagnostics.note_update(self, x_RLD, update_RLD, context)
-    x_RLD = self.add(x_RLD, update_RLD)
-    return self.add(x_RLD, self.mlp()(self.norm("pre_mlp_layer_norm")(x_RLD)))
+    x_RLD = self.add(x_RLD, update_RLD, masked)
+    normed = self.norm("pre_mlp_layer_norm")(x_RLD)
+    return self.add(x_RLD, self.mlp()(normed, masked), masked)
 
 
 T5 = Family(

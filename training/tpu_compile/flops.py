@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from commentree.models.config import ModelConfig
 from commentree.models.interface import Model
+from commentree.models.transformer import masked_rows
 from commentree.training.partitioning import data_share, flatten_names
 from commentree.training.tpu_compile import tpu_chips
 
@@ -95,6 +96,17 @@ def train_step_flops(
     keys_in_set += config.nearest_context_tokens
     keys, queries = sets * keys_in_set, sets * decoder_length
 
+  in_last_layer = _tokens_of_last_layer(config, batch)
+
+  def after_self_attention(name: str) -> bool:
+    """Whether a parameter of the last layer is of what `in_last_layer` counts."""
+    return name.startswith(
+      tuple(
+        f"decoder.layers_{config.num_decoder_layers - 1}.{part}."
+        for part in ("encoder_decoder_attention", "mlp")
+      )
+    )
+
   def positions(name: str) -> int:
     if ".logits_" in name or name in _AT_LABELS or name == "pointer.query.kernel":
       return masked
@@ -106,12 +118,16 @@ def train_step_flops(
       "encoder_decoder_attention.value" in name
     ):
       return keys
+    if in_last_layer is not None and after_self_attention(name):
+      return in_last_layer
     of_encoder = name.startswith("encoder.") or name == "pointer.key.kernel"
     return encoder_rows if of_encoder else decoder_rows
 
   def attended(name: str) -> int:
     """Returns how many pairs of a query and a key there are."""
     if "encoder_decoder_attention" in name:
+      if in_last_layer is not None and after_self_attention(name):
+        return in_last_layer * keys_in_set
       return queries * keys_in_set
     if name.startswith("thread_transformer."):
       return examples * vectors**2
@@ -139,3 +155,17 @@ def train_step_flops(
       layers = int(np.prod(leaf.shape[:-2]))
       products += 2 * layers * leaf.shape[-1] * attended(name)
   return 3 * 2.0 * products
+
+
+def _tokens_of_last_layer(config: ModelConfig, batch: Mapping[str, Any]) -> int | None:
+  """Returns of how many tokens the last layer is computed, None for all.
+
+  See `DecoderStack`; scanned layers, whose names differ, compute all.
+  """
+  own_keys = config.context == "concatenated" or config.nearest_context_tokens
+  if config.head != "masked_lm" or own_keys:
+    return None
+  *rows, length = batch["decoder_input_tokens"].shape
+  masked_shape = batch["decoder_masked_positions"].shape
+  found = masked_rows.count_rows(masked_shape, int(np.prod(rows)), length)
+  return None if found is None else found * length

@@ -7,6 +7,7 @@ import pytest
 
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
+from commentree.tests.support.models import forests
 from commentree.tests.support.training import stub
 from commentree.training.partitioning import flatten_names
 from commentree.training.tpu_compile import flops
@@ -86,6 +87,33 @@ def test_the_count_of_a_step_is_near_the_compilers(scan_layers, changes):
   step = jax.jit(jax.grad(lambda p: model.loss_sums(p, batch, None)[0]))
   compiler = step.lower(params).cost_analysis()["flops"]
   assert counted == pytest.approx(compiler, rel=0.15)
+
+
+def test_the_last_layer_is_counted_of_masked_tokens_alone():
+  """Of what follows self-attention, where it is computed of them alone."""
+  by_row = stub.random_batch(0, 4)
+  by_forest = forests.regrouped(by_row, 1)
+  # A row of each example's three.
+  assert by_forest["decoder_masked_positions"].shape[-1] <= 8
+  shapes = {name: values.shape for name, values in by_forest.items()}
+
+  def counted(batch, **changes):
+    config = ModelConfig(vocab_size=512, ancestor_positions="none", **changes)
+    variables = jax.eval_shape(
+      lambda: CommentTreeModel(config).get_initial_variables(jax.random.key(0), shapes)
+    )
+    # Logits are of masked tokens in both.
+    same = {**batch, "decoder_target_tokens": by_row["decoder_target_tokens"]}
+    return flops.train_step_flops(config, variables["params"], same)
+
+  config = ModelConfig()
+  inner = config.num_heads * config.head_dim
+  vectors = 1 + by_row["encoder_slot_depths"].shape[-1] * config.vectors_per_comment
+  of_token = 2 * config.emb_dim * inner + 2 * inner * vectors
+  of_token += (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
+  saved = 4 * 2 * 8
+  assert counted(by_row) - counted(by_forest) == 3 * 2 * saved * of_token
+  assert counted(by_row) == counted(by_forest, scan_layers=True)
 
 
 @pytest.mark.parametrize(
