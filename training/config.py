@@ -258,7 +258,7 @@ class HealthConfig:
       "data": 86400.0,
       "compile": 7200.0,
       "checkpoint": 7200.0,
-      "restore": 7200.0,
+      "state": 7200.0,
     }
   )
   waiting_phases: tuple[str, ...] = ("step", "eval", "log")

@@ -159,8 +159,8 @@ def train(
       with clock.on("compile"):
         compilation.begin()
 
-    # ---- Restore ----------------------------------------------------------------
-    with clock.on("restore"):
+    # ---- Restore or initialize --------------------------------------------------
+    with clock.on("state"):
       start = initial_state.restore_or_initialize(
         saved,
         config,

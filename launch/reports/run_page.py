@@ -31,7 +31,7 @@ _SECONDS = {
   "checkpoint": "checkpoints",
   "compile": "compiling",
   "data": "opening data",
-  "restore": "restoring",
+  "state": "drawing or restoring the state",
   "imports": "imports",
   "hosts": "waiting for hosts",
 }

@@ -50,7 +50,7 @@ def test_a_run_ends_with_its_last_step_evaluated_and_saved(make_config, run, tmp
   assert list(held_out) == ["true", "shuffled", "parent_only", "none"]
   assert "low" in held_out["true"]["by_group"]
   spent = {what for what, seconds in result["seconds"].items() if seconds > 0}
-  assert spent == {"restore", "compile", "input", "eval", "checkpoint", "step"}
+  assert spent == {"state", "compile", "input", "eval", "checkpoint", "step"}
   folder = tmp_path / "run"
   assert checkpoints.steps_in(folder) == [6]
   assert (folder / "config.gin").read_text() == "a=1"

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-BEFORE = ("imports", "hosts", "data", "restore")
+BEFORE = ("imports", "hosts", "data", "state")
 """Parts of a start that come once, besides compiling."""
 
 PHASES = (*BEFORE, "compile", "input", "eval", "checkpoint")
