@@ -2,30 +2,20 @@ from __future__ import annotations
 
 import io
 
-import jax
 import pytest
 
 from commentree.console import Console
-from commentree.tests.support.training import stub
+from commentree.tests.support.training import jax_flags, stub
 from commentree.training import config as config_lib
 from commentree.training import partitioning
 from commentree.training.optim.optimizer_config import OptimizerConfig, ScheduleConfig
-
-_FLAGS = (
-  "jax_threefry_partitionable",
-  "jax_numpy_rank_promotion",
-  "jax_compilation_cache_dir",
-  "jax_persistent_cache_min_compile_time_secs",
-)
 
 
 @pytest.fixture(autouse=True)
 def flags_as_before():
   """`train` sets JAX's flags for its process; tests share one."""
-  before = {flag: getattr(jax.config, flag) for flag in _FLAGS}
-  yield
-  for flag, value in before.items():
-    jax.config.update(flag, value)
+  with jax_flags.kept():
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from commentree.tests.support.training import subprocesses
+from commentree.tests.support.training import run_training, subprocesses
 from commentree.training.reports import metrics_log
 
 # data x fsdp x model, and over two slices.
@@ -37,8 +37,7 @@ def test_meshes_of_every_shape_train_alike(tmp_path, compiled, steps, names):
     "train_steps": steps,
     "compile_cache_dir": compiled,
   }
-  one = subprocesses.run(1, model_dir=str(tmp_path / "one"), **options)
-  assert one.returncode == 0, one.stderr
+  run_training.run_here(model_dir=str(tmp_path / "one"), **options)
   chosen = [(name, MESHES[name]) for name in names]
   meshes = {name: {**fields, "fsdp_min_elements": 1} for name, fields in chosen}
   four = subprocesses.run(4, model_dir=str(tmp_path), meshes=meshes, **options)

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from commentree.tests.support.training import subprocesses
+from commentree.tests.support.training import run_training, subprocesses
 from commentree.training.reports import metrics_log
 
 STEPS = 14
@@ -26,8 +26,7 @@ def options(compiled):
 def uninterrupted(options, tmp_path_factory):
   """Rows of metrics.jsonl of a run that nobody disturbed."""
   folder = tmp_path_factory.mktemp("uninterrupted")
-  result = subprocesses.run(model_dir=str(folder), **options)
-  assert result.returncode == 0, result.stderr
+  run_training.run_here(model_dir=str(folder), **options)
   return rows(folder)
 
 
@@ -38,7 +37,7 @@ def rows(folder: pathlib.Path) -> list[dict]:
 
 
 def test_killed_twice_a_run_repeats_the_same_losses_bit_by_bit(
-  options, uninterrupted, tmp_path
+  options, uninterrupted, tmp_path, capsys
 ):
   options = {**options, "model_dir": str(tmp_path)}
 
@@ -55,31 +54,30 @@ def test_killed_twice_a_run_repeats_the_same_losses_bit_by_bit(
   assert f"restored step 6 from {tmp_path}/checkpoint_6 (rule 1" in result.stdout
   assert rows(tmp_path)[-1]["step"] == 9
 
-  result = subprocesses.run(**options)
-  assert result.returncode == 0, result.stderr
+  run_training.run_here(**options)
   # Step 8, or 6 where the disk was slow: either way rows 7 or 9 come a second time.
-  assert "restored step" in result.stdout
+  assert "restored step" in capsys.readouterr().out
   assert rows(tmp_path) == uninterrupted
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_a_run_saves_and_says_how_it_ended(
-  options, uninterrupted, tmp_path, number
+  options, uninterrupted, tmp_path, number, capsys
 ):
   options = {**options, "model_dir": str(tmp_path)}
   result = subprocesses.run(**options, signal_after=[5, int(number)])
   assert result.returncode == 128 + number, result.stderr
   assert f"step 5 saved as {tmp_path}/checkpoint_5" in result.stdout
   if number == signal.SIGTERM:
-    result = subprocesses.run(**options)
-    assert "restored step 5" in result.stdout
+    run_training.run_here(**options)
+    assert "restored step 5" in capsys.readouterr().out
     assert rows(tmp_path) == uninterrupted
 
 
 def test_a_run_may_go_on_with_other_devices(options, uninterrupted, tmp_path):
   options = {**options, "model_dir": str(tmp_path), "held_out": False}
   mesh = {"fsdp_parallel": 2, "model_parallel": 2, "fsdp_min_elements": 1}
-  subprocesses.run(1, **{**options, "train_steps": 4})
+  run_training.run_here(**{**options, "train_steps": 4})
   result = subprocesses.run(4, **{**options, "train_steps": 8, "partitioning": mesh})
   assert "restored step 4" in result.stdout
   assert "1 data x 2 fsdp x 2 model" in result.stdout

@@ -1,5 +1,7 @@
 """Trains in a process of its own, for tests that kill it or give it more devices.
 
+Where nothing needs a process, `run_here` spares tests its start.
+
   python run_training.py '{"model_dir": …, "train_steps": …, …}'
 
 Keys beside TrainConfig's: `model` ("stub" or "real"), `dropout`, `held_out` (whether to
@@ -18,7 +20,7 @@ import signal
 import sys
 
 from commentree.models.config import ModelConfig
-from commentree.tests.support.training import stub
+from commentree.tests.support.training import jax_flags, stub
 from commentree.training import config as config_lib
 from commentree.training.checkpointing import saving
 from commentree.training.cluster import distributed
@@ -77,10 +79,16 @@ def main() -> None:
   settings = HostSettings(*options.pop("place", [None] * 3))
   health = config_lib.HealthConfig(host_timeout_seconds=20)
   with distributed.join_cluster(settings, health, None, options["model_dir"]) as hosts:
-    run(options, hosts)
+    run(options, hosts.watchdog)
 
 
-def run(options, hosts) -> None:
+def run_here(**options) -> None:
+  """Trains in this process; options are as above."""
+  with jax_flags.kept():
+    run(options)
+
+
+def run(options, watchdog=None) -> None:
   dropout = options.pop("dropout", 0.0)
   real = options.pop("model", "stub") == "real"
   model = real_model(dropout) if real else stub.StubModel(dropout)
@@ -110,7 +118,7 @@ def run(options, hosts) -> None:
       **options,
     )
     datasets = {"held_out": stub.held_out()} if held_out else {}
-    train(config, model, stub.Batches, datasets, watchdog=hosts.watchdog)
+    train(config, model, stub.Batches, datasets, watchdog=watchdog)
 
 
 if __name__ == "__main__":
