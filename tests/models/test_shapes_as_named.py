@@ -16,6 +16,7 @@ from commentree.models.transformer import kernel_choice
 from commentree.tests.support import shape_suffixes
 from commentree.tests.support.models import small_models
 
+ONE_LAYER = {"num_encoder_layers": 1, "num_decoder_layers": 1}
 # Family, and parts, as many at a time as go together.
 VARIANTS = {
   "pooled": (
@@ -63,7 +64,9 @@ def test_arrays_have_the_shapes_that_their_names_say(
   make, packed, monkeypatch, family, parts
 ):
   monkeypatch.setattr(kernel_choice, "INTERPRET", "attention" in parts)
-  model, params = make(**small_models.FAMILIES[family], **parts)
+  # Of layers that are not scanned the second is traced as the first.
+  layers = {} if "scan_layers" in parts else ONE_LAYER
+  model, params = make(**small_models.FAMILIES[family], **layers, **parts)
   batch = dict(packed.batch)
   if "head" in parts:
     batch["decoder_labels"] = np.zeros_like(batch["decoder_segment_ids"])

@@ -94,27 +94,32 @@ def test_who_is_above_whom_is_what_the_tree_says_as_far_as_targets_are_shown(
   assert not found[unused].any()
 
 
-def test_new_layers_change_nothing_at_first_whatever_they_are_given(packed, family):
-  def model(layers):
-    config = dataclasses.replace(
-      small_models.CONFIG, num_thread_layers=layers, vectors_per_comment=2, **family
-    )
-    return CommentTreeModel(config)
-
-  with_layers, without = model(2), model(0)
-  params = jax.jit(
-    lambda key: with_layers.get_initial_variables(key, packed.shapes)["params"],
+def test_new_layers_change_nothing_at_first_whatever_they_are_given(
+  make, packed, family
+):
+  settings = {"vectors_per_comment": 2, "num_decoder_layers": 1, **family}
+  with_layers, drawn = make(**settings, **LAYERS)
+  without, rest = make(**settings)
+  initial = jax.jit(
+    lambda key: with_layers.get_initial_variables(key, packed.shapes)["params"][
+      "thread_transformer"
+    ],
     compiler_options=forests.QUICK_COMPILE,
   )(jax.random.key(0))
-  rest = {name: part for name, part in params.items() if name != "thread_transformer"}
+  assert set(drawn) == {*rest, "thread_transformer"}
   np.testing.assert_array_equal(
-    jitted(with_layers, params)(packed.batch), jitted(without, rest)(packed.batch)
+    jitted(with_layers, {**rest, "thread_transformer": initial})(packed.batch),
+    jitted(without, rest)(packed.batch),
   )
   gradients = jax.jit(
-    jax.grad(lambda p: with_layers.loss_fn(p, packed.batch, None)[0]),
+    jax.grad(
+      lambda layers: with_layers.loss_fn(
+        {**rest, "thread_transformer": layers}, packed.batch, None
+      )[0]
+    ),
     compiler_options=forests.QUICK_COMPILE,
-  )(params)
-  layer = gradients["thread_transformer"]["layers_0"]
+  )(initial)
+  layer = gradients["layers_0"]
   for part in (layer["attention"]["out"], layer["mlp"]["wo"]):
     assert np.abs(part["kernel"]).max() > 1e-6
 
