@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 
-from commentree.models.layers import Array, at_positions
+from commentree.models.layers import Array
 from commentree.models.transformer.query_groups import QueryGroups
 
 
@@ -58,6 +59,16 @@ class ByTarget:
   visible_BUS: Array
   bias_BHUS: Array | None
   targets_RL: Array
+
+  def bias_of_tokens(self) -> Array | None:
+    """Returns the bias of each token `[B, H, N, S]`, or None."""
+    if self.bias_BHUS is None:
+      return None
+    examples, _, targets, _ = self.bias_BHUS.shape
+    targets_BN = self.targets_RL.reshape(examples, -1)
+    # By a product, not a gather: the bias has a gradient.
+    is_of_BNU = jax.nn.one_hot(targets_BN, targets, dtype=self.bias_BHUS.dtype)
+    return jnp.einsum("bnu,bhus->bhns", is_of_BNU, self.bias_BHUS)
 
 
 @flax.struct.dataclass
@@ -121,17 +132,13 @@ class AncestorContext:
       x_BGMS = jnp.take_along_axis(x_BGNS, positions_BGM[..., None], axis=2)
       return x_BGMS.reshape(batch_size, -1, x_BNS.shape[-1])
 
-    bias_BHNS, by_target = self.bias_BHNS, self.by_target
-    if bias_BHNS is not None:
-      _, heads, _, vectors = bias_BHNS.shape
-      bias_BXNS = bias_BHNS.reshape(batch_size, heads * groups, -1, vectors)
-      bias_BXMS = at_positions(bias_BXNS, jnp.tile(positions_BGM, (1, heads, 1)))
-      bias_BHNS = bias_BXMS.reshape(batch_size, heads, -1, vectors)
+    by_target, bias_BHNS = self.by_target, None
     if by_target is not None:
       targets_BN1 = by_target.targets_RL.reshape(batch_size, -1, 1)
       by_target = dataclasses.replace(
         by_target, targets_RL=pick(targets_BN1).reshape(-1, length)
       )
+      bias_BHNS = by_target.bias_of_tokens()
     distances_BNS = self.distances_BNS
     return dataclasses.replace(
       self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -152,15 +153,13 @@ class Ancestors(nn.Module):
       self.distance_bias_HP.astype(dtype),
       jax.nn.one_hot(distances_BUS, rows, dtype=dtype),
     )
-    # From targets to tokens by a product, not a gather: the bias has a gradient.
-    target_BNU = jax.nn.one_hot(segment_ids_BN, bias_BHUS.shape[2], dtype=dtype)
-    bias_BHNS = jnp.einsum("bnu,bhus->bhns", target_BNU, bias_BHUS)
+    by_target = dataclasses.replace(by_target, bias_BHUS=bias_BHUS)
     return AncestorContext(
       vectors_BSD,
       visible_BNS,
-      bias_BHNS=bias_BHNS,
+      bias_BHNS=by_target.bias_of_tokens(),
       watched=watched,
-      by_target=by_target.replace(bias_BHUS=bias_BHUS),  # type: ignore[attr-defined]
+      by_target=by_target,
     )
 
 

@@ -75,19 +75,23 @@ def test_all_tokens_are_computed_where_nothing_is_gained_or_all_are_noted(
 
 
 @pytest.mark.parametrize(
-  ("family", "attention", "changes"),
+  ("family", "attention", "groups", "changes"),
   [
-    ("t5", "pallas", {"remat_policy": "attention"}),
+    ("t5", "pallas", 1, {"remat_policy": "attention"}),
     (
       "bert",
       "xla",
+      3,
       {"ancestor_positions": "distance", "norm_before_ancestors": True},
     ),
   ],
 )
 def test_losses_gradients_and_dropout_are_those_of_all_tokens(
-  make, batch, monkeypatch, family, attention, changes
+  make, by_row, monkeypatch, family, attention, groups, changes
 ):
+  batch = forests.regrouped(by_row, groups)
+  masked_shape = batch["decoder_masked_positions"].shape
+  assert masked_rows.count_rows(masked_shape, 2 * 9, 12) is not None
   monkeypatch.setattr(kernel_choice, "INTERPRET", attention == "pallas")
   settings = {**small_models.FAMILIES[family], **changes, "attention": attention}
   model, params = make(**settings, num_encoder_layers=1, dropout_rate=0.3)
