@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from commentree.models.ancestor_context import AncestorContext
@@ -49,7 +50,10 @@ class MaskedRows:
     """Returns the vectors of masked tokens `[W, L, D]`."""
     width = x_RLD.shape[-1]
     x_BGND = x_RLD.reshape(*self.positions_BGM.shape[:2], -1, width)
-    return at_positions(x_BGND, self.positions_BGM).reshape(-1, self.length, width)
+    # So that `roofline` tells it from the layer that it is in.
+    with jax.named_scope("masked_tokens"):
+      x_BGMD = at_positions(x_BGND, self.positions_BGM)
+    return x_BGMD.reshape(-1, self.length, width)
 
   def in_groups(self, x_WLD: Array, count: int) -> Array:
     """Returns the vectors of the first `count` tokens of each group, `[B, G, M, D]`."""

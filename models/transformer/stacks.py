@@ -264,9 +264,10 @@ class DecoderStack(_Stack):
   ) -> MaskedRows | None:
     """Returns the tokens that the last layer is computed of, None for all.
 
-    Scanned layers are one program, and diagnostics are of all tokens.
+    Scanned layers are one program; diagnostics and groups are of all tokens.
     """
-    if self.config.scan_layers or context.watched is not None or context.groups:
+    of_all = context.watched is not None or context.groups is not None
+    if self.config.scan_layers or of_all:
       return None
     num_rows, length, _ = x_RLD.shape
     masked = MaskedRows.of(positions_BGM, context, num_rows, length)

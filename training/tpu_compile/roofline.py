@@ -24,7 +24,7 @@ _PARTS: tuple[tuple[str, str], ...] = (
     "ancestor-attention",
   ),
   (r"mlp", "MLP"),
-  (r"logits\w*|loss|head|vectors_to_logits|reply_matcher", "logits"),
+  (r"logits\w*|masked_tokens|loss|head|vectors_to_logits|reply_matcher", "logits"),
   (r"pointer", "pointer"),
   (r"\w*norm", "norms"),
   (r"pooling|thread_transformer", "pooling"),
@@ -83,7 +83,8 @@ def part_of(source: str) -> str:
   for name in reversed(names):
     module, _, method = name.partition(".")
     if module in ("encoder", "decoder"):
-      # Besides its layers, the decoder picks the tokens that are predicted.
+      # Besides its layers, the decoder picks the tokens that are predicted, unless
+      # its last layer does.
       return _SCANNED if method == "run" else "logits"
     if (module, method) == ("token_embedder", "attend"):
       return "logits"

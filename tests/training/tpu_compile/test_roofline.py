@@ -57,6 +57,7 @@ def rows(parsed: hlo.Module, step: float | None = None) -> dict:
     ("jit(f)/jvp(M)/M.decode/decoder/logits_dense/dot_general", "logits", "forward"),
     ("jit(f)/jvp(M)/decoder/logits_norm/mul", "logits", "forward"),
     ("jit(f)/jvp(M)/decoder/rml,rld->rmd/dot_general", "logits", "forward"),
+    (f"{BACKWARD}layers_1/masked_tokens/bgmn,bgmd->bgnd/dot", "logits", "backward"),
     ("jit(f)/jvp(M)/token_embedder/token_embedder.attend/dot", "logits", "forward"),
     ("jit(f)/jvp(loss)/reduce_sum", "logits", "forward"),
     ("jit(f)/transpose(jvp(M))/token_embedder/scatter-add", "embedding", "backward"),
