@@ -1,5 +1,6 @@
 """Before any test imports JAX."""
 
+import gc
 import os
 import signal
 
@@ -27,6 +28,16 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 # How long an example takes says more of the machine's other work than of ours.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+
+def pytest_collection_finish():
+  """Spares the collector of garbage what lives as long as the process.
+
+  Tracing makes objects by the million, and most are there when it looks for them.
+  """
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture
