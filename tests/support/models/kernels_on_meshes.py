@@ -17,7 +17,7 @@ from commentree.training.config import PartitioningConfig
 
 MESHES: dict[str, dict[str, int]] = {
   "rows over 8": {},
-  "rows over 8, as parameters": {"fsdp_parallel": -1},
+  # Half of them over the axis that parameters are cut over.
   "rows over 4, heads over 2": {"model_parallel": 2, "fsdp_parallel": 2},
   "rows over 2, heads over 4": {"model_parallel": 4, "num_slices": 2},
 }
