@@ -12,23 +12,24 @@ from commentree.launch.settings import gin_cli
 from commentree.tasks.sources import generated
 from commentree.training.reports import metrics_log
 
-STEPS = 700
+STEPS = 600
 SETTINGS = {
   "MODEL_DIR": None,
   "CACHE_DIR": None,
   "TRAIN_STEPS": STEPS,
   "BATCH_SIZE": 1,
   "EVAL_PERIOD": 0,
-  "LEARNING_RATE": 0.005,
+  # At 0.003 some seeds end 0.3 nats above the entropy without ancestors.
+  "LEARNING_RATE": 0.002,
   "WARMUP_STEPS": 40,
-  "ANCESTOR_DROPOUT_RATE": 0.4,
+  "ANCESTOR_DROPOUT_RATE": 0.5,
   "TASK_FEATURE_LENGTHS": {"encoder": 32, "decoder": 32},
   "MAX_ANCESTORS": 4,
   "ForestLayout.decoder_rows": 24,
   "SubtreeConfig.max_tree_size": 24,
   "SubtreeConfig.max_comment_tokens": 32,
-  "GeneratedTreesConfig.num_train_trees": 4000,
-  "GeneratedTreesConfig.num_validation_trees": 200,
+  "GeneratedTreesConfig.num_train_trees": 2000,
+  "GeneratedTreesConfig.num_validation_trees": 100,
   # Grandparents alone are recalled: the parent says nothing of them.
   "GeneratedTreesConfig.hops": (2,),
   "GeneratedTreesConfig.num_values": 4,
@@ -40,7 +41,12 @@ SETTINGS = {
   "ModelConfig.emb_dim": 64,
   "ModelConfig.num_encoder_layers": 1,
   "ModelConfig.mlp_dim": 128,
+  # Other tests have these; here they would only take long to compile.
+  "EvalConfig.bags_of_words": False,
+  "EvalConfig.reply_matching": False,
 }
+# It compiles for about as long as it trains.
+FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +60,8 @@ def run(tmp_path_factory):
   }
   flags = [f"--gin.{name}={value!r}" for name, value in settings.items()]
   command = ["train", "--gin_file=runs/demo.gin", *flags]
-  # It runs for longer than it compiles: a process of its own has XLA's full effort.
   program = [sys.executable, "-m", "commentree.launch.main", *command]
-  subprocess.run(program, env={**os.environ, "XLA_FLAGS": ""}, check=True)
+  subprocess.run(program, env={**os.environ, "XLA_FLAGS": FLAGS}, check=True)
   return folder / "model", command
 
 
@@ -76,7 +81,7 @@ def analytic(run):
 
 
 def test_with_true_ancestors_the_loss_approaches_the_analytic_floor(results, analytic):
-  # `make train` comes within 0.05 nats; this short run must close most of the gap.
+  # `make train` comes within 0.05 nats; this short run closes some 0.9 of the gap.
   loss = results["true"]["by_group"]["recall hop 2"]["loss"]
   gap = analytic["none"] - analytic["true"]
   assert analytic["none"] - loss > 0.6 * gap
