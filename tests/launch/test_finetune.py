@@ -41,6 +41,11 @@ SMALL = {
   "EvalConfig.conditions": ("true", "none"),
   "TrainConfig.trackers": (),
 }
+# For comments of a few words.
+SHORT = {
+  "TASK_FEATURE_LENGTHS": {"encoder": 16, "decoder": 16},
+  "SubtreeConfig.max_comment_tokens": 16,
+}
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +188,7 @@ def test_labels_that_only_the_post_tells_are_learnt_from_it(tmp_path, vocabulary
     tmp_path,
     files,
     vocabulary,
-    {"TRAIN_STEPS": 150, "LABEL_SOURCE": "label", "LABELS": COLOURS},
+    {"TRAIN_STEPS": 120, "LABEL_SOURCE": "label", "LABELS": COLOURS, **SHORT},
   )
   assert results["true"]["f1"]["macro"] > 0.95
   assert results["true"]["accuracy"] > 0.95
@@ -204,7 +209,7 @@ def test_numbers_that_only_the_parent_tells_are_learnt_from_it(
       "TRAIN_STEPS": 120,
       # Which of the ancestors is the parent is learnt sooner so.
       "ModelConfig.ancestor_positions": "distance",
-      "BATCH_SIZE": 2,
+      **SHORT,
       "NUMBER_SOURCE": "label",
       "EvalConfig.conditions": ("true", "shuffled", "parent_only", "none"),
     },
