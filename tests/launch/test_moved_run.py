@@ -44,6 +44,8 @@ def flags(folder, **settings):
     "WARMUP_STEPS": 0,
     "EVAL_BATCHES": 1,
     "EvalConfig.conditions": ("true",),
+    "EvalConfig.bags_of_words": False,
+    "EvalConfig.reply_matching": False,
     "TrainConfig.trackers": (),
     **settings,
   }

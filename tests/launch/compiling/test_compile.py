@@ -19,6 +19,8 @@ SMALL = [
   "--gin.MAX_ANCESTORS=4",
   "--gin.OPTIMIZER='sgd'",
   "--gin.ModelConfig.ancestor_positions='none'",
+  "--gin.ModelConfig.num_encoder_layers=1",
+  "--gin.ModelConfig.num_decoder_layers=1",
   "--vocab_size=512",
   "--effort=O1",
 ]

@@ -14,7 +14,12 @@ from commentree.errors import UserError
 from commentree.models.config import ModelConfig
 from commentree.models.model import CommentTreeModel
 from commentree.training import partitioning, state
-from commentree.training.config import PartitioningConfig, TrainConfig, XlaPreset
+from commentree.training.config import (
+  EvalConfig,
+  PartitioningConfig,
+  TrainConfig,
+  XlaPreset,
+)
 from commentree.training.optim.optimizer_config import OptimizerConfig
 from commentree.training.tpu_compile import (
   ahead_of_time,
@@ -40,6 +45,7 @@ FEATURES = {
   "target_trees": (16,),
 }
 COMMENTS = 12.0
+LAYERS = {"num_encoder_layers": 3}
 # The quickest to compile; the properties here are not about speed.
 EFFORT = "O1"
 
@@ -63,6 +69,8 @@ def plan(
       batch_size=len(opened.devices),
       optimizer=OptimizerConfig(name=optimizer, clip_norm=None),
       partitioning=PartitioningConfig(fsdp_min_elements=2**10, **axes),
+      # Each condition is one more pass to compile.
+      evaluation=EvalConfig(conditions=("true", "shuffled")),
     ),
     feature_shapes=FEATURES,
     comments_per_forest=COMMENTS,
@@ -82,8 +90,8 @@ def flags():
 
 @pytest.fixture(scope="module")
 def data_parallel():
-  """(plan, report) on four chips that each hold the whole model."""
-  made = plan()
+  """(plan, report) on four chips that each hold the whole model, layers unrolled."""
+  made = plan(model=LAYERS)
   return made, ahead_of_time.compile_program(made, effort=EFFORT)
 
 
@@ -206,14 +214,10 @@ def test_only_gradients_cross_between_slices(sharded):
   assert sent(report, "all-gather") > 0
 
 
-def test_scanned_layers_cost_what_unrolled_ones_do():
-  layers = {"num_encoder_layers": 4}
-  unrolled, scanned = (
-    ahead_of_time.compile_program(
-      plan("v5p:2x2x1", model={**layers, "scan_layers": scan}), effort=EFFORT
-    )
-    for scan in (False, True)
-  )
+def test_scanned_layers_cost_what_unrolled_ones_do(data_parallel):
+  _, unrolled = data_parallel
+  made = plan(model={**LAYERS, "scan_layers": True})
+  scanned = ahead_of_time.compile_program(made, effort=EFFORT)
   assert scanned.device_flops == unrolled.device_flops
   # Slicing the stacked parameters comes on top, much for layers as small as these; a
   # loop's body counted once would be far below.
@@ -267,7 +271,7 @@ def test_the_family_of_roberta_compiles_with_everything_cut_over_chips():
 
 
 def test_the_evaluation_compiles_too():
-  report = ahead_of_time.compile_program(plan("v5e:1x1"), "eval", effort=EFFORT)
+  report = ahead_of_time.compile_program(plan("v5p:1x1x1"), "eval", effort=EFFORT)
   assert report.fits
   assert report.program == "eval"
   assert report.step_seconds > 0
