@@ -102,7 +102,7 @@ def test_every_pooling_runs_with_every_position_kind_and_has_finite_gradients(
   ],
 )
 def test_scanned_and_rematerialized_layers_compute_the_same(make, packed, family, ways):
-  changes = small_models.FAMILIES[family]
+  changes = {**small_models.FAMILIES[family], "num_encoder_layers": 2}
   model, params = make(**changes)
   loss, gradients = loss_and_gradients(model, params, packed.batch)
 
@@ -131,14 +131,16 @@ def test_scanned_and_rematerialized_layers_compute_the_same(make, packed, family
 
 @pytest.mark.parametrize("name", ["t5", "roberta"])
 def test_rematerialization_saves_nothing_or_what_projections_give(make, packed, name):
+  changes = {**small_models.FAMILIES[name], "num_encoder_layers": 2}
+
   def residuals(policy):
-    model, params = make(remat_policy=policy, **small_models.FAMILIES[name])
+    model, params = make(remat_policy=policy, **changes)
     _, backward = jax.eval_shape(
       lambda p: jax.vjp(lambda p: model.loss_sums(p, packed.batch, None)[0], p), params
     )
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backward))
 
-  config = make(**small_models.FAMILIES[name])[0].config
+  config = make(**changes)[0].config
   heads, mlps = config.num_heads * config.head_dim, len(config.mlp_activations)
   encoder, decoder = (
     packed.batch[f"{side}_input_tokens"].size for side in ("encoder", "decoder")
@@ -175,6 +177,8 @@ def test_dropout_draws_anew_by_key_and_not_without_one(make, packed):
 def test_the_loss_starts_near_that_of_guessing(packed, family, tied):
   config = ModelConfig(
     vocab_size=4000,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
     dtype="float32",
     logits_via_embedding=tied,
     **small_models.FAMILIES[family],

@@ -14,7 +14,8 @@ CONFIG = ModelConfig(
   num_heads=2,
   head_dim=8,
   mlp_dim=24,
-  num_encoder_layers=2,
+  # Of one class with the decoder, whose two layers tell what more than one would.
+  num_encoder_layers=1,
   num_decoder_layers=2,
   max_ancestor_distance=3,
   dtype="float32",
