@@ -63,7 +63,8 @@ class ModelConfig:
       Plain JAX always reads tokens that are written one by one, ancestors in
       evaluations, which tell of attention to them, and ancestors with
       `ancestor_positions` 'distance' or with tokens of theirs.
-    scan_layers: whether layers are compiled once and run in a loop.
+    scan_layers: whether layers are compiled once and run in a loop, the last one of all
+      tokens, as the others, and not of masked ones alone.
     remat_policy: what the backward pass computes again to save memory: 'none' nothing,
       'full' whole layers, 'attention' all but the outputs of attention kernels,
       'minimal' all but these and matrix products.

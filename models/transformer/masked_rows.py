@@ -72,6 +72,8 @@ class MaskedRows:
 def count_rows(masked_shape: tuple[int, ...], num_rows: int, length: int) -> int | None:
   """Returns W; None if masked tokens would be more than half as many as all.
 
+  Of more, what is saved would hardly outweigh choosing them.
+
   Args:
     masked_shape: the shape of `MaskedRows.of`'s positions.
     num_rows: R.
