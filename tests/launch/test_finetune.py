@@ -206,10 +206,12 @@ def test_numbers_that_only_the_parent_tells_are_learnt_from_it(
     files,
     vocabulary,
     {
-      "TRAIN_STEPS": 120,
+      "TRAIN_STEPS": 180,
       # Which of the ancestors is the parent is learnt sooner so.
       "ModelConfig.ancestor_positions": "distance",
       **SHORT,
+      # Small forests, for more steps in the same time.
+      "ForestLayout.decoder_rows": 8,
       "NUMBER_SOURCE": "label",
       "EvalConfig.conditions": ("true", "shuffled", "parent_only", "none"),
     },
