@@ -97,15 +97,11 @@ def train_step_flops(
     keys, queries = sets * keys_in_set, sets * decoder_length
 
   in_last_layer = _tokens_of_last_layer(config, batch)
-
-  def after_self_attention(name: str) -> bool:
-    """Whether a parameter of the last layer is of what `in_last_layer` counts."""
-    return name.startswith(
-      tuple(
-        f"decoder.layers_{config.num_decoder_layers - 1}.{part}."
-        for part in ("encoder_decoder_attention", "mlp")
-      )
-    )
+  last_layer = f"decoder.layers_{config.num_decoder_layers - 1}."
+  after_self_attention = (
+    f"{last_layer}encoder_decoder_attention.",
+    f"{last_layer}mlp.",
+  )
 
   def positions(name: str) -> int:
     if ".logits_" in name or name in _AT_LABELS or name == "pointer.query.kernel":
@@ -118,7 +114,7 @@ def train_step_flops(
       "encoder_decoder_attention.value" in name
     ):
       return keys
-    if in_last_layer is not None and after_self_attention(name):
+    if in_last_layer is not None and name.startswith(after_self_attention):
       return in_last_layer
     of_encoder = name.startswith("encoder.") or name == "pointer.key.kernel"
     return encoder_rows if of_encoder else decoder_rows
@@ -126,7 +122,7 @@ def train_step_flops(
   def attended(name: str) -> int:
     """Returns how many pairs of a query and a key there are."""
     if "encoder_decoder_attention" in name:
-      if in_last_layer is not None and after_self_attention(name):
+      if in_last_layer is not None and name.startswith(after_self_attention):
         return in_last_layer * keys_in_set
       return queries * keys_in_set
     if name.startswith("thread_transformer."):
