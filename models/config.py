@@ -233,6 +233,16 @@ class ModelConfig:
         f" one for each of the num_labels = {self.num_labels} labels"
       )
 
+  @property
+  def last_layer_of_masked_tokens(self) -> bool:
+    """Whether the decoder's last layer may be computed of masked tokens alone.
+
+    Of its output, heads for labels read other tokens. Where targets have keys of their
+    own, all tokens of a comment attend together; scanned layers are one program.
+    """
+    own_keys = self.context == "concatenated" or self.nearest_context_tokens > 0
+    return self.head == "masked_lm" and not own_keys and not self.scan_layers
+
   def _check_concatenated(self) -> None:
     """Raises UserError for what a model without pooled vectors cannot be set to."""
     for field, default in (

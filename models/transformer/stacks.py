@@ -264,10 +264,9 @@ class DecoderStack(_Stack):
   ) -> MaskedRows | None:
     """Returns the tokens that the last layer is computed of, None for all.
 
-    Scanned layers are one program; diagnostics and groups are of all tokens.
+    Diagnostics are of all.
     """
-    of_all = context.watched is not None or context.groups is not None
-    if self.config.scan_layers or of_all:
+    if not self.config.last_layer_of_masked_tokens or context.watched is not None:
       return None
     num_rows, length, _ = x_RLD.shape
     masked = MaskedRows.of(positions_BGM, context, num_rows, length)

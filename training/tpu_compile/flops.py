@@ -154,12 +154,8 @@ def train_step_flops(
 
 
 def _tokens_of_last_layer(config: ModelConfig, batch: Mapping[str, Any]) -> int | None:
-  """Returns of how many tokens the last layer is computed, None for all.
-
-  See `DecoderStack`; scanned layers, whose names differ, compute all.
-  """
-  own_keys = config.context == "concatenated" or config.nearest_context_tokens
-  if config.head != "masked_lm" or own_keys:
+  """Returns of how many tokens the last layer is computed, None for all."""
+  if not config.last_layer_of_masked_tokens:
     return None
   *rows, length = batch["decoder_input_tokens"].shape
   masked_shape = batch["decoder_masked_positions"].shape
