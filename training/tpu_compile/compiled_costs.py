@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from commentree.training.tpu_compile import hbm_traffic, hlo
 from commentree.training.tpu_compile.hlo import Instruction, Module
@@ -27,14 +27,24 @@ _COLLECTIVES = (
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 # Stands for an estimate where the compiler has none.
 _NO_ESTIMATE = 2**62
-# Cycles that kernels take for a register of 1,024 exponentials, one for each score: the
-# bundles of the final schedules of libtpu 0.0.42, the most of v4 to TPU7x, of heads of
-# 32, 64 and 128; of rows of 128 and 256, and of 129 vectors and 177 targets.
-KERNEL_CYCLES = {
-  "self_attention_kernel": 15,
-  "self_attention_gradient_kernel": 21,
-  "ancestor_attention_kernel": 17,
-  "ancestor_attention_gradient_kernel": 30,
+# Cycles that kernels take for a register of 1,024 exponentials, one for each score, by
+# chip: the bundles of the final schedules of libtpu 0.0.42, the most of heads of 32, 64
+# and 128, of rows of 128 and 256, and of 129 vectors and 177 targets.
+_KERNELS = (
+  "self_attention_kernel",
+  "self_attention_gradient_kernel",
+  "ancestor_attention_kernel",
+  "ancestor_attention_gradient_kernel",
+)
+KERNEL_CYCLES: Mapping[str, Mapping[str, int]] = {
+  chip: dict(zip(_KERNELS, cycles, strict=True))
+  for chip, cycles in {
+    "v4": (18, 26, 22, 35),
+    "v5e": (11, 17, 16, 27),
+    "v5p": (12, 18, 16, 28),
+    "v6e": (9, 14, 14, 22),
+    "tpu7x": (9, 14, 13, 21),
+  }.items()
 }
 _REGISTER = 1024
 # Parts of a program that instructions hand over to, apart from loops and fusions.
@@ -83,7 +93,8 @@ class Untimed:
     flops: of products of matrices, one repetition.
     bytes: that it states to move, or `hbm_bytes`, one repetition.
     hbm_bytes: of operands and results that lie in HBM, one repetition.
-    schedule_cycles: at most in computing, one repetition; None if that is not known.
+    kernel: its name among `KERNEL_CYCLES`; None if it is none of these.
+    registers: of exponentials that it computes, one repetition.
   """
 
   name: str
@@ -93,7 +104,8 @@ class Untimed:
   flops: int
   bytes: int
   hbm_bytes: int
-  schedule_cycles: int | None
+  kernel: str | None
+  registers: int
 
   def least_seconds(self, chip: Chip) -> float:
     """Returns the time of all repetitions, with nothing waiting for anything else."""
@@ -102,9 +114,10 @@ class Untimed:
 
   def most_seconds(self, chip: Chip) -> float | None:
     """Returns the time of all repetitions, computing after reading; None if unknown."""
-    if self.schedule_cycles is None:
+    cycles = KERNEL_CYCLES.get(chip.name, {}).get(self.kernel or "")
+    if cycles is None or not self.registers:
       return None
-    computing = self.schedule_cycles / chip.clock_hz
+    computing = self.registers * cycles / chip.clock_hz
     return self.times * (computing + self._moving_seconds(chip))
 
   def _moving_seconds(self, chip: Chip) -> float:
@@ -276,7 +289,6 @@ class _Walk:
     )
     hbm_bytes = hbm_traffic.traffic(self._module, computation, instruction)
     parts = re.split(r"[/()]+", instruction.source)
-    cycles = next((KERNEL_CYCLES[part] for part in parts if part in KERNEL_CYCLES), 0)
     return Untimed(
       name=instruction.name,
       source=self._sources.of(computation, instruction),
@@ -285,7 +297,8 @@ class _Walk:
       flops=stated_flops or flops,
       bytes=stated_bytes or hbm_bytes,
       hbm_bytes=hbm_bytes,
-      schedule_cycles=cycles * -(-exponentials // _REGISTER) or None,
+      kernel=next((part for part in parts if part in _KERNELS), None),
+      registers=-(-exponentials // _REGISTER),
     )
 
   def _branches(self, instruction: Instruction, times: int) -> None:

@@ -192,7 +192,7 @@ def test_a_kernel_counts_at_most_and_what_has_no_estimate_at_least_and_is_told()
 %l = f32[1000000]{{0:S(1)}} copy(%q), {named("jit(f)/jvp(M)/pointer/copy", 2**63 - 1)}
 %m = f32[1000]{{0}} copy(%k), {named("jit(f)/jvp(M)/pointer/copy", 1500)}
 """
-  kernel, least, copy = 1e-6 + 8000 * 15 / 1500e6, 4e6 / 819e9, 1e-6
+  kernel, least, copy = 1e-6 + 8000 * 11 / 1500e6, 4e6 / 819e9, 1e-6
   parsed = module(text)
   found = rows(parsed, kernel + least + copy)
   attention = found["self-attention", "forward"]
