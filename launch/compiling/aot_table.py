@@ -86,11 +86,9 @@ out: [compile.md](compile.md).
 with {versions}. Layers are scanned in all rows (`scan_layers = True`), bfloat16,
 Adafactor, a vocabulary of 32,128 pieces, forests of {forest}.
 GiB are those of a device, needed and granted; a device is a chip, but of TPU7x half of
-one. Times are the compiler's estimates, of kernels the most. Rows whose attention is
-plain JAX are from before the [kernels](performance.md#attention-kernels), with which
-steps are shorter. Small, base and large take less time unrolled, with nothing computed
-again ([sizes and chips](performance.md#sizes-and-chips)). A row by itself, with its
-costliest operations:
+one. Times are the compiler's estimates, of [kernels](performance.md#attention-kernels) the
+most. Small, base and large take less time unrolled, with nothing computed again ([sizes and
+chips](performance.md#sizes-and-chips)). A row by itself, with its costliest operations:
 
     {example}
 """
@@ -102,7 +100,6 @@ _COLUMNS = (
   "partitioning",
   "forests/device",
   "remat",
-  "attention",
   "fits",
   "GiB",
   "step, ms",
@@ -201,7 +198,6 @@ def _row(cell: Cell, report: dict[str, Any]) -> list[str]:
     cell.preset,
     str(cell.forests),
     cell.remat,
-    "kernels" if report.get("untimed") else "plain JAX",
     "yes" if report["fits"] else "**no**",
     f"{needed / _GIB:.1f} of {limit / _GIB:.1f}"
     if needed
