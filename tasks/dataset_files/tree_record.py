@@ -83,21 +83,34 @@ def encode(tree: CommentTree) -> bytes:
   return encode_columns(to_columns(tree))
 
 
+def _nothing_in(name: str) -> bytes:
+  """The record of a tree whose only feature is an empty list."""
+  example = Example()
+  feature = example.features.feature[name]
+  held = feature.bytes_list if COLUMNS[name][0] == "str" else feature.int64_list
+  held.SetInParent()  # TFDS would not take a missing one
+  return example.SerializeToString()
+
+
+_NOTHING = {name: _nothing_in(name) for name, (_, rank) in COLUMNS.items() if rank}
+
+
 def encode_columns(columns: Mapping[str, Any]) -> bytes:
   """Serialises a tree that `columns.to_columns` made columns of."""
   example = Example()
   features = example.features.feature
+  empty = []
   for name, value in columns.items():
     kind, rank = COLUMNS[name]
-    if kind == "str":
-      held = features[name].bytes_list
-      held.value.extend(value if rank else (value,))
+    if rank and not len(value):
+      # Most trees lack labels, spans and translations: half of the columns.
+      empty.append(_NOTHING[name])
+    elif kind == "str":
+      features[name].bytes_list.value.extend(value if rank else (value,))
     else:
-      held = features[name].int64_list
-      held.value.extend(value.tolist())
-    if not held.value:
-      held.SetInParent()  # an empty list, where TFDS would not take a missing one
-  return example.SerializeToString(deterministic=True)
+      features[name].int64_list.value.extend(value.tolist())
+  # Messages one behind the other are one message with the fields of all.
+  return example.SerializeToString(deterministic=True) + b"".join(empty)
 
 
 def decode(record: bytes) -> CommentTree:

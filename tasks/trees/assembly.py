@@ -263,7 +263,9 @@ def _depth_first(
     created = candidates[key].row.created_utc
     return (math.inf if created is None else created, place[key])
 
-  comments = [dataclasses.replace(post, reply_deleted=None in lost_reply)]
+  if None in lost_reply:
+    post = dataclasses.replace(post, reply_deleted=True)
+  comments = [post]
   waiting = [(key, POST) for key in living.get(None, ())]
   waiting.sort(key=lambda item: time_and_place(item[0]), reverse=True)
   while waiting:
