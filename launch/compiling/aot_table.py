@@ -86,9 +86,11 @@ out: [compile.md](compile.md).
 with {versions}. Layers are scanned in all rows (`scan_layers = True`), bfloat16,
 Adafactor, a vocabulary of 32,128 pieces, forests of {forest}.
 GiB are those of a device, needed and granted; a device is a chip, but of TPU7x half of
-one. Times are the compiler's estimates, of [kernels](performance.md#attention-kernels) the
-most. Small, base and large take less time unrolled, with nothing computed again ([sizes and
-chips](performance.md#sizes-and-chips)). A row by itself, with its costliest operations:
+one. Times are the compiler's estimates, of
+[kernels](performance.md#attention-kernels) the most. Small, base and large take less
+time unrolled, with nothing computed again
+([sizes and chips](performance.md#sizes-and-chips)). A row by itself, with its costliest
+operations:
 
     {example}
 """
