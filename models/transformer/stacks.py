@@ -262,9 +262,9 @@ class DecoderStack(_Stack):
   def _masked_rows(
     self, positions_BGM: Array, context: AncestorContext, x_RLD: Array
   ) -> MaskedRows | None:
-    """Returns the tokens that the last layer is computed of, None for all.
+    """Returns the tokens that the last layer is computed of.
 
-    Diagnostics are of all.
+    None for all, which diagnostics are of.
     """
     if not self.config.last_layer_of_masked_tokens or context.watched is not None:
       return None

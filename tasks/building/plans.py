@@ -25,7 +25,7 @@ SOURCES = ".sources.json"
 
 # Raise when parts, shards or records get another form: what was begun before is then
 # refused, and not gone on with.
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 
 BuildPlan = dict[str, Any]
 

@@ -27,15 +27,15 @@ _COLLECTIVES = (
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 # Stands for an estimate where the compiler has none.
 _NO_ESTIMATE = 2**62
-# Cycles that kernels take for a register of 1,024 exponentials, one for each score, by
-# chip: the bundles of the final schedules of libtpu 0.0.42, the most of heads of 32, 64
-# and 128, of rows of 128 and 256, and of 129 vectors and 177 targets.
 _KERNELS = (
   "self_attention_kernel",
   "self_attention_gradient_kernel",
   "ancestor_attention_kernel",
   "ancestor_attention_gradient_kernel",
 )
+# Cycles that kernels take for a register of 1,024 exponentials, one for each score, by
+# chip: the bundles of the final schedules of libtpu 0.0.42, the most of heads of 32, 64
+# and 128, of rows of 128 and 256, and of 129 vectors and 177 targets.
 KERNEL_CYCLES: Mapping[str, Mapping[str, int]] = {
   chip: dict(zip(_KERNELS, cycles, strict=True))
   for chip, cycles in {
@@ -93,7 +93,7 @@ class Untimed:
     flops: of products of matrices, one repetition.
     bytes: that it states to move, or `hbm_bytes`, one repetition.
     hbm_bytes: of operands and results that lie in HBM, one repetition.
-    kernel: its name among `KERNEL_CYCLES`; None if it is none of these.
+    kernel: its name among `_KERNELS`; None if it is none of these.
     registers: of exponentials that it computes, one repetition.
   """
 

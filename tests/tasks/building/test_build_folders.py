@@ -135,7 +135,7 @@ def test_a_build_that_came_to_nothing_leaves_its_folder_to_another(tmp_path):
 def test_a_damaged_plan_is_told_in_one_line(tmp_path):
   path = write_trees(tmp_path, record("p", comment("a", "p")))
   out = tmp_path / "forum"
-  for damaged in ("", "[]", "{}", '{"building_format": 6, "settings": 3}'):
+  for damaged in ("", "[]", "{}", '{"building_format": 7, "settings": 3}'):
     begin(path, out, finished=False)
     (out / building.WORK / "plan.json").write_text(damaged)
     with pytest.raises(
