@@ -237,8 +237,8 @@ class ModelConfig:
   def last_layer_of_masked_tokens(self) -> bool:
     """Whether the decoder's last layer may be computed of masked tokens alone.
 
-    Heads for labels read its output of all tokens. Where targets have keys of their own,
-    all tokens of a comment attend together. Scanned layers are one program.
+    Heads for labels read its output of all tokens. Where targets have keys of their
+    own, all tokens of a comment attend together. Scanned layers are one program.
     """
     own_keys = self.context == "concatenated" or self.nearest_context_tokens > 0
     return self.head == "masked_lm" and not own_keys and not self.scan_layers
